@@ -1,0 +1,213 @@
+"""What portconv asks of an array library beyond the Array API standard, with a default in the standard for each.
+
+The requirements this answers to:
+
+- an unknown library works at once, so every method has a default that uses the standard alone;
+- arrays may be immutable, so `write`, `add`, `zeroed`, `product` and `fill` return their result, and
+  may or may not have used the array they were offered;
+- no library is imported to find out that an array is not its own (`owns` looks in `sys.modules`);
+- a library that is missing or has no device is a reason in words, found once and remembered.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from typing import Any, TypeVar
+
+Array = Any
+"""An array of whichever library; the standard gives no type for it."""
+
+Block = TypeVar("Block")
+Workspace = Callable[[str, tuple[int, ...]], Array]
+"""Gives an uninitialised array for a purpose; the next call for the same purpose may give the same memory."""
+
+
+class Unavailable(Exception):
+    """Why a library does not work here; `no_device` when all that is missing is the hardware or its driver."""
+
+    def __init__(self, reason: str, *, no_device: bool = False) -> None:
+        super().__init__(reason)
+        self.no_device = no_device
+
+
+class Backend:
+    """One array library.
+
+    Attributes
+    ----------
+    name : str
+        The name that `portconv.backends.get` knows it by.
+    module : str
+        The module that defines its arrays.
+    array_class : str
+        The name of the array class in that module.
+    install : str
+        The command that installs it.
+    """
+
+    name: str
+    module: str
+    array_class: str
+    install: str
+    mutable = True
+    """Whether `array[index] = value` is allowed."""
+    views = False
+    """Whether a slice shares its array's memory, so that what is written there needs no writing back."""
+    block_bytes = 4 << 20
+    """How large the columns of one block may be."""
+    block_columns = 1 << 14
+    """How many columns a product needs to run at full speed; small images share a block up to there."""
+
+    def load(self) -> Any:
+        """Import the library and return its Array API namespace; raise `Unavailable` where it does not work."""
+        raise NotImplementedError
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Unavailable | None]:
+        try:
+            return self.load(), None
+        except Unavailable as reason:
+            return None, reason
+
+    @property
+    def fault(self) -> Unavailable | None:
+        """Why this backend does not work here, or None."""
+        return self._loaded[1]
+
+    @property
+    def unavailable(self) -> str | None:
+        """Why this backend does not work here, in words, or None."""
+        return None if self.fault is None else str(self.fault)
+
+    @property
+    def xp(self) -> Any:
+        """The library's Array API namespace."""
+        xp, fault = self._loaded
+        if fault is not None:
+            from ..errors import BackendError
+
+            raise BackendError(f"backend {self.name!r} is unavailable: {fault}; to install it: {self.install}")
+        return xp
+
+    def __repr__(self) -> str:
+        return f"<portconv backend {self.name!r}{'' if self.fault is None else ', unavailable'}>"
+
+    def owns(self, array: object) -> bool:
+        """Whether `array` is one of this library's; imports nothing."""
+        module = sys.modules.get(self.module)
+        kind = getattr(module, self.array_class, None)
+        return isinstance(kind, type) and isinstance(array, kind)
+
+    def objection(self, array: Array) -> str | None:
+        """Why portconv cannot take this array of the library's, or None."""
+        return None
+
+    def version(self) -> str:
+        return str(getattr(sys.modules.get(self.module.partition(".")[0]), "__version__", "unknown"))
+
+    def details(self) -> dict[str, str]:
+        """What a user would want to know about speed here: threads, the BLAS, the device's name."""
+        return {}
+
+    def advice(self) -> str | None:
+        """One line on a setting that costs the user speed here, or None."""
+        return None
+
+    def devices(self) -> list[Any]:
+        """The devices that arrays can live on, the default one first."""
+        return list(self.xp.__array_namespace_info__().devices())
+
+    def device_of(self, array: Array) -> Any:
+        return array.device
+
+    def asarray(self, obj: Any, dtype: Any = None, device: Any = None) -> Array:
+        """Make an array of this library from `obj`; `dtype` is one of the namespace's, or its name."""
+        if isinstance(dtype, str):
+            dtype = getattr(self.xp, dtype)
+        return self.xp.asarray(obj, dtype=dtype, device=device)
+
+    def to_numpy(self, array: Array) -> Any:
+        """Copy an array to the host, as NumPy's; the one place that does, and only when a user asks."""
+        import numpy
+
+        return numpy.from_dlpack(array)
+
+    def synchronize(self) -> None:
+        """Wait until the devices have finished what was asked of them."""
+
+    def astype(self, array: Array, dtype: Any) -> Array:
+        return array if array.dtype == dtype else self.xp.astype(array, dtype)
+
+    def empty(self, shape: tuple[int, ...], like: Array) -> Array:
+        return self.xp.empty(shape, dtype=like.dtype, device=self.device_of(like))
+
+    def zeros(self, shape: tuple[int, ...], like: Array) -> Array:
+        return self.xp.zeros(shape, dtype=like.dtype, device=self.device_of(like))
+
+    def zeroed(self, target: Array) -> Array:
+        """`target` with every element 0."""
+        return self.write(target, (...,), 0.0)
+
+    def write(self, target: Array, index: tuple[Any, ...], value: Any) -> Array:
+        """`target` with `target[index] = value`."""
+        if self.mutable:
+            target[index] = value
+            return target
+        from array_api_extra import at
+
+        return at(target)[index].set(value)
+
+    def add(self, target: Array, index: tuple[Any, ...], value: Array) -> Array:
+        """`target` with `target[index] += value`."""
+        if self.views:
+            part = target[index]
+            part += value
+            return target
+        if self.mutable:
+            target[index] += value
+            return target
+        from array_api_extra import at
+
+        return at(target)[index].add(value)
+
+    def product(self, a: Array, b: Array, out: Array | None = None) -> Array:
+        """Matrix products of two stacks of matrices, `(..., i, j) @ (..., j, k)`; `out` is memory on offer."""
+        return self.xp.matmul(a, b)
+
+    def during_call(self, like: Array, precision: str) -> AbstractContextManager[Any]:
+        """What must hold while a call works on arrays such as `like`.
+
+        The device is current; and unless `precision` is "fast", products keep the arrays' own precision (no TF32,
+        no bfloat16 splitting), whatever the user has set. Everything is left as it was found.
+        """
+        return nullcontext()
+
+    def least_blocks(self, operations: int) -> int:
+        """Into how many blocks work of so many operations should be cut at the least, for threads to share."""
+        return 1
+
+    def workspace(self, like: Array) -> Workspace:
+        return lambda purpose, shape: self.empty(shape, like)
+
+    def fill(
+        self,
+        out: Array,
+        blocks: Sequence[tuple[tuple[Any, ...], Block]],
+        compute: Callable[[Block, Array, Workspace], Array],
+        operations: int,
+    ) -> Array:
+        """Set `out[index] = compute(block, out[index], workspace)` for each block; return `out`.
+
+        The blocks are independent, so a backend may run them in any order and on several threads; `operations` says
+        how much work they are together. `compute` may write into the `out[index]` it is offered and return it.
+        """
+        workspace = self.workspace(out)
+        for index, block in blocks:
+            target = out[index]
+            value = compute(block, target, workspace)
+            if not (self.views and value is target):
+                out = self.write(out, index, value)
+        return out

@@ -1,0 +1,117 @@
+"""CuPy, on NVIDIA GPUs. Nothing here copies an array to the host but `to_numpy`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from ._base import Array, Backend, Unavailable
+
+
+class CupyBackend(Backend):
+    name = "cupy"
+    module = "cupy"
+    array_class = "ndarray"
+    install = "pip install 'portconv[cupy]' (CUDA 13) or 'portconv[cupy12]' (CUDA 12)"
+    views = True
+    # A launch costs microseconds whatever its size, so a few large blocks serve a GPU best.
+    block_bytes = 256 << 20
+    block_columns = 1 << 30
+
+    def load(self) -> Any:
+        try:
+            cupy = importlib.import_module("cupy")
+        except ImportError as error:
+            raise Unavailable(f"CuPy is not installed ({error})") from error
+        try:
+            count = cupy.cuda.runtime.getDeviceCount()
+        except Exception as error:
+            raise Unavailable(_first_line(error), no_device=_is_no_device(error)) from error
+        if count == 0:
+            raise Unavailable("CUDA finds no device", no_device=True)
+        # One elementwise kernel proves the compiler and its headers, one product proves cuBLAS.
+        try:
+            ones = cupy.arange(4.0, dtype=cupy.float32).reshape(2, 2) * 0 + 1
+            cupy.matmul(ones, ones)
+            cupy.cuda.get_current_stream().synchronize()
+        except Exception as error:
+            raise Unavailable(f"CUDA finds {count} device(s), but: {_first_line(error)}") from error
+        return importlib.import_module("array_api_compat.cupy")
+
+    def details(self) -> dict[str, str]:
+        runtime = self.xp.cuda.runtime
+        names = {
+            f"cuda:{i}": runtime.getDeviceProperties(i)["name"].decode() for i in range(runtime.getDeviceCount())
+        }
+        return {"CUDA": str(runtime.runtimeGetVersion()), **names}
+
+    def devices(self) -> list[Any]:
+        cuda = self.xp.cuda
+        current = cuda.Device()
+        others = (cuda.Device(i) for i in range(cuda.runtime.getDeviceCount()))
+        return [current, *(device for device in others if device != current)]
+
+    def asarray(self, obj: Any, dtype: Any = None, device: Any = None) -> Array:
+        with self.xp.cuda.Device(device):
+            return self.xp.asarray(obj, dtype=dtype)
+
+    def to_numpy(self, array: Array) -> Any:
+        return self.xp.asnumpy(array)
+
+    def synchronize(self) -> None:
+        self.xp.cuda.get_current_stream().synchronize()
+
+    def empty(self, shape: tuple[int, ...], like: Array) -> Array:
+        # CuPy's creation functions take no notice of `device=`: `during_call` makes the right device current.
+        return self.xp.empty(shape, dtype=like.dtype)
+
+    def zeros(self, shape: tuple[int, ...], like: Array) -> Array:
+        return self.xp.zeros(shape, dtype=like.dtype)
+
+    def product(self, a: Array, b: Array, out: Array | None = None) -> Array:
+        if a.ndim != 3 or a.shape[0] != 1 or b.shape[0] != 1:
+            return self.xp.matmul(a, b, out=out)
+        # In two dimensions CuPy hands transposed operands to cuBLAS as they are; in three it copies them first.
+        if out is None:
+            return self.xp.matmul(a[0], b[0])[None]
+        self.xp.matmul(a[0], b[0], out=out[0])
+        return out
+
+    @contextmanager
+    def during_call(self, like: Array, precision: str) -> Iterator[None]:
+        with like.device, ExitStack() as held:
+            if precision != "fast":
+                _hold_compute_type(held, like.dtype)
+                _hold_math_mode(held)
+            yield
+
+
+def _hold_compute_type(held: ExitStack, dtype: Any) -> None:
+    """Set what the two-dimensional product computes in; `CUPY_TF32=1` makes that TF32 for float32."""
+    linalg = importlib.import_module("cupy._core._routines_linalg")
+    if not hasattr(linalg, "set_compute_type"):  # not public: without it, the TF32 canary among the tests is the guard
+        return
+    found = linalg.get_compute_type(dtype)
+    if found != linalg.COMPUTE_TYPE_DEFAULT:
+        linalg.set_compute_type(dtype, linalg.COMPUTE_TYPE_DEFAULT)
+        held.callback(linalg.set_compute_type, dtype, found)
+
+
+def _hold_math_mode(held: ExitStack) -> None:
+    """Set the cuBLAS handle's mode, which the stacked product obeys; 0 is CUBLAS_DEFAULT_MATH, without TF32."""
+    cublas = importlib.import_module("cupy.cuda.cublas")
+    handle = importlib.import_module("cupy.cuda.device").get_cublas_handle()
+    found = cublas.getMathMode(handle)
+    if found != 0:
+        cublas.setMathMode(handle, 0)
+        held.callback(cublas.setMathMode, handle, found)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _is_no_device(error: Exception) -> bool:
+    return any(code in str(error) for code in ("cudaErrorNoDevice", "cudaErrorInsufficientDriver"))

@@ -1,0 +1,76 @@
+"""PyTorch, on the CPU and on whichever accelerators it finds."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ._base import Array, Backend, Unavailable
+
+
+class TorchBackend(Backend):
+    name = "torch"
+    module = "torch"
+    array_class = "Tensor"
+    install = "pip install 'portconv[torch]'"
+    views = True
+
+    def load(self) -> Any:
+        try:
+            return importlib.import_module("array_api_compat.torch")
+        except (ImportError, OSError) as error:
+            raise Unavailable(f"PyTorch is not installed ({error})") from error
+
+    def objection(self, array: Array) -> str | None:
+        import torch
+
+        if array.requires_grad and torch.is_grad_enabled():
+            return (
+                "got a tensor that requires a gradient, expected one outside autograd: "
+                "call under torch.no_grad() or pass tensor.detach(), and get gradients from conv_backward"
+            )
+        return None
+
+    def details(self) -> dict[str, str]:
+        import torch
+
+        names = {f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
+        return {"threads": str(torch.get_num_threads()), **names}
+
+    def devices(self) -> list[Any]:
+        import torch
+
+        return [torch.device("cpu"), *(torch.device("cuda", i) for i in range(torch.cuda.device_count()))]
+
+    def to_numpy(self, array: Array) -> Any:
+        return array.detach().cpu().numpy()
+
+    def synchronize(self) -> None:
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    def product(self, a: Array, b: Array, out: Array | None = None) -> Array:
+        import torch
+
+        return torch.matmul(a, b, out=out)
+
+    @contextmanager
+    def during_call(self, like: Array, precision: str) -> Iterator[None]:
+        import torch
+
+        library = {"cpu": torch.backends.mkldnn, "cuda": torch.backends.cuda}.get(like.device.type)
+        if precision == "fast" or library is None:
+            yield
+            return
+        # Per library, because the global getter raises once a program has used both of PyTorch's interfaces.
+        matmul: Any = library.matmul
+        found = matmul.fp32_precision
+        matmul.fp32_precision = "ieee"
+        try:
+            yield
+        finally:
+            matmul.fp32_precision = found

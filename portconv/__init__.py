@@ -1,0 +1,34 @@
+"""Convolution and its gradients for every array library, written once against the Python Array API."""
+
+from . import backends
+from .choice import algorithms
+from .convolution import (
+    ConvGrads,
+    conv,
+    conv_backward,
+    conv_forward,
+    conv_input_grad,
+    conv_output_shape,
+    conv_weight_grad,
+)
+from .errors import BackendError, ConvShapeError, ConvTypeError, ConvValueError, PortconvError
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendError",
+    "ConvGrads",
+    "ConvShapeError",
+    "ConvTypeError",
+    "ConvValueError",
+    "PortconvError",
+    "__version__",
+    "algorithms",
+    "backends",
+    "conv",
+    "conv_backward",
+    "conv_forward",
+    "conv_input_grad",
+    "conv_output_shape",
+    "conv_weight_grad",
+]

@@ -1,0 +1,5 @@
+"""``python -m portconv``."""
+
+from .command import main
+
+main()

@@ -1,0 +1,91 @@
+"""The readable truth: a loop over output positions, a matrix product at each, and its mirror for the gradients.
+
+At one output position, every sample's window is a row and every filter a column: out = rows @ filters. The gradients
+are the two other ways to read that product: drows = dout @ filters.T, added to the windows they came from, and
+dfilters = rows.T @ dout, summed over the positions. This is the course exercise of Stanford's CS231n (assignment 2,
+`conv_forward_naive`), with dilation and groups.
+
+Axes: N samples, G groups, F filters a group, R = C/G * prod(K) cells of a group's window.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+from ..backends import Backend
+from ..geometry import Geometry
+
+Array = Any
+
+
+def forward(geometry: Geometry, backend: Backend, x: Array, w: Array, b: Array | None) -> Array:
+    xp = backend.xp
+    padded = _pad(geometry, backend, x)
+    filters = _filters(geometry, backend, w)
+    out = backend.empty(geometry.out_shape, like=x)
+    for position in _positions(geometry):
+        rows = _rows(geometry, backend, padded, position)
+        values = xp.matmul(rows, filters)  # (G, N, F)
+        values = xp.reshape(xp.permute_dims(values, (1, 0, 2)), (geometry.batch, geometry.out_channels))
+        out = backend.write(out, (..., *position), values if b is None else values + b)
+    return out
+
+
+def input_grad(geometry: Geometry, backend: Backend, dout: Array, w: Array) -> Array:
+    xp = backend.xp
+    filters = xp.permute_dims(_filters(geometry, backend, w), (0, 2, 1))
+    padded = backend.zeros((geometry.batch, geometry.in_channels, *geometry.padded), like=dout)
+    for position in _positions(geometry):
+        rows = xp.matmul(_values(geometry, backend, dout, position), filters)  # (G, N, R)
+        window = xp.reshape(
+            xp.permute_dims(rows, (1, 0, 2)), (geometry.batch, geometry.in_channels, *geometry.kernel)
+        )
+        padded = backend.add(padded, (..., *geometry.window(position)), window)
+    return padded[(..., *_inside(geometry))]
+
+
+def weight_grad(geometry: Geometry, backend: Backend, dout: Array, x: Array) -> Array:
+    xp = backend.xp
+    padded = _pad(geometry, backend, x)
+    grad = backend.zeros((geometry.groups, geometry.group_out, geometry.group_in * geometry.taps), like=x)
+    for position in _positions(geometry):
+        values = xp.permute_dims(_values(geometry, backend, dout, position), (0, 2, 1))  # (G, F, N)
+        rows = _rows(geometry, backend, padded, position)
+        grad = backend.add(grad, (...,), xp.matmul(values, rows))
+    return xp.reshape(grad, geometry.w_shape)
+
+
+def _positions(geometry: Geometry) -> Any:
+    return product(*(range(n) for n in geometry.out))
+
+
+def _inside(geometry: Geometry) -> tuple[slice, ...]:
+    """Where the input lies in its padded self."""
+    return tuple(slice(lo, lo + n) for lo, n in zip(geometry.before, geometry.size, strict=True))
+
+
+def _pad(geometry: Geometry, backend: Backend, x: Array) -> Array:
+    if geometry.padded == geometry.size:
+        return x
+    padded = backend.zeros((geometry.batch, geometry.in_channels, *geometry.padded), like=x)
+    return backend.write(padded, (..., *_inside(geometry)), x)
+
+
+def _filters(geometry: Geometry, backend: Backend, w: Array) -> Array:
+    """The filters as columns: (G, R, F)."""
+    columns = backend.xp.reshape(w, (geometry.groups, geometry.group_out, geometry.group_in * geometry.taps))
+    return backend.xp.permute_dims(columns, (0, 2, 1))
+
+
+def _rows(geometry: Geometry, backend: Backend, padded: Array, position: tuple[int, ...]) -> Array:
+    """The windows at one position as rows: (G, N, R)."""
+    window = padded[(..., *geometry.window(position))]
+    rows = backend.xp.reshape(window, (geometry.batch, geometry.groups, geometry.group_in * geometry.taps))
+    return backend.xp.permute_dims(rows, (1, 0, 2))
+
+
+def _values(geometry: Geometry, backend: Backend, dout: Array, position: tuple[int, ...]) -> Array:
+    """The output's gradient at one position: (G, N, F)."""
+    values = backend.xp.reshape(dout[(..., *position)], (geometry.batch, geometry.groups, geometry.group_out))
+    return backend.xp.permute_dims(values, (1, 0, 2))

@@ -1,0 +1,14 @@
+"""The command ``portconv``: `run`, `backends` and `verify`, one module each."""
+
+import sys
+
+
+def main() -> None:
+    """Run the command; where its libraries are missing, say how to install them."""
+    try:
+        from .group import portconv
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("portconv"):
+            raise
+        sys.exit(f"portconv: the command needs {error.name}; to install it: pip install 'portconv[cli]'")
+    portconv(prog_name="portconv")

@@ -1,0 +1,53 @@
+"""The command's group, and what its subcommands share: choosing backends, and refusing bad input in one line."""
+
+from __future__ import annotations
+
+import importlib
+from typing import NoReturn
+
+import click
+
+from .. import __version__, backends
+from ..backends import Backend
+from ..errors import BackendError
+
+SUBCOMMANDS = ("backends", "run", "verify")
+
+
+class _Group(click.Group):
+    """Imports a subcommand when it is asked for, so that none waits for another's libraries."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(SUBCOMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in SUBCOMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"{__package__}.{cmd_name}").command
+        return command
+
+
+@click.command(cls=_Group)
+@click.version_option(__version__)
+def portconv() -> None:
+    """Convolve pictures, list array libraries, and verify that they agree."""
+
+
+class BadInput(click.ClickException):
+    """Input that cannot be used: one line, and exit status 2."""
+
+    exit_code = 2
+
+
+def refuse(message: object) -> NoReturn:
+    raise BadInput(" ".join(str(message).split()))
+
+
+def backend_named(name: str) -> Backend:
+    """Return the backend of that name; for "auto" CuPy where a GPU works, else NumPy."""
+    try:
+        if name == "auto":
+            return backends.get("numpy" if backends.find("cupy").unavailable else "cupy")
+        return backends.get(name)
+    except BackendError as error:
+        refuse(error)

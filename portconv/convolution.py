@@ -1,0 +1,492 @@
+"""The convolution, its gradients and its output shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from . import arguments
+from .arguments import Ints, Padding
+from .backends import Backend
+from .choice import choose
+from .errors import ConvTypeError
+from .geometry import Geometry
+
+Array = Any
+
+
+class ConvGrads(NamedTuple):
+    """What `conv_backward` returns: the gradients of `x`, `w` and `b`; `db` is None where `b` was."""
+
+    dx: Array
+    dw: Array
+    db: Array | None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ConvCache:
+    """What `conv_backward` needs to know of a `conv_forward`; to be handed on, not looked into."""
+
+    x: Array
+    w: Array
+    b: Array | None
+    call: _Call
+    backend: Backend
+    precision: str
+
+
+def conv(
+    x: Array,
+    w: Array,
+    b: Array | None = None,
+    *,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    data_format: str = "channels_first",
+    precision: str = "standard",
+    algorithm: str = "auto",
+) -> Array:
+    """Convolve a batch of signals, images or volumes with filters.
+
+    It is cross-correlation, as in every deep-learning library: the kernel is not flipped.
+    With ``o`` an output position and ``k`` a kernel tap, per spatial dimension::
+
+        out[n, f, o] = b[f] + sum over c, k of x[n, c, o * stride + k * dilation - before] * w[f, c, k]
+
+    where cells outside `x` count as 0 and `c` runs over the channels of the filter's group. See Dumoulin and Visin, "A
+    guide to convolution arithmetic for deep learning" (arXiv:1603.07285), sections 2 and 5.1.
+
+    Parameters
+    ----------
+    x : array, shape (N, C, *spatial) or (C, *spatial)
+        The input: a batch, or one sample without a batch axis. float32 or float64.
+    w : array, shape (F, C / groups, *kernel)
+        The filters.
+    b : array, shape (F,), optional
+        A number added to each filter's output.
+    stride : int or sequence of int
+        The step between neighbouring windows; one int, or one per spatial dimension.
+    padding : int, sequence of int, sequence of (int, int), or str
+        Cells of zeros around the input: the same everywhere, per spatial dimension, or `(before, after)` per spatial
+        dimension. ``"valid"`` is none, ``"full"`` every overlap (``dilation * (kernel - 1)`` on both sides), ``"same"``
+        makes the output ``ceil(size / stride)`` long, with the odd cell after, ``"same_lower"`` with the odd cell
+        before.
+    dilation : int or sequence of int
+        The step between neighbouring taps of the kernel.
+    groups : int
+        Cut channels and filters into so many groups that do not see each other; `C` of them are a depthwise
+        convolution.
+    padding_mode : {"zeros"}
+        What the padding holds.
+    data_format : {"channels_first"}
+        Where the channels are.
+    precision : {"standard", "fast"}
+        ``"standard"`` computes in the arrays' own dtype, never in TF32; ``"fast"`` lets the backend trade accuracy for
+        speed.
+    algorithm : {"auto", "gemm", "direct"}
+        How to compute it.
+
+    Returns
+    -------
+    array, shape (N, F, *out_spatial) or (F, *out_spatial)
+        Of the arguments' library, device and `result_type`, with
+        ``out_spatial = (size + before + after - dilation * (kernel - 1) - 1) // stride + 1``.
+
+    Raises
+    ------
+    ConvShapeError
+        Dimensions or channels that do not fit, a kernel larger than the padded input, an output too large.
+    ConvValueError
+        An option with a bad value.
+    ConvTypeError
+        An option of the wrong kind, a dtype that is not served, something that is no array, arrays of two libraries.
+    BackendError
+        Arrays on two devices, or a library that does not work here.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.arange(10.0).reshape(1, 1, 10)
+    >>> difference = np.array([[[-1.0, 0.0, 1.0]]])
+    >>> portconv.conv(x, difference)
+    array([[[2., 2., 2., 2., 2., 2., 2., 2.]]])
+    >>> portconv.conv(np.ones((2, 3, 32, 32)), np.ones((8, 3, 3, 3)), stride=2, padding="same").shape
+    (2, 8, 16, 16)
+    """
+    out, _ = conv_forward(
+        x,
+        w,
+        b,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        padding_mode=padding_mode,
+        data_format=data_format,
+        precision=precision,
+        algorithm=algorithm,
+    )
+    return out
+
+
+def conv_forward(
+    x: Array,
+    w: Array,
+    b: Array | None = None,
+    *,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    data_format: str = "channels_first",
+    precision: str = "standard",
+    algorithm: str = "auto",
+) -> tuple[Array, ConvCache]:
+    """Convolve, and keep what `conv_backward` needs.
+
+    Parameters
+    ----------
+    x, w, b, stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm
+        As for `conv`.
+
+    Returns
+    -------
+    out : array, shape (N, F, *out_spatial) or (F, *out_spatial)
+        As from `conv`.
+    cache : ConvCache
+        Holds on to `x`, `w` and `b`; nothing is copied.
+
+    Raises
+    ------
+    ConvShapeError, ConvValueError, ConvTypeError, BackendError
+        As for `conv`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> out, cache = portconv.conv_forward(np.ones((1, 1, 4)), np.ones((1, 1, 3)))
+    >>> out
+    array([[[3., 3.]]])
+    """
+    cache = prepare(
+        x, w, b, stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm
+    )
+    backend, call = cache.backend, cache.call
+    x_, w_, b_ = _promoted(backend, x, w, b)
+    with backend.during_call(x, precision):
+        x_ = backend.xp.reshape(x_, call.geometry.x_shape)
+        out = call.algorithm.forward(call.geometry, backend, x_, w_, b_)
+        return (out[0, ...] if call.unbatched else out), cache
+
+
+def conv_backward(dout: Array, cache: ConvCache) -> ConvGrads:
+    """Compute the gradients of a convolution from the gradient of its output.
+
+    Parameters
+    ----------
+    dout : array, shape of the output
+        The gradient of some number with respect to the output of `conv_forward`.
+    cache : ConvCache
+        What that call of `conv_forward` returned beside its output.
+
+    Returns
+    -------
+    ConvGrads
+        The gradients `dx`, `dw` and `db` of that number, with the shapes and dtypes of `x`, `w` and `b`; `db` is None
+        where `b` was.
+
+    Raises
+    ------
+    ConvShapeError
+        If `dout` has not the output's shape.
+    ConvTypeError
+        If `cache` is not from `conv_forward`, or `dout` not of the same library.
+    BackendError
+        If `dout` is on another device.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> out, cache = portconv.conv_forward(np.arange(4.0).reshape(1, 1, 4), np.ones((1, 1, 3)), np.zeros(1))
+    >>> dx, dw, db = portconv.conv_backward(np.ones_like(out), cache)
+    >>> dx
+    array([[[1., 2., 2., 1.]]])
+    >>> dw
+    array([[[1., 3., 5.]]])
+    >>> db
+    array([2.])
+    """
+    if not isinstance(cache, ConvCache):
+        raise ConvTypeError(f"cache: got {type(cache).__name__}, expected the cache that conv_forward returned")
+    backend, call, x, w, b = cache.backend, cache.call, cache.x, cache.w, cache.b
+    arguments.arrays(x=x, dout=dout)
+    call.check_dout(dout)
+    geometry = call.geometry
+    with backend.during_call(x, cache.precision):
+        xp = backend.xp
+        dout_, x_, w_ = _promoted(backend, dout, x, w)
+        dout_ = xp.reshape(dout_, geometry.out_shape)
+        dx = call.algorithm.input_grad(geometry, backend, dout_, w_)
+        dw = call.algorithm.weight_grad(geometry, backend, dout_, xp.reshape(x_, geometry.x_shape))
+        db = None
+        if b is not None:
+            # Positions first: they lie side by side, and their sum is then a pairwise one where the library has it.
+            flat = xp.reshape(dout_, (geometry.batch, geometry.out_channels, geometry.positions))
+            db = backend.astype(xp.sum(xp.sum(flat, axis=2), axis=0), b.dtype)
+        dx = dx[0, ...] if call.unbatched else dx
+        return ConvGrads(backend.astype(dx, x.dtype), backend.astype(dw, w.dtype), db)
+
+
+def conv_input_grad(
+    dout: Array,
+    w: Array,
+    x_shape: tuple[int, ...],
+    *,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    data_format: str = "channels_first",
+    precision: str = "standard",
+    algorithm: str = "auto",
+) -> Array:
+    """Compute the gradient of a convolution with respect to its input: the adjoint of `conv` in `x`.
+
+    Parameters
+    ----------
+    dout : array, shape (N, F, *out_spatial) or (F, *out_spatial)
+        The gradient with respect to the output.
+    w : array, shape (F, C / groups, *kernel)
+        The filters.
+    x_shape : tuple of int
+        The shape of the input, batch axis included where `dout` has one.
+    stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm
+        As for `conv`.
+
+    Returns
+    -------
+    array, shape `x_shape`
+        Of the `result_type` of `dout` and `w`.
+
+    Raises
+    ------
+    ConvShapeError, ConvValueError, ConvTypeError, BackendError
+        As for `conv`; and if `dout` has not the shape of the output.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> portconv.conv_input_grad(np.ones((1, 1, 2)), np.array([[[1.0, 2.0, 3.0]]]), (1, 1, 4))
+    array([[[1., 3., 5., 3.]]])
+    """
+    backend = arguments.arrays(dout=dout, w=w)
+    call = _call(
+        arguments.shape("x_shape", x_shape),
+        w.shape,
+        "x_shape",
+        stride,
+        padding,
+        dilation,
+        groups,
+        padding_mode,
+        data_format,
+        precision,
+        algorithm,
+    )
+    call.check_dout(dout)
+    dout_, w_ = _promoted(backend, dout, w)
+    with backend.during_call(dout, precision):
+        dout_ = backend.xp.reshape(dout_, call.geometry.out_shape)
+        dx = call.algorithm.input_grad(call.geometry, backend, dout_, w_)
+        return dx[0, ...] if call.unbatched else dx
+
+
+def conv_weight_grad(
+    dout: Array,
+    x: Array,
+    w_shape: tuple[int, ...],
+    *,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    data_format: str = "channels_first",
+    precision: str = "standard",
+    algorithm: str = "auto",
+) -> Array:
+    """Compute the gradient of a convolution with respect to its filters: the adjoint of `conv` in `w`.
+
+    Parameters
+    ----------
+    dout : array, shape (N, F, *out_spatial) or (F, *out_spatial)
+        The gradient with respect to the output.
+    x : array, shape (N, C, *spatial) or (C, *spatial)
+        The input.
+    w_shape : tuple of int
+        The shape of the filters, (F, C / groups, *kernel).
+    stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm
+        As for `conv`.
+
+    Returns
+    -------
+    array, shape `w_shape`
+        Of the `result_type` of `dout` and `x`.
+
+    Raises
+    ------
+    ConvShapeError, ConvValueError, ConvTypeError, BackendError
+        As for `conv`; and if `dout` has not the shape of the output.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> portconv.conv_weight_grad(np.ones((1, 1, 2)), np.arange(4.0).reshape(1, 1, 4), (1, 1, 3))
+    array([[[1., 3., 5.]]])
+    """
+    backend = arguments.arrays(dout=dout, x=x)
+    call = _call(
+        x.shape,
+        arguments.shape("w_shape", w_shape),
+        "x",
+        stride,
+        padding,
+        dilation,
+        groups,
+        padding_mode,
+        data_format,
+        precision,
+        algorithm,
+    )
+    call.check_dout(dout)
+    dout_, x_ = _promoted(backend, dout, x)
+    with backend.during_call(dout, precision):
+        dout_ = backend.xp.reshape(dout_, call.geometry.out_shape)
+        x_ = backend.xp.reshape(x_, call.geometry.x_shape)
+        return call.algorithm.weight_grad(call.geometry, backend, dout_, x_)
+
+
+def conv_output_shape(
+    x_shape: tuple[int, ...],
+    w_shape: tuple[int, ...],
+    *,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    data_format: str = "channels_first",
+) -> tuple[int, ...]:
+    """Compute the shape that `conv` returns, from shapes alone.
+
+    Parameters
+    ----------
+    x_shape, w_shape : tuple of int
+        The shapes of the input and of the filters.
+    stride, padding, dilation, groups, data_format
+        As for `conv`.
+
+    Returns
+    -------
+    tuple of int
+
+    Raises
+    ------
+    ConvShapeError, ConvValueError, ConvTypeError
+        As for `conv`.
+
+    Examples
+    --------
+    >>> portconv.conv_output_shape((16, 3, 224, 224), (64, 3, 7, 7), stride=2, padding=3)
+    (16, 64, 112, 112)
+    """
+    call = _call(
+        arguments.shape("x_shape", x_shape),
+        arguments.shape("w_shape", w_shape),
+        "x_shape",
+        stride,
+        padding,
+        dilation,
+        groups,
+        "zeros",
+        data_format,
+        "standard",
+        "auto",
+    )
+    return call.out_shape
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call whose shapes and options have been checked."""
+
+    geometry: Geometry
+    algorithm: ModuleType
+    unbatched: bool
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        return self.geometry.out_shape[1:] if self.unbatched else self.geometry.out_shape
+
+    def check_dout(self, dout: Array) -> None:
+        arguments.exact_shape("dout", tuple(dout.shape), self.out_shape)
+
+
+def prepare(
+    x: Array,
+    w: Array,
+    b: Array | None,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    data_format: str = "channels_first",
+    precision: str = "standard",
+    algorithm: str = "auto",
+) -> ConvCache:
+    """Check the arguments of a forward call, and return the cache that goes with it."""
+    backend = arguments.arrays(x=x, w=w, b=b)
+    call = _call(
+        x.shape, w.shape, "x", stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm
+    )
+    if b is not None:
+        arguments.exact_shape("b", tuple(b.shape), (call.geometry.out_channels,))
+    return ConvCache(x, w, b, call, backend, precision)
+
+
+def _call(
+    x_shape: Any,
+    w_shape: Any,
+    x_name: str,
+    stride: Ints,
+    padding: Padding,
+    dilation: Ints,
+    groups: int,
+    padding_mode: str,
+    data_format: str,
+    precision: str,
+    algorithm: str,
+) -> _Call:
+    x_shape, w_shape = tuple(x_shape), tuple(w_shape)
+    arguments.option("padding_mode", padding_mode, arguments.PADDING_MODES)
+    arguments.option("data_format", data_format, arguments.DATA_FORMATS)
+    arguments.option("precision", precision, arguments.PRECISIONS)
+    unbatched = arguments.dimensions(x_shape, w_shape, x_name)
+    batched = (1, *x_shape) if unbatched else x_shape
+    geometry = arguments.geometry(batched, w_shape, stride, padding, dilation, groups)
+    return _Call(geometry, choose(algorithm), unbatched)
+
+
+def _promoted(backend: Backend, *arrays: Array) -> tuple[Array, ...]:
+    """The arrays in their common dtype; None stays None."""
+    given = [array for array in arrays if array is not None]
+    if all(array.dtype == given[0].dtype for array in given):
+        return arrays
+    common = backend.xp.result_type(*(array.dtype for array in given))
+    return tuple(None if array is None else backend.astype(array, common) for array in arrays)

@@ -1,0 +1,177 @@
+"""The names of Stanford's CS231n course (assignment 2, convolutional layers), drop-in, on any backend.
+
+`conv_forward_naive` and `conv_backward_naive` are the loop that the course asks for (``algorithm="direct"``);
+`conv_forward_fast` and `conv_backward_fast` give the same at full speed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import backends
+from .convolution import conv_backward, conv_forward, prepare
+from .errors import ConvTypeError, ConvValueError
+
+Array = Any
+Cache = tuple[Array, Array, Array, dict[str, int]]
+
+__all__ = ["conv_backward_fast", "conv_backward_naive", "conv_forward_fast", "conv_forward_naive"]
+
+
+def conv_forward_naive(x: Array, w: Array, b: Array, conv_param: dict[str, int]) -> tuple[Array, Cache]:
+    """Convolve, by a loop over output positions.
+
+    Parameters
+    ----------
+    x : array, shape (N, C, H, W)
+        Images.
+    w : array, shape (F, C, HH, WW)
+        Filters.
+    b : array, shape (F,)
+        Biases; integers are taken to the dtype of `x`.
+    conv_param : dict
+        ``"stride"``, the cells between windows in both directions, and ``"pad"``, the zeros on all four sides.
+
+    Returns
+    -------
+    out : array, shape (N, F, H', W')
+        With ``H' = 1 + (H + 2 * pad - HH) / stride``, rounded down, and `W'` alike.
+    cache : tuple
+        `(x, w, b, conv_param)`.
+
+    Raises
+    ------
+    ConvShapeError, ConvValueError, ConvTypeError, BackendError
+        As `portconv.conv`, and if `conv_param` is no dict or lacks a key.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from portconv.cs231n import conv_forward_naive
+    >>> x, w, b = np.ones((2, 3, 4, 4)), np.ones((3, 3, 4, 4)), np.zeros(3)
+    >>> out, cache = conv_forward_naive(x, w, b, {"stride": 2, "pad": 1})
+    >>> out.shape, float(out[0, 0, 0, 0])
+    ((2, 3, 2, 2), 27.0)
+    """
+    return _forward(x, w, b, conv_param, "direct")
+
+
+def conv_backward_naive(dout: Array, cache: Cache) -> tuple[Array, Array, Array | None]:
+    """Compute the gradients, by a loop over output positions.
+
+    Parameters
+    ----------
+    dout : array, shape (N, F, H', W')
+        The gradient of the output.
+    cache : tuple
+        What `conv_forward_naive` returned: `(x, w, b, conv_param)`.
+
+    Returns
+    -------
+    dx, dw, db : array
+        The gradients of `x`, `w` and `b`.
+
+    Raises
+    ------
+    ConvShapeError, ConvValueError, ConvTypeError, BackendError
+        As `portconv.conv_backward`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from portconv.cs231n import conv_backward_naive
+    >>> cache = np.ones((1, 1, 3, 3)), np.ones((1, 1, 2, 2)), np.zeros(1), {"stride": 1, "pad": 0}
+    >>> dx, dw, db = conv_backward_naive(np.ones((1, 1, 2, 2)), cache)
+    >>> dx
+    array([[[[1., 2., 1.],
+             [2., 4., 2.],
+             [1., 2., 1.]]]])
+    """
+    return _backward(dout, cache, "direct")
+
+
+def conv_forward_fast(x: Array, w: Array, b: Array, conv_param: dict[str, int]) -> tuple[Array, Cache]:
+    """Do what `conv_forward_naive` does, at full speed.
+
+    Parameters
+    ----------
+    x, w, b, conv_param
+        As for `conv_forward_naive`.
+
+    Returns
+    -------
+    out, cache
+        As from `conv_forward_naive`.
+
+    Raises
+    ------
+    ConvShapeError, ConvValueError, ConvTypeError, BackendError
+        As `conv_forward_naive`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from portconv.cs231n import conv_forward_fast
+    >>> x, w, b = np.ones((100, 3, 31, 31)), np.ones((25, 3, 3, 3)), np.zeros(25)
+    >>> conv_forward_fast(x, w, b, {"stride": 2, "pad": 1})[0].shape
+    (100, 25, 16, 16)
+    """
+    return _forward(x, w, b, conv_param, "auto")
+
+
+def conv_backward_fast(dout: Array, cache: Cache) -> tuple[Array, Array, Array | None]:
+    """Do what `conv_backward_naive` does, at full speed.
+
+    Parameters
+    ----------
+    dout, cache
+        As for `conv_backward_naive`.
+
+    Returns
+    -------
+    dx, dw, db : array
+        As from `conv_backward_naive`.
+
+    Raises
+    ------
+    ConvShapeError, ConvValueError, ConvTypeError, BackendError
+        As `conv_backward_naive`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from portconv.cs231n import conv_backward_fast
+    >>> cache = np.ones((1, 1, 3, 3)), np.ones((1, 1, 2, 2)), np.zeros(1), {"stride": 1, "pad": 0}
+    >>> conv_backward_fast(np.ones((1, 1, 2, 2)), cache)[2]
+    array([4.])
+    """
+    return _backward(dout, cache, "auto")
+
+
+def _forward(x: Array, w: Array, b: Array, conv_param: dict[str, int], algorithm: str) -> tuple[Array, Cache]:
+    stride, pad = _options(conv_param)
+    out, _ = conv_forward(x, w, _bias(x, b), stride=stride, padding=pad, algorithm=algorithm)
+    return out, (x, w, b, conv_param)
+
+
+def _backward(dout: Array, cache: Cache, algorithm: str) -> tuple[Array, Array, Array | None]:
+    if not (isinstance(cache, tuple) and len(cache) == 4):
+        raise ConvTypeError(f"cache: got {type(cache).__name__}, expected the tuple (x, w, b, conv_param)")
+    x, w, b, conv_param = cache
+    stride, pad = _options(conv_param)
+    return conv_backward(dout, prepare(x, w, _bias(x, b), stride, pad, algorithm=algorithm))
+
+
+def _options(conv_param: dict[str, int]) -> tuple[int, int]:
+    if not isinstance(conv_param, dict):
+        raise ConvTypeError(f"conv_param: got {type(conv_param).__name__}, expected a dict")
+    missing = [key for key in ("stride", "pad") if key not in conv_param]
+    if missing:
+        raise ConvValueError(f"conv_param: got keys {sorted(map(str, conv_param))}, expected 'stride' and 'pad'")
+    return conv_param["stride"], conv_param["pad"]
+
+
+def _bias(x: Array, b: Array) -> Array:
+    """`b`, in the dtype of `x` where it holds integers, as in the course's picture exercise."""
+    own = backends.of(b)
+    return own.astype(b, x.dtype) if own is backends.of(x) and own.xp.isdtype(b.dtype, "integral") else b

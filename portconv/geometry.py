@@ -1,0 +1,162 @@
+"""Every size, offset and range of a convolution, as plain integers, computed from shapes alone.
+
+Notation, here and in the algorithms: `N` batch, `C` input channels, `F` output channels (filters), `G` groups,
+`S` input sizes, `K` kernel sizes, `P` output sizes (positions); one entry per spatial dimension in the last three.
+Output `o` of one dimension reads, through kernel tap `k`, the input cell `o * stride + k * dilation - before`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import product
+from typing import NamedTuple
+
+Range = tuple[int, int]
+"""First and one past the last."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The shape of one convolution; equal for forward, input gradient and weight gradient."""
+
+    batch: int
+    in_channels: int
+    out_channels: int
+    groups: int
+    size: tuple[int, ...]
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+    @property
+    def dims(self) -> int:
+        return len(self.size)
+
+    @cached_property
+    def extent(self) -> tuple[int, ...]:
+        """Cells from the first tap of a dilated kernel to its last, both counted."""
+        return tuple(d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilation, strict=True))
+
+    @cached_property
+    def padded(self) -> tuple[int, ...]:
+        return tuple(s + lo + hi for s, lo, hi in zip(self.size, self.before, self.after, strict=True))
+
+    @cached_property
+    def out(self) -> tuple[int, ...]:
+        return tuple((p - e) // s + 1 for p, e, s in zip(self.padded, self.extent, self.stride, strict=True))
+
+    @cached_property
+    def positions(self) -> int:
+        return math.prod(self.out)
+
+    @cached_property
+    def taps(self) -> int:
+        return math.prod(self.kernel)
+
+    @cached_property
+    def group_in(self) -> int:
+        return self.in_channels // self.groups
+
+    @cached_property
+    def group_out(self) -> int:
+        return self.out_channels // self.groups
+
+    @property
+    def x_shape(self) -> tuple[int, ...]:
+        return (self.batch, self.in_channels, *self.size)
+
+    @property
+    def w_shape(self) -> tuple[int, ...]:
+        return (self.out_channels, self.group_in, *self.kernel)
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        return (self.batch, self.out_channels, *self.out)
+
+    @cached_property
+    def pointwise(self) -> bool:
+        """Whether each output reads exactly the input cell of its own position."""
+        ones = (1,) * self.dims
+        return self.kernel == ones and self.stride == ones and self.padded == self.size
+
+    @cached_property
+    def operations(self) -> int:
+        """Multiplications and additions of one of the three products."""
+        return 2 * self.batch * self.out_channels * self.group_in * self.taps * self.positions
+
+    def window(self, position: tuple[int, ...]) -> tuple[slice, ...]:
+        """Cells of the padded input that the output at `position` reads."""
+        return tuple(
+            slice(o * s, o * s + e, d)
+            for o, s, e, d in zip(position, self.stride, self.extent, self.dilation, strict=True)
+        )
+
+    def spans(self, dim: int, outputs: Range) -> tuple[Span, ...]:
+        """For each tap of dimension `dim`: which of `outputs` it serves, and from where."""
+        return spans(
+            self.size[dim], self.kernel[dim], self.stride[dim], self.dilation[dim], self.before[dim], outputs
+        )
+
+    def reach(self, dim: int, outputs: Range) -> Range:
+        """Cells of the padded dimension `dim` that `outputs` read."""
+        first, end = outputs
+        return first * self.stride[dim], (end - 1) * self.stride[dim] + self.extent[dim]
+
+
+class Span(NamedTuple):
+    """What one kernel tap reads along one dimension, for a range of outputs.
+
+    `outputs` are the outputs (counted from the range's first) whose tap lies inside the input, `inputs` the
+    cells that they read; `whole` when no output of the range was left out because its tap lies in the padding.
+    """
+
+    outputs: slice
+    inputs: slice
+    whole: bool
+
+
+@lru_cache(maxsize=4096)
+def spans(size: int, kernel: int, stride: int, dilation: int, before: int, outputs: Range) -> tuple[Span, ...]:
+    """One `Span` per tap; both slices are empty where a tap meets nothing but padding."""
+    start, end = outputs
+    found = []
+    for tap in range(kernel):
+        offset = tap * dilation - before
+        first = max(start, -(offset // stride))  # the ceiling of -offset / stride
+        last = min(end, (size - 1 - offset) // stride + 1)
+        if first < last:
+            inputs = slice(first * stride + offset, (last - 1) * stride + offset + 1, stride)
+            found.append(Span(slice(first - start, last - start), inputs, (first, last) == outputs))
+        else:
+            found.append(Span(slice(0, 0), slice(0, 0), False))
+    return tuple(found)
+
+
+def pieces(total: int, most: int) -> tuple[Range, ...]:
+    """Cut `range(total)` into the fewest ranges of at most `most`, all of nearly one length."""
+    count = -(-total // max(1, most))
+    return tuple((total * i // count, total * (i + 1) // count) for i in range(count))
+
+
+def boxes(out: tuple[int, ...], most: int) -> Iterator[tuple[Range, tuple[Range, ...]]]:
+    """Cut the output positions into boxes of at most `most`, each one run of the flattened positions.
+
+    Yields the run and the box, a range per dimension.
+    """
+    inner, dim = 1, len(out)
+    while dim > 1 and inner * out[dim - 1] <= most:
+        dim -= 1
+        inner *= out[dim]
+    cuts = pieces(out[dim - 1], most // inner)
+    full = tuple((0, n) for n in out[dim:])
+    start = 0
+    for lead in product(*(range(n) for n in out[: dim - 1])):
+        for cut in cuts:
+            end = start + (cut[1] - cut[0]) * inner
+            yield (start, end), (*((i, i + 1) for i in lead), cut, *full)
+            start = end
