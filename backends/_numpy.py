@@ -90,8 +90,7 @@ class NumpyBackend(Backend):
         compute: Callable[[Block, Array, Workspace], Array],
         operations: int,
     ) -> Array:
-        workers = 1 if operations < FEW_OPERATIONS else min(len(blocks), _blas.threads())
-        if workers <= 1:
+        if operations < FEW_OPERATIONS or len(blocks) < 2:
             return super().fill(out, blocks, compute, operations)
         waiting = list(reversed(blocks))
 
@@ -107,8 +106,9 @@ class NumpyBackend(Backend):
                 if value is not target:
                     target[...] = value
 
-        with _blas.one_thread():
-            futures = [_pool.executor().submit(work) for _ in range(workers - 1)]
+        with _blas.one_thread() as threads:
+            workers = min(len(blocks), threads)
+            futures = [_pool.executor(threads).submit(work) for _ in range(workers - 1)]
             try:
                 work()
             finally:
@@ -125,53 +125,76 @@ class _Pool:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.held: ThreadPoolExecutor | None = None
+        self.size = 0
 
-    def executor(self) -> ThreadPoolExecutor:
+    def executor(self, threads: int) -> ThreadPoolExecutor:
         with self.lock:
-            if self.held is None:
-                self.held = ThreadPoolExecutor(max(1, _blas.threads() - 1), "portconv")
+            if self.held is None or self.size < threads - 1:
+                self.size = threads - 1
+                self.held = ThreadPoolExecutor(self.size, "portconv", _one_thread_of_its_own)
             return self.held
 
 
 class _Blas:
-    """The BLAS's own threads: counted, and held to one while any call here runs blocks on threads."""
+    """The BLAS's own threads: counted, and held to one while any call here runs blocks on threads.
+
+    threadpoolctl's own context managers do not overlap: the first caller out would restore the threads while the
+    second still computes, so here the last one out does.
+    """
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.controller: Any = None
-        self.limiter: Any = None
+        self.lock = threading.RLock()
+        self.known: list[Any] | None = None
         self.calls = 0
-        self.found = 1
+        self.found: list[int] = []
 
     def libraries(self) -> list[Any]:
-        if self.controller is None:
-            from threadpoolctl import ThreadpoolController
+        with self.lock:
+            if self.known is None:
+                from threadpoolctl import ThreadpoolController
 
-            self.controller = ThreadpoolController().select(user_api="blas")
-        return list(self.controller.lib_controllers)
+                self.known = ThreadpoolController().select(user_api="blas").lib_controllers
+            return self.known
+
+    def counts(self) -> list[int]:
+        """Each library's threads, as the user has set them."""
+        with self.lock:
+            return self.found if self.calls else [library.num_threads for library in self.libraries()]
 
     def threads(self) -> int:
         """As many threads as the user lets BLAS have; as many as there are CPUs where that cannot be known."""
-        libraries = self.libraries()
-        if self.calls:
-            return self.found
         cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return max((lib.num_threads for lib in libraries), default=cpus)
+        return max(self.counts(), default=cpus)
 
     @contextmanager
-    def one_thread(self) -> Iterator[None]:
+    def one_thread(self) -> Iterator[int]:
+        """Hold BLAS to one thread; give how many it had."""
         with self.lock:
-            if self.calls == 0:
-                self.found = self.threads()
-                self.limiter = self.controller.limit(limits=1)
+            self.found = self.counts()
+            threads = self.threads()
             self.calls += 1
+            self.put([1] * len(self.found))
         try:
-            yield
+            yield threads
         finally:
             with self.lock:
                 self.calls -= 1
-                if self.calls == 0:
-                    self.limiter.restore_original_limits()
+                self.put(self.found, only_own=self.calls > 0)
+
+    def put(self, counts: list[int], only_own: bool = False) -> None:
+        """Set each library's threads; `only_own` those whose limit is the calling thread's own, as with OpenMP."""
+        for library, count in zip(self.libraries(), counts, strict=True):
+            if only_own and getattr(library, "threading_layer", None) != "openmp":
+                continue
+            # threadpoolctl 3.8 lets only one Python thread set OpenBLAS's, unless that one is made to let go.
+            let_go = getattr(library, "clear_controlling_thread", lambda force: None)
+            let_go(force=True)
+            library.set_num_threads(count)
+            let_go(force=True)
+
+
+def _one_thread_of_its_own() -> None:
+    _blas.put([1] * len(_blas.libraries()), only_own=True)
 
 
 def _kernel(library: Any) -> str:
@@ -185,7 +208,7 @@ _pool = _Pool()
 def _start_afresh() -> None:
     global _blas, _pool
     if _blas.calls:
-        _blas.limiter.restore_original_limits()
+        _blas.put(_blas.found)
     _blas, _pool = _Blas(), _Pool()
 
 

@@ -68,9 +68,9 @@ def input_grad(geometry: Geometry, backend: Backend, dout: Array, w: Array) -> A
 
     def compute(blocks: tuple[Block, ...], target: Array, workspace: Workspace) -> Array:
         groups = slice(*blocks[0].groups)
-        if flat:
-            return backend.product(filters[None, groups, ...], dout[slice(*blocks[0].samples), groups, :, :], target)
         chosen = filters[groups, _rows(geometry, blocks[0]), :]
+        if flat:
+            return backend.product(chosen[None, ...], dout[slice(*blocks[0].samples), groups, :, :], target)
         grad = backend.zeroed(target)
         for block in blocks:
             values = _values(backend, dout, block, workspace)
@@ -82,7 +82,7 @@ def input_grad(geometry: Geometry, backend: Backend, dout: Array, w: Array) -> A
     shares = []
     for blocks in _plan(geometry, "input_grad", *_limits(geometry, backend, dout)).stacks():
         block = blocks[0]
-        shares.append(((slice(*block.samples), slice(*block.groups), slice(*block.channels)), blocks))
+        shares.append(((slice(*block.samples), slice(*block.groups), slice(*block.channels), ...), blocks))
     grad = backend.empty((geometry.batch, geometry.groups, geometry.group_in, *(flat or geometry.size)), like=dout)
     return xp.reshape(backend.fill(grad, shares, compute, geometry.operations), geometry.x_shape)
 

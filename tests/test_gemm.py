@@ -1,0 +1,134 @@
+"""How `gemm` cuts its work: bounded blocks, each position once, and bits that no thread count changes."""
+
+from __future__ import annotations
+
+import math
+import threading
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
+
+import portconv
+from portconv import backends
+from portconv.algorithms import gemm
+from portconv.arguments import geometry
+from portconv.geometry import boxes, pieces, spans
+
+SHAPES = {
+    "resnet": ((16, 64, 56, 56), (64, 64, 3, 3), 1, 1, 1),
+    "late": ((16, 512, 7, 7), (512, 512, 3, 3), 1, 1, 1),
+    "stem": ((16, 3, 224, 224), (64, 3, 7, 7), 2, 3, 1),
+    "depthwise": ((4, 128, 56, 56), (128, 1, 31, 31), 1, 15, 128),
+    "volume": ((1, 16, 64, 200, 200), (16, 16, 3, 3, 3), 1, 1, 1),
+    "signal": ((2, 32, 100_000), (32, 32, 9), 1, 4, 1),
+    "pointwise": ((16, 256, 56, 56), (64, 256, 1, 1), 1, 0, 1),
+    "small": ((2, 3, 8, 8), (8, 3, 3, 3), 1, 1, 1),
+    "no samples": ((0, 3, 8, 8), (8, 3, 3, 3), 1, 1, 1),
+}
+
+
+def made(x_shape, w_shape, stride, padding, groups):
+    return geometry(x_shape, w_shape, stride, padding, 1, groups)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("purpose", ["forward", "input_grad", "weight_grad"])
+@pytest.mark.parametrize(("elements", "enough", "least"), [(1 << 19, 1024, 8), (1 << 26, 1 << 30, 1)])
+def test_blocks_cover_all_and_stay_bounded(shape, purpose, elements, enough, least):
+    found = made(*shape)
+    plan = gemm._plan(found, purpose, elements, enough, least)
+    covered = 0
+    for stack in plan.stacks():
+        assert stack[0].run[0] == 0
+        assert stack[-1].run[1] == found.positions
+        for block, following in zip(stack, (*stack[1:], None), strict=True):
+            assert following is None or block.run[1] == following.run[0]
+            assert math.prod(end - start for start, end in block.box) == block.length
+            samples, groups, channels = block.counts
+            covered += samples * groups * channels * block.length
+            height = groups * channels * found.taps
+            views = found.pointwise and (samples == 1 or purpose != "weight_grad")
+            # A column longer than the budget, or fewer than 64 of them, is the one thing allowed over it.
+            assert views or height * block.length * samples <= max(elements, gemm.FEWEST_COLUMNS * height)
+    assert covered == found.batch * found.in_channels * found.positions
+
+
+def test_pieces_are_nearly_equal():
+    assert pieces(10, 4) == ((0, 3), (3, 6), (6, 10))
+    assert pieces(3, 5) == ((0, 3),)
+    assert pieces(0, 5) == ()
+
+
+def test_boxes_are_runs_of_the_flattened_positions():
+    out = (3, 4, 5)
+    numbers = np.arange(60).reshape(out)
+    for most in (1, 3, 5, 7, 10, 20, 41, 60, 99):
+        for (start, end), box in boxes(out, most):
+            inside = numbers[tuple(slice(*part) for part in box)]
+            assert end - start <= max(most, 1)
+            assert np.array_equal(inside.ravel(), np.arange(start, end))
+
+
+def test_spans_are_the_taps_inside_the_input():
+    for size, kernel, stride, dilation, before in np.ndindex(6, 4, 4, 4, 4):
+        if not (kernel and stride and dilation):
+            continue
+        for tap, span in enumerate(spans(size, kernel, stride, dilation, before, (1, 6))):
+            reads = [o * stride + tap * dilation - before for o in range(1, 6)]
+            inside = [(i, cell) for i, cell in enumerate(reads) if 0 <= cell < size]
+            outputs, inputs = range(5)[span.outputs], range(size)[span.inputs]
+            assert list(zip(outputs, inputs, strict=True)) == inside
+            assert span.whole == (len(inside) == 5)
+
+
+def test_numpy_gives_the_same_bits_on_any_number_of_threads():
+    rng = np.random.default_rng(0)
+    x, w, b = (rng.standard_normal(s, dtype="float32") for s in ((6, 32, 40, 40), (32, 32, 3, 3), (32,)))
+    found = []
+    for threads in (1, 2, 3):
+        # The limit is of BLAS, which is where the number of threads is read from.
+        with threadpool_limits(threads, user_api="blas"):
+            out, cache = portconv.conv_forward(x, w, b, padding=1)
+            found.append([a.tobytes() for a in (out, *portconv.conv_backward(out, cache))])
+    # One thread leaves BLAS as it is: the same products, since one thread is all it has here.
+    assert found[0] == found[1] == found[2]
+
+
+def test_blas_threads_are_left_as_found(monkeypatch):
+    def threads():
+        return [lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"]
+
+    x, w = np.ones((4, 16, 64, 64), "float32"), np.ones((16, 16, 3, 3), "float32")
+    before = threads()
+    portconv.conv(x, w)
+    assert threads() == before
+    backend = backends.get("numpy")
+    seen = []
+
+    def fails(*arguments):
+        seen.append(threads())
+        raise ArithmeticError("as planned")
+
+    monkeypatch.setattr(backend, "product", fails)
+    with pytest.raises(ArithmeticError, match="as planned"):
+        portconv.conv(x, w)
+    assert threads() == before
+    assert seen[0] == [1] * len(before) or max(before) == 1
+    with threadpool_limits(1, user_api="blas"):
+        assert set(threads()) == {1}
+
+
+def test_many_threads_may_call_at_once():
+    rng = np.random.default_rng(1)
+    x, w = rng.standard_normal((4, 16, 64, 64)), rng.standard_normal((16, 16, 3, 3))
+    expected = portconv.conv(x, w).tobytes()
+    before = [lib["num_threads"] for lib in threadpool_info()]
+    results = []
+    callers = [threading.Thread(target=lambda: results.append(portconv.conv(x, w).tobytes())) for _ in range(6)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert results == [expected] * 6
+    assert [lib["num_threads"] for lib in threadpool_info()] == before
