@@ -13,6 +13,7 @@ import warnings
 from functools import cache
 from typing import Any
 
+from ..errors import BackendError, ConvTypeError
 from ._base import Array, Backend, Unavailable
 
 __all__ = ["Backend", "Unavailable", "available", "find", "get", "names", "of"]
@@ -53,7 +54,9 @@ def _third_party(name: str) -> Backend | None:
             raise TypeError(f"{backend!r} is no portconv.backends.Backend")
         backend.name = name
     except Exception as error:
-        warnings.warn(f"portconv: the backend {name!r} of {_announced()[name].value!r} is broken: {error}", stacklevel=3)
+        warnings.warn(
+            f"portconv: the backend {name!r} of {_announced()[name].value!r} is broken: {error}", stacklevel=3
+        )
         return None
     return backend
 
@@ -96,8 +99,6 @@ def find(name: str) -> Backend:
     >>> portconv.backends.find("numpy").unavailable is None
     True
     """
-    from ..errors import BackendError
-
     backend = _own().get(name) or (_third_party(name) if name in _announced() else None)
     if backend is None:
         raise BackendError(f"backend: got {name!r}, expected one of {', '.join(names())}")
@@ -183,8 +184,6 @@ def _recognised(array: Array) -> Backend:
     for backend in _own().values():
         if backend.owns(array):
             return get(backend.name)
-    from ..errors import ConvTypeError
-
     if not hasattr(type(array), "shape"):
         raise ConvTypeError(f"got {type(array).__name__}, expected an array")
     for name in _announced():

@@ -17,6 +17,8 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any, TypeVar
 
+from ..errors import BackendError
+
 Array = Any
 """An array of whichever library; the standard gives no type for it."""
 
@@ -87,8 +89,6 @@ class Backend:
         """The library's Array API namespace."""
         xp, fault = self._loaded
         if fault is not None:
-            from ..errors import BackendError
-
             raise BackendError(f"backend {self.name!r} is unavailable: {fault}; to install it: {self.install}")
         return xp
 

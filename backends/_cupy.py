@@ -42,9 +42,7 @@ class CupyBackend(Backend):
 
     def details(self) -> dict[str, str]:
         runtime = self.xp.cuda.runtime
-        names = {
-            f"cuda:{i}": runtime.getDeviceProperties(i)["name"].decode() for i in range(runtime.getDeviceCount())
-        }
+        names = {f"cuda:{i}": runtime.getDeviceProperties(i)["name"].decode() for i in range(runtime.getDeviceCount())}
         return {"CUDA": str(runtime.runtimeGetVersion()), **names}
 
     def devices(self) -> list[Any]:

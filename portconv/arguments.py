@@ -75,7 +75,9 @@ def _pairs(padding: Any, dims: int) -> tuple[tuple[int, int], ...]:
     """Check a padding that is no string, as one (before, after) pair per dimension."""
     if isinstance(padding, (tuple, list)) and any(isinstance(entry, (tuple, list)) for entry in padding):
         if len(padding) != dims:
-            raise ConvValueError(f"padding: got {len(padding)} pairs in {padding!r}, expected {dims}, one per dimension")
+            raise ConvValueError(
+                f"padding: got {len(padding)} pairs in {padding!r}, expected {dims}, one per dimension"
+            )
         pairs = []
         for i, entry in enumerate(padding):
             if not isinstance(entry, (tuple, list)):
@@ -140,9 +142,7 @@ def _geometry(
     if isinstance(pads, str):
         pads = tuple(_named_pair(pads, s, e, t) for s, e, t in zip(size, extents, strides, strict=True))
     befores, afters = zip(*pads, strict=True)
-    found = Geometry(
-        batch, channels, filters, groups, tuple(size), tuple(kernel), strides, dilations, befores, afters
-    )
+    found = Geometry(batch, channels, filters, groups, tuple(size), tuple(kernel), strides, dilations, befores, afters)
     for dim, (padded, extent) in enumerate(zip(found.padded, found.extent, strict=True)):
         if padded < extent:
             raise ConvShapeError(
@@ -158,10 +158,13 @@ def _geometry(
 
 
 def arrays(**named: Array) -> Backend:
-    """Check that all arrays are of one library and one device, and of dtypes served here; return the backend."""
+    """Check that all arrays are of one library and one device, and of dtypes served here; return the backend.
+
+    `b` may be None.
+    """
     first_name, first, backend = "", None, None
     for name, array in named.items():
-        if array is None:
+        if name == "b" and array is None:
             continue
         try:
             own = backends.of(array)
@@ -184,8 +187,7 @@ def arrays(**named: Array) -> Backend:
             )
         if array.dtype not in _dtypes(own):
             raise ConvTypeError(f"{name}: got dtype {array.dtype}, expected {' or '.join(DTYPES)}")
-    if backend is None:
-        raise ConvTypeError("got None, expected an array")
+    assert backend is not None
     return backend
 
 
@@ -211,5 +213,6 @@ def dimensions(x_shape: tuple[int, ...], w_shape: tuple[int, ...], what: str = "
 
 
 def exact_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Check a shape that leaves no choice."""
     if found != expected:
         raise ConvShapeError(f"{name}: got shape {found}, expected {expected}")

@@ -173,9 +173,7 @@ def conv_forward(
     >>> out
     array([[[3., 3.]]])
     """
-    cache = prepare(
-        x, w, b, stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm
-    )
+    cache = prepare(x, w, b, stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
     backend, call = cache.backend, cache.call
     x_, w_, b_ = _promoted(backend, x, w, b)
     with backend.during_call(x, precision):

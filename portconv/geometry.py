@@ -98,9 +98,7 @@ class Geometry:
 
     def spans(self, dim: int, outputs: Range) -> tuple[Span, ...]:
         """For each tap of dimension `dim`: which of `outputs` it serves, and from where."""
-        return spans(
-            self.size[dim], self.kernel[dim], self.stride[dim], self.dilation[dim], self.before[dim], outputs
-        )
+        return spans(self.size[dim], self.kernel[dim], self.stride[dim], self.dilation[dim], self.before[dim], outputs)
 
     def reach(self, dim: int, outputs: Range) -> Range:
         """Cells of the padded dimension `dim` that `outputs` read."""

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from portconv.backends import Backend
 
 from portconv import backends
-from portconv.backends import Backend
 
 GENERIC = "generic"
 """Stands for a library that portconv has no module for; JAX, whose arrays are immutable, is the one tested."""

@@ -96,9 +96,7 @@ class Problem:
         """The largest error of each result in `dtype`, and of the loops themselves in float64, together."""
         magnitudes = self.all(*(np.abs(a) for a in (x, w, b, dout)))
         terms = self.terms()
-        return {
-            name: (gamma(terms[name], dtype) + gamma(terms[name], "float64")) * magnitudes[name] for name in terms
-        }
+        return {name: (gamma(terms[name], dtype) + gamma(terms[name], "float64")) * magnitudes[name] for name in terms}
 
     def unbatched(self) -> Problem:
         return replace(self, x=(1, *self.x[1:]))

@@ -49,7 +49,7 @@ class Block:
 
 
 class Tap(NamedTuple):
-    """One combination of kernel taps: the outputs that it serves and the inputs they read, None where all is padding."""
+    """One combination of kernel taps: the outputs it serves and the inputs they read, None where all is padding."""
 
     taps: tuple[int, ...]
     outputs: Slices

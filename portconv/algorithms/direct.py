@@ -38,9 +38,7 @@ def input_grad(geometry: Geometry, backend: Backend, dout: Array, w: Array) -> A
     padded = backend.zeros((geometry.batch, geometry.in_channels, *geometry.padded), like=dout)
     for position in _positions(geometry):
         rows = xp.matmul(_values(geometry, backend, dout, position), filters)  # (G, N, R)
-        window = xp.reshape(
-            xp.permute_dims(rows, (1, 0, 2)), (geometry.batch, geometry.in_channels, *geometry.kernel)
-        )
+        window = xp.reshape(xp.permute_dims(rows, (1, 0, 2)), (geometry.batch, geometry.in_channels, *geometry.kernel))
         padded = backend.add(padded, (..., *geometry.window(position)), window)
     return padded[(..., *_inside(geometry))]
 

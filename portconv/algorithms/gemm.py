@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
-from typing import Any
 
 from ..backends import Backend
 from ..geometry import Geometry, Range, boxes, pieces

@@ -1,0 +1,145 @@
+"""Everything that is checked: ``nox`` runs all of it, ``nox --list`` says what there is."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+GROUPS = PYPROJECT["dependency-groups"]
+
+# What each backend's environment holds besides the core; PyTorch's other versions bring gigabytes of CUDA.
+LIBRARIES = {
+    "numpy": (),
+    "array_api_strict": ("array-api-strict",),
+    "torch": ("torch==2.13.0",),
+    "cupy": tuple(PYPROJECT["project"]["optional-dependencies"]["cupy"]),
+    "generic": ("jax",),
+}
+MODULES = {"array_api_strict", "torch", "cupy", "jax"}
+
+nox.options.sessions = ["lint", "typecheck", "tests", "consistency", "package", "docs-examples"]
+nox.needs_version = ">=2025.2.9"
+
+
+def install(session: nox.Session, *more: str, extras: str = "") -> None:
+    """Install portconv from this tree, as a wheel, and more beside it."""
+    for leftover in ("build", "portconv.egg-info"):
+        shutil.rmtree(ROOT / leftover, ignore_errors=True)
+    session.install(f".{extras}", *more)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and format."""
+    session.install(*GROUPS["lint"])
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def typecheck(session: nox.Session) -> None:
+    """Check types, on the installed wheel and from elsewhere: checkers do not follow `backends/` to its package."""
+    install(session, *GROUPS["typecheck"], extras="[cli]")
+    session.chdir(session.create_tmp())
+    session.run("mypy", "--config-file", str(ROOT / "pyproject.toml"), "-p", "portconv")
+
+
+@nox.session
+@nox.parametrize("backend", list(LIBRARIES))
+def tests(session: nox.Session, backend: str) -> None:
+    """Run the matrix on one backend, in an environment with no other."""
+    install(session, *LIBRARIES[backend], *GROUPS["tests"])
+    own = {"jax"} if backend == "generic" else {backend}
+    find = f"import importlib.util as u; print(*(m for m in {sorted(MODULES)} if u.find_spec(m)))"
+    found = set(str(session.run("python", "-c", find, silent=True)).split())
+    if found != own & MODULES:
+        session.error(f"this environment should hold {own & MODULES} alone, and holds {found}")
+    reason = no_device(session, backend)
+    # JAX's arrays are immutable: `direct` copies its whole output at every position there, for minutes.
+    less = ("-k", "not direct") if backend == "generic" else ()
+    session.run("pytest", "--backend", backend, *less, *session.posargs)
+    if reason:
+        session.skip(f"{backend}: the matrix did not run: {reason}")
+
+
+def no_device(session: nox.Session, backend: str) -> str:
+    """Return why a backend lacks nothing but a device here; any other fault ends the session."""
+    if backend == "generic":
+        return ""
+    ask = (
+        f"import json; from portconv import backends; fault = backends.find({backend!r}).fault; "
+        "print(json.dumps([str(fault or ''), bool(fault and fault.no_device)]))"
+    )
+    reason, device_is_all = json.loads(str(session.run("python", "-c", ask, silent=True)))
+    if reason and not device_is_all:
+        session.error(f"{backend} is unavailable, and not for want of a device: {reason}")
+    return str(reason)
+
+
+@nox.session
+def consistency(session: nox.Session) -> None:
+    """Run all CPU backends together: tests, the command, and their agreement."""
+    install(session, "array-api-strict", *LIBRARIES["torch"], *GROUPS["tests"], extras="[cli]")
+    backends = [part for name in ("numpy", "array_api_strict", "torch") for part in ("--backend", name)]
+    session.run("pytest", *backends, *session.posargs)
+    session.run("portconv", "backends")
+    session.run("portconv", "verify", *backends)
+
+
+@nox.session
+def package(session: nox.Session) -> None:
+    """Build the sdist and a wheel from it; import everything from outside the checkout."""
+    session.install(*GROUPS["package"])
+    with tempfile.TemporaryDirectory() as folder:
+        session.run("python", "-m", "build", "--outdir", folder, str(ROOT), silent=True)
+        (wheel,) = Path(folder).glob("*.whl")
+        names = zipfile.ZipFile(wheel).namelist()
+        modules = {f"portconv/backends/{path.name}" for path in (ROOT / "backends").glob("*.py")}
+        modules |= {str(path.relative_to(ROOT)) for path in (ROOT / "portconv").rglob("*.py")}
+        shipped = {name for name in names if name.endswith(".py")}
+        if shipped != modules:
+            session.error(f"the wheel and the tree differ in {sorted(shipped ^ modules)}")
+        if "portconv/py.typed" not in names:
+            session.error("the wheel lacks portconv/py.typed")
+        session.install(str(wheel))
+        session.chdir(folder)
+        dotted = [re.sub(r"/__init__$", "", name.removesuffix(".py")).replace("/", ".") for name in sorted(shipped)]
+        bare = [name for name in dotted if not name.startswith("portconv.command.") and not name.endswith("__main__")]
+        session.run("python", "-c", "; ".join(f"import {name}" for name in bare))
+        session.run("python", "-c", "import backends", success_codes=[1], silent=True)
+        said = str(session.run("portconv", "--help", success_codes=[1], silent=True))
+        if "pip install 'portconv[cli]'" not in said:
+            session.error(f"without its libraries the command says {said!r}, not how to install them")
+        session.install(f"{wheel}[cli]")
+        session.run("python", "-c", "; ".join(f"import {name}" for name in dotted if not name.endswith("__main__")))
+        points = "from importlib.metadata import distribution as d; print([p.load() for p in d('portconv').entry_points])"
+        session.run("python", "-c", points)
+        session.run("portconv", "backends")
+        session.run("python", "-m", "portconv", "--version")
+
+
+@nox.session(name="docs-examples")
+def docs_examples(session: nox.Session) -> None:
+    """Run the examples of the docstrings and the README, and the README's first command in a fresh copy."""
+    install(session, *GROUPS["tests"], extras="[cli]")
+    session.run("pytest", "tests/test_examples.py")
+    first, second = re.findall(r"```sh\n(.+?)\n```", (ROOT / "README.md").read_text())[:2]
+    if second not in (ROOT / ".ci" / "run").read_text():
+        session.error("the README's test command is not the one that .ci/run calls")
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "portconv"
+        left = shutil.ignore_patterns(".git", ".nox", ".venv", "build", "*.egg-info", "__pycache__", ".*_cache")
+        shutil.copytree(ROOT, copy, ignore=left)
+        session.chdir(copy)
+        session.run("bash", "-euo", "pipefail", "-c", first, external=True)
+        if not (copy / "portconv-maps.png").stat().st_size:
+            session.error("the README's first command wrote no picture")

@@ -1,0 +1,167 @@
+"""Every bad argument: the typed error, its words, and nothing allocated before it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import portconv
+from portconv import BackendError, ConvShapeError, ConvTypeError, ConvValueError, backends
+
+X, W, B = np.ones((2, 4, 8, 8)), np.ones((6, 4, 3, 3)), np.ones(6)
+
+# What is wrong, the error, and words that its message must have: the argument, what it got and what was expected.
+BAD = {
+    "x a list": ({"x": [[1.0]]}, ConvTypeError, ("x: got list", "expected an array")),
+    "w a float": ({"w": 1.0}, ConvTypeError, ("w: got float", "expected an array")),
+    "x None": ({"x": None}, ConvTypeError, ("x: got NoneType", "expected an array")),
+    "x integer": ({"x": np.ones((2, 4, 8, 8), int)}, ConvTypeError, ("x: got dtype int64", "float32 or float64")),
+    "b bool": ({"b": np.ones(6, bool)}, ConvTypeError, ("b: got dtype bool", "float32 or float64")),
+    "x flat": ({"x": np.ones((8, 8))}, ConvShapeError, ("x: got 2 dimensions in shape (8, 8)", "expected 4")),
+    "x deep": ({"x": np.ones((1, 2, 4, 8, 8))}, ConvShapeError, ("x: got 5 dimensions", "expected 4")),
+    "w flat": ({"w": np.ones((6, 4))}, ConvShapeError, ("w: got shape (6, 4)", "*kernel")),
+    "w empty": ({"w": np.ones((6, 4, 0, 3))}, ConvShapeError, ("w: got shape (6, 4, 0, 3)", "at least one")),
+    "no filters": ({"w": np.ones((0, 4, 3, 3))}, ConvShapeError, ("w: got shape (0, 4, 3, 3)", "at least one")),
+    "no channels": ({"x": np.ones((2, 0, 8, 8))}, ConvShapeError, ("x: got 0 channels", "at least 1")),
+    "channels": ({"w": np.ones((6, 3, 3, 3))}, ConvShapeError, ("w: got shape (6, 3, 3, 3)", "expected 4 in its")),
+    "group channels": ({"groups": 2}, ConvShapeError, ("8 input channels in 2 group(s)", "expected 2 in its")),
+    "groups": ({"groups": 3}, ConvValueError, ("groups: got 3", "a divisor of x's 4 channels and of w's 6")),
+    "groups zero": ({"groups": 0}, ConvValueError, ("groups: got 0", "an int of at least 1")),
+    "groups float": ({"groups": 1.0}, ConvTypeError, ("groups: got 1.0", "expected an int")),
+    "b shape": ({"b": np.ones(5)}, ConvShapeError, ("b: got shape (5,)", "expected (6,)")),
+    "b column": ({"b": np.ones((6, 1))}, ConvShapeError, ("b: got shape (6, 1)", "expected (6,)")),
+    "stride zero": ({"stride": 0}, ConvValueError, ("stride: got 0", "an int of at least 1")),
+    "stride negative": ({"stride": (1, -2)}, ConvValueError, ("stride[1]: got -2", "an int of at least 1")),
+    "stride bool": ({"stride": True}, ConvTypeError, ("stride: got True", "expected an int")),
+    "stride float": ({"stride": 2.0}, ConvTypeError, ("stride: got 2.0", "expected an int")),
+    "stride None": ({"stride": None}, ConvTypeError, ("stride: got None", "expected an int")),
+    "stride text": ({"stride": "2"}, ConvTypeError, ("stride: got '2'", "expected an int")),
+    "stride long": ({"stride": (1, 1, 1)}, ConvValueError, ("stride: got 3 entries", "expected 2")),
+    "stride array": ({"stride": np.ones(2, int)}, ConvTypeError, ("stride: got array([1, 1])", "expected an int")),
+    "dilation zero": ({"dilation": (0, 1)}, ConvValueError, ("dilation[0]: got 0", "an int of at least 1")),
+    "dilation None": ({"dilation": (None, 1)}, ConvTypeError, ("dilation[0]: got None", "expected an int")),
+    "padding negative": ({"padding": -1}, ConvValueError, ("padding: got -1", "an int of at least 0")),
+    "padding long": ({"padding": (1, 1, 1)}, ConvValueError, ("padding: got 3 entries", "expected 2")),
+    "padding float": ({"padding": (1, 1.5)}, ConvTypeError, ("padding[1]: got 1.5", "expected an int")),
+    "padding pairs": ({"padding": ((1, 1),)}, ConvValueError, ("padding: got 1 pairs", "expected 2")),
+    "padding pair long": ({"padding": ((1, 1, 1), (0, 0))}, ConvValueError, ("padding[0]: got (1, 1, 1)", "a pair")),
+    "padding pair negative": ({"padding": ((1, -1), (0, 0))}, ConvValueError, ("padding[0][1]: got -1", "at least 0")),
+    "padding mixed": ({"padding": ((1, 1), 2)}, ConvTypeError, ("padding[1]: got 2", "a pair (before, after)")),
+    "padding text": ({"padding": "SAME"}, ConvValueError, ("padding: got 'SAME'", "'valid' or 'full' or 'same'")),
+    "padding bool": ({"padding": False}, ConvTypeError, ("padding: got False", "expected an int")),
+    "kernel": ({"w": np.ones((6, 4, 9, 3))}, ConvShapeError, ("w: got a kernel of 9 in spatial dimension 0", "the 8")),
+    "dilated kernel": ({"dilation": 4}, ConvShapeError, ("9 cells with its dilation of 4", "expected at most the 8")),
+    "too large": ({"padding": 2**62}, ConvShapeError, ("x: got shape (2, 4, 8, 8)", "an output that can be addressed")),
+    "mode": ({"padding_mode": "mirror"}, ConvValueError, ("padding_mode: got 'mirror'", "expected 'zeros'")),
+    "format": ({"data_format": "NHWC"}, ConvValueError, ("data_format: got 'NHWC'", "expected 'channels_first'")),
+    "precision": ({"precision": "double"}, ConvValueError, ("precision: got 'double'", "'standard' or 'fast'")),
+    "precision None": ({"precision": None}, ConvTypeError, ("precision: got None", "'standard' or 'fast'")),
+    "algorithm": ({"algorithm": "magic"}, ConvValueError, ("algorithm: got 'magic'", "'auto' or 'gemm' or 'direct'")),
+}
+
+
+@pytest.fixture
+def nothing_allocated(monkeypatch):
+    def refused(*arguments, **options):
+        raise AssertionError("an array was allocated or written before the arguments were checked")
+
+    for name in ("empty", "zeros", "write", "add", "product", "fill", "astype"):
+        monkeypatch.setattr(backends.get("numpy"), name, refused)
+
+
+def assert_message(caught, words):
+    message = str(caught.value)
+    assert "{" not in message
+    assert "}" not in message
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(("change", "error", "words"), BAD.values(), ids=BAD)
+@pytest.mark.parametrize("function", [portconv.conv, portconv.conv_forward])
+@pytest.mark.usefixtures("nothing_allocated")
+def test_bad_argument(function, change, error, words):
+    with pytest.raises(error) as caught:
+        function(**{"x": X, "w": W, "b": B, **change})
+    assert isinstance(caught.value, portconv.PortconvError)
+    assert_message(caught, words)
+
+
+SHAPES_ALONE = {
+    name: case for name, case in BAD.items() if not set(case[0]) & {"x", "w", "b", "padding_mode", "precision"}
+}
+
+
+@pytest.mark.parametrize(("change", "error", "words"), SHAPES_ALONE.values(), ids=SHAPES_ALONE)
+@pytest.mark.usefixtures("nothing_allocated")
+def test_bad_option_of_the_gradients(change, error, words):
+    dout = np.ones((2, 6, 6, 6))
+    for call in (
+        lambda: portconv.conv_input_grad(dout, W, X.shape, **change),
+        lambda: portconv.conv_weight_grad(dout, X, W.shape, **change),
+    ):
+        with pytest.raises(error) as caught:
+            call()
+        assert_message(caught, [word.removeprefix("x: ") for word in words])
+
+
+@pytest.mark.usefixtures("nothing_allocated")
+def test_wrong_dout_and_shapes():
+    cache = portconv.convolution.prepare(X, W, None)
+    with pytest.raises(ConvShapeError) as caught:
+        portconv.conv_backward(np.ones((2, 6, 6, 5)), cache)
+    assert_message(caught, ["dout: got shape (2, 6, 6, 5), expected (2, 6, 6, 6)"])
+    with pytest.raises(ConvShapeError) as caught:
+        portconv.conv_input_grad(np.ones((2, 6, 6, 6)), W, (2, 4, 8, 9))
+    assert_message(caught, ["dout: got shape (2, 6, 6, 6), expected (2, 6, 6, 7)"])
+    with pytest.raises(ConvShapeError) as caught:
+        portconv.conv_weight_grad(np.ones((2, 6, 6, 6)), X, (6, 4, 3))
+    assert_message(caught, ["x: got 4 dimensions in shape (2, 4, 8, 8), expected 3"])
+    for bad in ([2.0, 4, 8, 8], None, "2488", 3):
+        with pytest.raises(ConvTypeError, match="x_shape"):
+            portconv.conv_input_grad(np.ones((2, 6, 6, 6)), W, bad)
+    with pytest.raises(ConvShapeError, match=r"w_shape: got \(6, 4, -3, 3\), expected no negative size"):
+        portconv.conv_weight_grad(np.ones((2, 6, 6, 6)), X, (6, 4, -3, 3))
+
+
+@pytest.mark.parametrize("cache", [None, (1, 2), {"x": X}, np.ones(3)])
+def test_foreign_cache(cache):
+    with pytest.raises(ConvTypeError) as caught:
+        portconv.conv_backward(np.ones((2, 6, 6, 6)), cache)
+    assert_message(caught, [f"cache: got {type(cache).__name__}", "expected the cache that conv_forward returned"])
+
+
+def test_integers_of_any_kind_are_integers():
+    expected = portconv.conv(X, W, stride=2, padding=1)
+    assert np.array_equal(portconv.conv(X, W, stride=np.int64(2), padding=[np.uint8(1), 1]), expected)
+    assert np.array_equal(portconv.conv(X, W, stride=[2, 2], padding=[[1, 1], (1, 1)]), expected)
+
+
+def test_two_libraries(target):
+    if target.backend.name == "numpy":
+        pytest.skip("needs a library besides NumPy")
+    with pytest.raises(ConvTypeError) as caught:
+        portconv.conv(X, target.array(W))
+    assert_message(caught, [f"w: got an array of {target.backend.name}, expected one of numpy, as x is", "asarray"])
+    out, cache = portconv.conv_forward(target.array(X), target.array(W))
+    with pytest.raises(ConvTypeError, match=f"dout: got an array of numpy, expected one of {target.backend.name}"):
+        portconv.conv_backward(np.ones(tuple(out.shape)), cache)
+
+
+def test_two_devices(target):
+    devices = [device for device in target.backend.devices() if device != target.device]
+    if not devices:
+        pytest.skip(f"{target.backend.name} has one device here")
+    elsewhere = target.backend.asarray(W, device=devices[0])
+    with pytest.raises(BackendError) as caught:
+        portconv.conv(target.array(X), elsewhere)
+    assert_message(caught, [f"w: got an array on device {devices[0]}", f"expected one on {target.device}, as x is"])
+
+
+def test_torch_tensors_inside_autograd_are_refused():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    x, w = torch.ones(1, 1, 3, requires_grad=True), torch.ones(1, 1, 2)
+    with pytest.raises(ConvTypeError, match=r"x: got a tensor that requires a gradient, expected one outside autograd"):
+        portconv.conv(x, w)
+    with torch.no_grad():
+        assert portconv.conv(x, w).tolist() == [[[2.0, 2.0]]]

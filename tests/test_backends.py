@@ -1,0 +1,248 @@
+"""The registry, detection without imports, backends that are missing, third parties' and unknown libraries."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+from portconv.backends import Backend, Unavailable, _cupy, _generic
+
+import portconv
+from portconv import BackendError, ConvTypeError, backends
+
+LIBRARIES = ("torch", "cupy", "jax", "dask", "array_api_strict", "array_api_compat", "array_api_extra", "click", "rich")
+
+
+def in_new_process(code: str) -> object:
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def test_import_and_a_convolution_load_numpy_alone():
+    code = (
+        "import json, sys, numpy as np, portconv; out = portconv.conv(np.ones((1, 1, 3)), np.ones((1, 1, 2)))\n"
+        "_, cache = portconv.conv_forward(np.ones((2, 3, 9, 9)), np.ones((4, 3, 3, 3)))\n"
+        "portconv.conv_backward(np.ones((2, 4, 7, 7)), cache)\n"
+        f"print(json.dumps([name for name in {LIBRARIES} if name in sys.modules]))"
+    )
+    assert in_new_process(code) == []
+
+
+def test_an_unknown_object_imports_nothing_to_be_refused():
+    code = (
+        "import json, sys, portconv\n"
+        "class Stranger: shape = (1, 1, 3)\n"
+        "try: portconv.conv(Stranger(), Stranger())\n"
+        "except portconv.ConvTypeError as error: message = str(error)\n"
+        f"found = [name for name in {LIBRARIES} if name in sys.modules and not name.startswith('array_api_compat')]\n"
+        "print(json.dumps([message, found]))"
+    )
+    message, found = in_new_process(code)
+    assert message == "x: got Stranger, expected an array with an Array API namespace"
+    assert found == []
+
+
+def test_every_library_of_the_folder_is_known():
+    assert set(backends.names()) >= {"numpy", "cupy", "torch", "array_api_strict"}
+    assert list(backends.names()) == sorted(backends.names())
+    assert backends.get("numpy") in backends.available()
+    assert all(backend.unavailable is None for backend in backends.available())
+
+
+def test_unknown_name():
+    with pytest.raises(BackendError, match="backend: got 'numpyy', expected one of array_api_strict, cupy, numpy"):
+        backends.get("numpyy")
+
+
+def test_missing_ones_say_why_and_what_to_do():
+    for name in backends.names():
+        backend = backends.find(name)
+        if backend.unavailable:
+            with pytest.raises(BackendError) as caught:
+                backends.get(name)
+            assert backend.unavailable in str(caught.value)
+            assert backend.install in str(caught.value)
+            assert backend not in backends.available()
+            assert "unavailable" in repr(backend)
+
+
+def test_cupy_without_a_device_gives_the_reason_of_cuda():
+    pytest.importorskip("cupy", reason="CuPy is not installed")
+    cupy = backends.find("cupy")
+    if cupy.unavailable is None:
+        pytest.skip("CuPy works here")
+    assert cupy.fault.no_device
+    assert cupy.unavailable.startswith(("cudaErrorInsufficientDriver", "cudaErrorNoDevice"))
+    assert "\n" not in cupy.unavailable
+
+
+def test_a_fault_is_found_once_and_remembered():
+    class Broken(Backend):
+        name, module, array_class, install = "broken", "broken", "Array", "nothing helps"
+        tries = 0
+
+        def load(self):
+            self.tries += 1
+            raise Unavailable("the moon is full")
+
+    broken = Broken()
+    for _ in range(3):
+        assert broken.unavailable == "the moon is full"
+        with pytest.raises(BackendError, match="'broken' is unavailable: the moon is full; to install it: nothing"):
+            broken.xp.zeros(3)
+    assert broken.tries == 1
+
+
+def test_no_device_is_told_from_other_faults():
+    assert _cupy._is_no_device(RuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected"))
+    assert not _cupy._is_no_device(RuntimeError("cudaErrorMemoryAllocation: out of memory"))
+
+
+@pytest.mark.parametrize("stranger", [3, "x", None, [1.0], object(), np.float64])
+def test_what_is_no_array_is_refused(stranger):
+    with pytest.raises(ConvTypeError, match="expected an array"):
+        backends.of(stranger)
+
+
+def test_every_backend_does_what_the_contract_says(target):
+    backend, xp = target.backend, target.backend.xp
+    values = np.arange(6, dtype="float32").reshape(2, 3)
+    array = backend.asarray(values, dtype="float64", device=target.device)
+    assert backends.of(array) is backend
+    assert backend.device_of(array) == target.device
+    assert array.dtype == xp.float64
+    assert target.device in backend.devices()
+    host = backend.to_numpy(array)
+    assert type(host) is np.ndarray
+    assert np.array_equal(host, values)
+    assert backend.synchronize() is None
+    assert backend.version() != "unknown"
+    zeros = backend.zeros((2, 3), like=array)
+    assert target.owns(zeros)
+    zeros = backend.write(zeros, (slice(0, 1), slice(0, 2)), 2.0)
+    zeros = backend.add(zeros, (slice(0, 1), slice(1, 3)), array[0:1, 0:2])
+    assert np.array_equal(target.numpy(zeros), [[2, 2, 1], [0, 0, 0]])
+    assert np.array_equal(target.numpy(backend.zeroed(zeros)), np.zeros((2, 3)))
+    out = backend.empty((1, 2, 2), like=array)
+    product = backend.product(array[None, :, :], xp.permute_dims(array, (1, 0))[None, :, :], out)
+    assert np.array_equal(target.numpy(product)[0], values @ values.T)
+
+
+def test_fill_takes_what_compute_returns_or_wrote(target):
+    backend = target.backend
+    out = backend.zeros((4, 2), like=target.array([1.0]))
+
+    def compute(block, part, workspace):
+        return backend.write(part, (...,), 1.0) if block == "written" else backend.zeroed(workspace("w", (2,))) + 2.0
+
+    blocks = [((0, ...), "written"), ((1, ...), "returned"), ((3, ...), "written")]
+    for operations in (0, 10**9):
+        assert target.numpy(backend.fill(out, blocks, compute, operations)).tolist() == [[1, 1], [2, 2], [0, 0], [1, 1]]
+
+
+def test_a_library_nobody_announced_works_by_the_standard_alone():
+    strict = pytest.importorskip("array_api_strict", reason="array-api-strict is not installed")
+    stranger = _generic.GenericBackend(strict.zeros(1))
+    assert stranger.name == "array_api_strict"
+    assert stranger.owns(strict.ones(2))
+    assert not stranger.owns(np.ones(2))
+    assert np.array_equal(stranger.to_numpy(stranger.asarray([1.0, 2.0], dtype="float32")), [1, 2])
+
+
+class Announced:
+    """An entry point of a third party."""
+
+    def __init__(self, name, loaded):
+        self.name, self.value, self.loaded = name, f"somewhere:{name}", loaded
+
+    def load(self):
+        if isinstance(self.loaded, Exception):
+            raise self.loaded
+        return self.loaded
+
+
+@pytest.fixture
+def announce(monkeypatch):
+    def put(*points):
+        monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: points)
+        backends._announced.cache_clear()
+        backends._third_party.cache_clear()
+
+    yield put
+    monkeypatch.undo()
+    backends._announced.cache_clear()
+    backends._third_party.cache_clear()
+    backends._by_class.clear()
+
+
+def test_third_parties_add_one_by_entry_point(announce):
+    class Third(Backend):
+        module, array_class, install = "third", "Box", "pip install third"
+
+        def load(self):
+            return np
+
+        def owns(self, array):
+            return type(array).__name__ == "Box"
+
+        def device_of(self, array):
+            return "shelf"
+
+    class Box:
+        shape, dtype = (1, 1, 3), np.dtype("float32")
+
+    announce(Announced("third", Third))
+    assert "third" in backends.names()
+    assert backends.get("third").name == "third"
+    assert backends.of(Box()) is backends.get("third")
+    assert backends.of(np.ones(2)).name == "numpy"
+
+
+def test_a_broken_third_party_warns_and_is_left_out(announce):
+    announce(Announced("bad", ImportError("no such thing")), Announced("worse", types.SimpleNamespace))
+    broken = r"the backend 'bad' of 'somewhere:bad' is broken: no such thing"
+    with pytest.warns(UserWarning, match=broken), pytest.raises(BackendError, match="'bad'"):
+        backends.find("bad")
+    with pytest.warns(UserWarning, match=r"the backend 'worse' .* is broken"):
+        names = [backend.name for backend in backends.available()]
+    assert "numpy" in names
+    assert not {"bad", "worse"} & set(names)
+
+
+def test_precision_of_products_is_held_and_left_as_found():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    matmul = torch.backends.mkldnn.matmul
+    found = matmul.fp32_precision
+    seen = []
+    backend = backends.get("torch")
+    x = torch.ones(1, 1, 4)
+    for setting in ("bf16", "ieee", "none"):
+        matmul.fp32_precision = setting
+        try:
+            with backend.during_call(x, "standard"):
+                seen.append(matmul.fp32_precision)
+            assert matmul.fp32_precision == setting
+            with backend.during_call(x, "fast"):
+                assert matmul.fp32_precision == setting
+        finally:
+            matmul.fp32_precision = found
+    assert seen == ["ieee"] * 3
+
+
+def test_advice_names_the_variable_where_avx2_kernels_run_on_avx512(monkeypatch):
+    numpy = backends.get("numpy")
+    simd = {"SIMD Extensions": {"baseline": ["X86_V2"], "found": ["X86_V3", "X86_V4"]}}
+    monkeypatch.setattr(np, "show_config", lambda mode: simd)
+    library = types.SimpleNamespace(internal_api="openblas", architecture="Haswell", version="0", num_threads=2)
+    monkeypatch.setattr(portconv.backends._numpy._blas, "known", [library])
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    assert "unset it" in numpy.advice()
+    monkeypatch.delenv("OPENBLAS_CORETYPE")
+    assert "set OPENBLAS_CORETYPE=SkylakeX" in numpy.advice()
+    library.architecture = "SkylakeX"
+    assert numpy.advice() is None
