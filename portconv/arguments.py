@@ -12,11 +12,10 @@ from functools import lru_cache
 from typing import Any
 
 from . import backends
-from .backends import Backend
+from .backends import Array, Backend
 from .errors import BackendError, ConvShapeError, ConvTypeError, ConvValueError
 from .geometry import Geometry
 
-Array = Any
 Ints = int | Sequence[int]
 Padding = str | int | Sequence[int] | Sequence[tuple[int, int]]
 

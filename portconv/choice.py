@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+from functools import cache
 from types import ModuleType
 
-from .algorithms import direct, gemm
+# Imported here, so that the package's name is bound in portconv before the public function of that name takes it over.
+from . import algorithms as package
 from .arguments import option
 
-_MODULES: dict[str, ModuleType] = {"gemm": gemm, "direct": direct}
+_NAMES = ("gemm", "direct")
 
 
 def algorithms() -> tuple[str, ...]:
@@ -22,10 +25,16 @@ def algorithms() -> tuple[str, ...]:
     >>> portconv.algorithms()
     ('gemm', 'direct')
     """
-    return tuple(_MODULES)
+    return _NAMES
+
+
+@cache
+def _module(name: str) -> ModuleType:
+    """Import an algorithm when it is first needed: `direct` needs a library that `gemm` does without."""
+    return importlib.import_module(f"{package.__name__}.{name}")
 
 
 def choose(algorithm: str) -> ModuleType:
     """Return the module of an algorithm given by name; "auto" is the first."""
-    name = option("algorithm", algorithm, ("auto", *_MODULES))
-    return _MODULES[algorithms()[0] if name == "auto" else name]
+    name = option("algorithm", algorithm, ("auto", *_NAMES))
+    return _module(_NAMES[0] if name == "auto" else name)

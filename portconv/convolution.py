@@ -8,12 +8,10 @@ from typing import Any, NamedTuple
 
 from . import arguments
 from .arguments import Ints, Padding
-from .backends import Backend
+from .backends import Array, Backend
 from .choice import choose
 from .errors import ConvTypeError
 from .geometry import Geometry
-
-Array = Any
 
 
 class ConvGrads(NamedTuple):

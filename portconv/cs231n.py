@@ -6,13 +6,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from . import backends
+from .backends import Array
 from .convolution import conv_backward, conv_forward, prepare
 from .errors import ConvTypeError, ConvValueError
 
-Array = Any
 Cache = tuple[Array, Array, Array, dict[str, int]]
 
 __all__ = ["conv_backward_fast", "conv_backward_naive", "conv_forward_fast", "conv_forward_naive"]

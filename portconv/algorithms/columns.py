@@ -10,17 +10,14 @@ Axes, in this order: n samples, g groups, c channels of a group, K taps, P outpu
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from ..backends import Backend
+from ..backends import Array, Backend, Workspace
 from ..geometry import Geometry, Range, spans
 
-Array = Any
-Workspace = Callable[[str, tuple[int, ...]], Array]
 Slices = tuple[slice, ...]
 Box = tuple[Range, ...]
 
@@ -116,8 +113,8 @@ def gather(geometry: Geometry, backend: Backend, x: Array, block: Block, workspa
     columns = rows
     if steps.second:
         columns = workspace("columns", (g, c, *geometry.kernel, n, *_sizes(block.box)))
-        for tap, inputs in enumerate(steps.second):
-            part = rows[(ALL, ALL, 0, *cells[1:], ALL, inputs, *cells[1:])]
+        for tap, reads in enumerate(steps.second):
+            part = rows[(ALL, ALL, 0, *cells[1:], ALL, reads, *cells[1:])]
             columns = backend.write(columns, (ALL, ALL, tap, *cells[1:], ALL, *cells), part)
     return xp.reshape(columns, (g, c * geometry.taps, n * block.length))
 
@@ -136,9 +133,9 @@ def scatter(
     rows = columns
     if steps.second:
         rows = backend.zeroed(workspace("rows", (g, c, *steps.taps, n, *steps.sizes)))
-        for tap, inputs in enumerate(steps.second):
+        for tap, reads in enumerate(steps.second):
             part = columns[(ALL, ALL, tap, *cells[1:], ALL, *cells)]
-            rows = backend.add(rows, (ALL, ALL, 0, *cells[1:], ALL, inputs, *cells[1:]), part)
+            rows = backend.add(rows, (ALL, ALL, 0, *cells[1:], ALL, reads, *cells[1:]), part)
     back = (2, 0, 1, *range(3, 3 + geometry.dims))
     for taps, outputs, inputs, _ in steps.first:
         if inputs is not None:

@@ -3,7 +3,8 @@
 At one output position, every sample's window is a row and every filter a column: out = rows @ filters. The gradients
 are the two other ways to read that product: drows = dout @ filters.T, added to the windows they came from, and
 dfilters = rows.T @ dout, summed over the positions. This is the course exercise of Stanford's CS231n (assignment 2,
-`conv_forward_naive`), with dilation and groups.
+`conv_forward_naive`), with dilation and groups. It uses the namespace and array-api-extra alone, none of the primitives
+that the fast algorithms share, so that a fault in those cannot hide in the truth they are held against.
 
 Axes: N samples, G groups, F filters a group, R = C/G * prod(K) cells of a group's window.
 """
@@ -13,10 +14,10 @@ from __future__ import annotations
 from itertools import product
 from typing import Any
 
-from ..backends import Backend
-from ..geometry import Geometry
+from array_api_extra import at, pad
 
-Array = Any
+from ..backends import Array, Backend
+from ..geometry import Geometry
 
 
 def forward(geometry: Geometry, backend: Backend, x: Array, w: Array, b: Array | None) -> Array:
@@ -28,7 +29,7 @@ def forward(geometry: Geometry, backend: Backend, x: Array, w: Array, b: Array |
         rows = _rows(geometry, backend, padded, position)
         values = xp.matmul(rows, filters)  # (G, N, F)
         values = xp.reshape(xp.permute_dims(values, (1, 0, 2)), (geometry.batch, geometry.out_channels))
-        out = backend.write(out, (..., *position), values if b is None else values + b)
+        out = at(out)[(..., *position)].set(values if b is None else values + b)
     return out
 
 
@@ -39,7 +40,7 @@ def input_grad(geometry: Geometry, backend: Backend, dout: Array, w: Array) -> A
     for position in _positions(geometry):
         rows = xp.matmul(_values(geometry, backend, dout, position), filters)  # (G, N, R)
         window = xp.reshape(xp.permute_dims(rows, (1, 0, 2)), (geometry.batch, geometry.in_channels, *geometry.kernel))
-        padded = backend.add(padded, (..., *geometry.window(position)), window)
+        padded = at(padded)[(..., *geometry.window(position))].add(window)
     return padded[(..., *_inside(geometry))]
 
 
@@ -50,7 +51,7 @@ def weight_grad(geometry: Geometry, backend: Backend, dout: Array, x: Array) -> 
     for position in _positions(geometry):
         values = xp.permute_dims(_values(geometry, backend, dout, position), (0, 2, 1))  # (G, F, N)
         rows = _rows(geometry, backend, padded, position)
-        grad = backend.add(grad, (...,), xp.matmul(values, rows))
+        grad = grad + xp.matmul(values, rows)
     return xp.reshape(grad, geometry.w_shape)
 
 
@@ -64,10 +65,8 @@ def _inside(geometry: Geometry) -> tuple[slice, ...]:
 
 
 def _pad(geometry: Geometry, backend: Backend, x: Array) -> Array:
-    if geometry.padded == geometry.size:
-        return x
-    padded = backend.zeros((geometry.batch, geometry.in_channels, *geometry.padded), like=x)
-    return backend.write(padded, (..., *_inside(geometry)), x)
+    widths = zip(geometry.before, geometry.after, strict=True)
+    return pad(x, [(0, 0), (0, 0), *widths], xp=backend.xp) if geometry.padded != geometry.size else x
 
 
 def _filters(geometry: Geometry, backend: Backend, w: Array) -> Array:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 
-from ..backends import Backend
+from ..backends import Array, Backend, Workspace
 from ..geometry import Geometry, Range, boxes, pieces
-from .columns import ALL, Array, Block, Workspace, gather, scatter
+from .columns import ALL, Block, gather, scatter
 
 FEWEST_COLUMNS = 64
 """With fewer columns a product spends its time preparing the filters, however well the block fits the cache."""
