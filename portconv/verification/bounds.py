@@ -1,0 +1,102 @@
+"""The exact values of a case, and how far from them a result can be by rounding alone.
+
+A sum of n products, rounded after each operation in whichever order, is within gamma_n * sum |a| |b| of the exact sum,
+with gamma_n = n u / (1 - n u) and u = eps / 2: Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed.
+(2002), section 3.1. Fused or wider arithmetic only helps. There is no term for underflow, because no product of the
+numbers that `cases` makes comes near it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..convolution import conv_backward, conv_forward
+from .cases import Case, Inputs
+
+Doubles = NDArray[np.float64]
+
+TF32_OPERAND = 2.0**-10
+"""The largest relative error of a float32 cut to TF32's 10 explicit bits: NVIDIA, "NVIDIA A100 Tensor Core GPU
+Architecture" (2020)."""
+
+
+@dataclass(frozen=True)
+class Exact:
+    """One quantity of one case, by `direct` in float64 on NumPy.
+
+    Attributes
+    ----------
+    value : array
+        Not quite exact: see `radius`.
+    magnitude : array
+        The same sums over the magnitudes of their terms.
+    terms : int
+        How many terms each sum has, at most.
+    products : bool
+        Whether the terms are products, which fast arithmetic may round more coarsely.
+    """
+
+    value: Doubles
+    magnitude: Doubles
+    terms: int
+    products: bool
+
+    def reach(self, dtype: str, precision: str) -> Doubles:
+        """How far a result in `dtype` can be from the exact value, per element."""
+        # The sum of magnitudes was itself rounded in float64, perhaps down.
+        return relative(self.terms, dtype, precision, self.products) * self.magnitude / (1 - gamma(self.terms))
+
+    @property
+    def radius(self) -> Doubles:
+        """How far `value` can be from the exact value, per element."""
+        return self.reach("float64", "standard")
+
+
+def gamma(terms: int, unit: float = 2.0**-53) -> float:
+    """Compute gamma_n for `terms` terms and the unit roundoff `unit`, which is float64's unless given."""
+    return terms * unit / (1 - terms * unit)
+
+
+def relative(terms: int, dtype: str, precision: str, products: bool) -> float:
+    """Bound the error of a sum of `terms` terms, relative to the sum of their magnitudes.
+
+    Fast arithmetic in float32 may cut both factors of a product to TF32, and its sums may be truncated where others are
+    rounded, which doubles u: Fasi, Higham, Mikaitis and Pranesh, "Numerical behavior of NVIDIA tensor cores" (PeerJ
+    Computer Science, 2021), section 4.
+    """
+    eps = float(np.finfo(dtype).eps)
+    if precision == "fast" and dtype == "float32" and products:
+        return (1 + TF32_OPERAND) ** 2 * (1 + gamma(terms, eps)) - 1
+    return gamma(terms, eps / 2)
+
+
+def exact(case: Case, inputs: Inputs | None = None) -> dict[str, Exact]:
+    """Compute the exact values of a case, and the sums of magnitudes that bound its errors.
+
+    Parameters
+    ----------
+    case : Case
+    inputs : Inputs, optional
+        Other numbers than the case's own.
+
+    Returns
+    -------
+    dict of str to Exact
+        By quantity: out, dx, dw and, where there is a bias, db.
+    """
+    given = case.inputs() if inputs is None else inputs
+    doubles = [None if array is None else array.astype(np.float64) for array in given]
+    values = _direct(case, *doubles)
+    magnitudes = _direct(case, *(None if array is None else np.abs(array) for array in doubles))
+    return {
+        name: Exact(values[name], magnitudes[name], case.terms[name], products=name != "db") for name in case.quantities
+    }
+
+
+def _direct(case: Case, x: Any, w: Any, b: Any, dout: Any) -> dict[str, Doubles]:
+    out, cache = conv_forward(x, w, b, **case.options, algorithm="direct")
+    return {"out": out, **conv_backward(dout, cache)._asdict()}

@@ -1,0 +1,188 @@
+"""The problems that backends are compared on, and the numbers that go into them, the same for every library."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..arguments import DTYPES, Ints, Padding
+from ..convolution import conv_output_shape
+
+Floats = NDArray[np.floating[Any]]
+Shape = tuple[int, ...]
+
+QUANTITIES = ("out", "dx", "dw", "db")
+"""What a case computes; db only where there is a bias."""
+
+
+class Inputs(NamedTuple):
+    """Host arrays of a case's dtype, read-only; `b` is None in a case without a bias."""
+
+    x: Floats
+    w: Floats
+    b: Floats | None
+    dout: Floats
+
+
+@dataclass(frozen=True)
+class Case:
+    """One convolution with its gradients, in one dtype; the fields are those of `portconv.conv`."""
+
+    name: str
+    x_shape: Shape
+    w_shape: Shape
+    bias: bool = False
+    stride: Ints = 1
+    padding: Padding = 0
+    dilation: Ints = 1
+    groups: int = 1
+    dtype: str = "float32"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments of `portconv.conv`."""
+        return {name: getattr(self, name) for name in ("stride", "padding", "dilation", "groups")}
+
+    @cached_property
+    def out_shape(self) -> Shape:
+        return conv_output_shape(self.x_shape, self.w_shape, **self.options)
+
+    @property
+    def quantities(self) -> tuple[str, ...]:
+        return QUANTITIES if self.bias else QUANTITIES[:-1]
+
+    @property
+    def terms(self) -> dict[str, int]:
+        """How many terms the sum behind one element of each quantity has, at most; the bias counts as one."""
+        filters, group_in, *kernel = self.w_shape
+        taps, dims = math.prod(kernel), len(kernel)
+        batch = math.prod(self.x_shape[: -dims - 1])
+        summed = batch * math.prod(self.out_shape[-dims:])
+        return {
+            "out": group_in * taps + self.bias,
+            "dx": filters // self.groups * taps,
+            "dw": summed,
+            "db": summed,
+        }
+
+    @property
+    def operations(self) -> int:
+        """Multiplications and additions of one of the three products."""
+        return 2 * math.prod(self.w_shape) * self.terms["dw"]
+
+    def inputs(self) -> Inputs:
+        """Make the case's numbers: in [-1, 1), rounded to its dtype, and the same in every process."""
+        x, w, b, dout = (
+            _numbers(f"{self.name} {which}", shape, self.dtype)
+            for which, shape in (
+                ("x", self.x_shape),
+                ("w", self.w_shape),
+                ("b", self.w_shape[:1]),
+                ("dout", self.out_shape),
+            )
+        )
+        return Inputs(x, w, b if self.bias else None, dout)
+
+
+def _numbers(label: str, shape: Shape, dtype: str) -> Floats:
+    # A bit generator's raw numbers stay the same from one NumPy to the next; what Generator makes of them may not.
+    raw = np.asarray(np.random.PCG64(zlib.crc32(label.encode())).random_raw(math.prod(shape)), np.uint64)
+    # Multiples of 2**-52: a product of two is 0 or at least 2**-104, so none underflows in float32 either.
+    made = ((raw >> np.uint64(11)) * 2.0**-52 - 1.0).reshape(shape).astype(dtype)
+    made.flags.writeable = False
+    return made
+
+
+def cases(dtypes: Sequence[str] = DTYPES) -> tuple[Case, ...]:
+    """List the cases: every geometry below, in each of `dtypes`.
+
+    Parameters
+    ----------
+    dtypes : sequence of str
+
+    Returns
+    -------
+    tuple of Case
+        Names are unique within a dtype.
+
+    Examples
+    --------
+    >>> from portconv.verification import cases
+    >>> sorted({case.dtype for case in cases(["float64"])})
+    ['float64']
+    """
+    return tuple(Case(**{**fields, "dtype": dtype}) for dtype in dtypes for fields in _GEOMETRIES)
+
+
+def _of(name: str, x_shape: Shape, w_shape: Shape, **options: Any) -> dict[str, Any]:
+    return {"name": name, "x_shape": x_shape, "w_shape": w_shape, **options}
+
+
+# Spatial sizes differ from one another, so that no mix-up of two dimensions goes unseen.
+_GEOMETRIES = (
+    _of("1d", (2, 3, 17), (4, 3, 5)),
+    _of("1d-stride2", (2, 3, 17), (4, 3, 5), stride=2, padding=2, bias=True),
+    _of("1d-stride3-dil2", (2, 3, 23), (4, 3, 4), stride=3, dilation=2, padding=3),
+    _of("1d-pairs", (2, 3, 10), (2, 3, 4), padding=((3, 1),), bias=True),
+    _of("1d-same-even", (2, 2, 11), (3, 2, 4), padding="same"),
+    _of("1d-same-stride3", (2, 2, 13), (3, 2, 5), padding="same", stride=3, bias=True),
+    _of("1d-lower-even", (2, 2, 11), (3, 2, 4), padding="same_lower"),
+    _of("1d-full", (2, 2, 9), (3, 2, 4), padding="full", bias=True),
+    _of("1d-depthwise-x2", (2, 4, 20), (8, 1, 3), groups=4, padding=1),
+    _of("1d-unbatched", (3, 15), (4, 3, 3), padding=1, bias=True),
+    _of("1d-whole", (2, 3, 9), (4, 3, 9)),
+    _of("1d-long", (2, 2, 700), (3, 2, 31), padding="same", bias=True),
+    _of("2d", (2, 3, 8, 9), (4, 3, 3, 3)),
+    _of("2d-bias", (2, 3, 8, 9), (4, 3, 3, 3), padding=1, bias=True),
+    _of("2d-stride2", (2, 3, 9, 10), (4, 3, 3, 3), stride=2, padding=1, bias=True),
+    _of("2d-stride2x3", (2, 3, 9, 11), (4, 3, 3, 3), stride=(2, 3), padding=1),
+    _of("2d-stride-gaps", (2, 3, 10, 12), (4, 3, 2, 2), stride=3, bias=True),
+    _of("2d-pad1x2", (2, 3, 7, 8), (4, 3, 3, 4), padding=(1, 2), bias=True),
+    _of("2d-pairs", (2, 3, 7, 8), (4, 3, 3, 2), padding=((0, 2), (3, 1)), stride=(1, 2)),
+    _of("2d-pad-beyond", (2, 2, 4, 5), (3, 2, 2, 3), padding=((4, 3), (5, 4)), stride=2, bias=True),
+    _of("2d-valid", (2, 3, 7, 8), (4, 3, 2, 3), padding="valid", stride=(2, 1)),
+    _of("2d-full", (2, 3, 6, 5), (4, 3, 3, 2), padding="full"),
+    _of("2d-full-dil2", (2, 3, 6, 7), (4, 3, 3, 2), padding="full", dilation=2, stride=2, bias=True),
+    _of("2d-same", (2, 3, 7, 8), (4, 3, 3, 5), padding="same", bias=True),
+    _of("2d-same-even", (2, 3, 7, 8), (4, 3, 2, 4), padding="same"),
+    _of("2d-same-even-s2", (2, 3, 9, 10), (4, 3, 4, 2), padding="same", stride=2),
+    _of("2d-same-s3-dil2", (2, 3, 11, 12), (4, 3, 3, 2), padding="same", stride=(3, 2), dilation=2, bias=True),
+    _of("2d-lower-even", (2, 3, 7, 8), (4, 3, 2, 4), padding="same_lower", bias=True),
+    _of("2d-lower-s2x3", (2, 3, 9, 10), (4, 3, 4, 3), padding="same_lower", stride=(2, 3)),
+    _of("2d-dil2", (2, 3, 9, 10), (4, 3, 3, 3), dilation=2, padding=2, bias=True),
+    _of("2d-dil1x3", (2, 3, 7, 12), (4, 3, 3, 3), dilation=(1, 3), stride=(2, 1)),
+    _of("2d-groups2", (2, 4, 8, 7), (6, 2, 3, 3), groups=2, padding=1, bias=True),
+    _of("2d-groups2-dil2", (2, 4, 10, 9), (6, 2, 3, 2), groups=2, stride=2, dilation=2, padding="same"),
+    _of("2d-depthwise", (2, 5, 8, 9), (5, 1, 3, 3), groups=5, padding=1, bias=True),
+    _of("2d-depthwise-x3", (2, 4, 9, 8), (12, 1, 3, 3), groups=4, stride=2, padding="same"),
+    _of("2d-unbatched", (3, 8, 9), (4, 3, 3, 3), stride=2, padding=1, bias=True),
+    _of("2d-batch0", (0, 3, 8, 9), (4, 3, 3, 3), padding=1, bias=True),
+    _of("2d-whole", (3, 3, 5, 6), (4, 3, 5, 6), bias=True),
+    _of("2d-1x5", (2, 3, 7, 9), (4, 3, 1, 5)),
+    _of("2d-5x1", (2, 3, 9, 7), (4, 3, 5, 1), padding="same", stride=(1, 2), bias=True),
+    _of("2d-one-of-each", (1, 1, 1, 1), (1, 1, 1, 1), bias=True),
+    _of("2d-image", (1, 3, 37, 32), (8, 3, 7, 7), stride=2, padding=3, bias=True),
+    _of("2d-many-small", (96, 4, 5, 4), (6, 4, 3, 3), padding=1, bias=True),
+    _of("2d-blocks", (2, 32, 48, 47), (32, 32, 3, 3), padding=1, bias=True),
+    _of("2d-blocks-groups", (8, 32, 22, 21), (64, 4, 5, 5), groups=8),
+    _of("2d-1x1-small", (2, 3, 5, 4), (6, 3, 1, 1), bias=True),
+    _of("2d-1x1-large", (3, 5, 12, 13), (4, 5, 1, 1), bias=True),
+    _of("2d-1x1-groups", (2, 6, 12, 13), (4, 3, 1, 1), groups=2),
+    _of("2d-1x1-stride2", (2, 3, 11, 12), (4, 3, 1, 1), stride=2, bias=True),
+    _of("2d-1x1-blocks", (4, 64, 19, 20), (96, 64, 1, 1), bias=True),
+    _of("3d", (2, 3, 5, 6, 7), (4, 3, 3, 2, 3), padding=1, bias=True),
+    _of("3d-same-s2", (2, 2, 5, 6, 7), (3, 2, 3, 4, 2), padding="same", stride=(2, 1, 2)),
+    _of("3d-dil-pairs", (1, 2, 6, 7, 8), (3, 2, 2, 3, 3), dilation=(2, 1, 3), padding=((1, 0), (0, 2), (3, 2))),
+    _of("3d-depthwise-s2", (2, 3, 6, 5, 7), (6, 1, 3, 3, 3), groups=3, stride=2, padding=1, bias=True),
+    _of("3d-1x1", (2, 3, 5, 6, 7), (4, 3, 1, 1, 1), bias=True),
+    _of("3d-unbatched", (2, 5, 4, 6), (3, 2, 2, 3, 2), padding="full"),
+    _of("3d-blocks", (2, 8, 9, 10, 11), (16, 8, 3, 3, 3), padding=1),
+    _of("4d", (2, 2, 3, 4, 5, 4), (3, 2, 2, 2, 3, 1), padding=(1, 0, 1, 0), stride=(1, 2, 1, 1), bias=True),
+)

@@ -1,0 +1,480 @@
+"""What `portconv verify` is made of, and whether it sees the faults that it is there to see."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from fractions import Fraction
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from portconv.backends import Backend
+from portconv.backends._numpy import FEW_OPERATIONS
+
+import portconv
+from portconv import backends
+from portconv.algorithms import gemm
+from portconv.verification import Case, Comparison, Report, cases, compare, comparison, exact, unsupported
+from portconv.verification.bounds import gamma, relative
+from portconv.verification.cases import Inputs
+
+NUMPY = backends.get("numpy")
+CASES = {case.name: case for case in cases(["float32"])}
+CASE = CASES["2d-stride2"]
+# Paddings by name, worked out by hand for the cases below.
+PADS = {
+    "1d-same-stride3": ((2, 2),),  # ceil(13 / 3) = 5 outputs need 4 * 3 + 5 = 17 cells
+    "1d-pairs": ((3, 1),),
+    "2d-stride2": ((1, 1), (1, 1)),
+    "2d-full-dil2": ((4, 4), (2, 2)),
+    "2d-lower-even": ((1, 0), (2, 1)),
+    "2d-groups2": ((1, 1), (1, 1)),
+    "2d-depthwise-x3": ((1, 1), (0, 1)),  # 5 outputs of 9 need 11 cells, 4 outputs of 8 need 9
+    "2d-unbatched": ((1, 1), (1, 1)),
+    "3d-dil-pairs": ((1, 0), (0, 2), (3, 2)),
+    "4d": ((1, 1), (0, 0), (1, 1), (0, 0)),
+}
+
+
+def other_backend() -> Backend:
+    pytest.importorskip("array_api_strict", reason="a second library is not installed: pip install array-api-strict")
+    return backends.get("array_api_strict")
+
+
+def failures(case: Case, *chosen: Backend) -> list[Comparison]:
+    return [made for made in compare(case, chosen or (NUMPY,)) if not made.held]
+
+
+def loops(case: Case, inputs: Inputs, pads: tuple[tuple[int, int], ...]) -> dict[str, Any]:
+    """Every quantity, one multiplication at a time, in whichever kind of number the arrays hold."""
+    x, w, b, dout = inputs
+    dims = len(pads)
+    strides, dilations = (
+        (value,) * dims if isinstance(value, int) else value for value in (case.stride, case.dilation)
+    )
+    batched = x.ndim == dims + 2
+    x, dout = (x, dout) if batched else (x[None], dout[None])
+    zero = x.flat[0] * 0
+    out, dx, dw = (np.full(shape, zero) for shape in (dout.shape, x.shape, w.shape))
+    db = np.full(w.shape[:1], zero)
+    group_in, group_out = w.shape[1], w.shape[0] // case.groups
+    for n, f, *o in np.ndindex(dout.shape):
+        if b is not None:
+            out[(n, f, *o)] += b[f]
+        db[f] += dout[(n, f, *o)]
+        for c, k in product(range(group_in), np.ndindex(w.shape[2:])):
+            cell = [i * s + t * d - p[0] for i, s, t, d, p in zip(o, strides, k, dilations, pads, strict=True)]
+            if all(0 <= i < size for i, size in zip(cell, x.shape[2:], strict=True)):
+                read, tap = (n, f // group_out * group_in + c, *cell), (f, c, *k)
+                out[(n, f, *o)] += x[read] * w[tap]
+                dx[read] += dout[(n, f, *o)] * w[tap]
+                dw[tap] += dout[(n, f, *o)] * x[read]
+    found = {"out": out, "dx": dx} if batched else {"out": out[0], "dx": dx[0]}
+    return {**found, "dw": dw, "db": db}
+
+
+def test_cases_cover_the_contract() -> None:
+    assert len(CASES) == len({case.name for case in CASES.values()}) >= 40
+    assert len(cases()) == 2 * len(CASES)
+    assert {len(case.w_shape) - 2 for case in CASES.values()} == {1, 2, 3, 4}
+    assert {case.padding for case in CASES.values()} >= {"valid", "full", "same", "same_lower", 1, (1, 2)}
+    assert {case.stride for case in CASES.values()} >= {1, 2, 3, (2, 3)}
+    assert {case.dilation for case in CASES.values()} >= {1, 2, (1, 3)}
+    assert {case.groups for case in CASES.values()} >= {1, 2, 4, 5}
+    assert {case.bias for case in CASES.values()} == {True, False}
+    assert any(case.x_shape[0] == 0 for case in CASES.values())
+    assert any(len(case.x_shape) < len(case.w_shape) for case in CASES.values())
+    assert any(case.x_shape[2:] == case.w_shape[2:] != (1, 1) for case in CASES.values())
+
+
+def test_some_cases_cut_several_blocks_and_use_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[tuple[int, ...]] = []
+    original = type(NUMPY).product
+
+    def counted(self: Any, a: Any, b: Any, out: Any = None) -> Any:
+        counts.append(a.shape)
+        return original(self, a, b, out)
+
+    monkeypatch.setattr(type(NUMPY), "product", counted)
+    found = {}
+    for case in CASES.values():
+        counts.clear()
+        x, w, b, _ = case.inputs()
+        portconv.conv(x, w, b, **case.options)
+        found[case.name] = len(counts)
+    large = {case.name for case in CASES.values() if case.operations >= FEW_OPERATIONS}
+    assert large == {"2d-blocks", "2d-blocks-groups", "2d-1x1-blocks", "3d-blocks"}
+    assert all(found[name] > 1 for name in large)
+
+
+def test_pointwise_cases_take_both_paths() -> None:
+    taken = {}
+    for name in ("2d-1x1-small", "2d-1x1-large", "2d-1x1-groups", "2d-1x1-stride2", "3d-1x1"):
+        taken[name] = CASES[name].terms["dw"] // CASES[name].x_shape[0] >= gemm.POINTWISE_COLUMNS
+    assert taken == {
+        "2d-1x1-small": False,
+        "2d-1x1-large": True,
+        "2d-1x1-groups": True,
+        "2d-1x1-stride2": False,
+        "3d-1x1": True,
+    }
+
+
+def digest() -> str:
+    found = hashlib.sha256()
+    for case in cases():
+        for array in case.inputs():
+            found.update(b"" if array is None else array.tobytes())
+    return found.hexdigest()
+
+
+def test_inputs_are_the_same_in_another_process() -> None:
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import test_verification; print(test_verification.digest())"
+    environment = {**os.environ, "PYTHONHASHSEED": "7"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(Path(__file__).parent)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+    )
+    assert done.stdout.strip() == digest()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_inputs_are_of_their_dtype_and_no_product_underflows(dtype: str) -> None:
+    for case in cases([dtype]):
+        given = case.inputs()
+        assert (given.b is None) is not case.bias
+        for array, shape in zip(given, (case.x_shape, case.w_shape, case.w_shape[:1], case.out_shape), strict=True):
+            if array is not None:
+                assert array.dtype == dtype
+                assert array.shape == shape
+                assert not array.flags.writeable
+                assert np.all(np.abs(array) <= 1)
+                assert np.all((array == 0) | (np.abs(array) >= 2.0**-52))
+                # Random, and not all ones: those cannot see a flipped gradient.
+                assert array.size < 2 or len(np.unique(array)) > array.size // 2
+
+
+@pytest.mark.parametrize("name", PADS)
+def test_exact_values_are_those_of_independent_loops(name: str) -> None:
+    case = CASES[name]
+    doubles = Inputs(*(None if array is None else array.astype(np.float64) for array in case.inputs()))
+    magnitudes = Inputs(*(None if array is None else np.abs(array) for array in doubles))
+    expected, sums = loops(case, doubles, PADS[name]), loops(case, magnitudes, PADS[name])
+    found = exact(case)
+    assert tuple(found) == case.quantities
+    for quantity, true in found.items():
+        assert true.value.dtype == np.float64
+        assert true.value.shape == expected[quantity].shape
+        assert np.all(np.abs(true.value - expected[quantity]) <= 2 * true.radius)
+        np.testing.assert_allclose(true.magnitude, sums[quantity], rtol=1e-12)
+
+
+def cancelling(case: Case) -> Inputs:
+    """Inputs over 24 binary orders, each sum of which nearly cancels: half its terms are nearly the negatives."""
+    x, w, b, dout = (a * np.exp2(np.arange(a.size) % 13 * 2.0).reshape(a.shape) for a in case.inputs())
+    nearly = -(1 + 2.0**-12)
+    x[1] = x[0]
+    x[:, 1::2] = nearly * x[:, ::2]
+    w[:, 1] = w[:, 0]
+    w[1::2] = w[::2]
+    dout[1] = nearly * dout[0]
+    dout[:, 1::2] = nearly * dout[:, ::2]
+    return Inputs(*(array.astype(case.dtype) for array in (x, w, b * 2.0**-24, dout)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_bounds_hold_in_exact_arithmetic(dtype: str) -> None:
+    case = Case("cancelling", (2, 4, 6, 5), (4, 2, 3, 2), bias=True, stride=(2, 1), padding=1, groups=2, dtype=dtype)
+    inputs = cancelling(case)
+    fractions = Inputs(*(np.vectorize(Fraction, otypes=[object])(array.astype(np.float64)) for array in inputs))
+    pads = ((1, 1), (1, 1))
+    expected = loops(case, fractions, pads)
+    sums = loops(case, Inputs(*(np.abs(array) for array in fractions)), pads)
+    x, w, b, dout = inputs
+    out, cache = portconv.conv_forward(x, w, b, **case.options)
+    found = {"out": out, **portconv.conv_backward(dout, cache)._asdict()}
+    true = exact(case, inputs)
+    for quantity, values in found.items():
+        reach, radius = true[quantity].reach(dtype, "standard"), true[quantity].radius
+        for index in np.ndindex(values.shape):
+            really = expected[quantity][index]
+            assert abs(Fraction(float(values[index])) - really) <= Fraction(float(reach[index]))
+            assert abs(Fraction(float(true[quantity].value[index])) - really) <= Fraction(float(radius[index]))
+            # The unit roundoff times the true sum of magnitudes, so that the bound is seen to be of the right size.
+            unit = Fraction(float(np.finfo(dtype).eps)) / 2 * sums[quantity][index]
+            n = case.terms[quantity]
+            assert n * unit <= Fraction(float(reach[index])) <= Fraction(1001, 1000) * n * unit
+            assert abs(really) <= sums[quantity][index] / 100
+
+
+def test_a_legitimate_order_of_summation_nearly_reaches_the_bound() -> None:
+    # 1 + u + u + ... rounds back to 1 each time, so the last 1000 terms are lost.
+    terms = np.array([1.0] + [2.0**-24] * 1000, np.float32)
+    total = np.float32(0)
+    for term in terms:
+        total += term
+    lost = float(terms.astype(np.float64).sum()) - float(total)
+    allowed = relative(len(terms), "float32", "standard", products=True) * float(terms.astype(np.float64).sum())
+    assert 0.99 * allowed < lost <= allowed
+
+
+def test_fast_precision_allows_tf32_in_float32_products_alone() -> None:
+    standard = relative(9, "float32", "standard", products=True)
+    assert standard == pytest.approx(9 * 2.0**-24, rel=1e-5)
+    assert relative(9, "float32", "fast", products=True) == pytest.approx(2 * 2.0**-10, rel=2e-3)
+    assert relative(9, "float32", "fast", products=False) == standard
+    assert relative(9, "float64", "fast", products=True) == gamma(9)
+
+
+def test_all_cases_hold_on_numpy() -> None:
+    report = Report([made for case in cases() for made in compare(case, [NUMPY])])
+    assert report.failures == []
+    assert report.held
+    assert len(report.comparisons) == sum(len(case.quantities) for case in cases())
+    # An error of nothing at all would mean that float32 was not looked at.
+    assert all(0 < row.units < 1 for row in report.against_truth() if row.dtype == "float32")
+
+
+def test_libraries_are_compared_with_one_another() -> None:
+    found = [made for made in compare(CASE, [other_backend(), NUMPY]) if made.other is not None]
+    assert [(made.backend, made.other, made.quantity) for made in found] == [
+        ("array_api_strict", "numpy", quantity) for quantity in CASE.quantities
+    ]
+    assert all(made.held and 0 < made.equal <= made.elements for made in found)
+
+
+Change = Callable[[Any], Any]
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, quantity: str, change: Change, backend: Backend = NUMPY) -> None:
+    """Put what `change` makes of one quantity in that quantity's place, on one backend."""
+    name = {"out": "forward", "dx": "input_grad", "dw": "weight_grad"}[quantity]
+    original = getattr(gemm, name)
+
+    def changed(geometry: Any, used: Backend, *arrays: Any) -> Any:
+        result = original(geometry, used, *arrays)
+        return change(result) if used is backend else result
+
+    monkeypatch.setattr(gemm, name, changed)
+
+
+def off_by(times: float, bound: np.ndarray, value: np.ndarray) -> Change:
+    """Put one element at so many times the bound from its exact value."""
+    index = tuple(n // 2 for n in value.shape)
+
+    def change(result: Any) -> Any:
+        result[index] = float(value[index] + times * bound[index])
+        return result
+
+    return change
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("quantity", ["out", "dx", "dw"])
+@pytest.mark.parametrize(("times", "caught"), [(2, True), (-2, True), (0.5, False), (-0.5, False)])
+def test_twice_the_bound_is_caught_and_half_of_it_is_not(
+    monkeypatch: pytest.MonkeyPatch, dtype: str, quantity: str, times: float, caught: bool
+) -> None:
+    case = next(case for case in cases([dtype]) if case.name == "2d-same-s3-dil2")
+    true = exact(case)[quantity]
+    bound = true.reach(dtype, "standard") + true.radius
+    spoil(monkeypatch, quantity, off_by(times, bound, true.value))
+    found = failures(case)
+    assert [(made.backend, made.case, made.quantity) for made in found] == (
+        [("numpy", case.name, quantity)] if caught else []
+    )
+    if caught:
+        assert found[0].units == pytest.approx(2, rel=0.2)
+
+
+def test_a_broken_product_is_caught_in_all_three_products_but_not_in_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    def product_without_last_term(self: Any, a: Any, b: Any, out: Any = None) -> Any:
+        return np.matmul(a[..., :-1], b[..., :-1, :], out=out)
+
+    monkeypatch.setattr(type(NUMPY), "product", product_without_last_term)
+    assert [made.quantity for made in failures(CASE)] == ["out", "dx", "dw"]
+
+
+def test_low_precision_products_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tf32(a: Any) -> Any:
+        # The 13 lowest bits of the significand, which TF32 has not.
+        return (np.ascontiguousarray(a).view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
+
+    monkeypatch.setattr(type(NUMPY), "product", lambda _, a, b, out=None: np.matmul(tf32(a), tf32(b), out=out))
+    assert [made.quantity for made in failures(CASE)] == ["out", "dx", "dw"]
+    assert all(made.held for made in compare(CASE, [NUMPY], "fast"))
+
+
+@pytest.mark.parametrize("quantity", ["dw", "dx"])
+def test_a_flipped_gradient_is_caught(monkeypatch: pytest.MonkeyPatch, quantity: str) -> None:
+    spoil(monkeypatch, quantity, lambda result: np.flip(result, (2, 3)).copy())
+    found = failures(CASE)
+    assert [made.quantity for made in found] == [quantity]
+    assert found[0].units > 1000
+
+
+def test_a_transposed_kernel_gradient_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch, "dw", lambda result: np.swapaxes(result, 2, 3).copy())
+    assert [made.quantity for made in failures(CASE)] == ["dw"]
+
+
+def test_a_broken_bias_gradient_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = comparison.conv_backward
+    monkeypatch.setattr(comparison, "conv_backward", lambda *args: (g := original(*args))._replace(db=g.db[::-1]))
+    assert [made.quantity for made in failures(CASE)] == ["db"]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_nan_and_infinity_are_caught(monkeypatch: pytest.MonkeyPatch, bad: float) -> None:
+    def change(result: Any) -> Any:
+        result[0, 1, 2, 1] = bad
+        return result
+
+    spoil(monkeypatch, "dx", change)
+    (found,) = failures(CASE)
+    assert (found.quantity, found.units, found.ulps) == ("dx", np.inf, np.inf)
+    assert str(found) == "numpy: 2d-stride2 float32 dx: off by inf times the bound, inf ulps"
+
+
+def test_an_error_where_none_is_allowed_is_beyond_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch, "dw", lambda result: result + result.dtype.type(1e-30))
+    (found,) = failures(CASES["2d-batch0"])
+    assert (found.quantity, found.units) == ("dw", np.inf)
+
+
+@pytest.mark.parametrize(
+    ("quantity", "change", "words"),
+    [
+        ("out", lambda result: result.astype(np.float64), "got dtype float64, expected float32"),
+        ("out", lambda result: result[:, :, :-1], "got shape (2, 4, 4, 5), expected (2, 4, 5, 5)"),
+        ("dx", lambda result: result[:1], "got shape (1, 3, 9, 10), expected (2, 3, 9, 10)"),
+        ("dw", lambda result: np.swapaxes(result, 0, 1), "got shape (3, 4, 3, 3), expected (4, 3, 3, 3)"),
+        ("out", lambda result: result.tolist(), "raised ConvTypeError: got list, expected an array"),
+    ],
+)
+def test_a_wrong_form_is_caught_before_values(
+    monkeypatch: pytest.MonkeyPatch, quantity: str, change: Change, words: str
+) -> None:
+    spoil(monkeypatch, quantity, change)
+    (found,) = failures(CASE)
+    assert (found.quantity, found.problem) == (quantity, words)
+    assert found.units == np.inf
+
+
+def test_a_result_of_another_library_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = other_backend()
+    spoil(monkeypatch, "out", other.to_numpy, other)
+    found = failures(CASE, NUMPY, other)
+    assert [(made.backend, made.quantity, made.problem) for made in found] == [
+        ("array_api_strict", "out", "got an array of numpy, expected one of array_api_strict")
+    ]
+
+
+def test_a_result_on_another_device_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = other_backend()
+    elsewhere = other.devices()[1]
+    spoil(monkeypatch, "out", lambda result: result.to_device(elsewhere), other)
+    (found,) = failures(CASE, other)
+    assert found.quantity == "out"
+    assert found.problem is not None
+    assert found.problem.startswith("got device")
+
+
+def test_a_bias_gradient_out_of_nowhere_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = comparison.conv_backward
+    monkeypatch.setattr(comparison, "conv_backward", lambda *args: original(*args)._replace(db=np.zeros(4)))
+    (found,) = failures(CASES["2d"])
+    assert (found.quantity, found.problem) == ("db", "got ndarray, expected None where there is no bias")
+
+
+@pytest.mark.parametrize(("quantity", "lost"), [("out", ["out", "dx", "dw", "db"]), ("dw", ["dx", "dw", "db"])])
+def test_an_exception_is_a_failure_and_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch, quantity: str, lost: list[str]
+) -> None:
+    def change(result: Any) -> Any:
+        raise RuntimeError("CUBLAS_STATUS_NOT_SUPPORTED\n  in two lines")
+
+    spoil(monkeypatch, quantity, change)
+    found = compare(CASE, [NUMPY])
+    assert [made.quantity for made in found if not made.held] == lost
+    assert [made.quantity for made in found] == list(CASE.quantities)
+    words = "raised RuntimeError: CUBLAS_STATUS_NOT_SUPPORTED in two lines"
+    assert {made.problem for made in found if not made.held} == {words}
+
+
+def test_the_broken_one_of_two_libraries_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = other_backend()
+    true = exact(CASE)["dw"]
+    spoil(monkeypatch, "dw", off_by(8, true.reach("float32", "standard"), true.value), other)
+    found = failures(CASE, NUMPY, other)
+    assert [(made.backend, made.other, made.quantity) for made in found] == [
+        ("array_api_strict", None, "dw"),
+        ("numpy", "array_api_strict", "dw"),
+    ]
+
+
+def test_a_library_that_writes_to_its_inputs_harms_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = other_backend()
+    original = gemm.weight_grad
+
+    def overwriting(geometry: Any, backend: Backend, dout: Any, x: Any) -> Any:
+        result = original(geometry, backend, dout, x)
+        if backend is NUMPY:
+            x[...] = 0
+        return result
+
+    monkeypatch.setattr(gemm, "weight_grad", overwriting)
+    assert all(made.backend == "numpy" for made in failures(CASE, NUMPY, other))
+
+
+class Single(Backend):
+    """A library without float64, as on some devices."""
+
+    name = "single"
+
+    class xp:
+        float32 = "float32"
+
+        @staticmethod
+        def __array_namespace_info__() -> Any:
+            class Info:
+                @staticmethod
+                def dtypes() -> dict[str, str]:
+                    return {"float32": "float32"}
+
+            return Info
+
+
+def test_a_dtype_that_a_library_lacks_is_said_in_words() -> None:
+    assert unsupported(Single(), "float32") is None
+    assert unsupported(Single(), "float64") == "has no float64 on its default device"
+    assert unsupported(NUMPY, "float64") is None
+
+
+def test_a_report_of_nothing_has_not_held() -> None:
+    assert not Report().held
+    assert Report().summary() == "nothing was compared"
+
+
+def test_a_report_sums_up() -> None:
+    def made(units: float, other: str | None = None, quantity: str = "out") -> Comparison:
+        return Comparison("numpy", other, f"case {units}", "float32", quantity, units, 10 * units, 4, 3)
+
+    report = Report([made(0.25), made(0.75), made(3.0, quantity="dx"), made(0.5, "torch")])
+    first, second = report.against_truth()
+    assert (first.quantity, first.count, first.failed, first.units, first.worst) == ("out", 2, 0, 0.75, "case 0.75")
+    assert (second.quantity, second.failed, second.units, second.ulps) == ("dx", 1, 3.0, 30.0)
+    (pair,) = report.pairs()
+    assert (pair.backend, pair.other, pair.equal) == ("numpy", "torch", 0.75)
+    assert report.summary() == "4 comparisons on 1 backend: 1 out of bounds"
+    assert str(report.failures[0]) == "numpy: case 3.0 float32 dx: off by 3 times the bound, 30 ulps"
+    assert str(made(2.0, "torch")).startswith("numpy and torch: case 2.0 float32 out: apart by 2 times the bound")
