@@ -1,0 +1,110 @@
+"""``portconv backends``: which array libraries work here, on what, and what holds them back."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .. import backends
+
+
+@dataclass
+class _Entry:
+    """What there is to say about one backend."""
+
+    name: str
+    available: bool = False
+    reason: str | None = None
+    install: str | None = None
+    no_device: bool = False
+    version: str | None = None
+    devices: list[str] = field(default_factory=list)
+    details: dict[str, str] = field(default_factory=dict)
+    advice: str | None = None
+
+
+@click.command("backends")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
+def command(as_json: bool) -> None:
+    """List the array libraries portconv knows, and which of them work here."""
+    entries = [_entry(name) for name in backends.names()]
+    if as_json:
+        click.echo(json.dumps({"backends": [asdict(entry) for entry in entries]}, indent=2))
+        return
+    console = Console(highlight=False)
+    console.print(_table(entries))
+    for entry in entries:
+        if entry.advice:
+            console.print(Text(f"{entry.name}: {entry.advice}"), soft_wrap=True)
+
+
+def device_name(device: Any) -> str:
+    """Name a device in a few words: libraries print their devices as Python objects."""
+    text = str(device).removeprefix("array_api_strict.")
+    return text.removeprefix("Device('").removesuffix("')").strip("<>")
+
+
+def _entry(name: str) -> _Entry:
+    entry = _Entry(name)
+    # A list of what works must survive whatever a broken library raises or warns of when it is imported.
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            _fill(entry)
+        except Exception as error:
+            entry.available = False
+            entry.reason = _line(caught[0].message if caught else f"{type(error).__name__}: {error}")
+    return entry
+
+
+def _fill(entry: _Entry) -> None:
+    backend = backends.find(entry.name)
+    entry.install = getattr(backend, "install", None)
+    fault = backend.fault
+    version = backend.version()
+    entry.version = None if version == "unknown" else version
+    if fault is not None:
+        entry.reason, entry.no_device = _line(fault), fault.no_device
+        return
+    entry.devices = [device_name(device) for device in backend.devices()]
+    entry.details = {key: _line(value) for key, value in backend.details().items()}
+    entry.advice = _line(backend.advice() or "") or None
+    entry.available = True
+
+
+def _line(text: object) -> str:
+    return " ".join(str(text).split())
+
+
+def _table(entries: list[_Entry]) -> Table:
+    table = Table(box=box.ROUNDED, show_lines=True)
+    for heading in ("Backend\nand version", "Works", "Devices"):
+        table.add_column(heading, overflow="fold")
+    table.add_column("Details", overflow="fold", ratio=1)
+    for entry in entries:
+        # Text and not str: rich reads square brackets in a str as markup, and install commands have them.
+        table.add_row(
+            Text.assemble((entry.name, "bold"), f"\n{entry.version or ''}"),
+            Text("yes", style="green") if entry.available else Text("no", style="yellow"),
+            Text("\n".join(entry.devices)),
+            _explanation(entry),
+        )
+    return table
+
+
+def _explanation(entry: _Entry) -> Text:
+    if entry.available:
+        return Text("\n".join(f"{key}: {value}" for key, value in entry.details.items()))
+    lines = [entry.reason or ""]
+    # Installing brings no GPU.
+    if entry.install and not entry.no_device:
+        lines.append(f"To install it: {entry.install}")
+    return Text("\n".join(lines))

@@ -1,0 +1,174 @@
+"""The command `portconv backends`: that it says what works, and why the rest does not."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+from portconv.backends import Backend, Unavailable
+
+from portconv import backends
+from portconv.errors import BackendError
+
+pytest.importorskip("click", reason="the command's libraries are not installed: pip install 'portconv[cli]'")
+pytest.importorskip("rich", reason="the command's libraries are not installed: pip install 'portconv[cli]'")
+
+from click.testing import CliRunner
+
+from portconv.command.backends import command, device_name
+
+
+class Fast(Backend):
+    name = "fast"
+    module = "json"
+    array_class = "nothing"
+    install = "pip install fast"
+
+    def load(self) -> Any:
+        return np
+
+    def version(self) -> str:
+        return "12.3"
+
+    def devices(self) -> list[Any]:
+        return ["cpu", "gpu:0"]
+
+    def details(self) -> dict[str, str]:
+        return {"threads": "7"}
+
+    def advice(self) -> str | None:
+        return "a setting that costs half the speed; " + "words that are longer than one line of 80 columns; " * 2
+
+
+class Missing(Fast):
+    name = "missing"
+    install = "pip install 'portconv[missing]'"
+
+    def load(self) -> Any:
+        reason = "Missing is not installed (No module named 'a_module_of_a_very_long_name_that_must_not_be_cut_short')"
+        raise Unavailable(reason)
+
+    def version(self) -> str:
+        return "unknown"
+
+
+class NoDevice(Missing):
+    name = "no_device"
+
+    def load(self) -> Any:
+        raise Unavailable("CUDA finds no device", no_device=True)
+
+
+class Crashing(Missing):
+    name = "crashing"
+
+    def load(self) -> Any:
+        raise RuntimeError("the driver\nis confused")
+
+
+KNOWN: dict[str, Backend] = {kind.name: kind() for kind in (Crashing, Fast, Missing, NoDevice)}
+
+
+@pytest.fixture
+def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known backends that show every case, and one that a third party announced and broke."""
+
+    def find(name: str) -> Backend:
+        if name == "broken":
+            warnings.warn("portconv: the backend 'broken' of 'nothing:here' is broken: no such module", stacklevel=2)
+            raise BackendError("backend: got 'broken', expected one of others")
+        return type(KNOWN[name])()
+
+    monkeypatch.setattr(backends, "names", lambda: ("broken", *KNOWN))
+    monkeypatch.setattr(backends, "find", find)
+
+
+def listed(*arguments: str) -> str:
+    result = CliRunner(env={"COLUMNS": "80"}).invoke(command, arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def entries() -> dict[str, dict[str, Any]]:
+    return {entry["name"]: entry for entry in json.loads(listed("--json"))["backends"]}
+
+
+def test_json_tells_of_every_known_backend() -> None:
+    found = entries()
+    assert list(found) == list(backends.names())
+    for name, entry in found.items():
+        backend = backends.find(name)
+        assert entry["available"] == (backend.unavailable is None)
+        assert entry["reason"] == backend.unavailable
+        assert entry["install"] == backend.install
+    numpy = found["numpy"]
+    assert numpy["available"]
+    assert (numpy["version"], numpy["devices"], numpy["no_device"]) == (np.__version__, ["cpu"], False)
+    assert int(numpy["details"]["threads"]) >= 1
+
+
+@pytest.mark.usefixtures("made_up")
+def test_json_of_each_case() -> None:
+    found = entries()
+    assert found["fast"] == {
+        "name": "fast",
+        "available": True,
+        "reason": None,
+        "install": "pip install fast",
+        "no_device": False,
+        "version": "12.3",
+        "devices": ["cpu", "gpu:0"],
+        "details": {"threads": "7"},
+        "advice": Fast().advice().strip(),
+    }
+    assert [name for name, entry in found.items() if entry["available"]] == ["fast"]
+    assert [name for name, entry in found.items() if entry["no_device"]] == ["no_device"]
+    assert found["crashing"]["reason"] == "RuntimeError: the driver is confused"
+    assert found["broken"]["reason"].endswith("is broken: no such module")
+    assert found["missing"]["version"] is None
+    assert found["missing"]["devices"] == []
+
+
+@pytest.mark.usefixtures("made_up")
+def test_table_fits_80_columns_and_cuts_nothing_short() -> None:
+    lines = listed().splitlines()
+    table = [line for line in lines if not line.startswith("fast: ")]
+    assert max(len(line) for line in table) == 80
+    details = "".join(line.split("│")[4].strip() for line in table if line.count("│") == 5)
+    assert "…" not in "".join(table)
+    assert "a_module_of_a_very_long_name_that_must_not_be_cut_short" in details
+    assert "pip install 'portconv[missing]'" in details.replace("install'", "install '")
+    assert "threads: 7" in details
+
+
+@pytest.mark.usefixtures("made_up")
+def test_install_command_is_shown_only_where_installing_helps() -> None:
+    # Of the four that do not work, one lacks a device, which pip does not bring, and one has no class to ask.
+    assert listed().count("To install it") == 2
+
+
+@pytest.mark.usefixtures("made_up")
+def test_advice_is_one_line_below_the_table() -> None:
+    *_, border, advice = listed().splitlines()
+    assert border.startswith("╰")
+    assert advice == f"fast: {Fast().advice()}".rstrip()
+
+
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [
+        ("cpu", "cpu"),
+        ("<CUDA Device 0>", "CUDA Device 0"),
+        ("array_api_strict.Device('CPU_DEVICE')", "CPU_DEVICE"),
+        ("Device('device1')", "device1"),
+    ],
+)
+def test_device_names_are_words(device: str, name: str) -> None:
+    assert device_name(device) == name
+
+
+def test_wrong_argument_is_refused() -> None:
+    assert CliRunner().invoke(command, ["extra"]).exit_code == 2
