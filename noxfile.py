@@ -121,7 +121,7 @@ def package(session: nox.Session) -> None:
             session.error(f"without its libraries the command says {said!r}, not how to install them")
         session.install(f"{wheel}[cli]")
         session.run("python", "-c", "; ".join(f"import {name}" for name in dotted if not name.endswith("__main__")))
-        points = "from importlib.metadata import distribution as d; print([p.load() for p in d('portconv').entry_points])"
+        points = "from importlib.metadata import distribution as d; [p.load() for p in d('portconv').entry_points]"
         session.run("python", "-c", points)
         session.run("portconv", "backends")
         session.run("python", "-m", "portconv", "--version")

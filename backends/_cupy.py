@@ -100,6 +100,8 @@ def _hold_compute_type(held: ExitStack, dtype: Any) -> None:
 def _hold_math_mode(held: ExitStack) -> None:
     """Set the cuBLAS handle's mode, which the stacked product obeys; 0 is CUBLAS_DEFAULT_MATH, without TF32."""
     cublas = importlib.import_module("cupy.cuda.cublas")
+    if not (hasattr(cublas, "getMathMode") and hasattr(cublas, "setMathMode")):
+        return
     handle = importlib.import_module("cupy.cuda.device").get_cublas_handle()
     found = cublas.getMathMode(handle)
     if found != 0:

@@ -3,8 +3,8 @@
     python benchmarks/layers.py [--backend numpy|cupy|torch] [--repeats 7] [--json FILE]
 
 Every figure is a ratio of times, medians over interleaved repeats: what portconv takes over what the peer takes, so
-that below 1 is faster. Each turn first runs the candidate untimed: the threads of the one before it may still be spinning.
-"product" is one matrix product of as many operations by the library itself, the limit for anything built on it. Errors
+that below 1 is faster. Each turn first runs the candidate untimed: the last one's threads may still be spinning.
+"product" is matrix products of as many operations by the library itself, the limit for anything built on it. Errors
 are the largest difference from a float64 result, over the largest magnitude in it, in units of float32's epsilon.
 """
 

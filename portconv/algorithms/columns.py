@@ -1,22 +1,28 @@
-"""Windows of a block as the columns of a matrix (im2col), and the way back (col2im).
+"""Windows of a block as the columns of matrices (im2col), and the way back (col2im).
 
-Columns are gathered in two steps, as in Cho and Brand, "MEC: memory-efficient convolution" (ICML 2017), section 3:
-first along all dimensions but the first, then along the first, whose taps are long contiguous runs by then. A 3x3
-kernel so copies short rows 3 times a cell instead of 9. The way back takes the same steps in reverse order, adding
-where the way there copied. Both are slices and nothing else, so they run on any array library.
+The copies go in two steps, as in Cho and Brand, "MEC: memory-efficient convolution" (ICML 2017), section 3. The first
+makes strips: windows along all dimensions but the first, whose rows stay in order. The columns of one tap of the first
+dimension are then a run of a strip and need no copy; those of several taps together are copied from such runs, in a
+second step. A 3x3 kernel so copies short rows 3 times a cell instead of 9. The way back takes the same steps in reverse
+order, adding where the way there copied. All are slices and nothing else, so they run on any array library.
 
-Axes, in this order: n samples, g groups, c channels of a group, K taps, P output positions of the block.
+A strided kernel's rows do not follow one another in the input, so a strip has lanes, one for each remainder that the
+first dimension's taps leave when divided by the stride; within a lane they do.
+
+Axes, in this order: g groups, c channels of a group, K kernel taps, P output positions with n samples after the first:
+(P1, n, P2, ..., Pd), so that rows of several samples follow one another too.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
 from ..backends import Array, Backend, Workspace
-from ..geometry import Geometry, Range, spans
+from ..geometry import Geometry, Range, Span, spans
 
 Slices = tuple[slice, ...]
 Box = tuple[Range, ...]
@@ -41,108 +47,153 @@ class Block:
         return n1 - n0, g1 - g0, c1 - c0
 
     @property
+    def rows(self) -> int:
+        """Positions along the first dimension."""
+        return self.box[0][1] - self.box[0][0]
+
+    @property
     def length(self) -> int:
-        return self.run[1] - self.run[0]
+        """Positions, over all samples: how many columns the block has."""
+        return (self.samples[1] - self.samples[0]) * (self.run[1] - self.run[0])
 
 
-class Tap(NamedTuple):
-    """One combination of kernel taps: the outputs it serves and the inputs they read, None where all is padding."""
+class Copy(NamedTuple):
+    """One copy from the input into a strip: which lane and taps, and both places; none where all is padding."""
 
+    lane: int
     taps: tuple[int, ...]
     outputs: Slices
     inputs: Slices | None
     whole: bool
 
 
-class Steps(NamedTuple):
-    """The copies that make a box's columns.
+class Strips(NamedTuple):
+    """How the strips of a box are made.
 
-    `first` copies from the input; `second` holds, for each tap of the first dimension, the rows that it reads from
-    what `first` made, whose taps and sizes are `taps` and `sizes`. Without a second step they are the columns'.
+    `copies` make them, in so many `lanes`, with positions (P1, ..., Pd) of these `sizes`; `reads` gives, for each tap
+    of the first dimension, the lane that holds its rows and the first of them.
     """
 
-    first: tuple[Tap, ...]
-    taps: tuple[int, ...]
+    copies: tuple[Copy, ...]
+    lanes: int
     sizes: tuple[int, ...]
-    second: tuple[slice, ...]
+    reads: tuple[tuple[int, int], ...]
 
 
 @lru_cache(maxsize=8192)
-def _steps(geometry: Geometry, box: Box) -> Steps:
-    taps, sizes = geometry.kernel, tuple(end - start for start, end in box)
-    by_dim = [geometry.spans(dim, outputs) for dim, outputs in enumerate(box)]
-    second: tuple[slice, ...] = ()
-    if geometry.kernel[0] > 1 and geometry.taps > geometry.kernel[0]:
-        reach = geometry.reach(0, box[0])
-        by_dim[0] = spans(geometry.size[0], 1, 1, 1, geometry.before[0], reach)
-        rows = reach[1] - reach[0]
-        along = spans(rows, geometry.kernel[0], geometry.stride[0], geometry.dilation[0], 0, (0, sizes[0]))
-        second = tuple(span.inputs for span in along)
-        taps, sizes = (1, *taps[1:]), (rows, *sizes[1:])
-    first = []
-    for chosen in product(*(range(n) for n in taps)):
-        parts = [by_dim[dim][tap] for dim, tap in enumerate(chosen)]
-        empty = any(part.outputs.start == part.outputs.stop for part in parts)
-        inputs = None if empty else tuple(part.inputs for part in parts)
-        first.append(Tap(chosen, tuple(part.outputs for part in parts), inputs, all(part.whole for part in parts)))
-    return Steps(tuple(first), taps, sizes, second)
+def _strips(geometry: Geometry, box: Box) -> Strips:
+    (first, end), taps = box[0], range(geometry.kernel[0])
+    stride, dilation = geometry.stride[0], geometry.dilation[0]
+    remainders = sorted({tap * dilation % stride for tap in taps})
+    rows = end - first + taps[-1] * dilation // stride
+    if len(remainders) * rows < len(taps) * (end - first):
+        # Row q of the lane of remainder m is the input's row q * stride + m, as for a tap of a kernel of `stride` taps.
+        of_all = spans(geometry.size[0], stride, stride, 1, geometry.before[0], (first, first + rows))
+        lanes = [of_all[remainder] for remainder in remainders]
+        reads = tuple((remainders.index(tap * dilation % stride), tap * dilation // stride) for tap in taps)
+    else:  # taps so far apart that their rows hardly overlap: a lane each
+        rows = end - first
+        lanes = list(geometry.spans(0, box[0]))
+        reads = tuple((tap, 0) for tap in taps)
+    others = [geometry.spans(dim, outputs) for dim, outputs in enumerate(box) if dim]
+    copies = []
+    for lane, along_first in enumerate(lanes):
+        for chosen in product(*(range(n) for n in geometry.kernel[1:])):
+            parts: list[Span] = [along_first, *(other[tap] for other, tap in zip(others, chosen, strict=True))]
+            empty = any(part.outputs.start == part.outputs.stop for part in parts)
+            inputs = None if empty else tuple(part.inputs for part in parts)
+            outputs = tuple(part.outputs for part in parts)
+            copies.append(Copy(lane, chosen, outputs, inputs, all(part.whole for part in parts)))
+    sizes = (rows, *(last - start for start, last in box[1:]))
+    return Strips(tuple(copies), len(lanes), sizes, reads)
 
 
 def gather(geometry: Geometry, backend: Backend, x: Array, block: Block, workspace: Workspace) -> Array:
-    """Copy the windows of a block into columns.
+    """Copy the windows of a block into strips.
 
-    `x` is (N, G, C, *S); the result is (g, c * prod(K), n * prod(P)), in the workspace, or a view of `x` where a 1x1
-    layer needs no copy.
+    `x` is (N, G, C, *S). The strips are (lanes, g, c, K2 * ... * Kd, P1 * n * P2 * ... * Pd), in the workspace, or a
+    view of `x` where a 1x1 layer needs no copy.
     """
     xp = backend.xp
     n, g, c = block.counts
     cells = (ALL,) * geometry.dims
     if geometry.pointwise and n == 1:
         sample = x[(block.samples[0], slice(*block.groups), slice(*block.channels), *cells)]
-        return xp.reshape(sample, (g, c, geometry.positions))[:, :, slice(*block.run)]
+        flat = xp.reshape(sample, (1, g, c, 1, geometry.positions))
+        return flat[:, :, :, :, slice(*block.run)]
     source = x[(slice(*block.samples), slice(*block.groups), slice(*block.channels), *cells)]
-    steps = _steps(geometry, block.box)
-    rows = workspace("rows" if steps.second else "columns", (g, c, *steps.taps, n, *steps.sizes))
-    forth = (1, 2, 0, *range(3, 3 + geometry.dims))
-    for taps, outputs, inputs, whole in steps.first:
+    plan = _strips(geometry, block.box)
+    strips = workspace("strips", _shape(geometry, block, plan))
+    forth = (1, 2, 3, 0, *range(4, 3 + geometry.dims))
+    for lane, taps, outputs, inputs, whole in plan.copies:
         if not whole:
-            rows = backend.write(rows, (ALL, ALL, *taps, ALL, *cells), 0.0)
+            strips = backend.write(strips, (lane, ALL, ALL, *taps, ALL, *cells), 0.0)
         if inputs is not None:
             part = xp.permute_dims(source[(ALL, ALL, ALL, *inputs)], forth)
-            rows = backend.write(rows, (ALL, ALL, *taps, ALL, *outputs), part)
-    columns = rows
-    if steps.second:
-        columns = workspace("columns", (g, c, *geometry.kernel, n, *_sizes(block.box)))
-        for tap, reads in enumerate(steps.second):
-            part = rows[(ALL, ALL, 0, *cells[1:], ALL, reads, *cells[1:])]
-            columns = backend.write(columns, (ALL, ALL, tap, *cells[1:], ALL, *cells), part)
-    return xp.reshape(columns, (g, c * geometry.taps, n * block.length))
+            strips = backend.write(strips, (lane, ALL, ALL, *taps, outputs[0], ALL, *outputs[1:]), part)
+    return _flat(geometry, backend, strips, block, plan)
 
 
-def scatter(
-    geometry: Geometry, backend: Backend, columns: Array, grad: Array, block: Block, workspace: Workspace
+def columns_of(
+    geometry: Geometry, backend: Backend, strips: Array, block: Block, taps: Range, workspace: Workspace
 ) -> Array:
-    """Add columns on to the cells that `gather` reads them from; the adjoint of `gather`.
+    """Give the columns of some taps of the first dimension: (g, c * taps * K2 * ... * Kd, l); several are copied."""
+    xp = backend.xp
+    _, g, c = block.counts
+    plan = _strips(geometry, block.box)
+    across = block.length // block.rows
+    count, rest = taps[1] - taps[0], geometry.taps // geometry.kernel[0]
+    runs = []
+    for lane, first in plan.reads[slice(*taps)]:
+        runs.append((lane, slice(first * across, first * across + block.length)))
+    if count == 1:
+        lane, run = runs[0]
+        return xp.reshape(strips[lane, :, :, :, run], (g, c * rest, block.length))
+    columns = workspace("columns", (g, c, count, rest, block.length))
+    for tap, (lane, run) in enumerate(runs):
+        columns = backend.write(columns, (ALL, ALL, tap, ALL, ALL), strips[lane, :, :, :, run])
+    return xp.reshape(columns, (g, c * count * rest, block.length))
 
-    `columns` is (g, c * prod(K), n * prod(P)); `grad` (n, g, c, *S) is returned.
-    """
-    n, g, c = block.counts
-    cells = (ALL,) * geometry.dims
-    columns = backend.xp.reshape(columns, (g, c, *geometry.kernel, n, *_sizes(block.box)))
-    steps = _steps(geometry, block.box)
-    rows = columns
-    if steps.second:
-        rows = backend.zeroed(workspace("rows", (g, c, *steps.taps, n, *steps.sizes)))
-        for tap, reads in enumerate(steps.second):
-            part = columns[(ALL, ALL, tap, *cells[1:], ALL, *cells)]
-            rows = backend.add(rows, (ALL, ALL, 0, *cells[1:], ALL, reads, *cells[1:]), part)
-    back = (2, 0, 1, *range(3, 3 + geometry.dims))
-    for taps, outputs, inputs, _ in steps.first:
+
+def no_strips(geometry: Geometry, backend: Backend, block: Block, workspace: Workspace) -> Array:
+    """Give strips of zeros, to add columns on to."""
+    plan = _strips(geometry, block.box)
+    return _flat(geometry, backend, backend.zeroed(workspace("strips", _shape(geometry, block, plan))), block, plan)
+
+
+def add_columns(
+    geometry: Geometry, backend: Backend, strips: Array, columns: Array, block: Block, taps: Range
+) -> Array:
+    """Add the columns of some taps on to the strips; the adjoint of `columns_of`."""
+    _, g, c = block.counts
+    plan = _strips(geometry, block.box)
+    across = block.length // block.rows
+    count, rest = taps[1] - taps[0], geometry.taps // geometry.kernel[0]
+    columns = backend.xp.reshape(columns, (g, c, count, rest, block.length))
+    for tap, (lane, first) in enumerate(plan.reads[slice(*taps)]):
+        run = slice(first * across, first * across + block.length)
+        strips = backend.add(strips, (lane, ALL, ALL, ALL, run), columns[:, :, tap, :, :])
+    return strips
+
+
+def scatter(geometry: Geometry, backend: Backend, strips: Array, grad: Array, block: Block) -> Array:
+    """Add the strips on to the cells of `grad` (n, g, c, *S) that `gather` reads them from; the adjoint of `gather`."""
+    plan = _strips(geometry, block.box)
+    strips = backend.xp.reshape(strips, _shape(geometry, block, plan))
+    back = (3, 0, 1, 2, *range(4, 3 + geometry.dims))
+    for lane, taps, outputs, inputs, _ in plan.copies:
         if inputs is not None:
-            part = backend.xp.permute_dims(rows[(ALL, ALL, *taps, ALL, *outputs)], back)
-            grad = backend.add(grad, (ALL, ALL, ALL, *inputs), part)
+            part = strips[(lane, ALL, ALL, *taps, outputs[0], ALL, *outputs[1:])]
+            grad = backend.add(grad, (ALL, ALL, ALL, *inputs), backend.xp.permute_dims(part, back))
     return grad
 
 
-def _sizes(box: Box) -> tuple[int, ...]:
-    return tuple(end - start for start, end in box)
+def _shape(geometry: Geometry, block: Block, plan: Strips) -> tuple[int, ...]:
+    n, g, c = block.counts
+    return (plan.lanes, g, c, *geometry.kernel[1:], plan.sizes[0], n, *plan.sizes[1:])
+
+
+def _flat(geometry: Geometry, backend: Backend, strips: Array, block: Block, plan: Strips) -> Array:
+    n, g, c = block.counts
+    rest = geometry.taps // geometry.kernel[0]
+    return backend.xp.reshape(strips, (plan.lanes, g, c, rest, n * math.prod(plan.sizes)))

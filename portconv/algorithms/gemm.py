@@ -1,10 +1,11 @@
-"""Windows to columns in blocks that stay in cache, and one matrix product a block (im2col, never the whole matrix).
+"""Windows to columns in blocks that stay in cache, and a matrix product for each (im2col, never the whole matrix).
 
 Chellapilla, Puri and Simard, "High performance convolutional neural networks for document processing" (2006), section
 3.1, cast a convolution as one product of filters and columns. Cutting that product into blocks bounds the memory, keeps
-the columns in cache until they are used, and gives threads something to share.
+the columns in cache until they are used, and gives threads something to share. Cutting the columns by taps of the
+first dimension saves most of the copies (see `columns`), at the price of adding up the products.
 
-Axes, in this order: n samples, g groups, c channels of a group; f filters of a group, r = c * prod(K) rows of a column,
+Axes, in this order: n samples, g groups, c channels of a group; f filters of a group, r rows of the columns,
 l positions of a block, flattened.
 """
 
@@ -17,40 +18,51 @@ from itertools import product
 
 from ..backends import Array, Backend, Workspace
 from ..geometry import Geometry, Range, boxes, pieces
-from .columns import ALL, Block, gather, scatter
+from .columns import ALL, Block, add_columns, columns_of, gather, no_strips, scatter
 
 FEWEST_COLUMNS = 64
 """With fewer columns a product spends its time preparing the filters, however well the block fits the cache."""
+FEWEST_ROWS = 128
+"""With fewer rows a product spends its time on its result: the taps of several rows are taken together."""
 POINTWISE_COLUMNS = 128
 """From here on a 1x1 layer needs no columns at all: each sample is its own right-hand side."""
+REUSE = 16
+"""Positions a filter must serve for each of its kind before reordering the filters costs less than copying columns."""
 
 
 def forward(geometry: Geometry, backend: Backend, x: Array, w: Array, b: Array | None) -> Array:
     xp = backend.xp
     flat = _positionwise(geometry)
     x = xp.reshape(x, (geometry.batch, geometry.groups, geometry.group_in, *(flat or geometry.size)))
-    filters = xp.reshape(w, (geometry.groups, geometry.group_out, geometry.group_in * geometry.taps))
+    plan = _plan(geometry, "forward", *_limits(geometry, backend, x))
+    filters = _filters(geometry, backend, w, plan)
     bias = None if b is None else xp.reshape(b, (geometry.groups, geometry.group_out, 1))
 
     def compute(block: Block, target: Array, workspace: Workspace) -> Array:
         samples, groups, _ = block.counts
-        chosen = filters[slice(*block.groups), :, :]
         if flat:
             part = x[slice(*block.samples), slice(*block.groups), :, slice(*block.run)]
-            value = backend.product(chosen[None, ...], part, target)
+            value = backend.product(filters[0][None, slice(*block.groups), ...], part, target)
         else:
-            columns = gather(geometry, backend, x, block, workspace)
-            shape = (groups, geometry.group_out, columns.shape[2])
-            value = backend.product(chosen, columns, target if samples == 1 else workspace("out", shape))
+            strips = gather(geometry, backend, x, block, workspace)
+            shape = (groups, geometry.group_out, block.length)
+            value = None
+            for taps, matrix in zip(plan.taps, filters, strict=True):
+                columns = columns_of(geometry, backend, strips, block, taps, workspace)
+                chosen = matrix[slice(*block.groups), :, :]
+                if value is None:
+                    value = backend.product(chosen, columns, target if samples == 1 else workspace("out", shape))
+                else:
+                    value = backend.add(value, (...,), backend.product(chosen, columns, workspace("product", shape)))
         if bias is not None:
             value = backend.add(value, (...,), bias[slice(*block.groups), :, :])
         if flat or samples == 1:
             return value
-        value = xp.reshape(value, (groups, geometry.group_out, samples, block.length))
-        return xp.permute_dims(value, (2, 0, 1, 3))
+        value = xp.reshape(value, (groups, geometry.group_out, block.rows, samples, -1))
+        return xp.reshape(xp.permute_dims(value, (3, 0, 1, 2, 4)), target.shape)
 
     blocks = []
-    for stack in _plan(geometry, "forward", *_limits(geometry, backend, x)).stacks():
+    for stack in plan.stacks():
         for block in stack:
             samples = block.samples[0] if block.counts[0] == 1 and not flat else slice(*block.samples)
             blocks.append(((samples, slice(*block.groups), ALL, slice(*block.run)), block))
@@ -62,24 +74,29 @@ def input_grad(geometry: Geometry, backend: Backend, dout: Array, w: Array) -> A
     xp = backend.xp
     flat = _positionwise(geometry)
     dout = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, geometry.positions))
-    filters = xp.reshape(w, (geometry.groups, geometry.group_out, geometry.group_in * geometry.taps))
-    filters = xp.permute_dims(filters, (0, 2, 1))
+    plan = _plan(geometry, "input_grad", *_limits(geometry, backend, dout))
+    filters = [xp.permute_dims(matrix, (0, 2, 1)) for matrix in _filters(geometry, backend, w, plan)]
 
     def compute(blocks: tuple[Block, ...], target: Array, workspace: Workspace) -> Array:
         groups = slice(*blocks[0].groups)
-        chosen = filters[groups, _rows(geometry, blocks[0]), :]
+        chosen = [
+            matrix[groups, _rows(geometry, blocks[0], taps), :] for taps, matrix in zip(plan.taps, filters, strict=True)
+        ]
         if flat:
-            return backend.product(chosen[None, ...], dout[slice(*blocks[0].samples), groups, :, :], target)
+            return backend.product(chosen[0][None, ...], dout[slice(*blocks[0].samples), groups, :, :], target)
         grad = backend.zeroed(target)
         for block in blocks:
             values = _values(backend, dout, block, workspace)
-            columns = workspace("columns", (*chosen.shape[:2], values.shape[2]))
-            columns = backend.product(chosen, values, columns)
-            grad = scatter(geometry, backend, columns, grad, block, workspace)
+            strips = no_strips(geometry, backend, block, workspace)
+            for taps, matrix in zip(plan.taps, chosen, strict=True):
+                columns = workspace("columns", (*matrix.shape[:2], block.length))
+                columns = backend.product(matrix, values, columns)
+                strips = add_columns(geometry, backend, strips, columns, block, taps)
+            grad = scatter(geometry, backend, strips, grad, block)
         return grad
 
     shares = []
-    for blocks in _plan(geometry, "input_grad", *_limits(geometry, backend, dout)).stacks():
+    for blocks in plan.stacks():
         block = blocks[0]
         shares.append(((slice(*block.samples), slice(*block.groups), slice(*block.channels), ...), blocks))
     grad = backend.empty((geometry.batch, geometry.groups, geometry.group_in, *(flat or geometry.size)), like=dout)
@@ -88,31 +105,43 @@ def input_grad(geometry: Geometry, backend: Backend, dout: Array, w: Array) -> A
 
 def weight_grad(geometry: Geometry, backend: Backend, dout: Array, x: Array) -> Array:
     xp = backend.xp
-    x = xp.reshape(x, (geometry.batch, geometry.groups, geometry.group_in, *geometry.size))
-    dout = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, geometry.positions))
-
     if geometry.batch == 0:
         return backend.zeros(geometry.w_shape, like=x)
+    x = xp.reshape(x, (geometry.batch, geometry.groups, geometry.group_in, *geometry.size))
+    dout = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, geometry.positions))
+    plan = _plan(geometry, "weight_grad", *_limits(geometry, backend, x))
+    rest = geometry.taps // geometry.kernel[0]
 
     def compute(blocks: tuple[Block, ...], target: Array, workspace: Workspace) -> Array:
-        total = None
+        _, groups, channels = blocks[0].counts
+        sums: list[Array] = []
         for block in blocks:
             values = _values(backend, dout, block, workspace)
-            rows = xp.permute_dims(gather(geometry, backend, x, block, workspace), (0, 2, 1))
-            if total is None:
-                total = backend.product(values, rows, target)
-            else:
-                part = backend.product(values, rows, workspace("product", target.shape))
-                total = backend.add(total, (...,), part)
-        return total
+            strips = gather(geometry, backend, x, block, workspace)
+            for i, taps in enumerate(plan.taps):
+                columns = columns_of(geometry, backend, strips, block, taps, workspace)
+                shape = (groups, geometry.group_out, columns.shape[1])
+                rows = xp.permute_dims(columns, (0, 2, 1))
+                if i == len(sums):
+                    own = target if len(plan.taps) == 1 else workspace(f"sum {i}", shape)
+                    sums.append(backend.product(values, rows, own))
+                else:
+                    sums[i] = backend.add(sums[i], (...,), backend.product(values, rows, workspace("product", shape)))
+        if len(sums) == 1:
+            return sums[0]
+        grad = workspace("grad", (groups, geometry.group_out, channels, geometry.kernel[0], rest))
+        for taps, part in zip(plan.taps, sums, strict=True):
+            shape = (groups, geometry.group_out, channels, taps[1] - taps[0], rest)
+            grad = backend.write(grad, (ALL, ALL, ALL, slice(*taps), ALL), xp.reshape(part, shape))
+        return xp.reshape(grad, target.shape)
 
-    plan = _plan(geometry, "weight_grad", *_limits(geometry, backend, x))
     # Where groups and channels give too few blocks to share out, samples do, each share with a sum of its own.
     parts = pieces(len(plan.samples), -(-len(plan.samples) // plan.sums))
     shares = []
     for (i, part), groups, channels in product(enumerate(parts), plan.groups, plan.channels):
         blocks = tuple(plan.stack(plan.samples[slice(*part)], groups, channels))
-        shares.append(((i, slice(*groups), ALL, _rows(geometry, blocks[0])), blocks))
+        rows = _rows(geometry, blocks[0], (0, geometry.kernel[0]))
+        shares.append(((i, slice(*groups), ALL, rows), blocks))
     sums = (len(parts), geometry.groups, geometry.group_out, geometry.group_in * geometry.taps)
     total = backend.fill(backend.empty(sums, like=x), shares, compute, geometry.operations)
     return xp.reshape(total if len(parts) == 1 else xp.sum(total, axis=0), geometry.w_shape)
@@ -120,7 +149,7 @@ def weight_grad(geometry: Geometry, backend: Backend, dout: Array, x: Array) -> 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a product is cut: ranges of samples, groups and channels of a group, and positions a block.
+    """How a product is cut: ranges of samples, groups, channels of a group and first-dimension taps, positions a block.
 
     `sums` is into how many partial sums a weight gradient is cut.
     """
@@ -129,6 +158,7 @@ class Plan:
     samples: tuple[Range, ...]
     groups: tuple[Range, ...]
     channels: tuple[Range, ...]
+    taps: tuple[Range, ...]
     positions: int
     sums: int = 1
 
@@ -158,15 +188,21 @@ def _plan(geometry: Geometry, purpose: str, elements: int, enough: int, least: i
     """
     columns = max(1, min(enough, geometry.batch * geometry.positions))
     rows = max(1, elements // columns)
-    groups = pieces(geometry.groups, rows // (geometry.group_in * geometry.taps))
-    channels = geometry.group_in if purpose == "forward" else max(1, min(geometry.group_in, rows // geometry.taps))
+    rest = geometry.taps // geometry.kernel[0]
+    together = geometry.kernel[0]
+    if geometry.batch * geometry.positions >= REUSE * geometry.group_out:
+        together = min(together, -(-FEWEST_ROWS // (geometry.group_in * rest)))
+    deep = rest * together
+    groups = pieces(geometry.groups, rows // (geometry.group_in * deep))
+    channels = geometry.group_in if purpose == "forward" else max(1, min(geometry.group_in, rows // deep))
     if _positionwise(geometry):
         positions = geometry.positions
         samples = geometry.batch if purpose != "weight_grad" else -(-min(enough, elements // channels) // positions)
     else:
-        height = (groups[0][1] - groups[0][0]) * channels * geometry.taps
+        height = max(end - start for start, end in groups) * channels * deep
         positions = max(FEWEST_COLUMNS, elements // height)
         samples = min(positions // geometry.positions, -(-enough // geometry.positions))
+    taps = pieces(geometry.kernel[0], together)
     # Too few blocks to share out: cut the samples finer, and what is left to cut after that.
     stacks = len(groups) * len(pieces(geometry.group_in, channels))
     wanted = -(-least // stacks)
@@ -174,14 +210,14 @@ def _plan(geometry: Geometry, purpose: str, elements: int, enough: int, least: i
     if purpose == "forward":
         short = -(-least // max(1, len(groups) * len(cut_samples)))
         positions = min(positions, max(FEWEST_COLUMNS, -(-geometry.positions // short)))
-        return Plan(geometry.out, cut_samples, groups, ((0, channels),), positions)
+        return Plan(geometry.out, cut_samples, groups, ((0, channels),), taps, positions)
     sums = len(cut_samples)
     if purpose == "weight_grad":
         # Partial sums cost memory: at most four blocks' worth.
         weights = geometry.out_channels * geometry.group_in * geometry.taps
         sums = max(1, min(sums, wanted, 4 * elements // weights))
     cut_channels = _cut(geometry.group_in, channels, -(-least // max(1, len(groups) * sums)))
-    return Plan(geometry.out, cut_samples, groups, cut_channels, positions, sums)
+    return Plan(geometry.out, cut_samples, groups, cut_channels, taps, positions, sums)
 
 
 def _cut(total: int, most: int, least: int) -> tuple[Range, ...]:
@@ -195,17 +231,32 @@ def _positionwise(geometry: Geometry) -> tuple[int, ...]:
     return (geometry.positions,) if bare else ()
 
 
-def _rows(geometry: Geometry, block: Block) -> slice:
-    """The rows of a column that belong to a block's channels."""
+def _filters(geometry: Geometry, backend: Backend, w: Array, plan: Plan) -> list[Array]:
+    """The filters as a matrix for each range of taps of the first dimension: (G, f, r)."""
+    rest = geometry.taps // geometry.kernel[0]
+    w = backend.xp.reshape(w, (geometry.groups, geometry.group_out, geometry.group_in, geometry.kernel[0], rest))
+    shapes = [
+        (geometry.groups, geometry.group_out, geometry.group_in * (end - start) * rest) for start, end in plan.taps
+    ]
+    return [
+        backend.xp.reshape(w[:, :, :, slice(*taps), :], shape) for taps, shape in zip(plan.taps, shapes, strict=True)
+    ]
+
+
+def _rows(geometry: Geometry, block: Block, taps: Range) -> slice:
+    """The rows of these taps' columns that belong to a block's channels."""
     first, end = block.channels
-    return slice(first * geometry.taps, end * geometry.taps)
+    deep = (taps[1] - taps[0]) * (geometry.taps // geometry.kernel[0])
+    return slice(first * deep, end * deep)
 
 
 def _values(backend: Backend, dout: Array, block: Block, workspace: Workspace) -> Array:
-    """A block of the output's gradient as a matrix: (g, f, n * l)."""
+    """A block of the output's gradient as a matrix: (g, f, l), in the order of the columns."""
+    xp = backend.xp
     groups, run = slice(*block.groups), slice(*block.run)
     if block.counts[0] == 1:
         return dout[block.samples[0], groups, :, run]
-    part = backend.xp.permute_dims(dout[slice(*block.samples), groups, :, run], (1, 2, 0, 3))
+    part = dout[slice(*block.samples), groups, :, run]
+    part = xp.permute_dims(xp.reshape(part, (*part.shape[:3], block.rows, -1)), (1, 2, 3, 0, 4))
     values = backend.write(workspace("values", part.shape), (...,), part)
-    return backend.xp.reshape(values, (*part.shape[:2], part.shape[2] * part.shape[3]))
+    return xp.reshape(values, (*part.shape[:2], block.length))

@@ -7,8 +7,9 @@ def main() -> None:
     """Run the command; where its libraries are missing, say how to install them."""
     try:
         from .group import portconv
+
+        portconv(prog_name="portconv")
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("portconv"):
             raise
         sys.exit(f"portconv: the command needs {error.name}; to install it: pip install 'portconv[cli]'")
-    portconv(prog_name="portconv")

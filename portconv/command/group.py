@@ -40,6 +40,7 @@ class BadInput(click.ClickException):
 
 
 def refuse(message: object) -> NoReturn:
+    """End the command over bad input."""
     raise BadInput(" ".join(str(message).split()))
 
 
