@@ -29,6 +29,10 @@ class GenericBackend(Backend):
 
         return array_api_compat.is_array_api_obj(array) and array_api_compat.array_namespace(array) is self._namespace
 
+    def devices(self) -> list[Any]:
+        # JAX lists None, its word for the default, beside the devices themselves.
+        return [device for device in super().devices() if device is not None]
+
     def device_of(self, array: Array) -> Any:
         import array_api_compat
 

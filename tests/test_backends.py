@@ -168,6 +168,8 @@ class Announced:
 
 @pytest.fixture
 def announce(monkeypatch):
+    monkeypatch.setattr(backends, "_by_class", {})
+
     def put(*points):
         monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: points)
         backends._announced.cache_clear()
@@ -177,7 +179,6 @@ def announce(monkeypatch):
     monkeypatch.undo()
     backends._announced.cache_clear()
     backends._third_party.cache_clear()
-    backends._by_class.clear()
 
 
 def test_third_parties_add_one_by_entry_point(announce):
