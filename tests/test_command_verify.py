@@ -230,7 +230,7 @@ def test_fast_precision_has_its_own_bound(run: Verify) -> None:
 
 def test_a_pipe_gets_the_table_and_no_progress_bar() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "portconv", "verify", "--backend", "numpy", "--dtype", "float32"],
+        [sys.executable, "-P", "-m", "portconv", "verify", "--backend", "numpy", "--dtype", "float32"],
         capture_output=True,
         text=True,
         encoding="utf-8",

@@ -138,7 +138,7 @@ def test_inputs_are_the_same_in_another_process() -> None:
     code = "import sys; sys.path.insert(0, sys.argv[1]); import test_verification; print(test_verification.digest())"
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
     done = subprocess.run(
-        [sys.executable, "-c", code, str(Path(__file__).parent)],
+        [sys.executable, "-P", "-c", code, str(Path(__file__).parent)],
         capture_output=True,
         text=True,
         check=True,

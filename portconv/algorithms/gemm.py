@@ -142,8 +142,8 @@ def weight_grad(geometry: Geometry, backend: Backend, dout: Array, x: Array) -> 
         blocks = tuple(plan.stack(plan.samples[slice(*part)], groups, channels))
         rows = _rows(geometry, blocks[0], (0, geometry.kernel[0]))
         shares.append(((i, slice(*groups), ALL, rows), blocks))
-    sums = (len(parts), geometry.groups, geometry.group_out, geometry.group_in * geometry.taps)
-    total = backend.fill(backend.empty(sums, like=x), shares, compute, geometry.operations)
+    shape = (len(parts), geometry.groups, geometry.group_out, geometry.group_in * geometry.taps)
+    total = backend.fill(backend.empty(shape, like=x), shares, compute, geometry.operations)
     return xp.reshape(total if len(parts) == 1 else xp.sum(total, axis=0), geometry.w_shape)
 
 
