@@ -3,7 +3,7 @@
     python benchmarks/layers.py [--backend numpy|cupy|torch] [--repeats 7] [--json FILE]
 
 Every figure is a ratio of times, medians over interleaved repeats: what portconv takes over what the peer takes, so
-that below 1 is faster. Each turn first runs the candidate untimed: the last one's threads may still be spinning.
+that below 1 is faster. Each turn first runs the candidate untimed until the last one's threads have stopped spinning.
 "product" is matrix products of as many operations by the library itself, the limit for anything built on it. Errors
 are the largest difference from a float64 result, over the largest magnitude in it, in units of float32's epsilon.
 """
@@ -73,6 +73,9 @@ PASSES = ("forward", "dx", "dw")
 DIRECT = LAYERS[0]
 """The one layer that `direct` is timed on."""
 
+SETTLE, TURN = 0.06, 0.04
+"""Seconds that a candidate runs untimed (OpenBLAS's idle threads spin for some 25 ms), and timed, in each turn."""
+
 Candidates = dict[str, Callable[[], Any]]
 
 
@@ -128,19 +131,23 @@ def torch_device(name: str) -> Any:
 
 
 def medians(candidates: Candidates, wait: Callable[[], None], repeats: int) -> dict[str, float]:
-    """Median seconds of each candidate; turns are interleaved, and each lasts 20 ms at the least."""
+    """Median seconds of each candidate, in interleaved turns."""
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(repeats):
         for name, run in candidates.items():
-            run()
-            wait()
-            count, start = 0, time.perf_counter()
-            while not count or time.perf_counter() - start < 0.02:
-                run()
-                wait()
-                count += 1
-            times[name].append((time.perf_counter() - start) / count)
+            repeat(run, wait, SETTLE)
+            times[name].append(repeat(run, wait, TURN))
     return {name: statistics.median(found) for name, found in times.items()}
+
+
+def repeat(run: Callable[[], Any], wait: Callable[[], None], seconds: float) -> float:
+    """Run for so long at the least; return the seconds a run."""
+    count, start = 0, time.perf_counter()
+    while not count or time.perf_counter() - start < seconds:
+        run()
+        wait()
+        count += 1
+    return (time.perf_counter() - start) / count
 
 
 def extra_memory(run: Callable[[], Any]) -> int:

@@ -24,7 +24,7 @@ from typing import NamedTuple
 from ..backends import Array, Backend, Workspace
 from ..geometry import Geometry, Range, Span, spans
 
-Slices = tuple[slice, ...]
+Index = tuple[int | slice, ...]
 Box = tuple[Range, ...]
 
 ALL = slice(None)
@@ -58,12 +58,16 @@ class Block:
 
 
 class Copy(NamedTuple):
-    """One copy from the input into a strip: which lane and taps, and both places; none where all is padding."""
+    """One copy from the input into a strip, as indices.
 
-    lane: int
-    taps: tuple[int, ...]
-    outputs: Slices
-    inputs: Slices | None
+    `slab` is a lane and taps of the strips, `strips` the part of it whose taps lie inside the input, `cells` the cells
+    they read, None where all taps lie in the padding, and `back` the index of `strips` once samples come before groups.
+    """
+
+    slab: Index
+    strips: Index
+    cells: Index | None
+    back: Index
     whole: bool
 
 
@@ -101,9 +105,16 @@ def _strips(geometry: Geometry, box: Box) -> Strips:
         for chosen in product(*(range(n) for n in geometry.kernel[1:])):
             parts: list[Span] = [along_first, *(other[tap] for other, tap in zip(others, chosen, strict=True))]
             empty = any(part.outputs.start == part.outputs.stop for part in parts)
-            inputs = None if empty else tuple(part.inputs for part in parts)
-            outputs = tuple(part.outputs for part in parts)
-            copies.append(Copy(lane, chosen, outputs, inputs, all(part.whole for part in parts)))
+            (o1, *o2), (i1, *i2) = [part.outputs for part in parts], [part.inputs for part in parts]
+            copies.append(
+                Copy(
+                    slab=(lane, ALL, ALL, *chosen, ALL, ALL, *(ALL for _ in others)),
+                    strips=(lane, ALL, ALL, *chosen, o1, ALL, *o2),
+                    cells=None if empty else (ALL, ALL, i1, ALL, *i2),
+                    back=(lane, ALL, ALL, ALL, *chosen, o1, *o2),
+                    whole=all(part.whole for part in parts),
+                )
+            )
     sizes = (rows, *(last - start for start, last in box[1:]))
     return Strips(tuple(copies), len(lanes), sizes, reads)
 
@@ -122,15 +133,14 @@ def gather(geometry: Geometry, backend: Backend, x: Array, block: Block, workspa
         flat = xp.reshape(sample, (1, g, c, 1, geometry.positions))
         return flat[:, :, :, :, slice(*block.run)]
     source = x[(slice(*block.samples), slice(*block.groups), slice(*block.channels), *cells)]
+    source = xp.permute_dims(source, (1, 2, 3, 0, *range(4, 3 + geometry.dims)))
     plan = _strips(geometry, block.box)
     strips = workspace("strips", _shape(geometry, block, plan))
-    forth = (1, 2, 3, 0, *range(4, 3 + geometry.dims))
-    for lane, taps, outputs, inputs, whole in plan.copies:
-        if not whole:
-            strips = backend.write(strips, (lane, ALL, ALL, *taps, ALL, *cells), 0.0)
-        if inputs is not None:
-            part = xp.permute_dims(source[(ALL, ALL, ALL, *inputs)], forth)
-            strips = backend.write(strips, (lane, ALL, ALL, *taps, outputs[0], ALL, *outputs[1:]), part)
+    for copy in plan.copies:
+        if not copy.whole:
+            strips = backend.write(strips, copy.slab, 0.0)
+        if copy.cells is not None:
+            strips = backend.write(strips, copy.strips, source[copy.cells])
     return _flat(geometry, backend, strips, block, plan)
 
 
@@ -180,11 +190,14 @@ def scatter(geometry: Geometry, backend: Backend, strips: Array, grad: Array, bl
     """Add the strips on to the cells of `grad` (n, g, c, *S) that `gather` reads them from; the adjoint of `gather`."""
     plan = _strips(geometry, block.box)
     strips = backend.xp.reshape(strips, _shape(geometry, block, plan))
-    back = (3, 0, 1, 2, *range(4, 3 + geometry.dims))
-    for lane, taps, outputs, inputs, _ in plan.copies:
-        if inputs is not None:
-            part = strips[(lane, ALL, ALL, *taps, outputs[0], ALL, *outputs[1:])]
-            grad = backend.add(grad, (ALL, ALL, ALL, *inputs), backend.xp.permute_dims(part, back))
+    # (lanes, g, c, K2, ..., Kd, P1, n, P2, ..., Pd) to (lanes, n, g, c, K2, ..., Kd, P1, P2, ..., Pd)
+    samples = 3 + geometry.dims
+    order = (0, samples, *range(1, samples), *range(samples + 1, strips.ndim))
+    strips = backend.xp.permute_dims(strips, order)
+    for copy in plan.copies:
+        if copy.cells is not None:
+            groups, channels, first, _, *others = copy.cells
+            grad = backend.add(grad, (ALL, groups, channels, first, *others), strips[copy.back])
     return grad
 
 

@@ -131,8 +131,8 @@ def weight_grad(geometry: Geometry, backend: Backend, dout: Array, x: Array) -> 
             return sums[0]
         grad = workspace("grad", (groups, geometry.group_out, channels, geometry.kernel[0], rest))
         for taps, part in zip(plan.taps, sums, strict=True):
-            shape = (groups, geometry.group_out, channels, taps[1] - taps[0], rest)
-            grad = backend.write(grad, (ALL, ALL, ALL, slice(*taps), ALL), xp.reshape(part, shape))
+            own = xp.reshape(part, (groups, geometry.group_out, channels, taps[1] - taps[0], rest))
+            grad = backend.write(grad, (ALL, ALL, ALL, slice(*taps), ALL), own)
         return xp.reshape(grad, target.shape)
 
     # Where groups and channels give too few blocks to share out, samples do, each share with a sum of its own.
