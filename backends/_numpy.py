@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -69,8 +70,8 @@ class NumpyBackend(Backend):
         return np.multiply(a, b, out=out) if a.shape[-1] == 1 else np.matmul(a, b, out=out)
 
     def least_blocks(self, operations: int) -> int:
-        # Of the work alone and not of the threads, so that the bits do not change with the number of threads.
-        return 8 if operations >= FEW_OPERATIONS else 1
+        # Of the machine and not of the threads in use, so that the bits do not change with the number of threads.
+        return min(16, 2 * _cpus()) if operations >= FEW_OPERATIONS else 1
 
     def workspace(self, like: Array) -> Workspace:
         held: dict[str, Array] = {}
@@ -164,8 +165,7 @@ class _Blas:
 
     def threads(self) -> int:
         """As many threads as the user lets BLAS have; as many as there are CPUs where that cannot be known."""
-        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return max(self.counts(), default=cpus)
+        return max(self.counts(), default=_cpus())
 
     @contextmanager
     def one_thread(self) -> Iterator[int]:
@@ -192,6 +192,11 @@ class _Blas:
             let_go(force=True)
             library.set_num_threads(count)
             let_go(force=True)
+
+
+@cache
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _one_thread_of_its_own() -> None:

@@ -191,7 +191,9 @@ def _plan(geometry: Geometry, purpose: str, elements: int, enough: int, least: i
     rest = geometry.taps // geometry.kernel[0]
     together = geometry.kernel[0]
     if geometry.batch * geometry.positions >= REUSE * geometry.group_out:
-        together = min(together, -(-FEWEST_ROWS // (geometry.group_in * rest)))
+        # Of the gradients, few samples leave channels to be shared out, and a block with fewer of them.
+        cuts = 1 if purpose == "forward" else -(-least // max(1, geometry.batch))
+        together = min(together, -(-FEWEST_ROWS // (-(-geometry.group_in // cuts) * rest)))
     deep = rest * together
     groups = pieces(geometry.groups, rows // (geometry.group_in * deep))
     channels = geometry.group_in if purpose == "forward" else max(1, min(geometry.group_in, rows // deep))
