@@ -73,8 +73,8 @@ PASSES = ("forward", "dx", "dw")
 DIRECT = LAYERS[0]
 """The one layer that `direct` is timed on."""
 
-SETTLE, TURN = 0.06, 0.04
-"""Seconds that a candidate runs untimed (OpenBLAS's idle threads spin for some 25 ms), and timed, in each turn."""
+SETTLE, TURN = 0.2, 0.04
+"""Seconds that a candidate runs untimed (OpenBLAS's idle threads spin for 0.1 s after a product), and timed."""
 
 Candidates = dict[str, Callable[[], Any]]
 
