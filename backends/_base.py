@@ -35,6 +35,11 @@ class Unavailable(Exception):
         self.no_device = no_device
 
 
+def first_line(error: Exception) -> str:
+    """What an error says, in a line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class Backend:
     """One array library.
 
@@ -73,6 +78,8 @@ class Backend:
             return self.load(), None
         except Unavailable as reason:
             return None, reason
+        except Exception as error:  # a library may raise anything on import; that it did is the reason
+            return None, Unavailable(f"{self.module} cannot be used: {type(error).__name__}: {first_line(error)}")
 
     @property
     def fault(self) -> Unavailable | None:

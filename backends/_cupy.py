@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from ._base import Array, Backend, Unavailable
+from ._base import Array, Backend, Unavailable, first_line
 
 
 class CupyBackend(Backend):
@@ -28,7 +28,7 @@ class CupyBackend(Backend):
         try:
             count = cupy.cuda.runtime.getDeviceCount()
         except Exception as error:
-            raise Unavailable(_first_line(error), no_device=_is_no_device(error)) from error
+            raise Unavailable(first_line(error), no_device=_is_no_device(error)) from error
         if count == 0:
             raise Unavailable("CUDA finds no device", no_device=True)
         # One elementwise kernel proves the compiler and its headers, one product proves cuBLAS.
@@ -37,7 +37,7 @@ class CupyBackend(Backend):
             cupy.matmul(ones, ones)
             cupy.cuda.get_current_stream().synchronize()
         except Exception as error:
-            raise Unavailable(f"CUDA finds {count} device(s), but: {_first_line(error)}") from error
+            raise Unavailable(f"CUDA finds {count} device(s), but: {first_line(error)}") from error
         return importlib.import_module("array_api_compat.cupy")
 
     def details(self) -> dict[str, str]:
@@ -107,10 +107,6 @@ def _hold_math_mode(held: ExitStack) -> None:
     if found != 0:
         cublas.setMathMode(handle, 0)
         held.callback(cublas.setMathMode, handle, found)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _is_no_device(error: Exception) -> bool:

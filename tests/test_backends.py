@@ -98,6 +98,17 @@ def test_a_fault_is_found_once_and_remembered():
     assert broken.tries == 1
 
 
+def test_a_library_that_crashes_on_import_is_unavailable_for_that():
+    class Crashing(Backend):
+        name, module, array_class, install = "crashing", "crashing", "Array", "nothing helps"
+
+        def load(self):
+            raise ValueError("two lines\nof woe")
+
+    assert Crashing().unavailable == "crashing cannot be used: ValueError: two lines"
+    assert not Crashing().fault.no_device
+
+
 def test_no_device_is_told_from_other_faults():
     assert _cupy._is_no_device(RuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected"))
     assert not _cupy._is_no_device(RuntimeError("cudaErrorMemoryAllocation: out of memory"))

@@ -112,6 +112,9 @@ def weight_grad(geometry: Geometry, backend: Backend, dout: Array, x: Array) -> 
     plan = _plan(geometry, "weight_grad", *_limits(geometry, backend, x))
     rest = geometry.taps // geometry.kernel[0]
 
+    def filters_first(taps: Range, channels: int) -> bool:
+        return geometry.group_out >= channels * (taps[1] - taps[0]) * rest
+
     def compute(blocks: tuple[Block, ...], target: Array, workspace: Workspace) -> Array:
         _, groups, channels = blocks[0].counts
         sums: list[Array] = []
@@ -120,13 +123,17 @@ def weight_grad(geometry: Geometry, backend: Backend, dout: Array, x: Array) -> 
             strips = gather(geometry, backend, x, block, workspace)
             for i, taps in enumerate(plan.taps):
                 columns = columns_of(geometry, backend, strips, block, taps, workspace)
-                shape = (groups, geometry.group_out, columns.shape[1])
-                rows = xp.permute_dims(columns, (0, 2, 1))
+                # BLAS is faster with the larger side first; the sums of the others are turned at the end.
+                first, second = (values, columns) if filters_first(taps, channels) else (columns, values)
+                second = xp.permute_dims(second, (0, 2, 1))
+                shape = (groups, first.shape[1], second.shape[2])
                 if i == len(sums):
-                    own = target if len(plan.taps) == 1 else workspace(f"sum {i}", shape)
-                    sums.append(backend.product(values, rows, own))
+                    own = target if shape == target.shape else workspace(f"sum {i}", shape)
+                    sums.append(backend.product(first, second, own))
                 else:
-                    sums[i] = backend.add(sums[i], (...,), backend.product(values, rows, workspace("product", shape)))
+                    sums[i] = backend.add(sums[i], (...,), backend.product(first, second, workspace("product", shape)))
+        for i, taps in enumerate(plan.taps):
+            sums[i] = sums[i] if filters_first(taps, channels) else xp.permute_dims(sums[i], (0, 2, 1))
         if len(sums) == 1:
             return sums[0]
         grad = workspace("grad", (groups, geometry.group_out, channels, geometry.kernel[0], rest))
