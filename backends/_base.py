@@ -35,9 +35,9 @@ class Unavailable(Exception):
         self.no_device = no_device
 
 
-def first_line(error: Exception) -> str:
+def in_a_line(error: Exception) -> str:
     """What an error says, in a line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 class Backend:
@@ -79,7 +79,7 @@ class Backend:
         except Unavailable as reason:
             return None, reason
         except Exception as error:  # a library may raise anything on import; that it did is the reason
-            return None, Unavailable(f"{self.module} cannot be used: {type(error).__name__}: {first_line(error)}")
+            return None, Unavailable(f"{self.module} cannot be used: {type(error).__name__}: {in_a_line(error)}")
 
     @property
     def fault(self) -> Unavailable | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from ._base import Array, Backend, Unavailable, first_line
+from ._base import Array, Backend, Unavailable, in_a_line
 
 
 class CupyBackend(Backend):
@@ -24,11 +24,11 @@ class CupyBackend(Backend):
         try:
             cupy = importlib.import_module("cupy")
         except ImportError as error:
-            raise Unavailable(f"CuPy is not installed ({error})") from error
+            raise Unavailable(f"CuPy is not installed ({in_a_line(error)})") from error
         try:
             count = cupy.cuda.runtime.getDeviceCount()
         except Exception as error:
-            raise Unavailable(first_line(error), no_device=_is_no_device(error)) from error
+            raise Unavailable(in_a_line(error), no_device=_is_no_device(error)) from error
         if count == 0:
             raise Unavailable("CUDA finds no device", no_device=True)
         # One elementwise kernel proves the compiler and its headers, one product proves cuBLAS.
@@ -37,7 +37,7 @@ class CupyBackend(Backend):
             cupy.matmul(ones, ones)
             cupy.cuda.get_current_stream().synchronize()
         except Exception as error:
-            raise Unavailable(f"CUDA finds {count} device(s), but: {first_line(error)}") from error
+            raise Unavailable(f"CUDA finds {count} device(s), but: {in_a_line(error)}") from error
         return importlib.import_module("array_api_compat.cupy")
 
     def details(self) -> dict[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ._base import Array, Backend, Unavailable
+from ._base import Array, Backend, Unavailable, in_a_line
 
 
 class TorchBackend(Backend):
@@ -21,7 +21,7 @@ class TorchBackend(Backend):
         try:
             return importlib.import_module("array_api_compat.torch")
         except (ImportError, OSError) as error:
-            raise Unavailable(f"PyTorch is not installed ({error})") from error
+            raise Unavailable(f"PyTorch is not installed ({in_a_line(error)})") from error
 
     def objection(self, array: Array) -> str | None:
         import torch

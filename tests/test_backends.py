@@ -105,7 +105,7 @@ def test_a_library_that_crashes_on_import_is_unavailable_for_that():
         def load(self):
             raise ValueError("two lines\nof woe")
 
-    assert Crashing().unavailable == "crashing cannot be used: ValueError: two lines"
+    assert Crashing().unavailable == "crashing cannot be used: ValueError: two lines of woe"
     assert not Crashing().fault.no_device
 
 

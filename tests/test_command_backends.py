@@ -126,7 +126,7 @@ def test_json_of_each_case() -> None:
     }
     assert [name for name, entry in found.items() if entry["available"]] == ["fast"]
     assert [name for name, entry in found.items() if entry["no_device"]] == ["no_device"]
-    assert found["crashing"]["reason"] == "RuntimeError: the driver is confused"
+    assert found["crashing"]["reason"] == "json cannot be used: RuntimeError: the driver is confused"
     assert found["broken"]["reason"].endswith("is broken: no such module")
     assert found["missing"]["version"] is None
     assert found["missing"]["devices"] == []
