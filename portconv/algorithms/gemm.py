@@ -23,7 +23,7 @@ from .columns import ALL, Block, add_columns, columns_of, gather, no_strips, sca
 FEWEST_COLUMNS = 64
 """With fewer columns a product spends its time preparing the filters, however well the block fits the cache."""
 FEWEST_ROWS = 128
-"""With fewer rows a product spends its time on its result: the taps of several rows are taken together."""
+"""With fewer rows a product spends its time on its result, so that several taps are then taken together."""
 POINTWISE_COLUMNS = 128
 """From here on a 1x1 layer needs no columns at all: each sample is its own right-hand side."""
 REUSE = 16
