@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 import portconv
 from portconv import backends
-from portconv.algorithms import gemm
+from portconv.algorithms import columns, gemm
 from portconv.arguments import geometry
 from portconv.geometry import boxes, pieces, spans
 
@@ -24,6 +24,7 @@ SHAPES = {
     "signal": ((2, 32, 100_000), (32, 32, 9), 1, 4, 1),
     "pointwise": ((16, 256, 56, 56), (64, 256, 1, 1), 1, 0, 1),
     "small": ((2, 3, 8, 8), (8, 3, 3, 3), 1, 1, 1),
+    "tall": ((1, 64, 100, 224), (8, 64, 31, 31), 1, 15, 1),
     "no samples": ((0, 3, 8, 8), (8, 3, 3, 3), 1, 1, 1),
 }
 
@@ -53,6 +54,19 @@ def test_blocks_cover_all_and_stay_bounded(shape, purpose, elements, enough, lea
             # A column longer than the budget, or fewer than 64 of them, is the one thing allowed over it.
             assert views or height * block.length <= max(elements, gemm.FEWEST_COLUMNS * height)
     assert covered == found.batch * found.in_channels * found.positions
+
+
+def test_strips_of_a_tall_kernel_stay_bounded():
+    found = made(*SHAPES["tall"])
+    elements = 1 << 19
+    for purpose in ("forward", "input_grad", "weight_grad"):
+        for stack in gemm._plan(found, purpose, elements, 1024, 8).stacks():
+            for block in stack:
+                plan = columns._strips(found, block.box)
+                samples, groups, channels = block.counts
+                size = plan.lanes * samples * groups * channels * found.kernel[1] * math.prod(plan.sizes)
+                # Four blocks' worth, or 64 columns' where a column is long.
+                assert size <= max(4 * elements, gemm.FEWEST_COLUMNS * found.kernel[0] * channels * found.kernel[1])
 
 
 def test_pieces_are_nearly_equal():

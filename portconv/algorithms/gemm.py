@@ -209,7 +209,13 @@ def _plan(geometry: Geometry, purpose: str, elements: int, enough: int, least: i
         samples = geometry.batch if purpose != "weight_grad" else -(-min(enough, elements // channels) // positions)
     else:
         height = max(end - start for start, end in groups) * channels * deep
-        positions = max(FEWEST_COLUMNS, elements // height)
+        positions = elements // height
+        # Strips hold the rows of all first taps: under a tall kernel more than the columns, and bounded with them.
+        across = geometry.positions // geometry.out[0]
+        reach = (geometry.kernel[0] - 1) * geometry.dilation[0]
+        rows = max(1, positions // across) * min(geometry.stride[0], geometry.kernel[0]) + reach
+        strips = height // together * min(across, max(1, positions)) * rows
+        positions = max(FEWEST_COLUMNS, min(positions, positions * 4 * elements // strips))
         samples = min(positions // geometry.positions, -(-enough // geometry.positions))
     taps = pieces(geometry.kernel[0], together)
     # Too few blocks to share out: cut the samples finer, and what is left to cut after that.
