@@ -59,6 +59,11 @@ class Geometry:
         return math.prod(self.kernel)
 
     @cached_property
+    def other_taps(self) -> int:
+        """Taps of all dimensions but the first."""
+        return math.prod(self.kernel[1:])
+
+    @cached_property
     def group_in(self) -> int:
         return self.in_channels // self.groups
 
@@ -99,11 +104,6 @@ class Geometry:
     def spans(self, dim: int, outputs: Range) -> tuple[Span, ...]:
         """For each tap of dimension `dim`: which of `outputs` it serves, and from where."""
         return spans(self.size[dim], self.kernel[dim], self.stride[dim], self.dilation[dim], self.before[dim], outputs)
-
-    def reach(self, dim: int, outputs: Range) -> Range:
-        """Cells of the padded dimension `dim` that `outputs` read."""
-        first, end = outputs
-        return first * self.stride[dim], (end - 1) * self.stride[dim] + self.extent[dim]
 
 
 class Span(NamedTuple):

@@ -150,19 +150,14 @@ def columns_of(
     """Give the columns of some taps of the first dimension: (g, c * taps * K2 * ... * Kd, l); several are copied."""
     xp = backend.xp
     _, g, c = block.counts
-    plan = _strips(geometry, block.box)
-    across = block.length // block.rows
-    count, rest = taps[1] - taps[0], geometry.taps // geometry.kernel[0]
-    runs = []
-    for lane, first in plan.reads[slice(*taps)]:
-        runs.append((lane, slice(first * across, first * across + block.length)))
-    if count == 1:
+    runs, rest = _runs(geometry, block, taps), geometry.other_taps
+    if len(runs) == 1:
         lane, run = runs[0]
         return xp.reshape(strips[lane, :, :, :, run], (g, c * rest, block.length))
-    columns = workspace("columns", (g, c, count, rest, block.length))
+    columns = workspace("columns", (g, c, len(runs), rest, block.length))
     for tap, (lane, run) in enumerate(runs):
         columns = backend.write(columns, (ALL, ALL, tap, ALL, ALL), strips[lane, :, :, :, run])
-    return xp.reshape(columns, (g, c * count * rest, block.length))
+    return xp.reshape(columns, (g, c * len(runs) * rest, block.length))
 
 
 def no_strips(geometry: Geometry, backend: Backend, block: Block, workspace: Workspace) -> Array:
@@ -176,12 +171,9 @@ def add_columns(
 ) -> Array:
     """Add the columns of some taps on to the strips; the adjoint of `columns_of`."""
     _, g, c = block.counts
-    plan = _strips(geometry, block.box)
-    across = block.length // block.rows
-    count, rest = taps[1] - taps[0], geometry.taps // geometry.kernel[0]
-    columns = backend.xp.reshape(columns, (g, c, count, rest, block.length))
-    for tap, (lane, first) in enumerate(plan.reads[slice(*taps)]):
-        run = slice(first * across, first * across + block.length)
+    runs = _runs(geometry, block, taps)
+    columns = backend.xp.reshape(columns, (g, c, len(runs), geometry.other_taps, block.length))
+    for tap, (lane, run) in enumerate(runs):
         strips = backend.add(strips, (lane, ALL, ALL, ALL, run), columns[:, :, tap, :, :])
     return strips
 
@@ -201,6 +193,13 @@ def scatter(geometry: Geometry, backend: Backend, strips: Array, grad: Array, bl
     return grad
 
 
+def _runs(geometry: Geometry, block: Block, taps: Range) -> list[tuple[int, slice]]:
+    """For each of these taps of the first dimension, the lane and the run of it that are its columns."""
+    across = block.length // block.rows
+    reads = _strips(geometry, block.box).reads[slice(*taps)]
+    return [(lane, slice(first * across, first * across + block.length)) for lane, first in reads]
+
+
 def _shape(geometry: Geometry, block: Block, plan: Strips) -> tuple[int, ...]:
     n, g, c = block.counts
     return (plan.lanes, g, c, *geometry.kernel[1:], plan.sizes[0], n, *plan.sizes[1:])
@@ -208,5 +207,4 @@ def _shape(geometry: Geometry, block: Block, plan: Strips) -> tuple[int, ...]:
 
 def _flat(geometry: Geometry, backend: Backend, strips: Array, block: Block, plan: Strips) -> Array:
     n, g, c = block.counts
-    rest = geometry.taps // geometry.kernel[0]
-    return backend.xp.reshape(strips, (plan.lanes, g, c, rest, n * math.prod(plan.sizes)))
+    return backend.xp.reshape(strips, (plan.lanes, g, c, geometry.other_taps, n * math.prod(plan.sizes)))

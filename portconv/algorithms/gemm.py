@@ -110,7 +110,7 @@ def weight_grad(geometry: Geometry, backend: Backend, dout: Array, x: Array) -> 
     x = xp.reshape(x, (geometry.batch, geometry.groups, geometry.group_in, *geometry.size))
     dout = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, geometry.positions))
     plan = _plan(geometry, "weight_grad", *_limits(geometry, backend, x))
-    rest = geometry.taps // geometry.kernel[0]
+    rest = geometry.other_taps
 
     def filters_first(taps: Range, channels: int) -> bool:
         return geometry.group_out >= channels * (taps[1] - taps[0]) * rest
@@ -195,7 +195,7 @@ def _plan(geometry: Geometry, purpose: str, elements: int, enough: int, least: i
     """
     columns = max(1, min(enough, geometry.batch * geometry.positions))
     rows = max(1, elements // columns)
-    rest = geometry.taps // geometry.kernel[0]
+    rest = geometry.other_taps
     together = geometry.kernel[0]
     if geometry.batch * geometry.positions >= REUSE * geometry.group_out:
         # Of the gradients, few samples leave channels to be shared out, and a block with fewer of them.
@@ -248,7 +248,7 @@ def _positionwise(geometry: Geometry) -> tuple[int, ...]:
 
 def _filters(geometry: Geometry, backend: Backend, w: Array, plan: Plan) -> list[Array]:
     """The filters as a matrix for each range of taps of the first dimension: (G, f, r)."""
-    rest = geometry.taps // geometry.kernel[0]
+    rest = geometry.other_taps
     w = backend.xp.reshape(w, (geometry.groups, geometry.group_out, geometry.group_in, geometry.kernel[0], rest))
     shapes = [
         (geometry.groups, geometry.group_out, geometry.group_in * (end - start) * rest) for start, end in plan.taps
@@ -261,7 +261,7 @@ def _filters(geometry: Geometry, backend: Backend, w: Array, plan: Plan) -> list
 def _rows(geometry: Geometry, block: Block, taps: Range) -> slice:
     """The rows of these taps' columns that belong to a block's channels."""
     first, end = block.channels
-    deep = (taps[1] - taps[0]) * (geometry.taps // geometry.kernel[0])
+    deep = (taps[1] - taps[0]) * geometry.other_taps
     return slice(first * deep, end * deep)
 
 
