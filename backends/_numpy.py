@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from functools import cache
 from typing import Any
 
@@ -17,6 +18,9 @@ from ._base import Array, Backend, Block, Workspace
 
 FEW_OPERATIONS = 4_000_000
 """Work below this is done before threads have woken up."""
+BUFFER = 512
+"""Elements that NumPy may buffer. With its usual 8192 it copies rows shorter than that together before it adds them up,
+which takes longer than the addition."""
 AVX2_KERNELS = {"Haswell", "Zen", "Excavator"}
 
 
@@ -98,19 +102,22 @@ class NumpyBackend(Backend):
 
         def work() -> None:
             workspace = self.workspace(out)
-            while True:
-                try:
-                    index, block = waiting.pop()
-                except IndexError:
-                    return
-                target = out[index]
-                value = compute(block, target, workspace)
-                if value is not target:
-                    target[...] = value
+            with np.errstate():  # which also puts the buffer's size back
+                np.setbufsize(BUFFER)
+                while True:
+                    try:
+                        index, block = waiting.pop()
+                    except IndexError:
+                        return
+                    target = out[index]
+                    value = compute(block, target, workspace)
+                    if value is not target:
+                        target[...] = value
 
         with _blas.one_thread() as threads:
             workers = min(len(blocks), threads)
-            futures = [_pool.executor(threads).submit(work) for _ in range(workers - 1)]
+            # The caller's np.errstate is the workers' too.
+            futures = [_pool.executor(threads).submit(copy_context().run, work) for _ in range(workers - 1)]
             try:
                 work()
             finally:
