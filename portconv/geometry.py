@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import product
 from typing import NamedTuple
@@ -93,6 +93,29 @@ class Geometry:
     def operations(self) -> int:
         """Multiplications and additions of one of the three products."""
         return 2 * self.batch * self.out_channels * self.group_in * self.taps * self.positions
+
+    @cached_property
+    def dense(self) -> bool:
+        """Whether the stride is 1 along every dimension."""
+        return self.stride == (1,) * self.dims
+
+    @cached_property
+    def mirrored(self) -> Geometry:
+        """The convolution that the input gradient of a dense one is: of `dout`, with the kernel flipped.
+
+        Its padding is what is left of "full", and negative where the padding went beyond that.
+        """
+        assert self.dense
+        before = tuple(e - 1 - lo for e, lo in zip(self.extent, self.before, strict=True))
+        after = tuple(e - 1 - hi for e, hi in zip(self.extent, self.after, strict=True))
+        return replace(
+            self,
+            in_channels=self.out_channels,
+            out_channels=self.in_channels,
+            size=self.out,
+            before=before,
+            after=after,
+        )
 
     def window(self, position: tuple[int, ...]) -> tuple[slice, ...]:
         """Cells of the padded input that the output at `position` reads."""

@@ -17,6 +17,10 @@ CASES = {
     "1d same even": ({"padding": "same"}, Problem((1, 2, 7), (2, 2, 4), (1,), ((1, 2),), (1,))),
     "1d same_lower even": ({"padding": "same_lower"}, Problem((1, 2, 7), (2, 2, 4), (1,), ((2, 1),), (1,))),
     "1d padding over kernel": ({"padding": 4, "stride": 3}, Problem((1, 2, 3), (2, 2, 2), (3,), ((4, 4),), (1,))),
+    "1d padding over kernel, dense": (
+        {"padding": ((4, 0),), "dilation": 2},
+        Problem((2, 2, 5), (3, 2, 2), (1,), ((4, 0),), (2,)),
+    ),
     "2d": ({}, Problem((2, 3, 6, 7), (4, 3, 3, 2), (1, 1), ((0, 0), (0, 0)), (1, 1))),
     "2d padded": ({"padding": 1}, Problem((2, 3, 6, 7), (4, 3, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))),
     "2d strides": (

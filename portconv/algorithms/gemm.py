@@ -71,8 +71,11 @@ def forward(geometry: Geometry, backend: Backend, x: Array, w: Array, b: Array |
 
 
 def input_grad(geometry: Geometry, backend: Backend, dout: Array, w: Array) -> Array:
+    if 0 in geometry.x_shape:
+        return backend.zeros(geometry.x_shape, like=dout)
+    if geometry.dense:
+        return forward(geometry.mirrored, backend, dout, mirrored(geometry, backend, w), None)
     xp = backend.xp
-    flat = _positionwise(geometry)
     dout = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, geometry.positions))
     plan = _plan(geometry, "input_grad", *_limits(geometry, backend, dout))
     filters = [xp.permute_dims(matrix, (0, 2, 1)) for matrix in _filters(geometry, backend, w, plan)]
@@ -82,8 +85,6 @@ def input_grad(geometry: Geometry, backend: Backend, dout: Array, w: Array) -> A
         chosen = [
             matrix[groups, _rows(geometry, blocks[0], taps), :] for taps, matrix in zip(plan.taps, filters, strict=True)
         ]
-        if flat:
-            return backend.product(chosen[0][None, ...], dout[slice(*blocks[0].samples), groups, :, :], target)
         grad = backend.zeroed(target)
         for block in blocks:
             values = _values(backend, dout, block, workspace)
@@ -99,8 +100,16 @@ def input_grad(geometry: Geometry, backend: Backend, dout: Array, w: Array) -> A
     for blocks in plan.stacks():
         block = blocks[0]
         shares.append(((slice(*block.samples), slice(*block.groups), slice(*block.channels), ...), blocks))
-    grad = backend.empty((geometry.batch, geometry.groups, geometry.group_in, *(flat or geometry.size)), like=dout)
+    grad = backend.empty((geometry.batch, geometry.groups, geometry.group_in, *geometry.size), like=dout)
     return xp.reshape(backend.fill(grad, shares, compute, geometry.operations), geometry.x_shape)
+
+
+def mirrored(geometry: Geometry, backend: Backend, w: Array) -> Array:
+    """The filters of the mirrored convolution: flipped, and input channels in the place of filters."""
+    xp = backend.xp
+    w = xp.reshape(w, (geometry.groups, geometry.group_out, geometry.group_in, *geometry.kernel))
+    kernel = tuple(range(3, w.ndim))
+    return xp.reshape(xp.permute_dims(xp.flip(w, axis=kernel), (0, 2, 1, *kernel)), geometry.mirrored.w_shape)
 
 
 def weight_grad(geometry: Geometry, backend: Backend, dout: Array, x: Array) -> Array:
