@@ -132,13 +132,12 @@ class Geometry:
 class Span(NamedTuple):
     """What one kernel tap reads along one dimension, for a range of outputs.
 
-    `outputs` are the outputs (counted from the range's first) whose tap lies inside the input, `inputs` the
-    cells that they read; `whole` when no output of the range was left out because its tap lies in the padding.
+    `outputs` are the outputs (counted from the range's first) whose tap lies inside the input, `inputs` the cells that
+    they read.
     """
 
     outputs: slice
     inputs: slice
-    whole: bool
 
 
 @lru_cache(maxsize=4096)
@@ -152,9 +151,9 @@ def spans(size: int, kernel: int, stride: int, dilation: int, before: int, outpu
         last = min(end, (size - 1 - offset) // stride + 1)
         if first < last:
             inputs = slice(first * stride + offset, (last - 1) * stride + offset + 1, stride)
-            found.append(Span(slice(first - start, last - start), inputs, (first, last) == outputs))
+            found.append(Span(slice(first - start, last - start), inputs))
         else:
-            found.append(Span(slice(0, 0), slice(0, 0), False))
+            found.append(Span(slice(0, 0), slice(0, 0)))
     return tuple(found)
 
 
@@ -162,6 +161,11 @@ def pieces(total: int, most: int) -> tuple[Range, ...]:
     """Cut `range(total)` into the fewest ranges of at most `most`, all of nearly one length."""
     count = -(-total // max(1, most))
     return tuple((total * i // count, total * (i + 1) // count) for i in range(count))
+
+
+def cut(total: int, most: int, least: int) -> tuple[Range, ...]:
+    """Cut `range(total)` into ranges of at most `most`, and into at least `least` of them where there are so many."""
+    return pieces(total, max(1, min(most, -(-total // least))))
 
 
 def boxes(out: tuple[int, ...], most: int) -> Iterator[tuple[Range, tuple[Range, ...]]]:

@@ -60,15 +60,15 @@ class Block:
 class Copy(NamedTuple):
     """One copy from the input into a strip, as indices.
 
-    `slab` is a lane and taps of the strips, `strips` the part of it whose taps lie inside the input, `cells` the cells
-    they read, None where all taps lie in the padding, and `back` the index of `strips` once samples come before groups.
+    `strips` is the part of a lane and taps of the strips whose taps lie inside the input, `cells` the cells they read,
+    None where all taps lie in the padding, `padding` the rest of that lane and taps, and `back` the index of `strips`
+    once samples come before groups.
     """
 
-    slab: Index
     strips: Index
     cells: Index | None
+    padding: tuple[Index, ...]
     back: Index
-    whole: bool
 
 
 class Strips(NamedTuple):
@@ -100,23 +100,33 @@ def _strips(geometry: Geometry, box: Box) -> Strips:
         lanes = list(geometry.spans(0, box[0]))
         reads = tuple((tap, 0) for tap in taps)
     others = [geometry.spans(dim, outputs) for dim, outputs in enumerate(box) if dim]
+    sizes = (rows, *(last - start for start, last in box[1:]))
     copies = []
     for lane, along_first in enumerate(lanes):
         for chosen in product(*(range(n) for n in geometry.kernel[1:])):
             parts: list[Span] = [along_first, *(other[tap] for other, tap in zip(others, chosen, strict=True))]
             empty = any(part.outputs.start == part.outputs.stop for part in parts)
-            (o1, *o2), (i1, *i2) = [part.outputs for part in parts], [part.inputs for part in parts]
+            inside = [part.outputs for part in parts]
+            (o1, *o2), (i1, *i2) = inside, [part.inputs for part in parts]
             copies.append(
                 Copy(
-                    slab=(lane, ALL, ALL, *chosen, ALL, ALL, *(ALL for _ in others)),
                     strips=(lane, ALL, ALL, *chosen, o1, ALL, *o2),
                     cells=None if empty else (ALL, ALL, i1, ALL, *i2),
+                    padding=tuple((lane, ALL, ALL, *chosen, e1, ALL, *e2) for e1, *e2 in _edges(inside, sizes)),
                     back=(lane, ALL, ALL, ALL, *chosen, o1, *o2),
-                    whole=all(part.whole for part in parts),
                 )
             )
-    sizes = (rows, *(last - start for start, last in box[1:]))
     return Strips(tuple(copies), len(lanes), sizes, reads)
+
+
+def _edges(inside: list[slice], sizes: tuple[int, ...]) -> list[list[slice]]:
+    """What lies outside these slices of an array of these sizes, as slices that do not overlap."""
+    found = []
+    for dim, (part, size) in enumerate(zip(inside, sizes, strict=True)):
+        edges = (slice(0, part.start), slice(part.stop, size))
+        rest = [ALL] * (len(sizes) - dim - 1)
+        found += [[*inside[:dim], edge, *rest] for edge in edges if edge.start < edge.stop]
+    return found
 
 
 def gather(geometry: Geometry, backend: Backend, x: Array, block: Block, workspace: Workspace) -> Array:
@@ -137,8 +147,8 @@ def gather(geometry: Geometry, backend: Backend, x: Array, block: Block, workspa
     plan = _strips(geometry, block.box)
     strips = workspace("strips", _shape(geometry, block, plan))
     for copy in plan.copies:
-        if not copy.whole:
-            strips = backend.write(strips, copy.slab, 0.0)
+        for edge in copy.padding:
+            strips = backend.write(strips, edge, 0.0)
         if copy.cells is not None:
             strips = backend.write(strips, copy.strips, source[copy.cells])
     return _flat(geometry, backend, strips, block, plan)

@@ -17,7 +17,7 @@ from functools import lru_cache
 from itertools import product
 
 from ..backends import Array, Backend, Workspace
-from ..geometry import Geometry, Range, boxes, pieces
+from ..geometry import Geometry, Range, boxes, cut, pieces
 from .columns import ALL, Block, add_columns, columns_of, gather, no_strips, scatter
 
 FEWEST_COLUMNS = 64
@@ -34,7 +34,7 @@ def forward(geometry: Geometry, backend: Backend, x: Array, w: Array, b: Array |
     xp = backend.xp
     flat = _positionwise(geometry)
     x = xp.reshape(x, (geometry.batch, geometry.groups, geometry.group_in, *(flat or geometry.size)))
-    plan = _plan(geometry, "forward", *_limits(geometry, backend, x))
+    plan = _plan(geometry, "forward", *limits(geometry, backend, x))
     filters = _filters(geometry, backend, w, plan)
     bias = None if b is None else xp.reshape(b, (geometry.groups, geometry.group_out, 1))
 
@@ -77,7 +77,7 @@ def input_grad(geometry: Geometry, backend: Backend, dout: Array, w: Array) -> A
         return forward(geometry.mirrored, backend, dout, mirrored(geometry, backend, w), None)
     xp = backend.xp
     dout = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, geometry.positions))
-    plan = _plan(geometry, "input_grad", *_limits(geometry, backend, dout))
+    plan = _plan(geometry, "input_grad", *limits(geometry, backend, dout))
     filters = [xp.permute_dims(matrix, (0, 2, 1)) for matrix in _filters(geometry, backend, w, plan)]
 
     def compute(blocks: tuple[Block, ...], target: Array, workspace: Workspace) -> Array:
@@ -118,7 +118,7 @@ def weight_grad(geometry: Geometry, backend: Backend, dout: Array, x: Array) -> 
         return backend.zeros(geometry.w_shape, like=x)
     x = xp.reshape(x, (geometry.batch, geometry.groups, geometry.group_in, *geometry.size))
     dout = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, geometry.positions))
-    plan = _plan(geometry, "weight_grad", *_limits(geometry, backend, x))
+    plan = _plan(geometry, "weight_grad", *limits(geometry, backend, x))
     rest = geometry.other_taps
 
     def filters_first(taps: Range, channels: int) -> bool:
@@ -190,7 +190,8 @@ class Plan:
             yield tuple(self.stack((samples,), groups, channels))
 
 
-def _limits(geometry: Geometry, backend: Backend, like: Array) -> tuple[int, int, int]:
+def limits(geometry: Geometry, backend: Backend, like: Array) -> tuple[int, int, int]:
+    """The most elements of a block, columns that are enough for a product, and the fewest blocks to share out."""
     elements = backend.block_bytes * 8 // backend.xp.finfo(like.dtype).bits
     return elements, backend.block_columns, backend.least_blocks(geometry.operations)
 
@@ -230,7 +231,7 @@ def _plan(geometry: Geometry, purpose: str, elements: int, enough: int, least: i
     # Too few blocks to share out: cut the samples finer, and what is left to cut after that.
     stacks = len(groups) * len(pieces(geometry.group_in, channels))
     wanted = -(-least // stacks)
-    cut_samples = _cut(geometry.batch, samples, wanted)
+    cut_samples = cut(geometry.batch, samples, wanted)
     if purpose == "forward":
         short = -(-least // max(1, len(groups) * len(cut_samples)))
         positions = min(positions, max(FEWEST_COLUMNS, -(-geometry.positions // short)))
@@ -240,13 +241,8 @@ def _plan(geometry: Geometry, purpose: str, elements: int, enough: int, least: i
         # Partial sums cost memory: at most four blocks' worth.
         weights = geometry.out_channels * geometry.group_in * geometry.taps
         sums = max(1, min(sums, wanted, 4 * elements // weights))
-    cut_channels = _cut(geometry.group_in, channels, -(-least // max(1, len(groups) * sums)))
+    cut_channels = cut(geometry.group_in, channels, -(-least // max(1, len(groups) * sums)))
     return Plan(geometry.out, cut_samples, groups, cut_channels, taps, positions, sums)
-
-
-def _cut(total: int, most: int, least: int) -> tuple[Range, ...]:
-    """Cut `range(total)` into ranges of at most `most`, and into at least `least` of them where there are so many."""
-    return pieces(total, max(1, min(most, -(-total // least))))
 
 
 def _positionwise(geometry: Geometry) -> tuple[int, ...]:
