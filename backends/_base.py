@@ -3,14 +3,15 @@
 The requirements this answers to:
 
 - an unknown library works at once, so every method has a default that uses the standard alone;
-- arrays may be immutable, so `write`, `add`, `zeroed`, `product` and `fill` return their result, and
-  may or may not have used the array they were offered;
+- arrays may be immutable, so what writes (`write`, `add`, `product`, `fill` and their like) returns its result, and may
+  or may not have used the array it was offered;
 - no library is imported to find out that an array is not its own (`owns` looks in `sys.modules`);
 - a library that is missing or has no device is a reason in words, found once and remembered.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -67,6 +68,9 @@ class Backend:
     """How large the columns of one block may be."""
     block_columns = 1 << 14
     """How many columns a product needs to run at full speed; small images share a block up to there."""
+    step_operations = math.inf
+    """Operations of a product that take as long as one elementwise operation, of an element in cache: few where such
+    an operation writes its result where it belongs, without end where that is not known."""
 
     def load(self) -> Any:
         """Import the library and return its Array API namespace; raise `Unavailable` where it does not work."""
@@ -180,9 +184,31 @@ class Backend:
 
         return at(target)[index].add(value)
 
+    def write_sum(self, target: Array, index: tuple[Any, ...], a: Array, b: Array) -> Array:
+        """`target` with `target[index] = a + b`."""
+        return self.write(target, index, a + b)
+
+    def write_difference(self, target: Array, index: tuple[Any, ...], a: Array, b: Array) -> Array:
+        """`target` with `target[index] = a - b`."""
+        return self.write(target, index, a - b)
+
+    def all_finite(self, array: Array) -> bool:
+        """Whether an array holds neither a nan nor an infinity: one truth value, read from its device."""
+        return bool(self.xp.all(self.xp.isfinite(array)))
+
+    def quiet(self) -> AbstractContextManager[Any]:
+        """Arithmetic inside says nothing of infinities and nans, where the library would warn of them."""
+        return nullcontext()
+
     def product(self, a: Array, b: Array, out: Array | None = None) -> Array:
         """Matrix products of two stacks of matrices, `(..., i, j) @ (..., j, k)`; `out` is memory on offer."""
         return self.xp.matmul(a, b)
+
+    def write_product(self, target: Array, index: tuple[Any, ...], a: Array, b: Array) -> Array:
+        """`target` with `target[index] = a @ b`."""
+        part = target[index]
+        value = self.product(a, b, part)
+        return target if self.views and value is part else self.write(target, index, value)
 
     def during_call(self, like: Array, precision: str) -> AbstractContextManager[Any]:
         """What must hold while a call works on arrays such as `like`.

@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import copy_context
 from functools import cache
 from typing import Any
@@ -32,6 +32,7 @@ class NumpyBackend(Backend):
     views = True
     block_bytes = 2 << 20
     block_columns = 1024
+    step_operations = 15
 
     def load(self) -> Any:
         # NumPy 2's own namespace holds all that is used here; importing array_api_compat's wrapper takes 0.1 s.
@@ -68,6 +69,17 @@ class NumpyBackend(Backend):
 
     def astype(self, array: Array, dtype: Any) -> Array:
         return array.astype(dtype, copy=False)
+
+    def write_sum(self, target: Array, index: tuple[Any, ...], a: Array, b: Array) -> Array:
+        np.add(a, b, out=target[index])
+        return target
+
+    def write_difference(self, target: Array, index: tuple[Any, ...], a: Array, b: Array) -> Array:
+        np.subtract(a, b, out=target[index])
+        return target
+
+    def quiet(self) -> AbstractContextManager[Any]:
+        return np.errstate(all="ignore")
 
     def product(self, a: Array, b: Array, out: Array | None = None) -> Array:
         # BLAS is slow at products of one term, which are the depthwise input gradient's.

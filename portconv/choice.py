@@ -9,8 +9,11 @@ from types import ModuleType
 # Imported here, so that the package's name is bound in portconv before the public function of that name takes it over.
 from . import algorithms as package
 from .arguments import option
+from .backends import Backend
+from .errors import ConvValueError
+from .geometry import Geometry
 
-_NAMES = ("gemm", "direct")
+_NAMES = ("winograd", "gemm", "direct")
 
 
 def algorithms() -> tuple[str, ...]:
@@ -23,7 +26,7 @@ def algorithms() -> tuple[str, ...]:
     Examples
     --------
     >>> portconv.algorithms()
-    ('gemm', 'direct')
+    ('winograd', 'gemm', 'direct')
     """
     return _NAMES
 
@@ -34,7 +37,14 @@ def _module(name: str) -> ModuleType:
     return importlib.import_module(f"{package.__name__}.{name}")
 
 
-def choose(algorithm: str) -> ModuleType:
-    """Return the module of an algorithm given by name; "auto" is the first."""
+def choose(algorithm: str, geometry: Geometry, backend: Backend) -> ModuleType:
+    """Return the module of an algorithm given by name, or of the one that "auto" stands for."""
     name = option("algorithm", algorithm, ("auto", *_NAMES))
-    return _module(_NAMES[0] if name == "auto" else name)
+    if name == "winograd" and (served := _module(name).objection(geometry)):
+        raise ConvValueError(
+            f"algorithm: got 'winograd' for a kernel of {geometry.kernel}, stride {geometry.stride} and dilation "
+            f"{geometry.dilation}, expected 'auto', or {served}"
+        )
+    if name == "auto":
+        name = "winograd" if _module("winograd").worthwhile(geometry, backend) else "gemm"
+    return _module(name)

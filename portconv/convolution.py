@@ -85,8 +85,8 @@ def conv(
     precision : {"standard", "fast"}
         ``"standard"`` computes in the arrays' own dtype, never in TF32; ``"fast"`` lets the backend trade accuracy for
         speed.
-    algorithm : {"auto", "gemm", "direct"}
-        How to compute it.
+    algorithm : {"auto", "winograd", "gemm", "direct"}
+        How to compute it; ``"auto"`` takes the fastest, by estimate.
 
     Returns
     -------
@@ -283,6 +283,7 @@ def conv_input_grad(
     """
     backend = arguments.arrays(dout=dout, w=w)
     call = _call(
+        backend,
         arguments.shape("x_shape", x_shape),
         w.shape,
         "x_shape",
@@ -348,6 +349,7 @@ def conv_weight_grad(
     """
     backend = arguments.arrays(dout=dout, x=x)
     call = _call(
+        backend,
         x.shape,
         arguments.shape("w_shape", w_shape),
         "x",
@@ -401,20 +403,9 @@ def conv_output_shape(
     >>> portconv.conv_output_shape((16, 3, 224, 224), (64, 3, 7, 7), stride=2, padding=3)
     (16, 64, 112, 112)
     """
-    call = _call(
-        arguments.shape("x_shape", x_shape),
-        arguments.shape("w_shape", w_shape),
-        "x_shape",
-        stride,
-        padding,
-        dilation,
-        groups,
-        "zeros",
-        data_format,
-        "standard",
-        "auto",
-    )
-    return call.out_shape
+    shapes = arguments.shape("x_shape", x_shape), arguments.shape("w_shape", w_shape)
+    geometry, unbatched = _geometry(*shapes, "x_shape", stride, padding, dilation, groups, "zeros", data_format)
+    return geometry.out_shape[1:] if unbatched else geometry.out_shape
 
 
 @dataclass(frozen=True)
@@ -424,6 +415,11 @@ class _Call:
     geometry: Geometry
     algorithm: ModuleType
     unbatched: bool
+
+    @property
+    def name(self) -> str:
+        """The algorithm's name."""
+        return self.algorithm.__name__.rpartition(".")[2]
 
     @property
     def out_shape(self) -> tuple[int, ...]:
@@ -448,15 +444,15 @@ def prepare(
 ) -> ConvCache:
     """Check the arguments of a forward call, and return the cache that goes with it."""
     backend = arguments.arrays(x=x, w=w, b=b)
-    call = _call(
-        x.shape, w.shape, "x", stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm
-    )
+    options = (stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
+    call = _call(backend, x.shape, w.shape, "x", *options)
     if b is not None:
         arguments.exact_shape("b", tuple(b.shape), (call.geometry.out_channels,))
     return ConvCache(x, w, b, call, backend, precision)
 
 
 def _call(
+    backend: Backend,
     x_shape: Any,
     w_shape: Any,
     x_name: str,
@@ -469,14 +465,30 @@ def _call(
     precision: str,
     algorithm: str,
 ) -> _Call:
+    arguments.option("precision", precision, arguments.PRECISIONS)
+    options = (stride, padding, dilation, groups, padding_mode, data_format)
+    geometry, unbatched = _geometry(x_shape, w_shape, x_name, *options)
+    return _Call(geometry, choose(algorithm, geometry, backend), unbatched)
+
+
+def _geometry(
+    x_shape: Any,
+    w_shape: Any,
+    x_name: str,
+    stride: Ints,
+    padding: Padding,
+    dilation: Ints,
+    groups: int,
+    padding_mode: str,
+    data_format: str,
+) -> tuple[Geometry, bool]:
+    """Check shapes and options; return the geometry, and whether the input is one sample without a batch axis."""
     x_shape, w_shape = tuple(x_shape), tuple(w_shape)
     arguments.option("padding_mode", padding_mode, arguments.PADDING_MODES)
     arguments.option("data_format", data_format, arguments.DATA_FORMATS)
-    arguments.option("precision", precision, arguments.PRECISIONS)
     unbatched = arguments.dimensions(x_shape, w_shape, x_name)
     batched = (1, *x_shape) if unbatched else x_shape
-    geometry = arguments.geometry(batched, w_shape, stride, padding, dilation, groups)
-    return _Call(geometry, choose(algorithm), unbatched)
+    return arguments.geometry(batched, w_shape, stride, padding, dilation, groups), unbatched
 
 
 def _promoted(backend: Backend, *arrays: Array) -> tuple[Array, ...]:

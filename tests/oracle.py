@@ -12,6 +12,10 @@ from itertools import product
 
 import numpy as np
 
+ABS_INPUT = np.array([[1, 0, 1, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 1, 0, 1]])
+ABS_FILTER = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0.5], [0, 0, 1]])
+ABS_OUTPUT = np.array([[1, 1, 1, 0], [0, 1, 1, 1]])
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -92,11 +96,96 @@ class Problem:
             "db": self.bias_grad(dout),
         }
 
-    def bounds(self, x, w, b, dout, dtype: str) -> dict[str, np.ndarray]:
+    def bounds(self, x, w, b, dout, dtype: str, algorithm: str = "direct") -> dict[str, np.ndarray]:
         """The largest error of each result in `dtype`, and of the loops themselves in float64, together."""
-        magnitudes = self.all(*(np.abs(a) for a in (x, w, b, dout)))
-        terms = self.terms()
-        return {name: (gamma(terms[name], dtype) + gamma(terms[name], "float64")) * magnitudes[name] for name in terms}
+        sizes = [np.abs(a) for a in (x, w, b, dout)]
+        magnitudes, terms = self.all(*sizes), self.terms()
+        found = {name: gamma(terms[name], "float64") * magnitudes[name] for name in terms}
+        if algorithm == "winograd":
+            magnitudes, terms = magnitudes | self.tiles(*sizes), terms | self.tile_terms()
+        return {name: gamma(terms[name], dtype) * magnitudes[name] + found[name] for name in terms}
+
+    @property
+    def tiled(self) -> bool:
+        """Whether Winograd's tiles F(2, 3) along the dimensions of kernel 3 can serve."""
+        ones = (1,) * len(self.stride)
+        return {3} <= {*self.w[2:]} <= {1, 3} and self.stride == self.dilation == ones
+
+    def mirrored(self) -> Problem:
+        """The convolution that the input gradient is: of dout, with flipped filters."""
+        group_out = self.w[0] // self.groups
+        pads = tuple((k - 1 - lo, k - 1 - hi) for k, (lo, hi) in zip(self.w[2:], self.pads, strict=True))
+        return replace(self, x=self.out, w=(self.x[1], group_out, *self.w[2:]), pads=pads)
+
+    def tile_terms(self) -> dict[str, int]:
+        """How often an element's terms are rounded on their way through tiles, at most.
+
+        Along each dimension of kernel 3: once by B^T, twice by G and by A^T. And as a product, and in a sum.
+        """
+        dims, tiles = self.w[2:].count(3), self.out[0] * len(list(self.tile_ranges()))
+        group_out = self.w[0] // self.groups
+        return {"out": self.w[1] + 5 * dims + 1, "dx": group_out + 5 * dims, "dw": tiles + 4 * dims}
+
+    def tile_ranges(self):
+        """Yield the first output of each tile, and the steps from it to the next."""
+        return product(*(range(0, n, 2 if k == 3 else 1) for n, k in zip(self.out[2:], self.w[2:], strict=True)))
+
+    def tiles(self, x, w, b, dout) -> dict[str, np.ndarray]:
+        """Sums of magnitudes through Winograd's tiles, a tile at a time, for operands that are not negative.
+
+        Lavin and Gray (2016), section 4.1; |B^T|, |G| and |A^T| along each dimension of kernel 3, in one matrix.
+        """
+        flipped = np.flip(w, tuple(range(2, w.ndim)))
+        turned = [np.swapaxes(flipped[self.filters(group)], 0, 1) for group in range(self.groups)]
+        return {
+            "out": self.tile_outputs(x, w) + b.reshape(-1, *[1] * len(self.x[2:])),
+            "dx": self.mirrored().tile_outputs(dout, np.concatenate(turned)),
+            "dw": self.tile_weights(x, dout),
+        }
+
+    def tile_cells(self, x, first, sizes):
+        """The cells from one place on, (N, C, cells), zero outside."""
+        found = np.zeros((*x.shape[:2], int(np.prod(sizes))))
+        for i, step in enumerate(np.ndindex(*sizes)):
+            cell = tuple(o + s for o, s in zip(first, step, strict=True))
+            if all(0 <= at < n for at, n in zip(cell, x.shape[2:], strict=True)):
+                found[..., i] = x[(..., *cell)]
+        return found
+
+    def tile_outputs(self, x, w):
+        out = np.zeros(self.out)
+        reads, steps = ([many if k == 3 else 1 for k in self.w[2:]] for many in (4, 2))
+        for first in self.tile_ranges():
+            start = [o - pad[0] for o, pad in zip(first, self.pads, strict=True)]
+            cells = self.tile_cells(x, start, reads) @ self.transform(ABS_INPUT).T
+            for group in range(self.groups):
+                f, c = self.filters(group), self.channels(group)
+                taps = w[f].reshape(*w[f].shape[:2], -1) @ self.transform(ABS_FILTER).T
+                values = np.einsum("nck,fck->nfk", cells[:, c], taps) @ self.transform(ABS_OUTPUT).T
+                for i, step in enumerate(np.ndindex(*steps)):
+                    at = tuple(o + s for o, s in zip(first, step, strict=True))
+                    if all(o < n for o, n in zip(at, self.out[2:], strict=True)):
+                        out[(slice(None), f, *at)] = values[..., i]
+        return out
+
+    def tile_weights(self, x, dout):
+        dw = np.zeros(self.w)
+        reads, steps = ([many if k == 3 else 1 for k in self.w[2:]] for many in (4, 2))
+        for first in self.tile_ranges():
+            start = [o - pad[0] for o, pad in zip(first, self.pads, strict=True)]
+            cells = self.tile_cells(x, start, reads) @ self.transform(ABS_INPUT).T
+            values = self.tile_cells(dout, first, steps) @ self.transform(ABS_OUTPUT)
+            for group in range(self.groups):
+                f, c = self.filters(group), self.channels(group)
+                places = np.einsum("nfk,nck->fck", values[:, f], cells[:, c])
+                dw[f] += (places @ self.transform(ABS_FILTER)).reshape(dw[f].shape)
+        return dw
+
+    def transform(self, matrix):
+        whole = np.ones((1, 1))
+        for k in self.w[2:]:
+            whole = np.kron(whole, matrix if k == 3 else np.ones((1, 1)))
+        return whole
 
     def unbatched(self) -> Problem:
         return replace(self, x=(1, *self.x[1:]))

@@ -56,7 +56,11 @@ BAD = {
     "format": ({"data_format": "NHWC"}, ConvValueError, ("data_format: got 'NHWC'", "expected 'channels_first'")),
     "precision": ({"precision": "double"}, ConvValueError, ("precision: got 'double'", "'standard' or 'fast'")),
     "precision None": ({"precision": None}, ConvTypeError, ("precision: got None", "'standard' or 'fast'")),
-    "algorithm": ({"algorithm": "magic"}, ConvValueError, ("algorithm: got 'magic'", "'auto' or 'gemm' or 'direct'")),
+    "algorithm": (
+        {"algorithm": "magic"},
+        ConvValueError,
+        ("algorithm: got 'magic'", "'auto' or 'winograd' or 'gemm' or 'direct'"),
+    ),
 }
 
 

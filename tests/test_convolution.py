@@ -52,6 +52,18 @@ CASES = {
         {"groups": 3, "padding": "same", "stride": 2},
         Problem((2, 3, 6, 5), (6, 1, 3, 3), (2, 2), ((0, 1), (1, 1)), (1, 1), 3),
     ),
+    "2d mixed kernels": (
+        {"padding": ((0, 0), (2, 0)), "groups": 2},
+        Problem((2, 4, 4, 7), (6, 2, 1, 3), (1, 1), ((0, 0), (2, 0)), (1, 1), 2),
+    ),
+    "2d padding over kernel, dense": (
+        {"padding": (3, 4)},
+        Problem((2, 2, 3, 2), (3, 2, 3, 3), (1, 1), ((3, 3), (4, 4)), (1, 1)),
+    ),
+    "2d depthwise, dense": (
+        {"groups": 3, "padding": "same"},
+        Problem((2, 3, 6, 5), (6, 1, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 3),
+    ),
     "2d pointwise": ({}, Problem((3, 4, 3, 5), (2, 4, 1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1))),
     "2d pointwise grouped, wide": (
         {"groups": 2},
@@ -68,6 +80,14 @@ CASES = {
         {"stride": (1, 2, 1), "padding": ((1, 0), (1, 1), (0, 2))},
         Problem((2, 2, 3, 5, 4), (3, 2, 2, 3, 3), (1, 2, 1), ((1, 0), (1, 1), (0, 2)), (1, 1, 1)),
     ),
+    "3d of kernel 3": (
+        {"padding": ((1, 0), (0, 2), (1, 1))},
+        Problem((2, 2, 4, 3, 5), (2, 2, 3, 3, 3), (1, 1, 1), ((1, 0), (0, 2), (1, 1)), (1, 1, 1)),
+    ),
+    "3d of kernels 3, 1, 3": (
+        {},
+        Problem((1, 2, 4, 2, 6), (3, 2, 3, 1, 3), (1, 1, 1), ((0, 0),) * 3, (1, 1, 1)),
+    ),
     "3d dilated groups": (
         {"dilation": (1, 2, 2), "groups": 2, "padding": 1},
         Problem((1, 4, 3, 4, 4), (4, 2, 2, 2, 2), (1, 1, 1), ((1, 1),) * 3, (1, 2, 2), 2),
@@ -76,12 +96,26 @@ CASES = {
         {"padding": (0, 1, 0, 1), "stride": (1, 2, 1, 1)},
         Problem((2, 2, 2, 3, 3, 2), (2, 2, 2, 2, 1, 2), (1, 2, 1, 1), ((0, 0), (1, 1), (0, 0), (1, 1)), (1,) * 4),
     ),
+    "4d of kernels 3, 3, 1, 3": (
+        {"padding": 1},
+        Problem((1, 2, 2, 3, 1, 2), (2, 2, 3, 3, 1, 3), (1,) * 4, ((1, 1),) * 4, (1,) * 4),
+    ),
     "no samples": ({"padding": 1}, Problem((0, 2, 4, 4), (3, 2, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))),
 }
 DTYPES = ("float32", "float64")
 RESULTS = ("out", "dx", "dw", "db")
 
-every_case = pytest.mark.parametrize(("options", "problem"), CASES.values(), ids=CASES)
+# Each algorithm on what it serves: `winograd` on kernels of 3 and 1, of stride and dilation 1.
+SERVED = {
+    f"{algorithm}-{name}": (options, problem, algorithm)
+    for algorithm in portconv.algorithms()
+    for name, (options, problem) in CASES.items()
+    if algorithm != "winograd" or problem.tiled
+}
+# A case that is not symmetric, for each algorithm.
+SKEWED = {"winograd": "2d mixed kernels", "gemm": "2d pairs", "direct": "2d pairs"}
+
+every_case = pytest.mark.parametrize(("options", "problem", "algorithm"), SERVED.values(), ids=SERVED)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 every_algorithm = pytest.mark.parametrize("algorithm", portconv.algorithms())
 
@@ -109,18 +143,17 @@ def assert_within(results, truths, bounds):
 
 @every_case
 @every_dtype
-@every_algorithm
 def test_matrix_against_loops(target, options, problem, dtype, algorithm):
     operands = problem.operands(dtype)
     results = run(target, operands, algorithm=algorithm, **options)
     wide = [a.astype("float64") for a in operands]
-    assert_within(results, problem.all(*wide), problem.bounds(*wide, dtype))
+    assert_within(results, problem.all(*wide), problem.bounds(*wide, dtype, algorithm))
 
 
 @every_case
-@every_algorithm
 def test_whole_numbers_are_exact(target, options, problem, algorithm):
-    # Products of integers below 16, fewer than 2**13 of them, sum below 2**24: exact in float32 in any order.
+    # Products of integers below 16, fewer than 2**13 of them, sum below 2**24: exact in float32 in any order. A tile of
+    # `winograd` along 3 dimensions holds multiples of 1/8, which the fewer than 2**6 terms there keep below 2**21.
     rng = np.random.default_rng(1)
     operands = [rng.integers(-15, 16, a.shape) for a in problem.operands("float32")]
     results = run(target, [a.astype("float32") for a in operands], algorithm=algorithm, **options)
@@ -131,7 +164,7 @@ def test_whole_numbers_are_exact(target, options, problem, algorithm):
 @every_dtype
 @every_algorithm
 def test_gradient_functions_give_what_backward_gives(target, dtype, algorithm):
-    options, problem = CASES["2d pairs"]
+    options, problem = CASES[SKEWED[algorithm]]
     x, w, _, dout = (target.array(a) for a in problem.operands(dtype))
     options = {**options, "algorithm": algorithm}
     _, cache = portconv.conv_forward(x, w, **options)
@@ -220,15 +253,19 @@ def test_blocks_agree_with_direct_on_whole_numbers(target, x_shape, w_shape, opt
 
 @every_algorithm
 def test_gradients_against_central_differences(target, algorithm):
-    options, problem = CASES["2d strides"]
+    options, problem = CASES[SKEWED[algorithm]]
     operands = problem.operands("float64")
     *inputs, dout = operands
     grads = run(target, operands, algorithm=algorithm, **options)
     wide = [np.abs(a) for a in operands]
     # sum(out * dout) is linear in each operand, so a central difference has no truncation error and any step serves;
     # with a step of 1 its rounding is that of two sums of `size` elements, each within the bound of an output.
-    scale = float(np.sum((problem.forward(*wide[:3]) + np.sum(wide[1]) + np.sum(wide[0]) + 1) * wide[3]))
-    allowed = 2 * gamma(problem.terms()["out"] + dout.size + problem.terms()["dw"], "float64") * scale
+    sums = problem.forward(*wide[:3]) + np.sum(wide[1]) + np.sum(wide[0]) + 1
+    terms = problem.terms()
+    if algorithm == "winograd":
+        # A tile reads no more than all of x and w, and adds no product to more than 3 of the places behind an output.
+        sums, terms = 3 * (np.sum(wide[0]) + 1) * (np.sum(wide[1]) + 1) + np.max(wide[2]) + 1, problem.tile_terms()
+    allowed = 2 * gamma(terms["out"] + dout.size + terms["dw"], "float64") * float(np.sum(sums * wide[3]))
 
     def energy(*changed):
         given = [target.array(a) for a in changed]
@@ -252,9 +289,21 @@ def test_float32_products_are_no_tf32(target, size):
     rng = np.random.default_rng(5)
     x = (rng.integers(2**23, 2**24, (2, size, 16, 16)) | 1).astype("float32")
     w = np.eye(size, dtype="float32").reshape(size, size, 1, 1)
-    for algorithm in portconv.algorithms():
+    for algorithm in ("gemm", "direct"):
         out = portconv.conv(target.array(x), target.array(w), algorithm=algorithm)
         assert np.array_equal(target.numpy(out), x), algorithm
+
+
+@pytest.mark.parametrize("size", [1, 300])
+def test_float32_tiles_are_no_tf32(target, size):
+    # The middle tap alone: 4 places of a tile, each the sum of 4 cells below 2**24 times 1/4, are within
+    # gamma(size + 10) * 2**26 of the cell, or 4 for each term; TF32 would be off by up to 2**24 / 2**11 = 8192.
+    rng = np.random.default_rng(5)
+    x = (rng.integers(2**23, 2**24, (2, size, 6, 6)) | 1).astype("float32")
+    w = np.zeros((size, size, 3, 3), "float32")
+    w[:, :, 1, 1] = np.eye(size)
+    out = target.numpy(portconv.conv(target.array(x), target.array(w), padding=1, algorithm="winograd"))
+    assert np.max(np.abs(out.astype("float64") - x)) <= gamma(size + 10, "float32") * 2**26 < 2000
 
 
 def test_mixed_widths_promote_and_gradients_keep_their_own(target):

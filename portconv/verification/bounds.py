@@ -3,7 +3,7 @@
 A sum of n products, rounded after each operation in whichever order, is within gamma_n * sum |a| |b| of the exact sum,
 with gamma_n = n u / (1 - n u) and u = eps / 2: Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed.
 (2002), section 3.1. Fused or wider arithmetic only helps. There is no term for underflow, because no product of the
-numbers that `cases` makes comes near it.
+numbers that `cases` makes comes near it. Winograd's tiles are sums of products too, if of other ones: see `tiles`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..convolution import conv_backward, conv_forward
+from ..algorithms import winograd
+from ..convolution import conv_backward, conv_forward, prepare
 from .cases import Case, Inputs
-
-Doubles = NDArray[np.float64]
+from .tiles import Doubles, Sums, tiled
 
 TF32_OPERAND = 2.0**-10
 """The largest relative error of a float32 cut to TF32's 10 explicit bits: NVIDIA, "NVIDIA A100 Tensor Core GPU
@@ -32,23 +31,24 @@ class Exact:
     ----------
     value : array
         Not quite exact: see `radius`.
-    magnitude : array
-        The same sums over the magnitudes of their terms.
-    terms : int
-        How many terms each sum has, at most.
+    plain : Sums
+        How many terms its sums have, at most, and the same sums over the terms' magnitudes.
+    tiles : Sums, optional
+        The like of `winograd`, where that can serve.
     products : bool
         Whether the terms are products, which fast arithmetic may round more coarsely.
     """
 
     value: Doubles
-    magnitude: Doubles
-    terms: int
+    plain: Sums
+    tiles: Sums | None
     products: bool
 
-    def reach(self, dtype: str, precision: str) -> Doubles:
+    def reach(self, dtype: str, precision: str, algorithm: str = "direct") -> Doubles:
         """How far a result in `dtype` can be from the exact value, per element."""
+        terms, magnitude = self.plain if algorithm != "winograd" or self.tiles is None else self.tiles
         # The sum of magnitudes was itself rounded in float64, perhaps down.
-        return relative(self.terms, dtype, precision, self.products) * self.magnitude / (1 - gamma(self.terms))
+        return relative(terms, dtype, precision, self.products) * magnitude / (1 - gamma(terms))
 
     @property
     def radius(self) -> Doubles:
@@ -91,12 +91,23 @@ def exact(case: Case, inputs: Inputs | None = None) -> dict[str, Exact]:
     given = case.inputs() if inputs is None else inputs
     doubles = [None if array is None else array.astype(np.float64) for array in given]
     values = _direct(case, *doubles)
-    magnitudes = _direct(case, *(None if array is None else np.abs(array) for array in doubles))
+    sizes = [None if array is None else np.abs(array) for array in doubles]
+    plain, tiles = _direct(case, *sizes), _tiled(case, *sizes)
     return {
-        name: Exact(values[name], magnitudes[name], case.terms[name], products=name != "db") for name in case.quantities
+        name: Exact(values[name], Sums(case.terms[name], plain[name]), tiles.get(name), products=name != "db")
+        for name in case.quantities
     }
 
 
 def _direct(case: Case, x: Any, w: Any, b: Any, dout: Any) -> dict[str, Doubles]:
     out, cache = conv_forward(x, w, b, **case.options, algorithm="direct")
     return {"out": out, **conv_backward(dout, cache)._asdict()}
+
+
+def _tiled(case: Case, x: Any, w: Any, b: Any, dout: Any) -> dict[str, Sums]:
+    call = prepare(x, w, b, **case.options).call
+    if winograd.objection(call.geometry):
+        return {}
+    found = tiled(call.geometry, x, w, b, dout)
+    shapes = {"out": dout.shape, "dx": x.shape, "dw": w.shape}
+    return {name: Sums(sums.terms, sums.magnitude.reshape(shapes[name])) for name, sums in found.items()}

@@ -43,6 +43,7 @@ class Case:
     padding: Padding = 0
     dilation: Ints = 1
     groups: int = 1
+    algorithm: str = "auto"
     dtype: str = "float32"
 
     @property
@@ -184,5 +185,11 @@ _GEOMETRIES = (
     _of("3d-1x1", (2, 3, 5, 6, 7), (4, 3, 1, 1, 1), bias=True),
     _of("3d-unbatched", (2, 5, 4, 6), (3, 2, 2, 3, 2), padding="full"),
     _of("3d-blocks", (2, 8, 9, 10, 11), (16, 8, 3, 3, 3), padding=1),
+    _of("1d-winograd", (2, 3, 18), (4, 3, 3), padding=2, bias=True, algorithm="winograd"),
+    _of("2d-winograd", (2, 3, 9, 8), (4, 3, 3, 3), padding=1, bias=True, algorithm="winograd"),
+    _of("2d-winograd-1x3", (2, 4, 6, 7), (6, 2, 1, 3), groups=2, padding=((0, 0), (2, 0)), algorithm="winograd"),
+    _of("2d-winograd-3x1", (3, 7, 6), (4, 3, 3, 1), padding="same", algorithm="winograd"),
+    _of("2d-winograd-blocks", (8, 24, 28, 27), (32, 24, 3, 3), padding=1, bias=True, algorithm="winograd"),
+    _of("3d-winograd", (1, 2, 5, 6, 7), (3, 2, 3, 3, 3), padding="full", bias=True, algorithm="winograd"),
     _of("4d", (2, 2, 3, 4, 5, 4), (3, 2, 2, 2, 3, 1), padding=(1, 0, 1, 0), stride=(1, 2, 1, 1), bias=True),
 )

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from .. import backends as registry
 from ..backends import Backend
 from ..convolution import conv_backward, conv_forward
-from .bounds import Doubles, Exact, exact
+from .bounds import Exact, exact
 from .cases import Case, Inputs
+from .tiles import Doubles
 
 Array = Any
 Host = NDArray[np.floating[Any]]
@@ -104,8 +105,10 @@ def compare(
     truth = exact(case, given)
     made: list[Comparison] = []
     sound: dict[str, dict[str, Host]] = {name: {} for name in case.quantities}
+    served: dict[str, str] = {}
     for backend in backends:
-        for quantity, result in _results(case, backend, given, precision, truth).items():
+        found, served[backend.name] = _results(case, backend, given, precision, truth)
+        for quantity, result in found.items():
             if isinstance(result, str):
                 made.append(
                     Comparison(backend.name, None, case.name, case.dtype, quantity, math.inf, math.inf, 0, 0, result)
@@ -113,13 +116,13 @@ def compare(
                 continue
             sound[quantity][backend.name] = result
             true = truth[quantity]
-            bound = true.reach(case.dtype, precision) + true.radius
+            bound = true.reach(case.dtype, precision, served[backend.name]) + true.radius
             figures = _figures(result, true.value, bound, case.dtype, true)
             made.append(Comparison(backend.name, None, case.name, case.dtype, quantity, *figures))
     for quantity, results in sound.items():
         true = truth[quantity]
-        bound = 2 * true.reach(case.dtype, precision)
         for (one, ones), (other, others) in combinations(results.items(), 2):
+            bound = true.reach(case.dtype, precision, served[one]) + true.reach(case.dtype, precision, served[other])
             figures = _figures(ones, others, bound, case.dtype, true)
             made.append(Comparison(one, other, case.name, case.dtype, quantity, *figures))
     return made
@@ -127,23 +130,23 @@ def compare(
 
 def _results(
     case: Case, backend: Backend, inputs: Inputs, precision: str, truth: dict[str, Exact]
-) -> dict[str, Host | str]:
-    """Each quantity on the host, or in words why it cannot be compared."""
+) -> tuple[dict[str, Host | str], str]:
+    """Each quantity on the host, or in words why it cannot be compared; and which algorithm served."""
     try:
         # Copies: a library may share the host's memory, and no other may see what it did there.
         x, w, b, dout = (None if a is None else backend.asarray(a.copy(), dtype=case.dtype) for a in inputs)
-        out, cache = conv_forward(x, w, b, **case.options, precision=precision)
+        out, cache = conv_forward(x, w, b, **case.options, precision=precision, algorithm=case.algorithm)
     except Exception as error:
-        return dict.fromkeys(case.quantities, _words(error))
+        return dict.fromkeys(case.quantities, _words(error)), case.algorithm
     results: dict[str, Host | str] = {"out": _host(backend, x, out, truth["out"])}
     try:
         grads = conv_backward(dout, cache)._asdict()
     except Exception as error:
-        return results | dict.fromkeys(case.quantities[1:], _words(error))
+        return results | dict.fromkeys(case.quantities[1:], _words(error)), cache.call.name
     results |= {name: _host(backend, x, grads[name], truth[name]) for name in case.quantities[1:]}
     if b is None and grads["db"] is not None:
         results["db"] = f"got {type(grads['db']).__name__}, expected None where there is no bias"
-    return results
+    return results, cache.call.name
 
 
 def _host(backend: Backend, like: Array, result: Array, true: Exact) -> Host | str:

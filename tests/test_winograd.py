@@ -1,0 +1,158 @@
+"""Winograd's tiles: how they are cut, when they are chosen, and what happens where their sums overflow."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from oracle import Problem
+
+import portconv
+from portconv import backends
+from portconv.algorithms import winograd
+from portconv.algorithms.tiles import FEWEST_TILES, cuts, tiling
+from portconv.arguments import geometry
+
+SHAPES = {
+    "resnet": ((16, 64, 56, 56), (64, 64, 3, 3), 1, 1),
+    "many small": ((40, 32, 7, 5), (32, 32, 3, 3), 1, 1),
+    "wide": ((1, 64, 6, 30_000), (32, 64, 3, 3), 1, 1),
+    "groups": ((2, 64, 30, 31), (64, 2, 3, 3), 1, 32),
+    "signal": ((3, 16, 5001), (16, 16, 3), 0, 1),
+    "volume": ((1, 16, 9, 40, 41), (16, 16, 3, 1, 3), 2, 1),
+    "rows alone": ((2, 24, 50, 33), (24, 24, 1, 3), (0, 1), 1),
+}
+RESNET = geometry((16, 64, 56, 56), (64, 64, 3, 3), 1, 1, 1, 1)
+
+
+def made(x_shape, w_shape, padding, groups):
+    return geometry(x_shape, w_shape, 1, padding, 1, groups)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize(("elements", "enough", "least"), [(1 << 19, 1024, 8), (1 << 26, 1 << 30, 1)])
+def test_blocks_cover_each_output_once_and_stay_bounded(shape, elements, enough, least):
+    found = made(*shape)
+    own, cut = tiling(found), cuts(found, elements, enough, least)
+    seen = np.zeros((found.batch, found.groups, 1, *found.out), int)
+    blocks = [block for groups in cut.groups for block in own.blocks(cut.samples, groups, cut.tiles)]
+    for block in blocks:
+        part = np.zeros(seen[block.writes].shape, int)
+        for output in block.shape.outputs:
+            part[output.cells] += 1
+        assert np.all(part == 1)
+        seen[block.writes] += 1
+        # Inputs and outputs of one place of the lead; the tiles too many come after those that are needed.
+        samples, groups, _ = block.tiles.counts
+        needed = samples * math.prod(end - start for start, end in block.tiles.box)
+        assert samples == block.shape.sizes[1]
+        assert needed == samples * math.prod(-(-n // step) for n, step in zip(part.shape[3:], own.steps, strict=True))
+        deep = own.inner * groups * (found.group_in + found.group_out)
+        assert deep * needed <= max(elements, FEWEST_TILES * deep)
+    assert np.all(seen == 1)
+    assert len(blocks) >= min(least, found.batch)
+
+
+@pytest.mark.parametrize(("x_shape", "w_shape", "padding", "groups"), SHAPES.values(), ids=SHAPES)
+def test_blocks_agree_with_gemm_on_whole_numbers(target, x_shape, w_shape, padding, groups):
+    if target.backend.name not in ("numpy", "torch", "cupy") and math.prod(x_shape) > 500_000:
+        pytest.skip("too slow for a large case on this library")
+    # |entries| <= 2: a place of a tile holds quarters, or eighths along three dimensions, below 2**3 * 2 for cells and
+    # filters each, and a sum of fewer than 2**13 of their products, as each result is, eighths below 2**21: exact.
+    rng = np.random.default_rng(6)
+    options = {"padding": padding, "groups": groups}
+    shape = portconv.conv_output_shape(x_shape, w_shape, **options)
+    some = rng.random((1, *shape[1:])) < 2**12 / math.prod((shape[0], *shape[2:]))
+    x, w, b = (rng.integers(-2, 3, s).astype("float32") for s in (x_shape, w_shape, w_shape[:1]))
+    dout = (rng.integers(-2, 3, shape) * some).astype("float32")
+    results = {}
+    for algorithm in ("winograd", "gemm"):
+        given = [target.array(a) for a in (x, w, b)]
+        out, cache = portconv.conv_forward(*given, **options, algorithm=algorithm)
+        grads = portconv.conv_backward(target.array(dout), cache)
+        results[algorithm] = [target.numpy(a) for a in (out, *grads)]
+    for tiles, columns in zip(results["winograd"], results["gemm"], strict=True):
+        assert np.array_equal(tiles, columns)
+
+
+def test_the_bound_of_a_sum_does_not_hold_and_that_of_tiles_does():
+    # A tap of 0 keeps the large cell out of the sum, but not out of B^T x, where it swallows the 3 beside it.
+    problem = Problem((1, 1, 4), (1, 1, 3), (1,), ((0, 0),), (1,))
+    x, w = np.array([[[0.0, 2.0**30, 3.0, 1.0]]], "float32"), np.array([[[0.0, 0.0, 1.0]]], "float32")
+    out = portconv.conv(x, w, algorithm="winograd")
+    wide = [a.astype("float64") for a in (x, w, np.zeros(1), np.ones((1, 1, 2)))]
+    error = np.abs(out - problem.forward(*wide[:2]))
+    assert np.any(error > problem.bounds(*wide, "float32")["out"])
+    assert np.all(error <= problem.bounds(*wide, "float32", "winograd")["out"])
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_what_is_not_finite_stays_where_windows_touch_it(target, bad):
+    rng = np.random.default_rng(7)
+    x, w = rng.standard_normal((2, 2, 9, 8)).astype("float32"), rng.standard_normal((3, 2, 3, 3)).astype("float32")
+    dout = rng.standard_normal((2, 3, 9, 8)).astype("float32")
+    for place in range(3):
+        operands = [x.copy(), w.copy(), dout.copy()]
+        operands[place][0, 1, 0, 2] = bad
+        results = {}
+        for algorithm in ("winograd", "gemm"):
+            with np.errstate(invalid="ignore"):
+                given = [target.array(a) for a in operands]
+                out, cache = portconv.conv_forward(*given[:2], padding=1, algorithm=algorithm)
+                grads = portconv.conv_backward(given[2], cache)
+            results[algorithm] = [target.numpy(a) for a in (out, *grads[:2])]
+        touched = 0
+        for tiles, columns in zip(results["winograd"], results["gemm"], strict=True):
+            finite = np.isfinite(columns)
+            touched += np.sum(~finite)
+            assert np.array_equal(np.isfinite(tiles), finite)
+            assert np.array_equal(tiles[~finite], columns[~finite], equal_nan=True)
+        assert touched
+
+
+def test_sums_that_overflow_in_tiles_alone_are_computed_again(target):
+    # Cells of 3e38 add up beyond float32's 3.4e38 in B^T x; the plain sums hold one cell each.
+    x, w = np.full((1, 1, 6, 6), 3e38, "float32"), np.zeros((1, 1, 3, 3), "float32")
+    w[0, 0, 1, 1] = 1.0
+    out, cache = portconv.conv_forward(target.array(x), target.array(w), padding=1, algorithm="winograd")
+    assert np.array_equal(target.numpy(out), x)
+    dout = np.zeros_like(x)
+    dout[0, 0, 2, 2] = 1.0
+    _, dw, _ = portconv.conv_backward(target.array(dout), cache)
+    assert np.array_equal(target.numpy(dw), np.full((1, 1, 3, 3), 3e38, "float32"))
+
+
+def test_numpy_says_nothing_of_what_it_computes_again():
+    x, w = np.full((1, 1, 6, 6), 3e38, "float32"), np.zeros((1, 1, 3, 3), "float32")
+    with np.errstate(all="raise"):
+        portconv.conv(x, w, algorithm="winograd")
+
+
+def test_auto_takes_tiles_where_they_pay():
+    numpy = backends.get("numpy")
+    assert winograd.worthwhile(RESNET, numpy)
+    few_channels = geometry((16, 3, 56, 56), (64, 3, 3, 3), 1, 1, 1, 1)
+    depthwise = geometry((16, 64, 56, 56), (64, 1, 3, 3), 1, 1, 1, 64)
+    weights = geometry((16, 512, 7, 7), (512, 512, 3, 3), 1, 1, 1, 1)
+    small = geometry((1, 64, 14, 14), (64, 64, 3, 3), 1, 1, 1, 1)
+    strided = geometry((16, 64, 56, 56), (64, 64, 3, 3), 2, 1, 1, 1)
+    for found in (few_channels, depthwise, weights, small, strided):
+        assert not winograd.worthwhile(found, numpy)
+    x, w = np.ones((16, 64, 56, 56), "float32"), np.ones((64, 64, 3, 3), "float32")
+    _, cache = portconv.conv_forward(x, w, padding=1)
+    assert cache.call.name == "winograd"
+
+
+def test_auto_takes_no_tiles_where_their_cost_is_not_known():
+    assert backends.find("cupy").step_operations == math.inf
+    assert not winograd.worthwhile(RESNET, backends.find("cupy"))
+
+
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 2), (5, 3)])
+def test_a_kernel_that_is_not_served_is_an_error(kernel):
+    x, w = np.ones((1, 1, 8, 8)), np.ones((1, 1, *kernel))
+    with pytest.raises(portconv.ConvValueError, match=r"algorithm: got 'winograd' for a kernel of .*, expected 'auto'"):
+        portconv.conv(x, w, algorithm="winograd")
+    with pytest.raises(portconv.ConvValueError, match="stride 1"):
+        portconv.conv(x, np.ones((1, 1, 3, 3)), stride=2, algorithm="winograd")
