@@ -12,13 +12,14 @@ The requirements this answers to:
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, TypeVar
 
-from ..errors import BackendError
+from ..errors import BackendError, in_a_line
 
 Array = Any
 """An array of whichever library; the standard gives no type for it."""
@@ -36,9 +37,13 @@ class Unavailable(Exception):
         self.no_device = no_device
 
 
-def in_a_line(error: Exception) -> str:
-    """What an error says, in a line."""
-    return " ".join(str(error).split()) or type(error).__name__
+@cache
+def host_memory() -> int:
+    """How many bytes of memory this machine has, or could address where it does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return sys.maxsize
 
 
 class Backend:
@@ -149,10 +154,43 @@ class Backend:
     def synchronize(self) -> None:
         """Wait until the devices have finished what was asked of them."""
 
+    def dtype_name(self, dtype: Any) -> str:
+        """A dtype's name, such as "float32", whatever its byte order."""
+        return str(getattr(dtype, "name", None) or dtype).rpartition(".")[2]
+
+    def native(self, dtype: Any) -> Any:
+        """The same dtype in the machine's own byte order."""
+        return dtype
+
+    def dtype(self, name: str) -> Any:
+        """The dtype of that name, as arrays have it."""
+        found = getattr(self.xp, name)
+        # NumPy and CuPy name their scalar types so, not the dtypes that arrays have.
+        return self.xp.dtype(found) if isinstance(found, type) and hasattr(self.xp, "dtype") else found
+
+    def bits(self, dtype: Any) -> int:
+        """How many bits an element has."""
+        return int("".join(filter(str.isdigit, self.dtype_name(dtype))))
+
+    def holds(self, name: str, like: Array) -> bool:
+        """Whether the device of `like` has arrays of the dtype of that name."""
+        info = getattr(self.xp, "__array_namespace_info__", None)
+        return hasattr(self.xp, name) if info is None else name in info().dtypes(device=self.device_of(like))
+
+    def memory(self, like: Array) -> int:
+        """How many bytes of memory the device of `like` has; what any machine may address where that is not known."""
+        return host_memory()
+
     def astype(self, array: Array, dtype: Any) -> Array:
         return array if array.dtype == dtype else self.xp.astype(array, dtype)
 
-    def empty(self, shape: tuple[int, ...], like: Array) -> Array:
+    def empty(self, shape: tuple[int, ...], like: Array, last: int = 0) -> Array:
+        """An array of any contents; with so many axes after the first `last` in memory."""
+        if last:
+            batch, moved, cells = shape[:1], shape[1 : 1 + last], shape[1 + last :]
+            made = self.empty((*batch, *cells, *moved), like)
+            end = 1 + len(cells)
+            return self.xp.permute_dims(made, (0, *range(end, end + last), *range(1, end)))
         return self.xp.empty(shape, dtype=like.dtype, device=self.device_of(like))
 
     def zeros(self, shape: tuple[int, ...], like: Array) -> Array:
@@ -160,7 +198,7 @@ class Backend:
 
     def zeroed(self, target: Array) -> Array:
         """`target` with every element 0."""
-        return self.write(target, (...,), 0.0)
+        return self.write(target, (...,), 0)
 
     def write(self, target: Array, index: tuple[Any, ...], value: Any) -> Array:
         """`target` with `target[index] = value`."""

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from ._base import Array, Backend, Unavailable, in_a_line
+from ..errors import in_a_line
+from ._base import Array, Backend, Unavailable
 
 
 class CupyBackend(Backend):
@@ -54,6 +55,13 @@ class CupyBackend(Backend):
     def asarray(self, obj: Any, dtype: Any = None, device: Any = None) -> Array:
         with self.xp.cuda.Device(device):
             return self.xp.asarray(obj, dtype=dtype)
+
+    def native(self, dtype: Any) -> Any:
+        return dtype.newbyteorder("=")
+
+    def memory(self, like: Array) -> int:
+        with like.device:
+            return int(self.xp.cuda.runtime.memGetInfo()[1])
 
     def to_numpy(self, array: Array) -> Any:
         return self.xp.asnumpy(array)

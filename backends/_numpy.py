@@ -61,7 +61,20 @@ class NumpyBackend(Backend):
     def device_of(self, array: Array) -> Any:
         return "cpu"
 
+    def dtype_name(self, dtype: Any) -> str:
+        return str(np.dtype(dtype).name)
+
+    def native(self, dtype: Any) -> Any:
+        return dtype.newbyteorder("=")
+
+    def holds(self, name: str, like: Array) -> bool:
+        return True
+
     def asarray(self, obj: Any, dtype: Any = None, device: Any = None) -> Array:
+        if dtype == "bfloat16":
+            import ml_dtypes
+
+            dtype = ml_dtypes.bfloat16
         return np.asarray(obj, dtype=dtype, device=device)
 
     def to_numpy(self, array: Array) -> Any:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ._base import Array, Backend, Unavailable, in_a_line
+from ..errors import in_a_line
+from ._base import Array, Backend, Unavailable
 
 
 class TorchBackend(Backend):
@@ -44,8 +45,23 @@ class TorchBackend(Backend):
 
         return [torch.device("cpu"), *(torch.device("cuda", i) for i in range(torch.cuda.device_count()))]
 
+    def holds(self, name: str, like: Array) -> bool:
+        return not (like.device.type == "mps" and name in ("float64", "complex128"))
+
     def to_numpy(self, array: Array) -> Any:
-        return array.detach().cpu().numpy()
+        host = array.detach().cpu()
+        if self.dtype_name(array.dtype) == "bfloat16":
+            import ml_dtypes
+
+            return host.view(self.xp.int16).numpy().view(ml_dtypes.bfloat16)
+        return host.numpy()
+
+    def memory(self, like: Array) -> int:
+        import torch
+
+        if like.device.type != "cuda":
+            return super().memory(like)
+        return int(torch.cuda.mem_get_info(like.device)[1])
 
     def synchronize(self) -> None:
         import torch

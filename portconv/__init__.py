@@ -12,6 +12,8 @@ from .convolution import (
     conv_weight_grad,
 )
 from .errors import BackendError, ConvShapeError, ConvTypeError, ConvValueError, PortconvError
+from .transposed import conv_transpose, conv_transpose_backward, conv_transpose_forward
+from .windows import fold, unfold
 
 __version__ = "0.1.0"
 
@@ -30,5 +32,10 @@ __all__ = [
     "conv_forward",
     "conv_input_grad",
     "conv_output_shape",
+    "conv_transpose",
+    "conv_transpose_backward",
+    "conv_transpose_forward",
     "conv_weight_grad",
+    "fold",
+    "unfold",
 ]

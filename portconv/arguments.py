@@ -5,25 +5,40 @@ Nothing here allocates or writes an array; messages read "argument: got ..., exp
 
 from __future__ import annotations
 
+import math
 import operator
 import sys
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import backends
 from .backends import Array, Backend
-from .errors import BackendError, ConvShapeError, ConvTypeError, ConvValueError
+from .errors import BackendError, ConvShapeError, ConvTypeError, ConvValueError, in_a_line
 from .geometry import Geometry
 
 Ints = int | Sequence[int]
 Padding = str | int | Sequence[int] | Sequence[tuple[int, int]]
 
 NAMED_PADDINGS = ("valid", "full", "same", "same_lower")
-PADDING_MODES = ("zeros",)
-DATA_FORMATS = ("channels_first",)
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+DATA_FORMATS = ("channels_first", "channels_last")
 PRECISIONS = ("standard", "fast")
-DTYPES = ("float32", "float64")
+KINDS = {
+    **dict.fromkeys(("float16", "bfloat16", "float32", "float64"), "real floating"),
+    **dict.fromkeys(("complex64", "complex128"), "complex floating"),
+    **dict.fromkeys((f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)), "integral"),
+}
+"""The kind of each dtype that is served, by its name."""
+LITTLE_BYTES = 1 << 26
+
+
+class Dtype(NamedTuple):
+    """A dtype of one library, with its name and its kind."""
+
+    dtype: Any
+    name: str
+    kind: str
 
 
 def integer(name: str, value: Any, least: int) -> int:
@@ -101,16 +116,23 @@ def _named_pair(name: str, size: int, extent: int, stride: int) -> tuple[int, in
 
 
 def geometry(
-    x_shape: tuple[int, ...], w_shape: tuple[int, ...], stride: Any, padding: Any, dilation: Any, groups: Any
+    x_shape: tuple[int, ...],
+    w_shape: tuple[int, ...],
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    mode: str = "zeros",
+    channels_last: bool = False,
+    w_name: str = "w",
 ) -> Geometry:
-    """Check shapes and options together, and compute the geometry of a batched, channels-first call."""
+    """Check shapes and options together, and compute the geometry of a batched call; `x_shape` is channels first."""
     dims = len(w_shape) - 2
     strides = per_dimension("stride", stride, dims, 1)
     dilations = per_dimension("dilation", dilation, dims, 1)
     group_count = integer("groups", groups, 1)
-    named = isinstance(padding, str)
-    pads = option("padding", padding, NAMED_PADDINGS) if named else _pairs(padding, dims)
-    return _geometry(x_shape, w_shape, strides, pads, dilations, group_count)
+    pads = option("padding", padding, NAMED_PADDINGS) if isinstance(padding, str) else _pairs(padding, dims)
+    return _geometry(x_shape, w_shape, strides, pads, dilations, group_count, mode, channels_last, w_name)
 
 
 @lru_cache(maxsize=1024)
@@ -121,11 +143,13 @@ def _geometry(
     pads: str | tuple[tuple[int, int], ...],
     dilations: tuple[int, ...],
     groups: int,
+    mode: str,
+    channels_last: bool,
+    w_name: str,
 ) -> Geometry:
     batch, channels, *size = x_shape
     filters, group_channels, *kernel = w_shape
-    if min(w_shape) < 1:
-        raise ConvShapeError(f"w: got shape {w_shape}, expected at least one filter, channel and kernel cell")
+    _not_empty(w_shape)
     if channels < 1:
         raise ConvShapeError(f"x: got {channels} channels in shape {x_shape}, expected at least 1")
     if channels % groups or filters % groups:
@@ -141,27 +165,148 @@ def _geometry(
     if isinstance(pads, str):
         pads = tuple(_named_pair(pads, s, e, t) for s, e, t in zip(size, extents, strides, strict=True))
     befores, afters = zip(*pads, strict=True)
-    found = Geometry(batch, channels, filters, groups, tuple(size), tuple(kernel), strides, dilations, befores, afters)
+    found = Geometry(
+        batch,
+        channels,
+        filters,
+        groups,
+        tuple(size),
+        tuple(kernel),
+        strides,
+        dilations,
+        befores,
+        afters,
+        mode,
+        channels_last,
+    )
     for dim, (padded, extent) in enumerate(zip(found.padded, found.extent, strict=True)):
         if padded < extent:
             raise ConvShapeError(
-                f"w: got a kernel of {kernel[dim]} in spatial dimension {dim}, {extent} cells with its dilation of "
-                f"{dilations[dim]}, expected at most the {padded} cells of the padded input"
+                f"{w_name}: got a kernel of {kernel[dim]} in spatial dimension {dim}, {extent} cells with its dilation "
+                f"of {dilations[dim]}, expected at most the {padded} cells of the padded input"
             )
-    if max(2 * found.operations, *found.padded) > sys.maxsize:
-        raise ConvShapeError(
-            f"x: got shape {x_shape} with w of shape {w_shape}, padded to {found.padded}, "
-            f"expected an output that can be addressed; it would be {found.out_shape}"
-        )
+        if mode != "zeros" and size[dim] == 0 and padded:
+            raise ConvShapeError(
+                f"x: got no cell in spatial dimension {dim} of shape {x_shape}, "
+                f"expected at least one for padding_mode {mode!r} to fill the padding from"
+            )
+    _addressable(found, x_shape, w_shape, f"padded to {found.padded}, ", found.out_shape)
     return found
 
 
-def arrays(**named: Array) -> Backend:
-    """Check that all arrays are of one library and one device, and of dtypes served here; return the backend.
+def transposed(
+    x_shape: tuple[int, ...],
+    w_shape: tuple[int, ...],
+    stride: Any,
+    padding: Any,
+    output_padding: Any,
+    dilation: Any,
+    groups: Any,
+    channels_last: bool,
+) -> Geometry:
+    """Check shapes and options of a transposed convolution; return the geometry of the convolution it is adjoint to.
+
+    The input of that convolution is the output here; `output_padding` adds cells to it where padding took them away,
+    and beyond that cells which no window reads.
+    """
+    dims = len(w_shape) - 2
+    strides = per_dimension("stride", stride, dims, 1)
+    dilations = per_dimension("dilation", dilation, dims, 1)
+    more = per_dimension("output_padding", output_padding, dims, 0)
+    for dim, (extra, step, gap) in enumerate(zip(more, strides, dilations, strict=True)):
+        if extra >= max(step, gap):
+            raise ConvValueError(
+                f"output_padding: got {output_padding!r}, expected less than the larger of stride {step} and dilation "
+                f"{gap} in spatial dimension {dim}"
+            )
+    return _transposed(
+        x_shape, w_shape, strides, _pairs(padding, dims), more, dilations, integer("groups", groups, 1), channels_last
+    )
+
+
+@lru_cache(maxsize=1024)
+def _transposed(
+    x_shape: tuple[int, ...],
+    w_shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    pads: tuple[tuple[int, int], ...],
+    more: tuple[int, ...],
+    dilations: tuple[int, ...],
+    groups: int,
+    channels_last: bool,
+) -> Geometry:
+    batch, channels, *size = x_shape
+    filters, group_channels, *kernel = w_shape
+    _not_empty(w_shape)
+    if channels != filters:
+        raise ConvShapeError(
+            f"w: got shape {w_shape}, for {filters} input channels, expected {channels} in its first place, "
+            f"for x of shape {x_shape}"
+        )
+    if channels % groups:
+        raise ConvValueError(f"groups: got {groups}, expected a divisor of x's {channels} channels")
+    if min(size) < 1:
+        raise ConvShapeError(f"x: got shape {x_shape}, expected at least one cell along each spatial dimension")
+    befores, afters = zip(*pads, strict=True)
+    sides = zip(size, strides, befores, afters, dilations, kernel, more, strict=True)
+    out = tuple((s - 1) * step - lo - hi + d * (k - 1) + extra + 1 for s, step, lo, hi, d, k, extra in sides)
+    if min(out) < 1:
+        raise ConvShapeError(
+            f"x: got shape {x_shape} with a padding of {pads}, expected one that leaves an output of at least one "
+            f"cell along each spatial dimension; it would be {out}"
+        )
+    ends = tuple(hi - extra for hi, extra in zip(afters, more, strict=True))
+    found = Geometry(
+        batch,
+        group_channels * groups,
+        channels,
+        groups,
+        out,
+        tuple(kernel),
+        strides,
+        dilations,
+        befores,
+        ends,
+        channels_last=channels_last,
+    )
+    _addressable(found, x_shape, w_shape, "", found.x_shape)
+    return found
+
+
+def _not_empty(w_shape: tuple[int, ...]) -> None:
+    if min(w_shape) < 1:
+        raise ConvShapeError(f"w: got shape {w_shape}, expected at least one filter, channel and kernel cell")
+
+
+def _addressable(
+    found: Geometry, x_shape: tuple[int, ...], w_shape: tuple[int, ...], how: str, result: tuple[int, ...]
+) -> None:
+    if max(2 * found.operations, *found.padded, *found.size) > sys.maxsize:
+        raise ConvShapeError(
+            f"x: got shape {x_shape} with w of shape {w_shape}, {how}"
+            f"expected an output that can be addressed; it would be {result}"
+        )
+
+
+def room(backend: Backend, like: Array, dtype: Dtype, name: str, got: Any, *made: tuple[int, ...]) -> None:
+    """Check that the device has the memory for each of the arrays that a call is to make."""
+    for shape in made:
+        needed = math.prod(shape) * backend.bits(dtype.dtype) // 8
+        # Small needs are not worth asking the device.
+        if needed > LITTLE_BYTES and needed > (memory := backend.memory(like)):
+            raise ConvShapeError(
+                f"{name}: got {got}, for which an array of shape {shape} and {needed} bytes would be made, "
+                f"expected what fits in the {memory} bytes of memory that the device has"
+            )
+
+
+def arrays(**named: Array) -> tuple[Backend, Dtype]:
+    """Check that all arrays are of one library, device and kind; return the backend and their common dtype.
 
     `b` may be None.
     """
     first_name, first, backend = "", None, None
+    dtypes = []
     for name, array in named.items():
         if name == "b" and array is None:
             continue
@@ -184,22 +329,47 @@ def arrays(**named: Array) -> Backend:
                 f"{name}: got an array on device {own.device_of(array)}, "
                 f"expected one on {own.device_of(first)}, as {first_name} is"
             )
-        if array.dtype not in _dtypes(own):
-            raise ConvTypeError(f"{name}: got dtype {array.dtype}, expected {' or '.join(DTYPES)}")
+        dtypes.append((name, array.dtype))
     assert backend is not None
-    return backend
+    return backend, _common(backend, tuple(dtypes))
 
 
-@lru_cache(maxsize=64)
-def _dtypes(backend: Backend) -> tuple[Any, ...]:
-    xp = backend.xp
-    # NumPy and CuPy name their scalar types so, not the dtypes that arrays have.
-    named = (getattr(xp, name) for name in DTYPES)
-    return tuple(xp.dtype(kind) if isinstance(kind, type) and hasattr(xp, "dtype") else kind for kind in named)
+@lru_cache(maxsize=1024)
+def _common(backend: Backend, dtypes: tuple[tuple[str, Any], ...]) -> Dtype:
+    """Check the dtypes of arrays, given with the arrays' names, and promote them."""
+    first, first_name = dtypes[0][0], backend.dtype_name(dtypes[0][1])
+    for name, dtype in dtypes:
+        own = backend.dtype_name(dtype)
+        if own not in KINDS:
+            raise ConvTypeError(f"{name}: got dtype {own}, expected a floating-point, complex or integer one")
+        if (KINDS[own] == "integral") != (KINDS[first_name] == "integral"):
+            expected = "an integer one" if KINDS[first_name] == "integral" else "a floating-point or complex one"
+            raise ConvTypeError(f"{name}: got dtype {own}, expected {expected}, as {first}'s {first_name} is")
+    try:
+        # Of one dtype too: what it gives is in the machine's own byte order.
+        common = dtypes[0][1] if len({d for _, d in dtypes}) == 1 else backend.xp.result_type(*(d for _, d in dtypes))
+        common = backend.native(common)
+        own = backend.dtype_name(common)
+    except (TypeError, ValueError, RuntimeError) as error:
+        own, why = "", f" ({in_a_line(error)})"
+    else:
+        why = f", only {own}"
+    if KINDS.get(own) not in {KINDS[backend.dtype_name(dtype)] for _, dtype in dtypes}:
+        names = ", ".join(f"{name}'s {backend.dtype_name(dtype)}" for name, dtype in dtypes)
+        raise ConvTypeError(
+            f"{dtypes[-1][0]}: got dtypes {names}, expected ones with a common dtype of their kind{why}"
+        )
+    return Dtype(common, own, KINDS[own])
 
 
-def dimensions(x_shape: tuple[int, ...], w_shape: tuple[int, ...], what: str = "x") -> bool:
-    """Check the numbers of dimensions; return whether the input is one sample without a batch axis."""
+def batched(
+    x_shape: tuple[int, ...], w_shape: tuple[int, ...], what: str, data_format: Any
+) -> tuple[tuple[int, ...], bool, bool]:
+    """Check the numbers of dimensions; return the shape of `x` with a batch axis and channels first.
+
+    And whether the channels are last, and whether `x` is one sample without a batch axis.
+    """
+    channels_last = option("data_format", data_format, DATA_FORMATS) == "channels_last"
     dims = len(w_shape) - 2
     if dims < 1:
         raise ConvShapeError(f"w: got shape {w_shape}, expected (filters, channels / groups, *kernel)")
@@ -208,7 +378,11 @@ def dimensions(x_shape: tuple[int, ...], w_shape: tuple[int, ...], what: str = "
             f"{what}: got {len(x_shape)} dimensions in shape {x_shape}, expected {dims + 2}, or {dims + 1} for one "
             f"sample without a batch axis, to go with w of shape {w_shape}"
         )
-    return len(x_shape) == dims + 1
+    unbatched = len(x_shape) == dims + 1
+    batch, *rest = (1, *x_shape) if unbatched else x_shape
+    if channels_last:
+        rest = [rest[-1], *rest[:-1]]
+    return (batch, *rest), channels_last, unbatched
 
 
 def exact_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:

@@ -8,7 +8,7 @@ from types import ModuleType
 
 # Imported here, so that the package's name is bound in portconv before the public function of that name takes it over.
 from . import algorithms as package
-from .arguments import option
+from .arguments import Dtype, option
 from .backends import Backend
 from .errors import ConvValueError
 from .geometry import Geometry
@@ -37,9 +37,14 @@ def _module(name: str) -> ModuleType:
     return importlib.import_module(f"{package.__name__}.{name}")
 
 
-def choose(algorithm: str, geometry: Geometry, backend: Backend) -> ModuleType:
+def choose(algorithm: str, geometry: Geometry, backend: Backend, dtype: Dtype) -> ModuleType:
     """Return the module of an algorithm given by name, or of the one that "auto" stands for."""
     name = option("algorithm", algorithm, ("auto", *_NAMES))
+    if dtype.kind != "real floating":
+        # Tiles halve integers, and the bound of their error is one of real numbers.
+        if name == "winograd":
+            raise ConvValueError(f"algorithm: got 'winograd' for {dtype.name}, expected 'auto', or real floating point")
+        return _module("gemm" if name == "auto" else name)
     if name == "winograd" and (served := _module(name).objection(geometry)):
         raise ConvValueError(
             f"algorithm: got 'winograd' for a kernel of {geometry.kernel}, stride {geometry.stride} and dilation "

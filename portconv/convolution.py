@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, NamedTuple
 
 from . import arguments
-from .arguments import Ints, Padding
+from .arguments import Dtype, Ints, Padding
+from .arithmetic import conjugate, narrow
 from .backends import Array, Backend
 from .choice import choose
+from .contraction import Contraction, given
 from .errors import ConvTypeError
 from .geometry import Geometry
 
@@ -29,9 +30,8 @@ class ConvCache:
     x: Array
     w: Array
     b: Array | None
-    call: _Call
-    backend: Backend
-    precision: str
+    dtype: Dtype
+    call: Contraction
 
 
 def conv(
@@ -172,12 +172,8 @@ def conv_forward(
     array([[[3., 3.]]])
     """
     cache = prepare(x, w, b, stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
-    backend, call = cache.backend, cache.call
-    x_, w_, b_ = _promoted(backend, x, w, b)
-    with backend.during_call(x, precision):
-        x_ = backend.xp.reshape(x_, call.geometry.x_shape)
-        out = call.algorithm.forward(call.geometry, backend, x_, w_, b_)
-        return (out[0, ...] if call.unbatched else out), cache
+    cache.call.room_for_out(cache.dtype, x, "x")
+    return cache.call.forward(cache.dtype, x, w, b), cache
 
 
 def conv_backward(dout: Array, cache: ConvCache) -> ConvGrads:
@@ -219,23 +215,7 @@ def conv_backward(dout: Array, cache: ConvCache) -> ConvGrads:
     """
     if not isinstance(cache, ConvCache):
         raise ConvTypeError(f"cache: got {type(cache).__name__}, expected the cache that conv_forward returned")
-    backend, call, x, w, b = cache.backend, cache.call, cache.x, cache.w, cache.b
-    arguments.arrays(x=x, dout=dout)
-    call.check_dout(dout)
-    geometry = call.geometry
-    with backend.during_call(x, cache.precision):
-        xp = backend.xp
-        dout_, x_, w_ = _promoted(backend, dout, x, w)
-        dout_ = xp.reshape(dout_, geometry.out_shape)
-        dx = call.algorithm.input_grad(geometry, backend, dout_, w_)
-        dw = call.algorithm.weight_grad(geometry, backend, dout_, xp.reshape(x_, geometry.x_shape))
-        db = None
-        if b is not None:
-            # Positions first: they lie side by side, and their sum is then a pairwise one where the library has it.
-            flat = xp.reshape(dout_, (geometry.batch, geometry.out_channels, geometry.positions))
-            db = backend.astype(xp.sum(xp.sum(flat, axis=2), axis=0), b.dtype)
-        dx = dx[0, ...] if call.unbatched else dx
-        return ConvGrads(backend.astype(dx, x.dtype), backend.astype(dw, w.dtype), db)
+    return backward(dout, cache.x, cache.w, cache.b, cache.dtype, cache.call)
 
 
 def conv_input_grad(
@@ -281,9 +261,10 @@ def conv_input_grad(
     >>> portconv.conv_input_grad(np.ones((1, 1, 2)), np.array([[[1.0, 2.0, 3.0]]]), (1, 1, 4))
     array([[[1., 3., 5., 3.]]])
     """
-    backend = arguments.arrays(dout=dout, w=w)
+    backend, dtype = arguments.arrays(dout=dout, w=w)
     call = _call(
         backend,
+        dtype,
         arguments.shape("x_shape", x_shape),
         w.shape,
         "x_shape",
@@ -296,12 +277,9 @@ def conv_input_grad(
         precision,
         algorithm,
     )
-    call.check_dout(dout)
-    dout_, w_ = _promoted(backend, dout, w)
-    with backend.during_call(dout, precision):
-        dout_ = backend.xp.reshape(dout_, call.geometry.out_shape)
-        dx = call.algorithm.input_grad(call.geometry, backend, dout_, w_)
-        return dx[0, ...] if call.unbatched else dx
+    arguments.exact_shape("dout", tuple(dout.shape), call.out_shape)
+    call.room_for_x(dtype, dout, "x_shape")
+    return call.input_grad(dtype, dout, w)
 
 
 def conv_weight_grad(
@@ -347,9 +325,10 @@ def conv_weight_grad(
     >>> portconv.conv_weight_grad(np.ones((1, 1, 2)), np.arange(4.0).reshape(1, 1, 4), (1, 1, 3))
     array([[[1., 3., 5.]]])
     """
-    backend = arguments.arrays(dout=dout, x=x)
+    backend, dtype = arguments.arrays(dout=dout, x=x)
     call = _call(
         backend,
+        dtype,
         x.shape,
         arguments.shape("w_shape", w_shape),
         "x",
@@ -362,12 +341,8 @@ def conv_weight_grad(
         precision,
         algorithm,
     )
-    call.check_dout(dout)
-    dout_, x_ = _promoted(backend, dout, x)
-    with backend.during_call(dout, precision):
-        dout_ = backend.xp.reshape(dout_, call.geometry.out_shape)
-        x_ = backend.xp.reshape(x_, call.geometry.x_shape)
-        return call.algorithm.weight_grad(call.geometry, backend, dout_, x_)
+    arguments.exact_shape("dout", tuple(dout.shape), call.out_shape)
+    return call.weight_grad(dtype, dout, x)
 
 
 def conv_output_shape(
@@ -405,28 +380,7 @@ def conv_output_shape(
     """
     shapes = arguments.shape("x_shape", x_shape), arguments.shape("w_shape", w_shape)
     geometry, unbatched = _geometry(*shapes, "x_shape", stride, padding, dilation, groups, "zeros", data_format)
-    return geometry.out_shape[1:] if unbatched else geometry.out_shape
-
-
-@dataclass(frozen=True)
-class _Call:
-    """A call whose shapes and options have been checked."""
-
-    geometry: Geometry
-    algorithm: ModuleType
-    unbatched: bool
-
-    @property
-    def name(self) -> str:
-        """The algorithm's name."""
-        return self.algorithm.__name__.rpartition(".")[2]
-
-    @property
-    def out_shape(self) -> tuple[int, ...]:
-        return self.geometry.out_shape[1:] if self.unbatched else self.geometry.out_shape
-
-    def check_dout(self, dout: Array) -> None:
-        arguments.exact_shape("dout", tuple(dout.shape), self.out_shape)
+    return given(geometry, geometry.out_shape, unbatched)
 
 
 def prepare(
@@ -443,16 +397,38 @@ def prepare(
     algorithm: str = "auto",
 ) -> ConvCache:
     """Check the arguments of a forward call, and return the cache that goes with it."""
-    backend = arguments.arrays(x=x, w=w, b=b)
+    backend, dtype = arguments.arrays(x=x, w=w, b=b)
     options = (stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
-    call = _call(backend, x.shape, w.shape, "x", *options)
+    call = _call(backend, dtype, x.shape, w.shape, "x", *options)
     if b is not None:
         arguments.exact_shape("b", tuple(b.shape), (call.geometry.out_channels,))
-    return ConvCache(x, w, b, call, backend, precision)
+    return ConvCache(x, w, b, dtype, call)
+
+
+def backward(
+    dout: Array, x: Array, w: Array, b: Array | None, dtype: Dtype, call: Contraction, transposed: bool = False
+) -> ConvGrads:
+    """Compute all gradients of a call, in the dtypes of what they are gradients of."""
+    backend, common = arguments.arrays(x=x, w=w, b=b, dout=dout)
+    if common.kind == "complex floating" != dtype.kind:
+        raise ConvTypeError(
+            f"dout: got dtype {backend.dtype_name(dout.dtype)}, expected a real one, as the output's is"
+        )
+    arguments.exact_shape("dout", tuple(dout.shape), call.x_shape if transposed else call.out_shape)
+    if transposed:
+        dx = call.forward(common, dout, conjugate(backend, w), None)
+        dw = call.weight_grad(common, x, dout, adjoint_of="dout")
+    else:
+        call.room_for_x(common, x, "x")
+        dx = call.input_grad(common, dout, w)
+        dw = call.weight_grad(common, dout, x)
+    db = None if b is None else narrow(backend, call.channel_sum(common, dout), b.dtype)
+    return ConvGrads(narrow(backend, dx, x.dtype), narrow(backend, dw, w.dtype), db)
 
 
 def _call(
     backend: Backend,
+    dtype: Dtype,
     x_shape: Any,
     w_shape: Any,
     x_name: str,
@@ -464,11 +440,12 @@ def _call(
     data_format: str,
     precision: str,
     algorithm: str,
-) -> _Call:
+) -> Contraction:
     arguments.option("precision", precision, arguments.PRECISIONS)
     options = (stride, padding, dilation, groups, padding_mode, data_format)
     geometry, unbatched = _geometry(x_shape, w_shape, x_name, *options)
-    return _Call(geometry, choose(algorithm, geometry, backend), unbatched)
+    chosen = choose(algorithm, geometry.extended, backend, dtype)
+    return Contraction(backend, geometry, chosen, unbatched, precision)
 
 
 def _geometry(
@@ -484,17 +461,7 @@ def _geometry(
 ) -> tuple[Geometry, bool]:
     """Check shapes and options; return the geometry, and whether the input is one sample without a batch axis."""
     x_shape, w_shape = tuple(x_shape), tuple(w_shape)
-    arguments.option("padding_mode", padding_mode, arguments.PADDING_MODES)
-    arguments.option("data_format", data_format, arguments.DATA_FORMATS)
-    unbatched = arguments.dimensions(x_shape, w_shape, x_name)
-    batched = (1, *x_shape) if unbatched else x_shape
-    return arguments.geometry(batched, w_shape, stride, padding, dilation, groups), unbatched
-
-
-def _promoted(backend: Backend, *arrays: Array) -> tuple[Array, ...]:
-    """The arrays in their common dtype; None stays None."""
-    given = [array for array in arrays if array is not None]
-    if all(array.dtype == given[0].dtype for array in given):
-        return arrays
-    common = backend.xp.result_type(*(array.dtype for array in given))
-    return tuple(None if array is None else backend.astype(array, common) for array in arrays)
+    mode = arguments.option("padding_mode", padding_mode, arguments.PADDING_MODES)
+    batched, channels_last, unbatched = arguments.batched(x_shape, w_shape, x_name, data_format)
+    options = (stride, padding, dilation, groups, mode, channels_last)
+    return arguments.geometry(batched, w_shape, *options), unbatched

@@ -19,3 +19,8 @@ class ConvTypeError(PortconvError, TypeError):
 
 class BackendError(PortconvError, RuntimeError):
     """A backend that is missing or has no device, arrays on two devices, a precision it cannot hold."""
+
+
+def in_a_line(error: Exception) -> str:
+    """What an error says, in a line."""
+    return " ".join(str(error).split()) or type(error).__name__

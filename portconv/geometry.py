@@ -8,7 +8,7 @@ Output `o` of one dimension reads, through kernel tap `k`, the input cell `o * s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import product
@@ -32,6 +32,9 @@ class Geometry:
     dilation: tuple[int, ...]
     before: tuple[int, ...]
     after: tuple[int, ...]
+    mode: str = "zeros"
+    channels_last: bool = False
+    """Whether inputs and outputs lie in memory with channels last; algorithms see them channels first all the same."""
 
     @property
     def dims(self) -> int:
@@ -86,8 +89,8 @@ class Geometry:
     @cached_property
     def pointwise(self) -> bool:
         """Whether each output reads exactly the input cell of its own position."""
-        ones = (1,) * self.dims
-        return self.kernel == ones and self.stride == ones and self.padded == self.size
+        ones, none = (1,) * self.dims, (0,) * self.dims
+        return self.kernel == ones and self.stride == ones and self.before == none and self.after == none
 
     @cached_property
     def operations(self) -> int:
@@ -98,6 +101,14 @@ class Geometry:
     def dense(self) -> bool:
         """Whether the stride is 1 along every dimension."""
         return self.stride == (1,) * self.dims
+
+    @cached_property
+    def extended(self) -> Geometry:
+        """The convolution of an input whose padding, where it is not of zeros, has been filled in."""
+        none = (0,) * self.dims
+        if self.mode == "zeros":
+            return self
+        return replace(self, size=self.padded, before=none, after=none, mode="zeros")
 
     @cached_property
     def mirrored(self) -> Geometry:
@@ -155,6 +166,16 @@ def spans(size: int, kernel: int, stride: int, dilation: int, before: int, outpu
         else:
             found.append(Span(slice(0, 0), slice(0, 0)))
     return tuple(found)
+
+
+def edges(inside: Sequence[slice], sizes: Sequence[int]) -> list[list[slice]]:
+    """What lies outside these slices of an array of these sizes, as slices that do not overlap."""
+    found: list[list[slice]] = []
+    for dim, (part, size) in enumerate(zip(inside, sizes, strict=True)):
+        outside = (slice(0, part.start), slice(part.stop, size))
+        rest = [slice(None)] * (len(sizes) - dim - 1)
+        found += [[*inside[:dim], edge, *rest] for edge in outside if edge.start < edge.stop]
+    return found
 
 
 def pieces(total: int, most: int) -> tuple[Range, ...]:

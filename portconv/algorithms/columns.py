@@ -22,7 +22,7 @@ from itertools import product
 from typing import NamedTuple
 
 from ..backends import Array, Backend, Workspace
-from ..geometry import Geometry, Range, Span, spans
+from ..geometry import Geometry, Range, Span, edges, spans
 
 Index = tuple[int | slice, ...]
 Box = tuple[Range, ...]
@@ -112,21 +112,11 @@ def _strips(geometry: Geometry, box: Box) -> Strips:
                 Copy(
                     strips=(lane, ALL, ALL, *chosen, o1, ALL, *o2),
                     cells=None if empty else (ALL, ALL, i1, ALL, *i2),
-                    padding=tuple((lane, ALL, ALL, *chosen, e1, ALL, *e2) for e1, *e2 in _edges(inside, sizes)),
+                    padding=tuple((lane, ALL, ALL, *chosen, e1, ALL, *e2) for e1, *e2 in edges(inside, sizes)),
                     back=(lane, ALL, ALL, ALL, *chosen, o1, *o2),
                 )
             )
     return Strips(tuple(copies), len(lanes), sizes, reads)
-
-
-def _edges(inside: list[slice], sizes: tuple[int, ...]) -> list[list[slice]]:
-    """What lies outside these slices of an array of these sizes, as slices that do not overlap."""
-    found = []
-    for dim, (part, size) in enumerate(zip(inside, sizes, strict=True)):
-        edges = (slice(0, part.start), slice(part.stop, size))
-        rest = [ALL] * (len(sizes) - dim - 1)
-        found += [[*inside[:dim], edge, *rest] for edge in edges if edge.start < edge.stop]
-    return found
 
 
 def gather(geometry: Geometry, backend: Backend, x: Array, block: Block, workspace: Workspace) -> Array:
@@ -148,7 +138,7 @@ def gather(geometry: Geometry, backend: Backend, x: Array, block: Block, workspa
     strips = workspace("strips", _shape(geometry, block, plan))
     for copy in plan.copies:
         for edge in copy.padding:
-            strips = backend.write(strips, edge, 0.0)
+            strips = backend.write(strips, edge, 0)
         if copy.cells is not None:
             strips = backend.write(strips, copy.strips, source[copy.cells])
     return _flat(geometry, backend, strips, block, plan)

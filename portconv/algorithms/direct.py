@@ -24,7 +24,7 @@ def forward(geometry: Geometry, backend: Backend, x: Array, w: Array, b: Array |
     xp = backend.xp
     padded = _pad(geometry, backend, x)
     filters = _filters(geometry, backend, w)
-    out = backend.empty(geometry.out_shape, like=x)
+    out = backend.empty(geometry.out_shape, like=x, last=geometry.channels_last)
     for position in _positions(geometry):
         rows = _rows(geometry, backend, padded, position)
         values = xp.matmul(rows, filters)  # (G, N, F)
@@ -36,7 +36,10 @@ def forward(geometry: Geometry, backend: Backend, x: Array, w: Array, b: Array |
 def input_grad(geometry: Geometry, backend: Backend, dout: Array, w: Array) -> Array:
     xp = backend.xp
     filters = xp.permute_dims(_filters(geometry, backend, w), (0, 2, 1))
-    padded = backend.zeros((geometry.batch, geometry.in_channels, *geometry.padded), like=dout)
+    # Windows need not reach the end of the input: what is cut off there has a gradient of 0.
+    sides = zip(geometry.before, geometry.size, geometry.after, strict=True)
+    sizes = tuple(lo + size + max(hi, 0) for lo, size, hi in sides)
+    padded = backend.zeros((geometry.batch, geometry.in_channels, *sizes), like=dout)
     for position in _positions(geometry):
         rows = xp.matmul(_values(geometry, backend, dout, position), filters)  # (G, N, R)
         window = xp.reshape(xp.permute_dims(rows, (1, 0, 2)), (geometry.batch, geometry.in_channels, *geometry.kernel))
@@ -65,8 +68,8 @@ def _inside(geometry: Geometry) -> tuple[slice, ...]:
 
 
 def _pad(geometry: Geometry, backend: Backend, x: Array) -> Array:
-    widths = zip(geometry.before, geometry.after, strict=True)
-    return pad(x, [(0, 0), (0, 0), *widths], xp=backend.xp) if geometry.padded != geometry.size else x
+    widths = [(lo, max(hi, 0)) for lo, hi in zip(geometry.before, geometry.after, strict=True)]
+    return pad(x, [(0, 0), (0, 0), *widths], xp=backend.xp) if any(map(any, widths)) else x
 
 
 def _filters(geometry: Geometry, backend: Backend, w: Array) -> Array:

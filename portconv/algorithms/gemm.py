@@ -66,14 +66,16 @@ def forward(geometry: Geometry, backend: Backend, x: Array, w: Array, b: Array |
         for block in stack:
             samples = block.samples[0] if block.counts[0] == 1 and not flat else slice(*block.samples)
             blocks.append(((samples, slice(*block.groups), ALL, slice(*block.run)), block))
-    out = backend.empty((geometry.batch, geometry.groups, geometry.group_out, geometry.positions), like=x)
+    shape = (geometry.batch, geometry.groups, geometry.group_out, geometry.positions)
+    out = backend.empty(shape, like=x, last=2 * geometry.channels_last)
     return xp.reshape(backend.fill(out, blocks, compute, geometry.operations), geometry.out_shape)
 
 
 def input_grad(geometry: Geometry, backend: Backend, dout: Array, w: Array) -> Array:
     if 0 in geometry.x_shape:
         return backend.zeros(geometry.x_shape, like=dout)
-    if geometry.dense:
+    # Cells beyond an edge of dout are no part of any sum, but zeros in the mirrored convolution: 0 times inf is nan.
+    if geometry.dense and backend.all_finite(w):
         return forward(geometry.mirrored, backend, dout, mirrored(geometry, backend, w), None)
     xp = backend.xp
     dout = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, geometry.positions))
@@ -100,7 +102,8 @@ def input_grad(geometry: Geometry, backend: Backend, dout: Array, w: Array) -> A
     for blocks in plan.stacks():
         block = blocks[0]
         shares.append(((slice(*block.samples), slice(*block.groups), slice(*block.channels), ...), blocks))
-    grad = backend.empty((geometry.batch, geometry.groups, geometry.group_in, *geometry.size), like=dout)
+    shape = (geometry.batch, geometry.groups, geometry.group_in, *geometry.size)
+    grad = backend.empty(shape, like=dout, last=2 * geometry.channels_last)
     return xp.reshape(backend.fill(grad, shares, compute, geometry.operations), geometry.x_shape)
 
 
@@ -192,7 +195,7 @@ class Plan:
 
 def limits(geometry: Geometry, backend: Backend, like: Array) -> tuple[int, int, int]:
     """The most elements of a block, columns that are enough for a product, and the fewest blocks to share out."""
-    elements = backend.block_bytes * 8 // backend.xp.finfo(like.dtype).bits
+    elements = backend.block_bytes * 8 // backend.bits(like.dtype)
     return elements, backend.block_columns, backend.least_blocks(geometry.operations)
 
 

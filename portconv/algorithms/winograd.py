@@ -106,13 +106,16 @@ def forward(geometry: Geometry, backend: Backend, x: Array, w: Array, b: Array |
     blocks = [
         (block.writes, block) for groups in found.groups for block in own.blocks(found.samples, groups, found.tiles)
     ]
-    out = backend.empty((geometry.batch, geometry.groups, geometry.group_out, *geometry.out), like=x)
+    shape = (geometry.batch, geometry.groups, geometry.group_out, *geometry.out)
+    out = backend.empty(shape, like=x, last=2 * geometry.channels_last)
     with backend.quiet():
         out = backend.fill(out, blocks, compute, geometry.operations)
     return gemm.forward(geometry, backend, x, w, b) if spoilt else xp.reshape(out, geometry.out_shape)
 
 
 def input_grad(geometry: Geometry, backend: Backend, dout: Array, w: Array) -> Array:
+    if not backend.all_finite(w):
+        return gemm.input_grad(geometry, backend, dout, w)
     return forward(geometry.mirrored, backend, dout, gemm.mirrored(geometry, backend, w), None)
 
 

@@ -15,9 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import backends
-from ..arguments import DTYPES, PRECISIONS
+from ..arguments import PRECISIONS
 from ..backends import Backend
 from ..verification import Report, cases, compare, unsupported
+from ..verification.cases import DTYPES
 from ..verification.report import Row
 from .group import backend_named
 

@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arguments import DTYPES, Ints, Padding
+from ..arguments import Ints, Padding
 from ..convolution import conv_output_shape
 
 Floats = NDArray[np.floating[Any]]
 Shape = tuple[int, ...]
 
+DTYPES = ("float32", "float64")
+"""What backends are compared in."""
 QUANTITIES = ("out", "dx", "dw", "db")
 """What a case computes; db only where there is a bias."""
 

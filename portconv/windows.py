@@ -1,0 +1,204 @@
+"""Windows as columns, and columns added up to what they are windows of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import product
+from typing import Any, NamedTuple
+
+from . import arguments
+from .algorithms.columns import ALL, Index
+from .arguments import Ints, Padding
+from .arithmetic import summable
+from .backends import Array, Backend, Workspace
+from .errors import ConvShapeError
+from .geometry import Geometry, cut, edges
+
+OPERATIONS = 16
+"""Operations of a product that take as long as copying an element."""
+
+
+def unfold(x: Array, kernel_size: Ints, *, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1) -> Array:
+    """Copy the windows of a batch into columns (im2col).
+
+    Column `l` is the window that the `l`-th output of a convolution reads, channels first and then kernel taps: with
+    the filters as rows, `conv(x, w)` is `reshape(w, (F, -1)) @ unfold(x, kernel)`.
+
+    Parameters
+    ----------
+    x : array, shape (N, C, *spatial)
+        Of the dtypes of `conv`.
+    kernel_size : int or sequence of int
+        The size of a window; one int, or one per spatial dimension.
+    stride, padding, dilation
+        As for `conv`.
+
+    Returns
+    -------
+    array, shape (N, C * prod(kernel_size), L)
+        With `L` the number of windows, ``prod(out_spatial)`` of `conv`; of the dtype of `x`.
+
+    Raises
+    ------
+    ConvShapeError, ConvValueError, ConvTypeError, BackendError
+        As for `conv`.
+
+    See Also
+    --------
+    fold : The adjoint.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> portconv.unfold(np.arange(4).reshape(1, 1, 4), 3)
+    array([[[0, 1],
+            [1, 2],
+            [2, 3]]])
+    """
+    backend, dtype = arguments.arrays(x=x)
+    shape = tuple(x.shape)
+    kernel = _kernel(shape, len(shape) - 2, "x", kernel_size)
+    geometry = _geometry(shape, kernel, stride, padding, dilation)
+    result = (geometry.batch, geometry.in_channels * geometry.taps, geometry.positions)
+    arguments.room(backend, x, dtype, "x", f"shape {shape} and kernel_size {kernel}", result)
+    xp = backend.xp
+    taps = tuple(_taps(geometry))
+
+    def compute(block: Index, target: Array, workspace: Workspace) -> Array:
+        for tap in taps:
+            for edge in tap.padding:
+                target = backend.write(target, (ALL, ALL, *tap.place, *edge), 0)
+            if tap.cells is not None:
+                target = backend.write(target, (ALL, ALL, *tap.place, *tap.outputs), x[(*block, *tap.cells)])
+        return target
+
+    with backend.during_call(x, "standard"):
+        x = backend.astype(x, dtype.dtype)
+        made = backend.empty((*shape[:2], *kernel, *geometry.out), like=x)
+        blocks = _blocks(geometry, backend)
+        made = backend.fill(made, [((*block, ...), block) for block in blocks], compute, OPERATIONS * math.prod(result))
+        return xp.reshape(made, result)
+
+
+def fold(
+    columns: Array,
+    output_size: tuple[int, ...],
+    kernel_size: Ints,
+    *,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+) -> Array:
+    """Add columns up to the cells that they are windows of (col2im): the adjoint of `unfold`.
+
+    Parameters
+    ----------
+    columns : array, shape (N, C * prod(kernel_size), L)
+        As `unfold` gives them; of the dtypes of `conv`. float16 and bfloat16 are added up in float32.
+    output_size : tuple of int
+        The spatial sizes of the result.
+    kernel_size, stride, padding, dilation
+        As for `unfold`.
+
+    Returns
+    -------
+    array, shape (N, C, *output_size)
+        Of the dtype of `columns`.
+
+    Raises
+    ------
+    ConvShapeError
+        If `columns` has not the shape that `unfold` would give; and as for `unfold`.
+    ConvValueError, ConvTypeError, BackendError
+        As for `unfold`.
+
+    See Also
+    --------
+    unfold : The adjoint.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> portconv.fold(np.ones((1, 3, 2)), (4,), 3)
+    array([[[1., 2., 2., 1.]]])
+    """
+    backend, dtype = arguments.arrays(columns=columns)
+    sizes = arguments.shape("output_size", output_size)
+    kernel = _kernel(sizes, len(sizes), "output_size", kernel_size)
+    found = tuple(columns.shape)
+    deep = math.prod(kernel)
+    if len(found) != 3 or found[1] % deep or found[1] == 0:
+        raise ConvShapeError(
+            f"columns: got shape {found}, expected three dimensions, and in the second a multiple of {deep}, "
+            "the cells of a window"
+        )
+    geometry = _geometry((found[0], found[1] // deep, *sizes), kernel, stride, padding, dilation)
+    arguments.exact_shape("columns", found, (*found[:2], geometry.positions))
+    result = geometry.x_shape
+    arguments.room(backend, columns, dtype, "output_size", f"{sizes}", result)
+    taps = tuple(_taps(geometry))
+    xp = backend.xp
+
+    def compute(block: Index, target: Array, workspace: Workspace) -> Array:
+        target = backend.zeroed(target)
+        for tap in taps:
+            if tap.cells is not None:
+                part = cells[(*block, *tap.place, *tap.outputs)]
+                target = backend.add(target, (ALL, ALL, *tap.cells), backend.astype(part, wide))
+        return target
+
+    with backend.during_call(columns, "standard"):
+        wide = summable(backend, dtype)
+        cells = xp.reshape(columns, (*result[:2], *kernel, *geometry.out))
+        out = xp.empty(result, dtype=wide, device=backend.device_of(columns))
+        blocks = _blocks(geometry, backend)
+        out = backend.fill(out, [((*block, ...), block) for block in blocks], compute, OPERATIONS * math.prod(found))
+        return backend.astype(out, dtype.dtype)
+
+
+class Tap(NamedTuple):
+    """One tap of the kernel: the outputs whose tap lies inside the input, the cells they read, and the rest."""
+
+    place: tuple[int, ...]
+    outputs: tuple[slice, ...]
+    cells: tuple[slice, ...] | None
+    padding: tuple[tuple[slice, ...], ...]
+
+
+def _taps(geometry: Geometry) -> Iterator[Tap]:
+    spans = [geometry.spans(dim, (0, n)) for dim, n in enumerate(geometry.out)]
+    for place in product(*(range(n) for n in geometry.kernel)):
+        parts = [along[tap] for along, tap in zip(spans, place, strict=True)]
+        outputs = tuple(part.outputs for part in parts)
+        empty = any(part.start == part.stop for part in outputs)
+        padding = tuple(tuple(edge) for edge in edges(outputs, geometry.out))
+        yield Tap(place, outputs, None if empty else tuple(part.inputs for part in parts), padding)
+
+
+def _blocks(geometry: Geometry, backend: Backend) -> list[Index]:
+    """Ranges of samples and channels, for threads to share."""
+    least = backend.least_blocks(
+        OPERATIONS * geometry.batch * geometry.in_channels * geometry.taps * geometry.positions
+    )
+    samples = cut(geometry.batch, geometry.batch, least)
+    channels = cut(geometry.in_channels, geometry.in_channels, -(-least // max(1, len(samples))))
+    return [(slice(*some), slice(*few)) for some, few in product(samples, channels)]
+
+
+def _kernel(shape: tuple[int, ...], dims: int, name: str, kernel_size: Any) -> tuple[int, ...]:
+    if dims < 1:
+        expected = "(N, C, *spatial)" if name == "x" else "one size per spatial dimension"
+        raise ConvShapeError(f"{name}: got shape {shape}, expected {expected}")
+    return arguments.per_dimension("kernel_size", kernel_size, dims, 1)
+
+
+def _geometry(
+    x_shape: tuple[int, ...], kernel: tuple[int, ...], stride: Ints, padding: Padding, dilation: Ints
+) -> Geometry:
+    """The geometry of a depthwise convolution with windows of these sizes."""
+    channels = x_shape[1]
+    if channels < 1:
+        raise ConvShapeError(f"x: got {channels} channels in shape {x_shape}, expected at least 1")
+    w_shape = (channels, 1, *kernel)
+    return arguments.geometry(x_shape, w_shape, stride, padding, dilation, channels, w_name="kernel_size")
