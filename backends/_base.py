@@ -37,6 +37,15 @@ class Unavailable(Exception):
         self.no_device = no_device
 
 
+def bfloat16() -> Any:
+    """Return the host's bfloat16, which NumPy has not of its own."""
+    try:
+        import ml_dtypes
+    except ImportError as error:
+        raise BackendError("bfloat16 on the host needs ml_dtypes: pip install 'portconv[bfloat16]'") from error
+    return ml_dtypes.bfloat16
+
+
 @cache
 def host_memory() -> int:
     """How many bytes of memory this machine has, or could address where it does not say."""

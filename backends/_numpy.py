@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ._base import Array, Backend, Block, Workspace
+from ._base import Array, Backend, Block, Workspace, bfloat16
 
 FEW_OPERATIONS = 4_000_000
 """Work below this is done before threads have woken up."""
@@ -37,6 +37,11 @@ class NumpyBackend(Backend):
     def load(self) -> Any:
         # NumPy 2's own namespace holds all that is used here; importing array_api_compat's wrapper takes 0.1 s.
         return np
+
+    def objection(self, array: Array) -> str | None:
+        if type(array) is not np.ndarray and type(array).__module__.startswith("numpy.ma"):
+            return "got a masked array, expected a plain one: array.filled(0) puts a number where the mask is"
+        return None
 
     def details(self) -> dict[str, str]:
         blas = ", ".join(f"{lib.internal_api} {lib.version} ({_kernel(lib)})" for lib in _blas.libraries())
@@ -72,9 +77,7 @@ class NumpyBackend(Backend):
 
     def asarray(self, obj: Any, dtype: Any = None, device: Any = None) -> Array:
         if dtype == "bfloat16":
-            import ml_dtypes
-
-            dtype = ml_dtypes.bfloat16
+            dtype = bfloat16()
         return np.asarray(obj, dtype=dtype, device=device)
 
     def to_numpy(self, array: Array) -> Any:

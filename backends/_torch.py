@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..errors import in_a_line
-from ._base import Array, Backend, Unavailable
+from ._base import Array, Backend, Unavailable, bfloat16
 
 
 class TorchBackend(Backend):
@@ -51,9 +51,7 @@ class TorchBackend(Backend):
     def to_numpy(self, array: Array) -> Any:
         host = array.detach().cpu()
         if self.dtype_name(array.dtype) == "bfloat16":
-            import ml_dtypes
-
-            return host.view(self.xp.int16).numpy().view(ml_dtypes.bfloat16)
+            return host.view(self.xp.int16).numpy().view(bfloat16())
         return host.numpy()
 
     def memory(self, like: Array) -> int:

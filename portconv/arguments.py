@@ -190,7 +190,7 @@ def _geometry(
                 f"x: got no cell in spatial dimension {dim} of shape {x_shape}, "
                 f"expected at least one for padding_mode {mode!r} to fill the padding from"
             )
-    _addressable(found, x_shape, w_shape, f"padded to {found.padded}, ", found.out_shape)
+    _addressable(found, x_shape, f"padded to {found.padded}, ", found.out_shape)
     return found
 
 
@@ -269,7 +269,7 @@ def _transposed(
         ends,
         channels_last=channels_last,
     )
-    _addressable(found, x_shape, w_shape, "", found.x_shape)
+    _addressable(found, x_shape, "", found.x_shape)
     return found
 
 
@@ -278,24 +278,21 @@ def _not_empty(w_shape: tuple[int, ...]) -> None:
         raise ConvShapeError(f"w: got shape {w_shape}, expected at least one filter, channel and kernel cell")
 
 
-def _addressable(
-    found: Geometry, x_shape: tuple[int, ...], w_shape: tuple[int, ...], how: str, result: tuple[int, ...]
-) -> None:
+def _addressable(found: Geometry, x_shape: tuple[int, ...], how: str, result: tuple[int, ...]) -> None:
     if max(2 * found.operations, *found.padded, *found.size) > sys.maxsize:
         raise ConvShapeError(
-            f"x: got shape {x_shape} with w of shape {w_shape}, {how}"
-            f"expected an output that can be addressed; it would be {result}"
+            f"x: got shape {x_shape}, {how}expected an output that can be addressed; it would be {result}"
         )
 
 
-def room(backend: Backend, like: Array, dtype: Dtype, name: str, got: Any, *made: tuple[int, ...]) -> None:
-    """Check that the device has the memory for each of the arrays that a call is to make."""
+def room(backend: Backend, like: Array, dtype: Dtype, name: str, got: tuple[int, ...], *made: tuple[int, ...]) -> None:
+    """Check that the device has the memory for each array that a call is to make for an argument of shape `got`."""
     for shape in made:
         needed = math.prod(shape) * backend.bits(dtype.dtype) // 8
         # Small needs are not worth asking the device.
         if needed > LITTLE_BYTES and needed > (memory := backend.memory(like)):
             raise ConvShapeError(
-                f"{name}: got {got}, for which an array of shape {shape} and {needed} bytes would be made, "
+                f"{name}: got shape {got}, for which an array of shape {shape} and {needed} bytes would be made, "
                 f"expected what fits in the {memory} bytes of memory that the device has"
             )
 

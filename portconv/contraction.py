@@ -98,20 +98,13 @@ class Contraction:
                 sums = xp.sum(xp.sum(flat, axis=2, dtype=wide), axis=0, dtype=wide)
             return self.backend.astype(sums, dtype.dtype)
 
-    def room_for_out(self, dtype: Dtype, like: Array, name: str) -> None:
-        """Check that there is memory for the output, and for what else its size depends on."""
-        self._room(dtype, like, name, self.geometry.out_shape)
-
-    def room_for_x(self, dtype: Dtype, like: Array, name: str) -> None:
-        """Check that there is memory for an input, or its gradient."""
-        self._room(dtype, like, name, self.geometry.x_shape)
-
-    def _room(self, dtype: Dtype, like: Array, name: str, shape: Shape) -> None:
+    def room(self, dtype: Dtype, like: Array, name: str, got: Shape, made: str) -> None:
+        """Check that there is memory to make "out", "x" or "w", which argument `name` of shape `got` asks for."""
         geometry = self.geometry
-        made = [shape]
+        shapes = [{"out": geometry.out_shape, "x": geometry.x_shape, "w": geometry.w_shape}[made]]
         if geometry.extended is not geometry or self.name == "direct":
-            made.append((geometry.batch, geometry.in_channels, *geometry.padded))
-        arguments.room(self.backend, like, dtype, name, f"sizes {geometry.size} padded to {geometry.padded}", *made)
+            shapes.append((geometry.batch, geometry.in_channels, *geometry.padded))
+        arguments.room(self.backend, like, dtype, name, tuple(got), *shapes)
 
     def _computed(
         self, dtype: Dtype, product: Product, terms: int, a: Array, b: Array, bias: Array | None = None

@@ -172,7 +172,7 @@ def conv_forward(
     array([[[3., 3.]]])
     """
     cache = prepare(x, w, b, stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
-    cache.call.room_for_out(cache.dtype, x, "x")
+    cache.call.room(cache.dtype, x, "x", x.shape, "out")
     return cache.call.forward(cache.dtype, x, w, b), cache
 
 
@@ -278,7 +278,7 @@ def conv_input_grad(
         algorithm,
     )
     arguments.exact_shape("dout", tuple(dout.shape), call.out_shape)
-    call.room_for_x(dtype, dout, "x_shape")
+    call.room(dtype, dout, "x_shape", call.x_shape, "x")
     return call.input_grad(dtype, dout, w)
 
 
@@ -342,6 +342,7 @@ def conv_weight_grad(
         algorithm,
     )
     arguments.exact_shape("dout", tuple(dout.shape), call.out_shape)
+    call.room(dtype, dout, "w_shape", call.geometry.w_shape, "w")
     return call.weight_grad(dtype, dout, x)
 
 
@@ -419,7 +420,7 @@ def backward(
         dx = call.forward(common, dout, conjugate(backend, w), None)
         dw = call.weight_grad(common, x, dout, adjoint_of="dout")
     else:
-        call.room_for_x(common, x, "x")
+        call.room(common, x, "x", x.shape, "x")
         dx = call.input_grad(common, dout, w)
         dw = call.weight_grad(common, dout, x)
     db = None if b is None else narrow(backend, call.channel_sum(common, dout), b.dtype)

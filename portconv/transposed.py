@@ -164,7 +164,7 @@ def conv_transpose_forward(
     if b is not None:
         arguments.exact_shape("b", tuple(b.shape), (geometry.in_channels,))
     call = Contraction(backend, geometry, choose(algorithm, geometry, backend, dtype), unbatched, precision)
-    call.room_for_x(dtype, x, "x")
+    call.room(dtype, x, "x", x.shape, "x")
     return call.input_grad(dtype, x, w, adjoint=False, b=b), ConvTransposeCache(x, w, b, dtype, call)
 
 

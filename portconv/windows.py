@@ -61,7 +61,7 @@ def unfold(x: Array, kernel_size: Ints, *, stride: Ints = 1, padding: Padding = 
     kernel = _kernel(shape, len(shape) - 2, "x", kernel_size)
     geometry = _geometry(shape, kernel, stride, padding, dilation)
     result = (geometry.batch, geometry.in_channels * geometry.taps, geometry.positions)
-    arguments.room(backend, x, dtype, "x", f"shape {shape} and kernel_size {kernel}", result)
+    arguments.room(backend, x, dtype, "x", shape, result)
     xp = backend.xp
     taps = tuple(_taps(geometry))
 
@@ -136,7 +136,7 @@ def fold(
     geometry = _geometry((found[0], found[1] // deep, *sizes), kernel, stride, padding, dilation)
     arguments.exact_shape("columns", found, (*found[:2], geometry.positions))
     result = geometry.x_shape
-    arguments.room(backend, columns, dtype, "output_size", f"{sizes}", result)
+    arguments.room(backend, columns, dtype, "output_size", sizes, result)
     taps = tuple(_taps(geometry))
     xp = backend.xp
 

@@ -28,7 +28,7 @@ BAD = {
     "b bool": ({"b": np.ones(6, bool)}, ConvTypeError, ("b: got dtype bool", "a floating-point, complex or integer")),
     "x bool": ({"x": X > 0}, ConvTypeError, ("x: got dtype bool", "a floating-point, complex or integer one")),
     "w object": ({"w": W.astype(object)}, ConvTypeError, ("w: got dtype object", "a floating-point, complex or int")),
-    "x longdouble": ({"x": X.astype("longdouble")}, ConvTypeError, ("x: got dtype float", "a floating-point, complex")),
+    "x dates": ({"x": X.astype("datetime64[s]")}, ConvTypeError, ("x: got dtype datetime64", "a floating-point, comp")),
     "64 bits of both signs": (
         {"x": X.astype("int64"), "w": W.astype("uint64"), "b": None},
         ConvTypeError,
@@ -158,6 +158,56 @@ def test_foreign_cache(cache):
     with pytest.raises(ConvTypeError) as caught:
         portconv.conv_backward(np.ones((2, 6, 6, 6)), cache)
     assert_message(caught, [f"cache: got {type(cache).__name__}", "expected the cache that conv_forward returned"])
+
+
+WIDE = np.broadcast_to(np.float32(1), (1, 1, 2**60))
+LINE, TAPS, TWO = np.ones((1, 1, 8), "float32"), np.ones((1, 1, 3), "float32"), np.ones((1, 1, 2), "float32")
+ENORMOUS = {
+    "stride 1 over 2**60 cells": (lambda: portconv.conv(WIDE, TAPS), "an output that can be addressed"),
+    "padding of 2**40": (lambda: portconv.conv(LINE, TAPS, padding=2**40), "shape (1, 1, 2199023255558)"),
+    "padding of 2**62": (lambda: portconv.conv(LINE, TAPS, padding=2**62), "an output that can be addressed"),
+    "padded in memory": (
+        lambda: portconv.conv(LINE, TAPS, padding=2**40, stride=2**39, padding_mode="circular"),
+        "shape (1, 1, 2199023255560) and 8796093022240 bytes",
+    ),
+    "padded by direct": (lambda: portconv.conv(WIDE, TAPS, stride=2**58, algorithm="direct"), "(1, 1, 1152921504606"),
+    "samples": (lambda: portconv.conv(np.broadcast_to(LINE, (2**40, 1, 8)), TAPS), "shape (1099511627776, 1, 6)"),
+    "x_shape": (
+        lambda: portconv.conv_input_grad(TWO, TAPS, (1, 1, 2**40), stride=2**40 - 3),
+        "x_shape: got shape (1, 1, 1099511627776), for which an array of shape (1, 1, 1099511627776)",
+    ),
+    "w_shape": (
+        lambda: portconv.conv_weight_grad(np.ones((1, 1, 9), "float32"), LINE, (1, 1, 2**40), padding=2**39),
+        "w_shape: got shape (1, 1, 1099511627776)",
+    ),
+    "dilation": (
+        lambda: portconv.conv(LINE, TAPS, padding="full", dilation=2**50),
+        "(1, 1, 2251799813685256) and 9007199254741024 bytes",
+    ),
+    "transposed": (lambda: portconv.conv_transpose(LINE, TAPS, stride=2**61), "an output that can be addressed"),
+    "transposed, in memory": (lambda: portconv.conv_transpose(LINE, TAPS, stride=2**40), "shape (1, 1, 76965813944"),
+    "unfold": (lambda: portconv.unfold(WIDE, 3), "an output that can be addressed"),
+    "fold": (
+        lambda: portconv.fold(np.ones((1, 3, 2)), (2**62,), 3, stride=2**62 - 3),
+        "output_size: got shape (4611686018427387904,)",
+    ),
+    "from shapes": (lambda: portconv.conv_output_shape((1, 1, 2**62), (1, 1, 3)), "an output that can be addressed"),
+}
+
+
+@pytest.mark.parametrize(("call", "words"), ENORMOUS.values(), ids=ENORMOUS)
+@pytest.mark.usefixtures("nothing_allocated")
+def test_what_no_memory_holds_is_refused(call, words):
+    with pytest.raises(ConvShapeError) as caught:
+        call()
+    assert_message(caught, [words])
+
+
+def test_large_numbers_that_ask_for_little_are_served():
+    # The windows lie 2**39 cells apart in 2**41 cells of padding, of which none is made.
+    assert portconv.conv(LINE, TAPS, padding=2**40, stride=2**39).tolist() == [[[0.0, 0.0, 3.0, 0.0, 0.0]]]
+    assert portconv.conv(WIDE, TAPS, stride=2**58).tolist() == [[[3.0] * 4]]
+    assert portconv.conv(LINE, TAPS, padding="same", dilation=2**50).tolist() == [[[1.0] * 8]]
 
 
 def test_integers_of_any_kind_are_integers():

@@ -337,6 +337,18 @@ def test_output_shape_from_shapes_alone():
     assert portconv.conv_output_shape((3, 2**40), (1, 3, 2**39), stride=2**38) == (1, 3)
 
 
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_what_is_not_finite_in_filters_stays_where_their_taps_reach(target, bad):
+    # A tap at an edge of the kernel reaches no cell of dx at the other end: dout ends there, and no zero lies beyond it.
+    w = np.ones((1, 1, 3), "float32")
+    w[0, 0, 0] = bad
+    for algorithm in portconv.algorithms():
+        given = [target.array(a) for a in (np.ones((1, 1, 5), "float32"), w)]
+        dx = target.numpy(portconv.conv_input_grad(*given, (1, 1, 7), algorithm=algorithm))
+        assert np.array_equal(dx[0, 0, 5:], [2.0, 1.0]), algorithm
+        assert not np.any(np.isfinite(dx[0, 0, :5])), algorithm
+
+
 @every_dtype
 def test_a_finite_result_where_windows_touch_nothing_else(target, dtype):
     x = np.zeros((1, 1, 6, 6), dtype)
