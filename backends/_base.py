@@ -184,7 +184,9 @@ class Backend:
     def holds(self, name: str, like: Array) -> bool:
         """Whether the device of `like` has arrays of the dtype of that name."""
         info = getattr(self.xp, "__array_namespace_info__", None)
-        return hasattr(self.xp, name) if info is None else name in info().dtypes(device=self.device_of(like))
+        if info is None or name in ("float16", "bfloat16"):  # which are none of the standard's
+            return hasattr(self.xp, name)
+        return name in info().dtypes(device=self.device_of(like))
 
     def memory(self, like: Array) -> int:
         """How many bytes of memory the device of `like` has; what any machine may address where that is not known."""

@@ -69,9 +69,9 @@ class CupyBackend(Backend):
     def synchronize(self) -> None:
         self.xp.cuda.get_current_stream().synchronize()
 
-    def empty(self, shape: tuple[int, ...], like: Array) -> Array:
+    def empty(self, shape: tuple[int, ...], like: Array, last: int = 0) -> Array:
         # CuPy's creation functions take no notice of `device=`: `during_call` makes the right device current.
-        return self.xp.empty(shape, dtype=like.dtype)
+        return super().empty(shape, like, last) if last else self.xp.empty(shape, dtype=like.dtype)
 
     def zeros(self, shape: tuple[int, ...], like: Array) -> Array:
         return self.xp.zeros(shape, dtype=like.dtype)
@@ -82,14 +82,19 @@ class CupyBackend(Backend):
         # In two dimensions CuPy hands transposed operands to cuBLAS as they are; in three it copies them first.
         if out is None:
             return self.xp.matmul(a[0], b[0])[None]
-        self.xp.matmul(a[0], b[0], out=out[0])
+        matrix = out[0]
+        if matrix.flags.f_contiguous:  # as with channels last, where it would be a copy too
+            self.xp.matmul(b[0].T, a[0].T, out=matrix.T)
+        else:
+            self.xp.matmul(a[0], b[0], out=matrix)
         return out
 
     @contextmanager
     def during_call(self, like: Array, precision: str) -> Iterator[None]:
         with like.device, ExitStack() as held:
             if precision != "fast":
-                _hold_compute_type(held, like.dtype)
+                # Also what complex64, halves and small integers are multiplied in.
+                _hold_compute_type(held, self.xp.float32)
                 _hold_math_mode(held)
             yield
 

@@ -7,8 +7,10 @@ into that form and back here: layouts, single samples, padding modes and dtypes.
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 from . import arguments
 from .arguments import Dtype
@@ -54,7 +56,7 @@ class Contraction:
             out: Array = self.algorithm.forward(self.geometry.extended, self.backend, x, w, b)
             return out
 
-        with self.backend.during_call(x, self.precision):
+        with self._held(dtype, x):
             terms = self.geometry.group_in * self.geometry.taps
             return self._given(self._computed(dtype, product, terms, self._seen(x), w, b))
 
@@ -65,7 +67,7 @@ class Contraction:
             grad = self.algorithm.input_grad(self.geometry.extended, self.backend, dout, w)
             return with_bias(self.backend, fold(self.geometry, self.backend, grad), b)
 
-        with self.backend.during_call(dout, self.precision):
+        with self._held(dtype, dout):
             w = conjugate(self.backend, w) if adjoint else w
             terms = self.geometry.group_out * self.geometry.taps * overlap(self.geometry)
             return self._given(self._computed(dtype, product, terms, self._seen(dout), w, b))
@@ -78,7 +80,7 @@ class Contraction:
             grad: Array = self.algorithm.weight_grad(self.geometry.extended, self.backend, dout, x)
             return grad
 
-        with self.backend.during_call(dout, self.precision):
+        with self._held(dtype, dout):
             x = conjugate(self.backend, x) if adjoint_of == "x" else x
             dout = conjugate(self.backend, dout) if adjoint_of == "dout" else dout
             terms = self.geometry.batch * self.geometry.positions
@@ -86,7 +88,7 @@ class Contraction:
 
     def channel_sum(self, dtype: Dtype, array: Array) -> Array:
         """Add up the elements of each channel, of an input or an output as the caller has it."""
-        with self.backend.during_call(array, self.precision):
+        with self._held(dtype, array):
             xp, wide = self.backend.xp, summable(self.backend, dtype)
             seen = self._seen(array)
             if self.geometry.channels_last:
@@ -111,6 +113,10 @@ class Contraction:
     ) -> Array:
         # The readable truth multiplies integers as they are.
         return compute(self.backend, dtype, product, terms, a, b, bias, slices=self.name != "direct")
+
+    def _held(self, dtype: Dtype, like: Array) -> AbstractContextManager[Any]:
+        # Integers stay exact, whatever precision the caller lets floating point have.
+        return self.backend.during_call(like, "standard" if dtype.kind == "integral" else self.precision)
 
     def _seen(self, array: Array) -> Array:
         """An array as algorithms see it: (N, C, *cells)."""

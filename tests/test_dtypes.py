@@ -11,7 +11,7 @@ from oracle import Problem, gamma
 
 import portconv
 from portconv import arithmetic, backends
-from portconv.arguments import KINDS, geometry
+from portconv.arguments import KINDS, Dtype, geometry
 from portconv.contraction import Contraction
 
 PROBLEM = Problem((2, 4, 6, 5), (6, 2, 3, 2), (2, 1), ((1, 2), (0, 1)), (1, 2), 2)
@@ -71,6 +71,19 @@ def test_integers_are_exact_modulo_two_to_their_bits(target, name, algorithm):
         results, expected = run(target, operands, name, algorithm=algorithm), wrapped(operands, name)
         for label in RESULTS:
             assert np.array_equal(results[label], expected[label]), (label, values)
+
+
+def test_integers_are_exact_whatever_precision_floating_point_has():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    matmul = torch.backends.mkldnn.matmul
+    found = matmul.fp32_precision
+    x, w = (torch.full((2, 8, 64), 127, dtype=torch.int8) for _ in range(2))
+    try:
+        matmul.fp32_precision = "bf16"
+        assert torch.all(portconv.conv(x, w, precision="fast") == (8 * 64 * 127 * 127 + 128) % 256 - 128)
+        assert matmul.fp32_precision == "bf16"
+    finally:
+        matmul.fp32_precision = found
 
 
 def test_integers_on_devices_without_wide_numbers():
@@ -307,7 +320,8 @@ def test_terms_are_those_of_the_longest_sum():
 
     spy = Spy(backends.get("numpy"), found, portconv.choice._module("gemm"), False, "standard")
     x, w, dout = np.zeros(found.x_shape), np.zeros(found.w_shape), np.zeros(found.out_shape)
-    spy.forward(None, x, w, None)
-    spy.input_grad(None, dout, w)
-    spy.weight_grad(None, dout, x)
+    dtype = Dtype(np.dtype("float64"), "float64", KINDS["float64"])
+    spy.forward(dtype, x, w, None)
+    spy.input_grad(dtype, dout, w)
+    spy.weight_grad(dtype, dout, x)
     assert seen == [2 * 6, 3 * 6 * (1 + 1 + 2) * (1 + 0 + 1), 2 * math.prod(found.out)]
