@@ -26,7 +26,15 @@ LIBRARIES = {
 }
 MODULES = {"array_api_strict", "torch", "cupy", "jax"}
 
-nox.options.sessions = ["lint", "typecheck", "tests", "consistency", "package", "docs-examples"]
+nox.options.sessions = [
+    "lint",
+    "typecheck",
+    "tests",
+    "consistency",
+    "coming-from",
+    "package",
+    "docs-examples",
+]
 nox.needs_version = ">=2025.2.9"
 
 
@@ -95,6 +103,16 @@ def consistency(session: nox.Session) -> None:
     session.run("pytest", *backends, *session.posargs)
     session.run("portconv", "backends")
     session.run("portconv", "verify", *backends)
+
+
+@nox.session(name="coming-from")
+def coming_from(session: nox.Session) -> None:
+    """Run what docs/coming-from.md says of other libraries, beside them; none of them may be missing."""
+    peers = ("torch", "jax", "keras", "onnx", "scipy", "sigpy")
+    install(session, *LIBRARIES["torch"], *GROUPS["tests"], *peers[1:])
+    environment = {"KERAS_BACKEND": "torch", "KERAS_HOME": session.create_tmp()}
+    session.run("python", "-P", "-c", f"import {', '.join(peers)}", env=environment)
+    session.run("pytest", "tests/test_coming_from.py", env=environment)
 
 
 @nox.session

@@ -163,9 +163,21 @@ class Backend:
     def synchronize(self) -> None:
         """Wait until the devices have finished what was asked of them."""
 
+    @cached_property
+    def _described(self) -> dict[Any, tuple[str, int]]:
+        return {}
+
+    def _describe(self, dtype: Any) -> tuple[str, int]:
+        """A dtype's name and bits; what the library takes microseconds to say, it is asked once."""
+        found = self._described.get(dtype)
+        if found is None:
+            name = str(getattr(dtype, "name", None) or dtype).rpartition(".")[2]
+            found = self._described[dtype] = name, int("".join(filter(str.isdigit, name)) or 0)
+        return found
+
     def dtype_name(self, dtype: Any) -> str:
         """A dtype's name, such as "float32", whatever its byte order."""
-        return str(getattr(dtype, "name", None) or dtype).rpartition(".")[2]
+        return self._describe(dtype)[0]
 
     def native(self, dtype: Any) -> Any:
         """The same dtype in the machine's own byte order."""
@@ -179,7 +191,7 @@ class Backend:
 
     def bits(self, dtype: Any) -> int:
         """How many bits an element has."""
-        return int("".join(filter(str.isdigit, self.dtype_name(dtype))))
+        return self._describe(dtype)[1]
 
     def holds(self, name: str, like: Array) -> bool:
         """Whether the device of `like` has arrays of the dtype of that name."""

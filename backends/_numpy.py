@@ -66,9 +66,6 @@ class NumpyBackend(Backend):
     def device_of(self, array: Array) -> Any:
         return "cpu"
 
-    def dtype_name(self, dtype: Any) -> str:
-        return str(np.dtype(dtype).name)
-
     def native(self, dtype: Any) -> Any:
         return dtype.newbyteorder("=")
 

@@ -67,12 +67,10 @@ def per_dimension(name: str, value: Any, dims: int, least: int) -> tuple[int, ..
 
 def option(name: str, value: Any, known: Sequence[str]) -> str:
     """Check one of a few strings."""
-    expected = " or ".join(repr(choice) for choice in known)
-    if not isinstance(value, str):
-        raise ConvTypeError(f"{name}: got {value!r}, expected {expected}")
-    if value not in known:
-        raise ConvValueError(f"{name}: got {value!r}, expected {expected}")
-    return value
+    if isinstance(value, str) and value in known:
+        return value
+    error = ConvValueError if isinstance(value, str) else ConvTypeError
+    raise error(f"{name}: got {value!r}, expected {' or '.join(repr(choice) for choice in known)}")
 
 
 def shape(name: str, value: Any) -> tuple[int, ...]:

@@ -55,13 +55,16 @@ def conv(
 
         out[n, f, o] = b[f] + sum over c, k of x[n, c, o * stride + k * dilation - before] * w[f, c, k]
 
-    where cells outside `x` count as 0 and `c` runs over the channels of the filter's group. See Dumoulin and Visin, "A
-    guide to convolution arithmetic for deep learning" (arXiv:1603.07285), sections 2 and 5.1.
+    where cells outside `x` are what `padding_mode` says and `c` runs over the channels of the filter's group. See
+    Dumoulin and Visin, "A guide to convolution arithmetic for deep learning" (arXiv:1603.07285), sections 2 and 5.1.
 
     Parameters
     ----------
     x : array, shape (N, C, *spatial) or (C, *spatial)
-        The input: a batch, or one sample without a batch axis. float32 or float64.
+        The input: a batch, or one sample without a batch axis; (N, *spatial, C) or (*spatial, C) with channels last.
+        Floating point of 16 to 64 bits (bfloat16 where the library has it; NumPy's is that of ml_dtypes), complex, or
+        integers of 8 to 64 bits. float16 and bfloat16 accumulate in float32; integers are exact modulo 2**bits. All
+        arrays are integers or none is.
     w : array, shape (F, C / groups, *kernel)
         The filters.
     b : array, shape (F,), optional
@@ -69,8 +72,8 @@ def conv(
     stride : int or sequence of int
         The step between neighbouring windows; one int, or one per spatial dimension.
     padding : int, sequence of int, sequence of (int, int), or str
-        Cells of zeros around the input: the same everywhere, per spatial dimension, or `(before, after)` per spatial
-        dimension. ``"valid"`` is none, ``"full"`` every overlap (``dilation * (kernel - 1)`` on both sides), ``"same"``
+        Cells around the input: the same everywhere, per spatial dimension, or `(before, after)` per spatial dimension.
+        ``"valid"`` is none, ``"full"`` every overlap (``dilation * (kernel - 1)`` on both sides), ``"same"``
         makes the output ``ceil(size / stride)`` long, with the odd cell after, ``"same_lower"`` with the odd cell
         before.
     dilation : int or sequence of int
@@ -78,10 +81,11 @@ def conv(
     groups : int
         Cut channels and filters into so many groups that do not see each other; `C` of them are a depthwise
         convolution.
-    padding_mode : {"zeros"}
-        What the padding holds.
-    data_format : {"channels_first"}
-        Where the channels are.
+    padding_mode : {"zeros", "reflect", "replicate", "circular"}
+        What the padding holds: zeros; the input mirrored at its edge cells; its edge cells; the input again. However
+        long the padding is, as `numpy.pad` has it with "reflect", "edge" and "wrap".
+    data_format : {"channels_first", "channels_last"}
+        Where the channels of `x` and of the output are; `w` stays as it is.
     precision : {"standard", "fast"}
         ``"standard"`` computes in the arrays' own dtype, never in TF32; ``"fast"`` lets the backend trade accuracy for
         speed.
@@ -179,6 +183,9 @@ def conv_forward(
 def conv_backward(dout: Array, cache: ConvCache) -> ConvGrads:
     """Compute the gradients of a convolution from the gradient of its output.
 
+    Of complex numbers they are adjoints, as in PyTorch: ``vdot(dout, conv(x, w)) == vdot(dx, x) == vdot(dw, w)``. A real
+    `x` or `w` beside a complex one has the real part.
+
     Parameters
     ----------
     dout : array, shape of the output
@@ -234,10 +241,13 @@ def conv_input_grad(
 ) -> Array:
     """Compute the gradient of a convolution with respect to its input: the adjoint of `conv` in `x`.
 
+    Of complex numbers too: ``vdot(dout, conv(x, w)) == vdot(conv_input_grad(dout, w, x.shape), x)``. The gradient of
+    padding that is not zeros is added to the cells that it was filled in from.
+
     Parameters
     ----------
     dout : array, shape (N, F, *out_spatial) or (F, *out_spatial)
-        The gradient with respect to the output.
+        The gradient with respect to the output; with channels last, in its order.
     w : array, shape (F, C / groups, *kernel)
         The filters.
     x_shape : tuple of int
@@ -298,10 +308,12 @@ def conv_weight_grad(
 ) -> Array:
     """Compute the gradient of a convolution with respect to its filters: the adjoint of `conv` in `w`.
 
+    Of complex numbers too: ``vdot(dout, conv(x, w)) == vdot(conv_weight_grad(dout, x, w.shape), w)``.
+
     Parameters
     ----------
     dout : array, shape (N, F, *out_spatial) or (F, *out_spatial)
-        The gradient with respect to the output.
+        The gradient with respect to the output; with channels last, in its order.
     x : array, shape (N, C, *spatial) or (C, *spatial)
         The input.
     w_shape : tuple of int
