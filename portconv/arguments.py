@@ -41,7 +41,7 @@ class Dtype(NamedTuple):
     kind: str
 
 
-def integer(name: str, value: Any, least: int) -> int:
+def integer(name: str, value: Any, least: int | None = None) -> int:
     """Check one plain integer."""
     if isinstance(value, bool):
         raise ConvTypeError(f"{name}: got {value!r}, expected an int")
@@ -49,7 +49,7 @@ def integer(name: str, value: Any, least: int) -> int:
         plain = operator.index(value)
     except TypeError:
         raise ConvTypeError(f"{name}: got {value!r}, expected an int") from None
-    if plain < least:
+    if least is not None and plain < least:
         raise ConvValueError(f"{name}: got {value!r}, expected an int of at least {least}")
     return plain
 
@@ -78,7 +78,7 @@ def shape(name: str, value: Any) -> tuple[int, ...]:
     if not isinstance(value, (tuple, list)):
         raise ConvTypeError(f"{name}: got {value!r}, expected a tuple of ints")
     for i, size in enumerate(value):
-        if integer(f"{name}[{i}]", size, -sys.maxsize) < 0:
+        if integer(f"{name}[{i}]", size) < 0:
             raise ConvShapeError(f"{name}: got {tuple(value)}, expected no negative size")
     return tuple(operator.index(size) for size in value)
 
@@ -122,15 +122,18 @@ def geometry(
     groups: Any,
     mode: str = "zeros",
     channels_last: bool = False,
-    w_name: str = "w",
+    names: tuple[str, str] = ("x", "w"),
 ) -> Geometry:
-    """Check shapes and options together, and compute the geometry of a batched call; `x_shape` is channels first."""
+    """Check shapes and options together, and compute the geometry of a batched call; `x_shape` is channels first.
+
+    `names` are those of the arguments that the shapes come from.
+    """
     dims = len(w_shape) - 2
     strides = per_dimension("stride", stride, dims, 1)
     dilations = per_dimension("dilation", dilation, dims, 1)
     group_count = integer("groups", groups, 1)
     pads = option("padding", padding, NAMED_PADDINGS) if isinstance(padding, str) else _pairs(padding, dims)
-    return _geometry(x_shape, w_shape, strides, pads, dilations, group_count, mode, channels_last, w_name)
+    return _geometry(x_shape, w_shape, strides, pads, dilations, group_count, mode, channels_last, names)
 
 
 @lru_cache(maxsize=1024)
@@ -143,20 +146,21 @@ def _geometry(
     groups: int,
     mode: str,
     channels_last: bool,
-    w_name: str,
+    names: tuple[str, str],
 ) -> Geometry:
     batch, channels, *size = x_shape
     filters, group_channels, *kernel = w_shape
-    _not_empty(w_shape)
+    x_name, w_name = names
+    _not_empty(w_shape, w_name)
     if channels < 1:
-        raise ConvShapeError(f"x: got {channels} channels in shape {x_shape}, expected at least 1")
+        raise ConvShapeError(f"{x_name}: got {channels} channels in shape {x_shape}, expected at least 1")
     if channels % groups or filters % groups:
         raise ConvValueError(
             f"groups: got {groups}, expected a divisor of x's {channels} channels and of w's {filters} filters"
         )
     if channels != group_channels * groups:
         raise ConvShapeError(
-            f"w: got shape {w_shape}, for {group_channels * groups} input channels in {groups} group(s), "
+            f"{w_name}: got shape {w_shape}, for {group_channels * groups} input channels in {groups} group(s), "
             f"expected {channels // groups} in its second place, for x of shape {x_shape}"
         )
     extents = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True))
@@ -185,10 +189,10 @@ def _geometry(
             )
         if mode != "zeros" and size[dim] == 0 and padded:
             raise ConvShapeError(
-                f"x: got no cell in spatial dimension {dim} of shape {x_shape}, "
+                f"{x_name}: got no cell in spatial dimension {dim} of shape {x_shape}, "
                 f"expected at least one for padding_mode {mode!r} to fill the padding from"
             )
-    _addressable(found, x_shape, f"padded to {found.padded}, ", found.out_shape)
+    _addressable(found, x_name, x_shape, f"padded to {found.padded}, ", found.out_shape)
     return found
 
 
@@ -235,7 +239,7 @@ def _transposed(
 ) -> Geometry:
     batch, channels, *size = x_shape
     filters, group_channels, *kernel = w_shape
-    _not_empty(w_shape)
+    _not_empty(w_shape, "w")
     if channels != filters:
         raise ConvShapeError(
             f"w: got shape {w_shape}, for {filters} input channels, expected {channels} in its first place, "
@@ -267,19 +271,19 @@ def _transposed(
         ends,
         channels_last=channels_last,
     )
-    _addressable(found, x_shape, "", found.x_shape)
+    _addressable(found, "x", x_shape, "", found.x_shape)
     return found
 
 
-def _not_empty(w_shape: tuple[int, ...]) -> None:
+def _not_empty(w_shape: tuple[int, ...], name: str) -> None:
     if min(w_shape) < 1:
-        raise ConvShapeError(f"w: got shape {w_shape}, expected at least one filter, channel and kernel cell")
+        raise ConvShapeError(f"{name}: got shape {w_shape}, expected at least one filter, channel and kernel cell")
 
 
-def _addressable(found: Geometry, x_shape: tuple[int, ...], how: str, result: tuple[int, ...]) -> None:
+def _addressable(found: Geometry, name: str, x_shape: tuple[int, ...], how: str, result: tuple[int, ...]) -> None:
     if max(2 * found.operations, *found.padded, *found.size) > sys.maxsize:
         raise ConvShapeError(
-            f"x: got shape {x_shape}, {how}expected an output that can be addressed; it would be {result}"
+            f"{name}: got shape {x_shape}, {how}expected an output that can be addressed; it would be {result}"
         )
 
 
@@ -358,7 +362,7 @@ def _common(backend: Backend, dtypes: tuple[tuple[str, Any], ...]) -> Dtype:
 
 
 def batched(
-    x_shape: tuple[int, ...], w_shape: tuple[int, ...], what: str, data_format: Any
+    x_shape: tuple[int, ...], w_shape: tuple[int, ...], names: tuple[str, str], data_format: Any
 ) -> tuple[tuple[int, ...], bool, bool]:
     """Check the numbers of dimensions; return the shape of `x` with a batch axis and channels first.
 
@@ -366,12 +370,13 @@ def batched(
     """
     channels_last = option("data_format", data_format, DATA_FORMATS) == "channels_last"
     dims = len(w_shape) - 2
+    x_name, w_name = names
     if dims < 1:
-        raise ConvShapeError(f"w: got shape {w_shape}, expected (filters, channels / groups, *kernel)")
+        raise ConvShapeError(f"{w_name}: got shape {w_shape}, expected (filters, channels / groups, *kernel)")
     if len(x_shape) not in (dims + 1, dims + 2):
         raise ConvShapeError(
-            f"{what}: got {len(x_shape)} dimensions in shape {x_shape}, expected {dims + 2}, or {dims + 1} for one "
-            f"sample without a batch axis, to go with w of shape {w_shape}"
+            f"{x_name}: got {len(x_shape)} dimensions in shape {x_shape}, expected {dims + 2}, or {dims + 1} for one "
+            f"sample without a batch axis, to go with {w_name} of shape {w_shape}"
         )
     unbatched = len(x_shape) == dims + 1
     batch, *rest = (1, *x_shape) if unbatched else x_shape

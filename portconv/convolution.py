@@ -183,8 +183,8 @@ def conv_forward(
 def conv_backward(dout: Array, cache: ConvCache) -> ConvGrads:
     """Compute the gradients of a convolution from the gradient of its output.
 
-    Of complex numbers they are adjoints, as in PyTorch: ``vdot(dout, conv(x, w)) == vdot(dx, x) == vdot(dw, w)``. A real
-    `x` or `w` beside a complex one has the real part.
+    Of complex numbers they are adjoints, as in PyTorch: ``vdot(dout, conv(x, w)) == vdot(dx, x) == vdot(dw, w)``. A
+    real `x` or `w` beside a complex one has the real part.
 
     Parameters
     ----------
@@ -277,7 +277,7 @@ def conv_input_grad(
         dtype,
         arguments.shape("x_shape", x_shape),
         w.shape,
-        "x_shape",
+        ("x_shape", "w"),
         stride,
         padding,
         dilation,
@@ -343,7 +343,7 @@ def conv_weight_grad(
         dtype,
         x.shape,
         arguments.shape("w_shape", w_shape),
-        "x",
+        ("x", "w_shape"),
         stride,
         padding,
         dilation,
@@ -392,7 +392,9 @@ def conv_output_shape(
     (16, 64, 112, 112)
     """
     shapes = arguments.shape("x_shape", x_shape), arguments.shape("w_shape", w_shape)
-    geometry, unbatched = _geometry(*shapes, "x_shape", stride, padding, dilation, groups, "zeros", data_format)
+    geometry, unbatched = _geometry(
+        *shapes, ("x_shape", "w_shape"), stride, padding, dilation, groups, "zeros", data_format
+    )
     return given(geometry, geometry.out_shape, unbatched)
 
 
@@ -412,7 +414,7 @@ def prepare(
     """Check the arguments of a forward call, and return the cache that goes with it."""
     backend, dtype = arguments.arrays(x=x, w=w, b=b)
     options = (stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
-    call = _call(backend, dtype, x.shape, w.shape, "x", *options)
+    call = _call(backend, dtype, x.shape, w.shape, ("x", "w"), *options)
     if b is not None:
         arguments.exact_shape("b", tuple(b.shape), (call.geometry.out_channels,))
     return ConvCache(x, w, b, dtype, call)
@@ -444,7 +446,7 @@ def _call(
     dtype: Dtype,
     x_shape: Any,
     w_shape: Any,
-    x_name: str,
+    names: tuple[str, str],
     stride: Ints,
     padding: Padding,
     dilation: Ints,
@@ -456,7 +458,7 @@ def _call(
 ) -> Contraction:
     arguments.option("precision", precision, arguments.PRECISIONS)
     options = (stride, padding, dilation, groups, padding_mode, data_format)
-    geometry, unbatched = _geometry(x_shape, w_shape, x_name, *options)
+    geometry, unbatched = _geometry(x_shape, w_shape, names, *options)
     chosen = choose(algorithm, geometry.extended, backend, dtype)
     return Contraction(backend, geometry, chosen, unbatched, precision)
 
@@ -464,7 +466,7 @@ def _call(
 def _geometry(
     x_shape: Any,
     w_shape: Any,
-    x_name: str,
+    names: tuple[str, str],
     stride: Ints,
     padding: Padding,
     dilation: Ints,
@@ -475,6 +477,6 @@ def _geometry(
     """Check shapes and options; return the geometry, and whether the input is one sample without a batch axis."""
     x_shape, w_shape = tuple(x_shape), tuple(w_shape)
     mode = arguments.option("padding_mode", padding_mode, arguments.PADDING_MODES)
-    batched, channels_last, unbatched = arguments.batched(x_shape, w_shape, x_name, data_format)
+    batched, channels_last, unbatched = arguments.batched(x_shape, w_shape, names, data_format)
     options = (stride, padding, dilation, groups, mode, channels_last)
-    return arguments.geometry(batched, w_shape, *options), unbatched
+    return arguments.geometry(batched, w_shape, *options, names), unbatched

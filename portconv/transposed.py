@@ -157,7 +157,7 @@ def conv_transpose_forward(
     """
     backend, dtype = arguments.arrays(x=x, w=w, b=b)
     arguments.option("precision", precision, arguments.PRECISIONS)
-    batched, channels_last, unbatched = arguments.batched(tuple(x.shape), tuple(w.shape), "x", data_format)
+    batched, channels_last, unbatched = arguments.batched(tuple(x.shape), tuple(w.shape), ("x", "w"), data_format)
     geometry = arguments.transposed(
         batched, tuple(w.shape), stride, padding, output_padding, dilation, groups, channels_last
     )

@@ -59,7 +59,7 @@ def unfold(x: Array, kernel_size: Ints, *, stride: Ints = 1, padding: Padding = 
     backend, dtype = arguments.arrays(x=x)
     shape = tuple(x.shape)
     kernel = _kernel(shape, len(shape) - 2, "x", kernel_size)
-    geometry = _geometry(shape, kernel, stride, padding, dilation)
+    geometry = _geometry("x", shape, kernel, stride, padding, dilation)
     result = (geometry.batch, geometry.in_channels * geometry.taps, geometry.positions)
     arguments.room(backend, x, dtype, "x", shape, result)
     xp = backend.xp
@@ -133,7 +133,7 @@ def fold(
             f"columns: got shape {found}, expected three dimensions, and in the second a multiple of {deep}, "
             "the cells of a window"
         )
-    geometry = _geometry((found[0], found[1] // deep, *sizes), kernel, stride, padding, dilation)
+    geometry = _geometry("output_size", (found[0], found[1] // deep, *sizes), kernel, stride, padding, dilation)
     arguments.exact_shape("columns", found, (*found[:2], geometry.positions))
     result = geometry.x_shape
     arguments.room(backend, columns, dtype, "output_size", sizes, result)
@@ -194,11 +194,11 @@ def _kernel(shape: tuple[int, ...], dims: int, name: str, kernel_size: Any) -> t
 
 
 def _geometry(
-    x_shape: tuple[int, ...], kernel: tuple[int, ...], stride: Ints, padding: Padding, dilation: Ints
+    name: str, x_shape: tuple[int, ...], kernel: tuple[int, ...], stride: Ints, padding: Padding, dilation: Ints
 ) -> Geometry:
     """The geometry of a depthwise convolution with windows of these sizes."""
     channels = x_shape[1]
     if channels < 1:
         raise ConvShapeError(f"x: got {channels} channels in shape {x_shape}, expected at least 1")
     w_shape = (channels, 1, *kernel)
-    return arguments.geometry(x_shape, w_shape, stride, padding, dilation, channels, w_name="kernel_size")
+    return arguments.geometry(x_shape, w_shape, stride, padding, dilation, channels, names=(name, "kernel_size"))
