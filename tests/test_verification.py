@@ -20,6 +20,7 @@ from portconv.backends._numpy import FEW_OPERATIONS
 import portconv
 from portconv import backends
 from portconv.algorithms import gemm
+from portconv.arguments import DATA_FORMATS, PADDING_MODES
 from portconv.verification import Case, Comparison, Report, cases, compare, comparison, exact, unsupported
 from portconv.verification.bounds import gamma, relative
 from portconv.verification.cases import Inputs
@@ -88,6 +89,8 @@ def test_cases_cover_the_contract() -> None:
     assert {case.dilation for case in CASES.values()} >= {1, 2, (1, 3)}
     assert {case.groups for case in CASES.values()} >= {1, 2, 4, 5}
     assert {case.bias for case in CASES.values()} == {True, False}
+    assert {case.padding_mode for case in CASES.values()} == {*PADDING_MODES}
+    assert {case.data_format for case in CASES.values()} == {*DATA_FORMATS}
     assert any(case.x_shape[0] == 0 for case in CASES.values())
     assert any(len(case.x_shape) < len(case.w_shape) for case in CASES.values())
     assert any(case.x_shape[2:] == case.w_shape[2:] != (1, 1) for case in CASES.values())
@@ -109,7 +112,14 @@ def test_some_cases_cut_several_blocks_and_use_threads(monkeypatch: pytest.Monke
         portconv.conv(x, w, b, **case.options, algorithm=case.algorithm)
         found[case.name] = len(counts)
     large = {case.name for case in CASES.values() if case.operations >= FEW_OPERATIONS}
-    assert large == {"2d-blocks", "2d-blocks-groups", "2d-1x1-blocks", "2d-winograd-blocks", "3d-blocks"}
+    assert large == {
+        "2d-blocks",
+        "2d-blocks-groups",
+        "2d-1x1-blocks",
+        "2d-last-blocks",
+        "2d-winograd-blocks",
+        "3d-blocks",
+    }
     assert all(found[name] > 1 for name in large)
 
 

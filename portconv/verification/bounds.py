@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..algorithms import winograd
-from ..convolution import conv_backward, conv_forward, prepare
+from ..convolution import conv_backward, conv_forward
 from .cases import Case, Inputs
 from .tiles import Doubles, Sums, tiled
 
@@ -105,9 +105,8 @@ def _direct(case: Case, x: Any, w: Any, b: Any, dout: Any) -> dict[str, Doubles]
 
 
 def _tiled(case: Case, x: Any, w: Any, b: Any, dout: Any) -> dict[str, Sums]:
-    call = prepare(x, w, b, **case.options).call
-    if winograd.objection(call.geometry):
+    if winograd.objection(case.geometry) or case.padding_mode != "zeros" or case.data_format != "channels_first":
         return {}
-    found = tiled(call.geometry, x, w, b, dout)
+    found = tiled(case.geometry, x, w, b, dout)
     shapes = {"out": dout.shape, "dx": x.shape, "dw": w.shape}
     return {name: Sums(sums.terms, sums.magnitude.reshape(shapes[name])) for name, sums in found.items()}

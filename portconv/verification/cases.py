@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arguments import Ints, Padding
+from ..arguments import Ints, Padding, batched, geometry
+from ..boundary import overlap
 from ..convolution import conv_output_shape
+from ..geometry import Geometry
 
 Floats = NDArray[np.floating[Any]]
 Shape = tuple[int, ...]
@@ -45,17 +47,32 @@ class Case:
     padding: Padding = 0
     dilation: Ints = 1
     groups: int = 1
+    padding_mode: str = "zeros"
+    data_format: str = "channels_first"
     algorithm: str = "auto"
     dtype: str = "float32"
 
     @property
     def options(self) -> dict[str, Any]:
         """The keyword arguments of `portconv.conv`."""
-        return {name: getattr(self, name) for name in ("stride", "padding", "dilation", "groups")}
+        return {**self._sizes, "padding_mode": self.padding_mode}
+
+    @property
+    def _sizes(self) -> dict[str, Any]:
+        """Those that the output's shape follows from."""
+        return {name: getattr(self, name) for name in ("stride", "padding", "dilation", "groups", "data_format")}
 
     @cached_property
     def out_shape(self) -> Shape:
-        return conv_output_shape(self.x_shape, self.w_shape, **self.options)
+        return conv_output_shape(self.x_shape, self.w_shape, **self._sizes)
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        """The sizes of the problem, with a batch axis and channels first."""
+        names = ("x", "w")
+        shape, last, _ = batched(self.x_shape, self.w_shape, names, self.data_format)
+        sizes = (self.stride, self.padding, self.dilation, self.groups)
+        return geometry(shape, self.w_shape, *sizes, self.padding_mode, last, names)
 
     @property
     def quantities(self) -> tuple[str, ...]:
@@ -64,13 +81,11 @@ class Case:
     @property
     def terms(self) -> dict[str, int]:
         """How many terms the sum behind one element of each quantity has, at most; the bias counts as one."""
-        filters, group_in, *kernel = self.w_shape
-        taps, dims = math.prod(kernel), len(kernel)
-        batch = math.prod(self.x_shape[: -dims - 1])
-        summed = batch * math.prod(self.out_shape[-dims:])
+        sizes = self.geometry
+        summed = sizes.batch * sizes.positions
         return {
-            "out": group_in * taps + self.bias,
-            "dx": filters // self.groups * taps,
+            "out": sizes.group_in * sizes.taps + self.bias,
+            "dx": sizes.group_out * sizes.taps * overlap(sizes),
             "dw": summed,
             "db": summed,
         }
@@ -78,7 +93,7 @@ class Case:
     @property
     def operations(self) -> int:
         """Multiplications and additions of one of the three products."""
-        return 2 * math.prod(self.w_shape) * self.terms["dw"]
+        return self.geometry.operations
 
     def inputs(self) -> Inputs:
         """Make the case's numbers: in [-1, 1), rounded to its dtype, and the same in every process."""
@@ -187,6 +202,32 @@ _GEOMETRIES = (
     _of("3d-1x1", (2, 3, 5, 6, 7), (4, 3, 1, 1, 1), bias=True),
     _of("3d-unbatched", (2, 5, 4, 6), (3, 2, 2, 3, 2), padding="full"),
     _of("3d-blocks", (2, 8, 9, 10, 11), (16, 8, 3, 3, 3), padding=1),
+    _of("1d-reflect", (2, 3, 9), (4, 3, 5), padding=2, padding_mode="reflect", bias=True),
+    _of("1d-circular-beyond", (2, 2, 3), (3, 2, 4), padding=((4, 5),), padding_mode="circular"),
+    _of("2d-reflect", (2, 3, 8, 9), (4, 3, 3, 3), padding="same", padding_mode="reflect"),
+    _of("2d-replicate", (2, 4, 7, 8), (6, 2, 3, 2), padding=((1, 2), (3, 0)), padding_mode="replicate", groups=2),
+    _of("2d-circular-s2", (2, 3, 9, 10), (4, 3, 3, 3), padding=1, padding_mode="circular", stride=2, bias=True),
+    _of("3d-reflect-dil2", (1, 2, 5, 6, 7), (3, 2, 2, 3, 2), padding=2, padding_mode="reflect", dilation=2),
+    _of("1d-last", (2, 17, 3), (4, 3, 5), data_format="channels_last", stride=2, bias=True),
+    _of("2d-last", (2, 8, 9, 3), (4, 3, 3, 3), data_format="channels_last", padding=1, bias=True),
+    _of("2d-last-groups", (3, 9, 8, 4), (6, 2, 3, 2), data_format="channels_last", groups=2, stride=2, dilation=2),
+    _of("2d-last-1x1", (3, 12, 13, 5), (4, 5, 1, 1), data_format="channels_last", bias=True),
+    _of(
+        "2d-last-blocks",
+        (2, 48, 47, 32),
+        (32, 32, 3, 3),
+        data_format="channels_last",
+        padding=1,
+        algorithm="gemm",
+    ),
+    _of(
+        "3d-last-unbatched",
+        (5, 4, 6, 2),
+        (3, 2, 2, 3, 2),
+        data_format="channels_last",
+        padding_mode="replicate",
+        padding=1,
+    ),
     _of("1d-winograd", (2, 3, 18), (4, 3, 3), padding=2, bias=True, algorithm="winograd"),
     _of("2d-winograd", (2, 3, 9, 8), (4, 3, 3, 3), padding=1, bias=True, algorithm="winograd"),
     _of("2d-winograd-1x3", (2, 4, 6, 7), (6, 2, 1, 3), groups=2, padding=((0, 0), (2, 0)), algorithm="winograd"),
