@@ -31,7 +31,8 @@ nox.options.sessions = [
     "typecheck",
     "tests",
     "consistency",
-    "coming-from",
+    "properties",
+    "documents",
     "package",
     "docs-examples",
 ]
@@ -73,10 +74,11 @@ def tests(session: nox.Session, backend: str) -> None:
         session.error(f"this environment should hold {own & MODULES} alone, and holds {found}")
     reason = no_device(session, backend)
     # JAX compiles each new shape, and its arrays are immutable: the whole matrix takes half an hour there. Of
-    # `winograd`, whose steps are many, it runs one case.
+    # `winograd`, whose steps are many, it runs one case; and docs/features.py runs all that there is once.
     fewer = "not direct and not float64 and not whole_numbers and not adjoint and (not winograd or padded)"
-    less = ("-k", fewer) if backend == "generic" else ()
-    session.run("pytest", "--backend", backend, *less, *session.posargs)
+    once = ("channels_last", "dtypes", "padding_modes", "transposed", "windows")
+    less = ("-k", fewer, *(f"--ignore=tests/test_{name}.py" for name in once)) if backend == "generic" else ()
+    session.run("pytest", "--numprocesses=auto", "--backend", backend, *less, *session.posargs)
     if reason:
         session.skip(f"{backend}: the matrix did not run: {reason}")
 
@@ -100,19 +102,27 @@ def consistency(session: nox.Session) -> None:
     """Run all CPU backends together: tests, the command, and their agreement."""
     install(session, "array-api-strict", *LIBRARIES["torch"], *GROUPS["tests"], extras="[cli]")
     backends = [part for name in ("numpy", "array_api_strict", "torch") for part in ("--backend", name)]
-    session.run("pytest", *backends, *session.posargs)
+    session.run("pytest", "--numprocesses=auto", *backends, *session.posargs)
     session.run("portconv", "backends")
     session.run("portconv", "verify", *backends)
 
 
-@nox.session(name="coming-from")
-def coming_from(session: nox.Session) -> None:
-    """Run what docs/coming-from.md says of other libraries, beside them; none of them may be missing."""
-    peers = ("torch", "jax", "keras", "onnx", "scipy", "sigpy")
-    install(session, *LIBRARIES["torch"], *GROUPS["tests"], *peers[1:])
+@nox.session
+def properties(session: nox.Session) -> None:
+    """Try what holds of every call on 20,000 calls drawn at random."""
+    install(session, *GROUPS["tests"])
+    session.run("pytest", "--backend", "numpy", "tests/test_properties.py", env={"PORTCONV_HYPOTHESIS": "thorough"})
+
+
+@nox.session
+def documents(session: nox.Session) -> None:
+    """Run docs/coming-from.md beside the libraries it speaks of, and what docs/features.md says of each backend."""
+    peers = ("torch", "jax", "keras", "onnx", "scipy", "sigpy", "array_api_strict")
+    install(session, *LIBRARIES["torch"], *GROUPS["tests"], *(name.replace("_", "-") for name in peers[1:]))
     environment = {"KERAS_BACKEND": "torch", "KERAS_HOME": session.create_tmp()}
     session.run("python", "-P", "-c", f"import {', '.join(peers)}", env=environment)
     session.run("pytest", "tests/test_coming_from.py", env=environment)
+    session.run("python", "docs/features.py", "--check")
 
 
 @nox.session

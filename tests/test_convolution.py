@@ -339,7 +339,7 @@ def test_output_shape_from_shapes_alone():
 
 @pytest.mark.parametrize("bad", [np.inf, np.nan])
 def test_what_is_not_finite_in_filters_stays_where_their_taps_reach(target, bad):
-    # A tap at an edge of the kernel reaches no cell of dx at the other end: dout ends there, and no zero lies beyond it.
+    # A tap at an edge of the kernel reaches no cell of dx at the other end: dout ends there, no zero lies beyond it.
     w = np.ones((1, 1, 3), "float32")
     w[0, 0, 0] = bad
     for algorithm in portconv.algorithms():

@@ -1,0 +1,881 @@
+"""Run each feature on each array library, and write what came of it to docs/features.md.
+
+``python docs/features.py`` writes the table; with ``--check`` it prints what differs from the file, and exits with 1
+where anything does. A feature counts only where every result equals a truth in NumPy that shares nothing with the
+package, to the last bit: operands are whole numbers, whose sums are exact in any order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import portconv
+from portconv import backends, cs231n
+
+FILE = Path(__file__).with_suffix(".md")
+REQUIRED = {
+    "array_api_strict": "array-api-strict",
+    "torch": "torch",
+    "jax": "jax",
+    "ml_dtypes": "ml_dtypes",
+}
+"""What must be importable, and what it is installed as: without one of them a column, or a cell, would be missing."""
+TITLES = {
+    "numpy": "NumPy",
+    "torch": "PyTorch",
+    "array_api_strict": "array-api-strict",
+    "jax": "JAX (no module of its own)",
+    "cupy": "CuPy",
+}
+YES, NONE, NOT_RUN = "yes", "\N{EN DASH}", "not run"
+SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+INTRODUCTION = """\
+# What works where
+
+Written by `python docs/features.py`, which ran each feature on each library. Do not edit it: run that again.
+`python docs/features.py --check` runs everything, writes nothing, and says what has changed.
+
+"yes" means that the call ran on arrays of that library, that every result had the values, shape, dtype, library and
+device that it should have, and that the arguments were as before. The values are whole numbers, and equal exactly those
+of loops in NumPy that share nothing with portconv. A dash, with its reason below the table, stands where the library
+itself has no such thing. Libraries run on the CPU. JAX, for which portconv has no module, stands for any other library.
+
+The CuPy column is run only where there is a GPU, and says "not run" where there was none.
+"""
+
+Array = Any
+Host = np.ndarray[Any, Any]
+Ints = tuple[int, ...]
+Pairs = tuple[tuple[int, int], ...]
+
+
+class Wrong(Exception):
+    """What a library's results have that they should not, in words."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The truth
+
+
+def wide(values: Host) -> Host:
+    """`values` in the arithmetic of the truth: float64, complex128, or integers modulo 2**64."""
+    kind = values.dtype.kind
+    return values.astype({"c": "complex128", "i": "uint64", "u": "uint64"}.get(kind, "float64"))
+
+
+def narrow(values: Host, dtype: str) -> Host:
+    """A truth rounded once to `dtype`; modulo 2**bits where that is of integers, its real part where that is real."""
+    if values.dtype.kind == "c" and not dtype.startswith("complex"):
+        values = values.real
+    return values.astype(host_dtype(dtype))
+
+
+def host_dtype(name: str) -> np.dtype[Any]:
+    """NumPy's dtype of that name; bfloat16 is that of ml_dtypes."""
+    import ml_dtypes
+
+    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+
+
+@dataclass(frozen=True)
+class Loops:
+    """A convolution, or a transposed one, as loops; all arrays in the arithmetic of `wide`, batched, channels first.
+
+    `read[p, k]` is the cell that window `p` reads through tap `k`; the number after the last cell stands for a zero
+    of the padding.
+    """
+
+    x: Ints
+    w: Ints
+    groups: int
+    read: Host
+    places: Ints
+
+    @classmethod
+    def of(cls, x: Ints, w: Ints, stride: Ints, pads: Pairs, dilation: Ints, groups: int, mode: str) -> Loops:
+        """Note the cells that each window of a padded input reads."""
+        cells = math.prod(x[2:])
+        numbers = np.arange(cells).reshape(x[2:])
+        if mode == "zeros":
+            padded = np.pad(numbers, pads, constant_values=cells)
+        else:
+            padded = np.pad(numbers, pads, mode={"replicate": "edge", "circular": "wrap"}.get(mode, mode))  # type: ignore[call-overload]
+        extent = [d * (k - 1) + 1 for d, k in zip(dilation, w[2:], strict=True)]
+        places = tuple((n - e) // s + 1 for n, e, s in zip(padded.shape, extent, stride, strict=True))
+        read = []
+        for place in np.ndindex(*places):
+            sides = zip(place, stride, extent, dilation, strict=True)
+            read.append(padded[tuple(slice(o * s, o * s + e, d) for o, s, e, d in sides)].ravel())
+        return cls(x, w, groups, np.array(read), places)
+
+    def parts(self) -> list[tuple[int, slice]]:
+        """Each filter, and the channels that it sees."""
+        filters, channels = self.w[0] // self.groups, self.x[1] // self.groups
+        return [(f, slice(f // filters * channels, (f // filters + 1) * channels)) for f in range(self.w[0])]
+
+    def out(self, x: Host, w: Host, b: Host | None = None) -> Host:
+        flat = self._with_zero(x)
+        out = np.zeros((self.x[0], self.w[0], len(self.read)), x.dtype)
+        for p, window in enumerate(self.read):
+            for f, channels in self.parts():
+                out[:, f, p] = (flat[:, channels][..., window] * self._taps(w)[f]).sum(axis=(1, 2))
+        out = out if b is None else out + b[:, None]
+        return out.reshape(self.x[0], self.w[0], *self.places)
+
+    def dx(self, dout: Host, w: Host) -> Host:
+        dout = self._by_window(dout)
+        dx = np.zeros((*self.x[:2], math.prod(self.x[2:]) + 1), dout.dtype)
+        for p, window in enumerate(self.read):
+            for f, channels in self.parts():
+                # One window may read a cell several times, where the padding repeats it.
+                np.add.at(dx[:, channels], (..., window), dout[:, f, p, None, None] * np.conj(self._taps(w)[f]))
+        return dx[..., :-1].reshape(self.x)
+
+    def dw(self, dout: Host, x: Host) -> Host:
+        flat, dout = self._with_zero(x), self._by_window(dout)
+        dw = np.zeros((*self.w[:2], math.prod(self.w[2:])), dout.dtype)
+        for p, window in enumerate(self.read):
+            for f, channels in self.parts():
+                dw[f] += (dout[:, f, p, None, None] * np.conj(flat[:, channels][..., window])).sum(axis=0)
+        return dw.reshape(self.w)
+
+    def columns(self, x: Host) -> Host:
+        """Every window, as `unfold` gives them."""
+        windows, taps = self.read.shape
+        return np.swapaxes(self._with_zero(x)[..., self.read], -1, -2).reshape(self.x[0], self.x[1] * taps, windows)
+
+    def added(self, columns: Host) -> Host:
+        """Every window put back where it came from, as `fold` does."""
+        values = columns.reshape(*self.x[:2], self.read.shape[1], len(self.read))
+        x = np.zeros((*self.x[:2], math.prod(self.x[2:]) + 1), columns.dtype)
+        for p, window in enumerate(self.read):
+            np.add.at(x, (..., window), values[..., p])
+        return x[..., :-1].reshape(self.x)
+
+    def _with_zero(self, x: Host) -> Host:
+        cells = x.reshape(*self.x[:2], math.prod(self.x[2:]))
+        return np.concatenate([cells, np.zeros((*self.x[:2], 1), x.dtype)], axis=2)
+
+    def _by_window(self, dout: Host) -> Host:
+        return dout.reshape(self.x[0], self.w[0], len(self.read))
+
+    def _taps(self, w: Host) -> Host:
+        return w.reshape(*self.w[:2], -1)
+
+
+def db(dout: Host) -> Host:
+    """Add up the gradient of the output over all but its channels."""
+    return dout.sum(axis=(0, *range(2, dout.ndim)))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A transposed convolution as loops: each cell of the input is spread over a window of the output."""
+
+    x: Ints
+    w: Ints
+    stride: Ints
+    pads: Pairs
+    more: Ints
+    dilation: Ints
+    groups: int
+
+    @property
+    def full(self) -> Ints:
+        """The sizes of the output before padding is taken off it."""
+        sides = zip(self.x[2:], self.w[2:], self.stride, self.dilation, self.more, strict=True)
+        return tuple((n - 1) * s + d * (k - 1) + 1 + extra for n, k, s, d, extra in sides)
+
+    @property
+    def kept(self) -> tuple[slice, ...]:
+        """What is left of the full output."""
+        return tuple(slice(lo, n - hi) for n, (lo, hi) in zip(self.full, self.pads, strict=True))
+
+    def parts(self) -> list[tuple[int, slice, tuple[slice, ...], Ints]]:
+        """Each channel of each cell, the filters that see it, and the window that it is spread over."""
+        found = []
+        channels, filters = self.x[1] // self.groups, self.w[1]
+        for cell in np.ndindex(*self.x[2:]):
+            sides = zip(cell, self.w[2:], self.stride, self.dilation, strict=True)
+            window = tuple(slice(i * s, i * s + d * (k - 1) + 1, d) for i, k, s, d in sides)
+            for c in range(self.x[1]):
+                first = c // channels * filters
+                found.append((c, slice(first, first + filters), window, cell))
+        return found
+
+    def out(self, x: Host, w: Host, b: Host | None = None) -> Host:
+        out = np.zeros((self.x[0], self.w[1] * self.groups, *self.full), x.dtype)
+        for c, filters, window, cell in self.parts():
+            out[(slice(None), filters, *window)] += self._number(x[(slice(None), c, *cell)]) * w[c]
+        out = out[(..., *self.kept)]
+        return out if b is None else out + b.reshape(-1, *(1,) * len(self.full))
+
+    def dx(self, dout: Host, w: Host) -> Host:
+        grad, dx = self._full(dout), np.zeros(self.x, dout.dtype)
+        for c, filters, window, cell in self.parts():
+            part = grad[(slice(None), filters, *window)] * np.conj(w[c])
+            dx[(slice(None), c, *cell)] = part.sum(axis=tuple(range(1, part.ndim)))
+        return dx
+
+    def dw(self, dout: Host, x: Host) -> Host:
+        grad, dw = self._full(dout), np.zeros(self.w, dout.dtype)
+        for c, filters, window, cell in self.parts():
+            number = np.conj(self._number(x[(slice(None), c, *cell)]))
+            dw[c] += (grad[(slice(None), filters, *window)] * number).sum(axis=0)
+        return dw
+
+    def _full(self, dout: Host) -> Host:
+        full = np.zeros((*dout.shape[:2], *self.full), dout.dtype)
+        full[(..., *self.kept)] = dout
+        return full
+
+    def _number(self, values: Host) -> Host:
+        return values.reshape(-1, *(1,) * (1 + len(self.full)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Libraries
+
+
+@dataclass(frozen=True)
+class Column:
+    """A library, and the device its arrays are made on."""
+
+    key: str
+    backend: backends.Backend
+    device: Any
+
+    def array(self, values: Host) -> Array:
+        """`values` as an array there, of the same dtype."""
+        if values.dtype.name == "bfloat16":  # which not all libraries take from NumPy
+            return self.backend.asarray(values.astype("float32"), dtype="bfloat16", device=self.device)
+        return self.backend.asarray(values.copy(), device=self.device)
+
+    def host(self, array: Array) -> Host:
+        """Copy an array to the host."""
+        return np.asarray(self.backend.to_numpy(array))
+
+    def expect(self, name: str, got: Array, truth: Host, dtype: str) -> None:
+        """Raise `Wrong` unless `got` is what it should be in every respect."""
+        if backends.of(got) is not self.backend:
+            raise Wrong(f"{name} is of {backends.of(got).name}")
+        if self.backend.device_of(got) != self.device:
+            raise Wrong(f"{name} is on {self.backend.device_of(got)}, not {self.device}")
+        if self.backend.dtype_name(got.dtype) != dtype or self.backend.native(got.dtype) != got.dtype:
+            raise Wrong(f"{name} is of {got.dtype}, not {dtype}")
+        if tuple(got.shape) != truth.shape:
+            raise Wrong(f"{name} is of shape {tuple(got.shape)}, not {truth.shape}")
+        found, should = wide(self.host(got)), wide(narrow(truth, dtype))
+        if not np.array_equal(found, should, equal_nan=True):
+            raise Wrong(f"{name} has {np.count_nonzero(found != should)} wrong values of {should.size}")
+
+
+def columns() -> dict[str, Column | None]:
+    """Every library; None for CuPy where there is no GPU. Exits where another does not work."""
+    faults = {}
+    for module, package in REQUIRED.items():
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # a library may raise anything on import; that it did is what is to be said
+            faults[package] = f"{package} ({type(error).__name__}: {in_a_cell(str(error))})"
+    if faults:
+        print(
+            f"docs/features.py runs on all of its libraries, and these do not work: {', '.join(faults.values())}; "
+            f"to install them: pip install {' '.join(faults)}",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    import jax
+
+    # On any machine alike: no GPU, a second device to put arrays on, and numbers of 64 bits. Code that runs once need
+    # not be good, and compiling it is what takes the time.
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", 2)
+    jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_disable_most_optimizations", True)
+    found: dict[str, Column | None] = {}
+    for key in TITLES:
+        backend = backends.of(jax.numpy.zeros(1)) if key == "jax" else backends.find(key)
+        if backend.fault is not None and key != "cupy":
+            print(f"docs/features.py cannot run on {TITLES[key]}: {backend.fault}", file=sys.stderr)
+            sys.exit(2)
+        if backend.fault is not None:
+            found[key] = None
+            continue
+        found[key] = Column(key, backend, backend.device_of(backend.asarray(np.zeros(1))))
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Operands
+
+
+def whole(rng: np.random.Generator, shape: Ints, dtype: str) -> Host:
+    """Random whole numbers: small ones, and of integers the full range."""
+    if host_dtype(dtype).kind in "iu":
+        limits = np.iinfo(dtype)
+        return rng.integers(limits.min, limits.max, shape, dtype, endpoint=True)  # type: ignore[arg-type, no-any-return, unused-ignore]
+    values = rng.integers(-9, 10, shape).astype("float64")
+    if dtype.startswith("complex"):
+        return (values + 1j * rng.integers(-9, 10, shape)).astype(dtype)
+    return values.astype(host_dtype(dtype))
+
+
+def each(value: int | Ints, dims: int) -> Ints:
+    """One int, or one per dimension, as one per dimension."""
+    return (value,) * dims if isinstance(value, int) else value
+
+
+Given = Callable[[Column, Host], Array]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A call as a user makes it, and the loops that it stands for.
+
+    Attributes
+    ----------
+    x, w : tuple of int
+        The shapes; `x` with a batch axis and channels first.
+    options : mapping
+        Keyword arguments.
+    pads : tuple of (int, int)
+        What a padding given by name amounts to.
+    unbatched : bool
+        Whether the first sample alone is given, without a batch axis.
+    transposed : bool
+    """
+
+    x: Ints
+    w: Ints
+    options: Mapping[str, Any] = field(default_factory=dict)
+    pads: Pairs | None = None
+    unbatched: bool = False
+    transposed: bool = False
+
+    @property
+    def loops(self) -> Loops | Spread:
+        dims = len(self.x) - 2
+        x = (1, *self.x[1:]) if self.unbatched else self.x
+        stride, dilation = (each(self.options.get(name, 1), dims) for name in ("stride", "dilation"))
+        groups, pads = self.options.get("groups", 1), self.pads
+        if pads is None:
+            given = self.options.get("padding", 0)
+            pads = tuple((side, side) if isinstance(side, int) else side for side in each(given, dims))
+        if self.transposed:
+            more = each(self.options.get("output_padding", 0), dims)
+            return Spread(x, self.w, stride, pads, more, dilation, groups)
+        return Loops.of(x, self.w, stride, pads, dilation, groups, self.options.get("padding_mode", "zeros"))
+
+    def operands(self, dtypes: Sequence[str]) -> dict[str, Host]:
+        """Random `x`, `w`, `b` and `dout` as the loops have them, of three dtypes and what they promote to."""
+        rng, loops = np.random.default_rng(len(self.x)), self.loops
+        filters = self.w[1] * loops.groups if self.transposed else self.w[0]
+        x, w, b = (whole(rng, shape, dtype) for shape, dtype in zip((loops.x, self.w, (filters,)), dtypes, strict=True))
+        shape = loops.out(wide(x), wide(w)).shape
+        return {"x": x, "w": w, "b": b, "dout": whole(rng, shape, np.result_type(x, w, b).name)}
+
+    def truths(self, operands: Mapping[str, Host]) -> dict[str, Host]:
+        """The results as a user should have them."""
+        loops = self.loops
+        x, w, b, dout = (wide(operands[name]) for name in ("x", "w", "b", "dout"))
+        with np.errstate(invalid="ignore"):  # of infinities, where a feature has them
+            found = {"out": loops.out(x, w, b), "dx": loops.dx(dout, w), "dw": loops.dw(dout, x), "db": db(dout)}
+        return {name: self.seen(name, values) for name, values in found.items()}
+
+    def seen(self, name: str, values: Host) -> Host:
+        """An array of the loops as a user has it."""
+        if name not in ("x", "dx", "out", "dout"):
+            return values
+        if self.options.get("data_format") == "channels_last":
+            values = np.moveaxis(values, 1, -1)
+        return values[0] if self.unbatched else values
+
+
+def layer(x: Ints, w: Ints, *, pads: Pairs | None = None, unbatched: bool = False, **options: Any) -> Layer:
+    """A convolution, its options as a user gives them."""
+    return Layer(x, w, options, pads, unbatched)
+
+
+def transposed(x: Ints, w: Ints, *, unbatched: bool = False, **options: Any) -> Layer:
+    """A transposed convolution, its options as a user gives them."""
+    return Layer(x, w, options, unbatched=unbatched, transposed=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Features
+
+
+SINGLES = ("float32",) * 3
+
+
+def both_ways(
+    column: Column,
+    call: Layer,
+    dtypes: Sequence[str] = SINGLES,
+    given: Given = Column.array,
+    bias: bool = True,
+    spoil: Callable[[dict[str, Host]], None] | None = None,
+) -> None:
+    """Forward and backward, each result compared with its truth, and the arguments with what they were before."""
+    operands = call.operands(dtypes)
+    if spoil is not None:
+        spoil(operands)
+    if not bias:
+        operands["b"] = np.zeros_like(operands["b"])
+    seen = {name: call.seen(name, values) for name, values in operands.items()}
+    arrays = {name: given(column, values) for name, values in seen.items()}
+    if call.transposed:
+        forward, backward = portconv.conv_transpose_forward, portconv.conv_transpose_backward
+    else:
+        forward, backward = portconv.conv_forward, portconv.conv_backward  # type: ignore[assignment]
+    out, cache = forward(arrays["x"], arrays["w"], arrays["b"] if bias else None, **call.options)
+    results = dict(zip(("out", "dx", "dw", "db"), (out, *backward(arrays["dout"], cache)), strict=True))
+    if not bias and results.pop("db") is not None:
+        raise Wrong("db is not None, though b was")
+    truths = call.truths(operands)
+    of = {"out": "dout", "dx": "x", "dw": "w", "db": "b"}
+    for name, result in results.items():
+        column.expect(name, result, truths[name], operands[of[name]].dtype.name)
+    for name, values in seen.items():
+        if not np.array_equal(wide(column.host(arrays[name])), wide(values), equal_nan=True):
+            raise Wrong(f"{name}, an argument, has changed")
+
+
+IMAGES, FILTERS = (2, 4, 5, 6), (3, 4, 2, 3)
+SKEWED = layer(IMAGES, (4, 2, 2, 3), stride=(2, 1), padding=((0, 2), (1, 0)), groups=2)
+"""A call in which no two dimensions or sides are alike."""
+TILED = layer(IMAGES, (4, 2, 3, 3), padding=1, groups=2)
+"""A call that every algorithm serves."""
+
+
+def forward_only(column: Column) -> None:
+    """`conv`."""
+    operands = SKEWED.operands(SINGLES)
+    x, w, b = (column.array(operands[name]) for name in ("x", "w", "b"))
+    column.expect("out", portconv.conv(x, w, b, **SKEWED.options), SKEWED.truths(operands)["out"], "float32")
+
+
+def input_grad(column: Column) -> None:
+    """`conv_input_grad`."""
+    operands = SKEWED.operands(SINGLES)
+    dout, w = (column.array(operands[name]) for name in ("dout", "w"))
+    dx = portconv.conv_input_grad(dout, w, SKEWED.x, **SKEWED.options)
+    column.expect("dx", dx, SKEWED.truths(operands)["dx"], "float32")
+
+
+def weight_grad(column: Column) -> None:
+    """`conv_weight_grad`."""
+    operands = SKEWED.operands(SINGLES)
+    dout, x = (column.array(operands[name]) for name in ("dout", "x"))
+    dw = portconv.conv_weight_grad(dout, x, SKEWED.w, **SKEWED.options)
+    column.expect("dw", dw, SKEWED.truths(operands)["dw"], "float32")
+
+
+def output_shape(column: Column) -> None:
+    """`conv_output_shape`, of the shapes that this library's arrays have."""
+    operands = SKEWED.operands(SINGLES)
+    x, w = (column.array(operands[name]) for name in ("x", "w"))
+    found, should = portconv.conv_output_shape(x.shape, w.shape, **SKEWED.options), operands["dout"].shape
+    if found != should:
+        raise Wrong(f"the shape is {found}, not {should}")
+
+
+WINDOWS = layer(IMAGES, FILTERS, stride=(2, 1), padding=((0, 2), (1, 0)), dilation=(1, 2))
+
+
+def unfold(column: Column) -> None:
+    """`unfold`."""
+    x, loops = WINDOWS.operands(SINGLES)["x"], WINDOWS.loops
+    assert isinstance(loops, Loops)
+    found = portconv.unfold(column.array(x), WINDOWS.w[2:], **WINDOWS.options)
+    column.expect("the result", found, loops.columns(wide(x)), "float32")
+
+
+def fold(column: Column) -> None:
+    """`fold`."""
+    loops = WINDOWS.loops
+    assert isinstance(loops, Loops)
+    values = whole(
+        np.random.default_rng(0), (IMAGES[0], IMAGES[1] * math.prod(FILTERS[2:]), len(loops.read)), "float32"
+    )
+    found = portconv.fold(column.array(values), IMAGES[2:], WINDOWS.w[2:], **WINDOWS.options)
+    column.expect("the result", found, loops.added(wide(values)), "float32")
+
+
+def course(column: Column, speed: str) -> None:
+    """Both functions of one of the course's pairs."""
+    forward = getattr(cs231n, f"conv_forward_{speed}")
+    backward = getattr(cs231n, f"conv_backward_{speed}")
+    call = layer(IMAGES, FILTERS, stride=2, padding=1)
+    operands = call.operands(SINGLES)
+    x, w, b, dout = (column.array(operands[name]) for name in ("x", "w", "b", "dout"))
+    out, cache = forward(x, w, b, {"stride": 2, "pad": 1})
+    truths = call.truths(operands)
+    for (name, truth), result in zip(truths.items(), (out, *backward(dout, cache)), strict=True):
+        column.expect(name, result, truth, "float32")
+
+
+def promoted(column: Column, *dtypes: str) -> None:
+    """Arguments of several dtypes: the output has their common one, each gradient that of its argument."""
+    both_ways(column, SKEWED, dtypes)
+
+
+def read_only(column: Column, values: Host) -> Array:
+    """An array that may not be written."""
+    array = column.array(values)
+    array.flags.writeable = False
+    return array
+
+
+def permuted(column: Column, values: Host) -> Array:
+    """Every other number of an array whose axes are in reverse order."""
+    base = np.full((*values.shape[:0:-1], 2 * values.shape[0]), 77, values.dtype)
+    base[..., ::2] = values.T
+    return column.backend.xp.permute_dims(column.array(base)[..., ::2], tuple(reversed(range(values.ndim))))
+
+
+def backwards(column: Column, values: Host) -> Array:
+    """An array whose numbers lie in memory in reverse order."""
+    return column.array(np.flip(values))[(slice(None, None, -1),) * values.ndim]
+
+
+def swapped(column: Column, values: Host) -> Array:
+    """An array in the byte order that is not the machine's."""
+    return column.array(values.astype(values.dtype.newbyteorder()))
+
+
+def second_device(column: Column) -> None:
+    """Arrays on a device that is not the library's default one."""
+    first, second, *_ = column.backend.devices()
+    if column.device != first:
+        raise Wrong(f"arrays go to {column.device} unasked, not to {first}")
+    both_ways(replace(column, device=second), SKEWED)
+
+
+def not_finite(column: Column) -> None:
+    """Infinities and nans, by each algorithm: what the plain formula gives, and so no trace in any other window."""
+
+    def spoil(operands: dict[str, Host]) -> None:
+        operands["x"][0, 0, 1, 1], operands["x"][1, 3, 4, 5] = np.inf, np.nan
+        operands["dout"][0, 1, 0, 4], operands["dout"][1, 2, 4, 0] = np.nan, -np.inf
+
+    for algorithm in portconv.algorithms():
+        with np.errstate(invalid="ignore"):  # NumPy may say so; the numbers are what matters here
+            both_ways(column, replace(TILED, options={**TILED.options, "algorithm": algorithm}), spoil=spoil)
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One row.
+
+    Attributes
+    ----------
+    name : str
+        In Markdown.
+    run : callable
+        Raises whatever is wrong.
+    lacking : mapping
+        By the key of a column, why the library has no such thing.
+    """
+
+    name: str
+    run: Callable[[Column], None]
+    lacking: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under a heading, and what is to be said of them all."""
+
+    heading: str
+    features: tuple[Feature, ...]
+    words: str = ""
+
+
+def row(name: str, call: Layer, **how: Any) -> Feature:
+    """A call, forward and backward."""
+    return Feature(name, partial(both_ways, call=call, **how))
+
+
+def of_dtype(name: str, **lacking: str) -> Feature:
+    """A call with all arrays of one dtype."""
+    return Feature(f"`{name}`", partial(both_ways, call=SKEWED, dtypes=(name,) * 3), lacking)
+
+
+STANDARD_LACKS = "The standard has no {}, and array-api-strict has nothing but the standard."
+NO_STRIDES = "JAX's arrays have no strides: a permuted or sliced array is a new one."
+UPSIDE = (4, 3, 2, 3)
+"""Filters of a transposed convolution of images."""
+SMALL = (2, 4, 3, 4)
+"""Images to be spread."""
+
+TABLES = (
+    Table(
+        "Convolution",
+        (
+            row("1-D", layer((2, 4, 6), (3, 4, 2))),
+            row("2-D", layer(IMAGES, FILTERS)),
+            row("3-D", layer((2, 2, 3, 4, 3), (3, 2, 2, 3, 2))),
+            row("4-D", layer((2, 2, 3, 2, 3, 2), (3, 2, 2, 1, 2, 2))),
+            row("strides, `stride=(2, 3)`", layer(IMAGES, FILTERS, stride=(2, 3))),
+            row("dilation, `dilation=(3, 2)`", layer(IMAGES, FILTERS, dilation=(3, 2))),
+            row("groups, `groups=2`", layer(IMAGES, (4, 2, 2, 3), groups=2)),
+            row("depthwise, `groups=4` of 4 channels", layer(IMAGES, (8, 1, 2, 3), groups=4)),
+            row("no bias, and so no `db`", layer(IMAGES, FILTERS), bias=False),
+            row("one sample without a batch axis", layer(IMAGES, FILTERS, unbatched=True)),
+            row("an empty batch", layer((0, *IMAGES[1:]), FILTERS)),
+            row("a number, `padding=1`", layer(IMAGES, FILTERS, padding=1)),
+            row("one per dimension, `padding=(2, 1)`", layer(IMAGES, FILTERS, padding=(2, 1))),
+            row("pairs, `padding=((0, 2), (1, 0))`", layer(IMAGES, FILTERS, padding=((0, 2), (1, 0)))),
+            row('`padding="valid"`', layer(IMAGES, FILTERS, padding="valid", pads=((0, 0), (0, 0)))),
+            # Along the first dimension one cell is odd: 5 in steps of 2 make 3 windows, over 2 * 2 + 2 = 6 cells.
+            row('`padding="same"`', layer(IMAGES, FILTERS, padding="same", stride=(2, 1), pads=((0, 1), (1, 1)))),
+            row(
+                '`padding="same_lower"`',
+                layer(IMAGES, FILTERS, padding="same_lower", stride=(2, 1), pads=((1, 0), (1, 1))),
+            ),
+            row('`padding="full"`', layer(IMAGES, FILTERS, padding="full", pads=((1, 1), (2, 2)))),
+            *(
+                row(f'`padding_mode="{mode}"`', layer(IMAGES, FILTERS, padding=((1, 2), (3, 0)), padding_mode=mode))
+                for mode in ("reflect", "replicate", "circular")
+            ),
+            row('`data_format="channels_last"`', layer(IMAGES, FILTERS, padding=1, data_format="channels_last")),
+            row(
+                "strides, dilation, groups, reflected padding, channels last, one sample, all at once",
+                layer(
+                    IMAGES,
+                    (6, 2, 2, 3),
+                    unbatched=True,
+                    stride=(1, 2),
+                    dilation=(2, 1),
+                    groups=2,
+                    padding=((1, 2), (0, 1)),
+                    padding_mode="reflect",
+                    data_format="channels_last",
+                ),
+            ),
+        ),
+        "Forward and backward: `out` of `conv_forward`, and `dx`, `dw` and `db` of `conv_backward`, must all hold.",
+    ),
+    Table(
+        "Transposed convolution",
+        (
+            row("1-D", transposed((2, 4, 4), (4, 3, 2))),
+            row("2-D", transposed(SMALL, UPSIDE)),
+            row("3-D", transposed((2, 2, 2, 3, 2), (2, 3, 2, 3, 2))),
+            row("strides, `stride=(2, 3)`", transposed(SMALL, UPSIDE, stride=(2, 3))),
+            row("asymmetric padding, `padding=((0, 2), (1, 0))`", transposed(SMALL, UPSIDE, padding=((0, 2), (1, 0)))),
+            row("`output_padding=(1, 2)`", transposed(SMALL, UPSIDE, stride=(2, 3), output_padding=(1, 2))),
+            row("dilation, `dilation=(2, 3)`", transposed(SMALL, UPSIDE, dilation=(2, 3))),
+            row("groups, `groups=2`", transposed(SMALL, UPSIDE, groups=2)),
+            row("no bias, and so no `db`", transposed(SMALL, UPSIDE), bias=False),
+            row("one sample without a batch axis", transposed(SMALL, UPSIDE, unbatched=True)),
+            row('`data_format="channels_last"`', transposed(SMALL, UPSIDE, stride=2, data_format="channels_last")),
+        ),
+        "Forward and backward: `conv_transpose_forward`, then `conv_transpose_backward`.",
+    ),
+    Table(
+        "Functions",
+        (
+            Feature("`conv`", forward_only),
+            row("`conv_forward`, `conv_backward`", SKEWED),
+            Feature("`conv_input_grad`", input_grad),
+            Feature("`conv_weight_grad`", weight_grad),
+            Feature("`conv_output_shape`", output_shape),
+            Feature("`unfold`", unfold),
+            Feature("`fold`", fold),
+            Feature("`cs231n.conv_forward_naive`, `cs231n.conv_backward_naive`", partial(course, speed="naive")),
+            Feature("`cs231n.conv_forward_fast`, `cs231n.conv_backward_fast`", partial(course, speed="fast")),
+        ),
+    ),
+    Table(
+        "Dtypes",
+        (
+            of_dtype("float16", array_api_strict=STANDARD_LACKS.format("float16")),
+            of_dtype("bfloat16", array_api_strict=STANDARD_LACKS.format("bfloat16")),
+            *(of_dtype(name) for name in ("float32", "float64", "complex64", "complex128")),
+            *(of_dtype(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)),
+            Feature("`x` float32, `w` float64", lambda column: promoted(column, "float32", "float64", "float32")),
+            Feature("`x` complex64, `w` float32", lambda column: promoted(column, "complex64", "float32", "float32")),
+            Feature("`x` int8, `w` int32", lambda column: promoted(column, "int8", "int32", "int8")),
+        ),
+        "Forward and backward. Integers are over their full range, so that results wrap modulo 2**bits.\n"
+        "NumPy's bfloat16 is that of `ml_dtypes`; JAX has numbers of 64 bits where `jax_enable_x64` is set.",
+    ),
+    Table(
+        "Arrays",
+        (
+            Feature(
+                "read-only",
+                partial(both_ways, call=SKEWED, given=read_only),
+                {
+                    "torch": "PyTorch has no read-only arrays.",
+                    "array_api_strict": "The standard has no read-only arrays.",
+                    "jax": "All of JAX's arrays are immutable: every row is of such.",
+                    "cupy": "CuPy has no read-only arrays.",
+                },
+            ),
+            Feature(
+                "not contiguous: axes permuted, every other number",
+                partial(both_ways, call=SKEWED, given=permuted),
+                {"jax": NO_STRIDES},
+            ),
+            Feature(
+                "negative strides",
+                partial(both_ways, call=SKEWED, given=backwards),
+                {"torch": "PyTorch's strides are never negative.", "jax": NO_STRIDES},
+            ),
+            Feature(
+                "byte order not the machine's",
+                partial(both_ways, call=SKEWED, given=swapped),
+                dict.fromkeys(
+                    ("torch", "array_api_strict", "jax", "cupy"), "Only NumPy's arrays may have another byte order."
+                ),
+            ),
+            Feature(
+                "a device other than the default",
+                second_device,
+                {
+                    "numpy": "NumPy has one device.",
+                    "torch": "PyTorch has one CPU device, and what others it has are accelerators.",
+                    "cupy": "It takes a second GPU.",
+                },
+            ),
+            Feature("inf and nan stay where windows touch them", not_finite),
+        ),
+        "Forward and backward.",
+    ),
+    Table(
+        "Algorithms and precision",
+        (
+            *(
+                row(f'`algorithm="{name}"`', replace(TILED, options={**TILED.options, "algorithm": name}))
+                for name in portconv.algorithms()
+            ),
+            *(
+                row(f'`precision="{name}"`', replace(SKEWED, options={**SKEWED.options, "precision": name}))
+                for name in ("standard", "fast")
+            ),
+        ),
+        "Forward and backward.",
+    ),
+)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The file
+
+
+Cells = dict[tuple[str, str], str]
+"""By a table's heading and a row's name."""
+
+
+def outcome(feature: Feature, column: Column) -> str:
+    """What the cell says."""
+    if column.key in feature.lacking:
+        return NONE
+    try:
+        feature.run(column)
+    except Wrong as wrong:
+        return f"no: {in_a_cell(str(wrong))}"
+    except Exception as error:  # a library may raise anything; that it did is the outcome
+        return f"no: {in_a_cell(f'{type(error).__name__}: {error}')}"
+    return YES
+
+
+def in_a_cell(words: str) -> str:
+    """On one line, and without what would end the cell."""
+    return " ".join(words.split()).replace("|", "/")[:160]
+
+
+def run(column: Column) -> Cells:
+    """Run every feature on one library."""
+    places = [(table.heading, feature) for table in TABLES for feature in table.features]
+    # JAX compiles each operation on each new shape, which it can do on several threads.
+    with ThreadPoolExecutor(4 if column.key == "jax" else 1) as pool:
+        outcomes = pool.map(lambda place: outcome(place[1], column), places)
+        return {(heading, feature.name): cell for (heading, feature), cell in zip(places, outcomes, strict=True)}
+
+
+def written(text: str, key: str) -> Cells:
+    """What a file says in one column."""
+    found, heading, place = {}, "", 1 + list(TITLES).index(key)
+    for line in text.splitlines():
+        if line.startswith("## "):
+            heading = line.removeprefix("## ")
+        parts = [part.strip() for part in line.strip("|").split("|")]
+        if line.startswith("|") and len(parts) == 1 + len(TITLES):
+            found[heading, parts[0]] = NONE if parts[place].startswith(NONE) else parts[place]
+    return found
+
+
+def render(cells: Mapping[str, Cells]) -> str:
+    """Put the file together."""
+    lines = [INTRODUCTION]
+    for table in TABLES:
+        lines += [f"## {table.heading}", ""]
+        if table.words:
+            lines += [table.words, ""]
+        lines += [f"| | {' | '.join(TITLES.values())} |", f"|{'---|' * (1 + len(TITLES))}"]
+        reasons: list[str] = []
+        for feature in table.features:
+            own = []
+            for key in TITLES:
+                cell = cells[key].get((table.heading, feature.name), NOT_RUN)
+                reason = feature.lacking.get(key)
+                if cell == NONE and reason is not None:
+                    reasons += [] if reason in reasons else [reason]
+                    cell += str(1 + reasons.index(reason)).translate(SUPERSCRIPTS)
+                own.append(cell)
+            lines.append(f"| {feature.name} | {' | '.join(own)} |")
+        lines.append("")
+        lines += [f"{i}. {reason}" for i, reason in enumerate(reasons, 1)]
+        lines += [""] if reasons else []
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def main() -> int:
+    """Write the file, or check it."""
+    parser = argparse.ArgumentParser(description="Run each feature on each array library, and write docs/features.md.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where the file differs")
+    check: bool = parser.parse_args().check
+    old = FILE.read_text(encoding="utf-8") if FILE.exists() else ""
+    cells = {key: {} if column is None else run(column) for key, column in columns().items()}
+    failed = [
+        f"{TITLES[key]}: {heading}: {name}: {cell}"
+        for key, own in cells.items()
+        for (heading, name), cell in own.items()
+        if cell.startswith("no: ")
+    ]
+    if check and not cells["cupy"]:
+        cells["cupy"] = written(old, "cupy")  # which cannot be run here, and so is not judged
+    new = render(cells)
+    if check:
+        name = f"docs/{FILE.name}"
+        sys.stdout.writelines(
+            difflib.unified_diff(
+                old.splitlines(keepends=True), new.splitlines(keepends=True), f"{name} on disk", f"{name} of this run"
+            )
+        )
+    else:
+        FILE.write_text(new, encoding="utf-8")
+    for line in failed:
+        print(line, file=sys.stderr)
+    return int(bool(failed) or (check and new != old))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
