@@ -65,10 +65,6 @@ class Wrong(Exception):
     """What a library's results have that they should not, in words."""
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The truth
-
-
 def wide(values: Host) -> Host:
     """`values` in the arithmetic of the truth: float64, complex128, or integers modulo 2**64."""
     kind = values.dtype.kind
@@ -245,10 +241,6 @@ class Spread:
         return values.reshape(-1, *(1,) * (1 + len(self.full)))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Libraries
-
-
 @dataclass(frozen=True)
 class Column:
     """A library, and the device its arrays are made on."""
@@ -316,10 +308,6 @@ def columns() -> dict[str, Column | None]:
             continue
         found[key] = Column(key, backend, backend.device_of(backend.asarray(np.zeros(1))))
     return found
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Operands
 
 
 def whole(rng: np.random.Generator, shape: Ints, dtype: str) -> Host:
@@ -412,10 +400,6 @@ def layer(x: Ints, w: Ints, *, pads: Pairs | None = None, unbatched: bool = Fals
 def transposed(x: Ints, w: Ints, *, unbatched: bool = False, **options: Any) -> Layer:
     """A transposed convolution, its options as a user gives them."""
     return Layer(x, w, options, unbatched=unbatched, transposed=True)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Features
 
 
 SINGLES = ("float32",) * 3
@@ -773,10 +757,6 @@ TABLES = (
         "Forward and backward.",
     ),
 )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The file
 
 
 Cells = dict[tuple[str, str], str]

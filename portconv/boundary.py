@@ -16,7 +16,7 @@ from .geometry import Geometry, Range
 
 
 class Piece(NamedTuple):
-    """Cells of the padding of one dimension, and the cells of the padded input that they repeat.
+    """Cells of the padding of one dimension, and the cells of the padded input, filled before them, that they repeat.
 
     `flipped` in reverse order; a single cell fills them all.
     """
@@ -28,26 +28,34 @@ class Piece(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def pieces(mode: str, size: int, before: int, after: int) -> tuple[Piece, ...]:
-    """Cut the padding of one dimension into as few pieces as may be."""
+    """Cut the padding of one dimension into pieces, each as long as what is filled before it allows."""
     found = []
-    for start, end in ((0, before), (before + size, before + size + after)):
-        at = start
-        while at < end:
-            if mode == "replicate" or size == 1:
-                first, count, flipped = (0 if at < before else size - 1), end - at, False
-                found.append(Piece((at, end), (before + first, before + first + 1), flipped))
-                break
-            if mode == "circular":
-                first = (at - before) % size
-                count, flipped = min(size - first, end - at), False
-            else:
-                period = 2 * (size - 1)
-                phase = (at - before) % period
-                flipped = phase >= size - 1
-                count = min((period if flipped else size - 1) - phase, end - at)
-                first = period - phase - count + 1 if flipped else phase
-            found.append(Piece((at, at + count), (before + first, before + first + count), flipped))
-            at += count
+    start, end, total = before, before + size, before + size + after
+    if mode == "replicate" or size == 1:
+        sides = ((0, start, start), (end, total, end - 1))
+        return tuple(Piece((lo, hi), (cell, cell + 1), False) for lo, hi, cell in sides if lo < hi)
+    # A reflected input repeats itself once it has been mirrored once.
+    period = size if mode == "circular" else 2 * (size - 1)
+    while end < total:
+        if end - start < period:
+            count = min(size - 1, total - end)
+            source = (end - 1 - count, end - 1)
+        else:
+            shift = (end - start) // period * period
+            count = min(shift, total - end)
+            source = (end - shift, end - shift + count)
+        found.append(Piece((end, end + count), source, end - start < period))
+        end += count
+    while start > 0:
+        if end - start < period:
+            count = min(size - 1, start)
+            source = (start + 1, start + 1 + count)
+        else:
+            shift = (end - start) // period * period
+            count = min(shift, start)
+            source = (start - count + shift, start + shift)
+        found.append(Piece((start - count, start), source, end - start < period))
+        start -= count
     return tuple(found)
 
 
@@ -69,7 +77,8 @@ def fold(geometry: Geometry, backend: Backend, grad: Array) -> Array:
     if geometry.extended is geometry:
         return grad
     for dim in reversed(range(geometry.dims)):
-        for piece in pieces(geometry.mode, geometry.size[dim], geometry.before[dim], geometry.after[dim]):
+        # Backwards, as what filled some cells may have been filled from others.
+        for piece in reversed(pieces(geometry.mode, geometry.size[dim], geometry.before[dim], geometry.after[dim])):
             values = _turned(backend, grad[_at(geometry, dim, piece.cells)], dim, piece)
             if piece.source[1] - piece.source[0] == 1:
                 values = backend.xp.sum(values, axis=2 + dim, keepdims=True, dtype=grad.dtype)

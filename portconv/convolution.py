@@ -24,14 +24,18 @@ class ConvGrads(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ConvCache:
-    """What `conv_backward` needs to know of a `conv_forward`; to be handed on, not looked into."""
+class Forward:
+    """A forward call: its arrays, their common dtype, and how it is computed."""
 
     x: Array
     w: Array
     b: Array | None
     dtype: Dtype
     call: Contraction
+
+
+class ConvCache(Forward):
+    """What `conv_backward` needs to know of a `conv_forward`; to be handed on, not looked into."""
 
 
 def conv(
@@ -222,7 +226,7 @@ def conv_backward(dout: Array, cache: ConvCache) -> ConvGrads:
     """
     if not isinstance(cache, ConvCache):
         raise ConvTypeError(f"cache: got {type(cache).__name__}, expected the cache that conv_forward returned")
-    return backward(dout, cache.x, cache.w, cache.b, cache.dtype, cache.call)
+    return backward(dout, cache)
 
 
 def conv_input_grad(
@@ -420,12 +424,11 @@ def prepare(
     return ConvCache(x, w, b, dtype, call)
 
 
-def backward(
-    dout: Array, x: Array, w: Array, b: Array | None, dtype: Dtype, call: Contraction, transposed: bool = False
-) -> ConvGrads:
+def backward(dout: Array, cache: Forward, transposed: bool = False) -> ConvGrads:
     """Compute all gradients of a call, in the dtypes of what they are gradients of."""
+    x, w, b, call = cache.x, cache.w, cache.b, cache.call
     backend, common = arguments.arrays(x=x, w=w, b=b, dout=dout)
-    if common.kind == "complex floating" != dtype.kind:
+    if common.kind == "complex floating" != cache.dtype.kind:
         raise ConvTypeError(
             f"dout: got dtype {backend.dtype_name(dout.dtype)}, expected a real one, as the output's is"
         )

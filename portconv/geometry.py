@@ -131,7 +131,7 @@ class Geometry:
     def window(self, position: tuple[int, ...]) -> tuple[slice, ...]:
         """Cells of the padded input that the output at `position` reads."""
         return tuple(
-            slice(o * s, o * s + e, d)
+            slice(o * s, o * s + e, min(d, e))  # of one tap a single cell, however large the dilation
             for o, s, e, d in zip(position, self.stride, self.extent, self.dilation, strict=True)
         )
 
@@ -161,7 +161,9 @@ def spans(size: int, kernel: int, stride: int, dilation: int, before: int, outpu
         first = max(start, -(offset // stride))  # the ceiling of -offset / stride
         last = min(end, (size - 1 - offset) // stride + 1)
         if first < last:
-            inputs = slice(first * stride + offset, (last - 1) * stride + offset + 1, stride)
+            # Of one cell any step will do, and libraries multiply steps by strides of memory, which may overflow.
+            step = stride if last - first > 1 else 1
+            inputs = slice(first * stride + offset, (last - 1) * stride + offset + 1, step)
             found.append(Span(slice(first - start, last - start), inputs))
         else:
             found.append(Span(slice(0, 0), slice(0, 0)))

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from . import arguments
-from .arguments import Dtype, Ints
+from .arguments import Ints
 from .backends import Array
 from .choice import choose
 from .contraction import Contraction
-from .convolution import ConvGrads, backward
+from .convolution import ConvGrads, Forward, backward
 from .errors import ConvTypeError
 
 Pads = int | tuple[int, ...] | tuple[tuple[int, int], ...]
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class ConvTransposeCache:
+class ConvTransposeCache(Forward):
     """What `conv_transpose_backward` needs to know of a `conv_transpose_forward`; not to be looked into."""
-
-    x: Array
-    w: Array
-    b: Array | None
-    dtype: Dtype
-    call: Contraction
 
 
 def conv_transpose(
@@ -209,4 +200,4 @@ def conv_transpose_backward(dout: Array, cache: ConvTransposeCache) -> ConvGrads
         raise ConvTypeError(
             f"cache: got {type(cache).__name__}, expected the cache that conv_transpose_forward returned"
         )
-    return backward(dout, cache.x, cache.w, cache.b, cache.dtype, cache.call, transposed=True)
+    return backward(dout, cache, transposed=True)

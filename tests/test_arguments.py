@@ -208,6 +208,9 @@ def test_what_no_memory_holds_is_refused(call, words):
 def test_large_numbers_that_ask_for_little_are_served():
     # The windows lie 2**39 cells apart in 2**41 cells of padding, of which none is made.
     assert portconv.conv(LINE, TAPS, padding=2**40, stride=2**39).tolist() == [[[0.0, 0.0, 3.0, 0.0, 0.0]]]
+    far = {"stride": 2**40, "dilation": 2**40, "padding": 2**41}
+    assert portconv.conv(LINE, TAPS, **far).tolist() == [[[1.0, 1.0, 1.0]]]
+    assert portconv.conv_input_grad(TAPS, TAPS, LINE.shape, **far).tolist() == [[[3.0, *[0.0] * 7]]]
     assert portconv.conv(WIDE, TAPS, stride=2**58).tolist() == [[[3.0] * 4]]
     assert portconv.conv(LINE, TAPS, padding="same", dilation=2**50).tolist() == [[[1.0] * 8]]
 

@@ -150,6 +150,19 @@ def test_pieces_are_numpys(mode):
 
 
 @every_mode
+def test_a_padding_far_longer_than_the_input_takes_few_pieces(mode):
+    # Each piece may be as long as all that is filled before it, so that 20 doublings reach beyond 2**20 cells.
+    assert len(boundary.pieces(mode, 2, 0, 2**20)) <= 21
+    x = np.arange(1.0, 4.0, dtype="float32").reshape(1, 1, 3)
+    w = np.ones((1, 1, 1), "float32")
+    out, cache = portconv.conv_forward(x, w, padding=2**18, padding_mode=mode)
+    assert np.array_equal(out, np.pad(x, ((0, 0), (0, 0), (2**18,) * 2), mode=NUMPYS[mode]))
+    cells = np.pad(np.arange(3), 2**18, mode=NUMPYS[mode])
+    dx, _, _ = portconv.conv_backward(np.ones_like(out), cache)
+    assert np.array_equal(dx[0, 0], np.bincount(cells))
+
+
+@every_mode
 def test_an_empty_input_has_nothing_to_fill_from(mode):
     x, w = np.ones((1, 1, 0, 4)), np.ones((1, 1, 2, 2))
     with pytest.raises(portconv.ConvShapeError, match=rf"x: got no cell in spatial dimension 0 .* '{mode}'"):

@@ -91,9 +91,9 @@ def _strips(geometry: Geometry, box: Box) -> Strips:
     remainders = sorted({tap * dilation % stride for tap in taps})
     rows = end - first + taps[-1] * dilation // stride
     if len(remainders) * rows < len(taps) * (end - first):
-        # Row q of the lane of remainder m is the input's row q * stride + m, as for a tap of a kernel of `stride` taps.
-        of_all = spans(geometry.size[0], stride, stride, 1, geometry.before[0], (first, first + rows))
-        lanes = [of_all[remainder] for remainder in remainders]
+        # Row q of the lane of remainder m is the input's row q * stride + m: what one tap reads, moved by m.
+        size, before, reach = geometry.size[0], geometry.before[0], (first, first + rows)
+        lanes = [spans(size, 1, stride, 1, before - remainder, reach)[0] for remainder in remainders]
         reads = tuple((remainders.index(tap * dilation % stride), tap * dilation // stride) for tap in taps)
     else:  # taps so far apart that their rows hardly overlap: a lane each
         rows = end - first
