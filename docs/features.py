@@ -13,9 +13,10 @@ import importlib
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -289,25 +290,39 @@ def columns() -> dict[str, Column | None]:
             file=sys.stderr,
         )
         sys.exit(2)
-    import jax
-
-    # On any machine alike: no GPU, a second device to put arrays on, and numbers of 64 bits. Code that runs once need
-    # not be good, and compiling it is what takes the time.
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", 2)
-    jax.config.update("jax_enable_x64", True)
-    jax.config.update("jax_disable_most_optimizations", True)
     found: dict[str, Column | None] = {}
     for key in TITLES:
-        backend = backends.of(jax.numpy.zeros(1)) if key == "jax" else backends.find(key)
+        if key == "jax":
+            found[key] = jax_column()
+            continue
+        backend = backends.find(key)
         if backend.fault is not None and key != "cupy":
             print(f"docs/features.py cannot run on {TITLES[key]}: {backend.fault}", file=sys.stderr)
             sys.exit(2)
         if backend.fault is not None:
             found[key] = None
             continue
-        found[key] = Column(key, backend, backend.device_of(backend.asarray(np.zeros(1))))
+        found[key] = column_of(key, backend)
     return found
+
+
+def column_of(key: str, backend: backends.Backend) -> Column:
+    """Return a library's column, on its default device."""
+    return Column(key, backend, backend.device_of(backend.asarray(np.zeros(1))))
+
+
+@cache
+def jax_column() -> Column:
+    """JAX, on any machine alike: no GPU, a second device to put arrays on, and numbers of 64 bits."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", 2)
+    jax.config.update("jax_enable_x64", True)
+    # Code that runs once need not be good, and compiling it is what takes the time.
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_traceback_in_locations_limit", 0)
+    return column_of("jax", backends.of(jax.numpy.zeros(1)))
 
 
 def whole(rng: np.random.Generator, shape: Ints, dtype: str) -> Host:
@@ -441,6 +456,8 @@ def both_ways(
 IMAGES, FILTERS = (2, 4, 5, 6), (3, 4, 2, 3)
 SKEWED = layer(IMAGES, (4, 2, 2, 3), stride=(2, 1), padding=((0, 2), (1, 0)), groups=2)
 """A call in which no two dimensions or sides are alike."""
+FEW = layer(IMAGES, (4, 2, 2, 3), stride=(2, 1), dilation=(3, 2), groups=2)
+"""A call of few operations, for what is not about shapes: JAX compiles each of them anew for each dtype and device."""
 TILED = layer(IMAGES, (4, 2, 3, 3), padding=1, groups=2)
 """A call that every algorithm serves."""
 
@@ -514,7 +531,7 @@ def course(column: Column, speed: str) -> None:
 
 def promoted(column: Column, *dtypes: str) -> None:
     """Arguments of several dtypes: the output has their common one, each gradient that of its argument."""
-    both_ways(column, SKEWED, dtypes)
+    both_ways(column, FEW, dtypes)
 
 
 def read_only(column: Column, values: Host) -> Array:
@@ -546,7 +563,7 @@ def second_device(column: Column) -> None:
     first, second, *_ = column.backend.devices()
     if column.device != first:
         raise Wrong(f"arrays go to {column.device} unasked, not to {first}")
-    both_ways(replace(column, device=second), SKEWED)
+    both_ways(replace(column, device=second), FEW)
 
 
 def not_finite(column: Column) -> None:
@@ -596,7 +613,7 @@ def row(name: str, call: Layer, **how: Any) -> Feature:
 
 def of_dtype(name: str, **lacking: str) -> Feature:
     """A call with all arrays of one dtype."""
-    return Feature(f"`{name}`", partial(both_ways, call=SKEWED, dtypes=(name,) * 3), lacking)
+    return Feature(f"`{name}`", partial(both_ways, call=FEW, dtypes=(name,) * 3), lacking)
 
 
 STANDARD_LACKS = "The standard has no {}, and array-api-strict has nothing but the standard."
@@ -783,11 +800,24 @@ def in_a_cell(words: str) -> str:
 
 def run(column: Column) -> Cells:
     """Run every feature on one library."""
-    places = [(table.heading, feature) for table in TABLES for feature in table.features]
-    # JAX compiles each operation on each new shape, which it can do on several threads.
-    with ThreadPoolExecutor(4 if column.key == "jax" else 1) as pool:
-        outcomes = pool.map(lambda place: outcome(place[1], column), places)
-        return {(heading, feature.name): cell for (heading, feature), cell in zip(places, outcomes, strict=True)}
+    features = every_feature()
+    if column.key != "jax":
+        return {place: outcome(feature, column) for place, feature in features.items()}
+    # JAX compiles each operation on each new shape. Neighbours have shapes in common, so that each process takes a run.
+    middle = len(features) // 2
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        first, second = pool.map(run_on_jax, (0, middle), (middle, len(features)))
+    return dict(zip(features, first + second, strict=True))
+
+
+def run_on_jax(start: int, end: int) -> list[str]:
+    """Run some of the features on JAX, in a process that has not got it yet."""
+    return [outcome(feature, jax_column()) for feature in list(every_feature().values())[start:end]]
+
+
+def every_feature() -> dict[tuple[str, str], Feature]:
+    """All rows, by the place of their cells."""
+    return {(table.heading, feature.name): feature for table in TABLES for feature in table.features}
 
 
 def written(text: str, key: str) -> Cells:

@@ -633,7 +633,7 @@ def dimensions_of_x(right):
     shape = right.shape(name)
     dims = right.call.dims
     deeper = (1,) * (dims + right.one((3, 4)) - len(shape))
-    shape = right.one([shape[len(shape) - dims :], shape[:1] if dims > 0 and dims != 0 else [], [], [*deeper, *shape]])
+    shape = right.one([shape[len(shape) - dims :], shape[:1], [], [*deeper, *shape]])
     return Wrong(right.filled(name, shape), (name,), (ConvShapeError,))
 
 
