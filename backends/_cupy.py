@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from ..errors import in_a_line
-from ._base import Array, Backend, Unavailable
+from ._base import Array, Backend, Unavailable, bfloat16
 
 
 class CupyBackend(Backend):
@@ -54,7 +54,7 @@ class CupyBackend(Backend):
 
     def asarray(self, obj: Any, dtype: Any = None, device: Any = None) -> Array:
         with self.xp.cuda.Device(device):
-            return self.xp.asarray(obj, dtype=dtype)
+            return self.xp.asarray(obj, dtype=bfloat16() if dtype == "bfloat16" else dtype)
 
     def native(self, dtype: Any) -> Any:
         return dtype.newbyteorder("=")

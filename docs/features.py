@@ -57,7 +57,9 @@ The CuPy column is run only where there is a GPU, and says "not run" where there
 """
 
 Array = Any
-Host = np.ndarray[Any, Any]
+Host = Any
+"""An array of NumPy's, whose types do not follow how these are indexed."""
+Index = Any
 Ints = tuple[int, ...]
 Pairs = tuple[tuple[int, int], ...]
 
@@ -135,9 +137,10 @@ class Loops:
         dout = self._by_window(dout)
         dx = np.zeros((*self.x[:2], math.prod(self.x[2:]) + 1), dout.dtype)
         for p, window in enumerate(self.read):
+            cells: Index = (..., window)
             for f, channels in self.parts():
                 # One window may read a cell several times, where the padding repeats it.
-                np.add.at(dx[:, channels], (..., window), dout[:, f, p, None, None] * np.conj(self._taps(w)[f]))
+                np.add.at(dx[:, channels], cells, dout[:, f, p, None, None] * np.conj(self._taps(w)[f]))
         return dx[..., :-1].reshape(self.x)
 
     def dw(self, dout: Host, x: Host) -> Host:
@@ -158,7 +161,8 @@ class Loops:
         values = columns.reshape(*self.x[:2], self.read.shape[1], len(self.read))
         x = np.zeros((*self.x[:2], math.prod(self.x[2:]) + 1), columns.dtype)
         for p, window in enumerate(self.read):
-            np.add.at(x, (..., window), values[..., p])
+            cells: Index = (..., window)
+            np.add.at(x, cells, values[..., p])
         return x[..., :-1].reshape(self.x)
 
     def _with_zero(self, x: Host) -> Host:
@@ -196,9 +200,9 @@ class Spread:
         return tuple((n - 1) * s + d * (k - 1) + 1 + extra for n, k, s, d, extra in sides)
 
     @property
-    def kept(self) -> tuple[slice, ...]:
+    def kept(self) -> Index:
         """What is left of the full output."""
-        return tuple(slice(lo, n - hi) for n, (lo, hi) in zip(self.full, self.pads, strict=True))
+        return (..., *(slice(lo, n - hi) for n, (lo, hi) in zip(self.full, self.pads, strict=True)))
 
     def parts(self) -> list[tuple[int, slice, tuple[slice, ...], Ints]]:
         """Each channel of each cell, the filters that see it, and the window that it is spread over."""
@@ -216,14 +220,15 @@ class Spread:
         out = np.zeros((self.x[0], self.w[1] * self.groups, *self.full), x.dtype)
         for c, filters, window, cell in self.parts():
             out[(slice(None), filters, *window)] += self._number(x[(slice(None), c, *cell)]) * w[c]
-        out = out[(..., *self.kept)]
+        out = out[self.kept]
         return out if b is None else out + b.reshape(-1, *(1,) * len(self.full))
 
     def dx(self, dout: Host, w: Host) -> Host:
         grad, dx = self._full(dout), np.zeros(self.x, dout.dtype)
         for c, filters, window, cell in self.parts():
             part = grad[(slice(None), filters, *window)] * np.conj(w[c])
-            dx[(slice(None), c, *cell)] = part.sum(axis=tuple(range(1, part.ndim)))
+            at: Index = (slice(None), c, *cell)
+            dx[at] = part.sum(axis=tuple(range(1, part.ndim)))
         return dx
 
     def dw(self, dout: Host, x: Host) -> Host:
@@ -235,7 +240,7 @@ class Spread:
 
     def _full(self, dout: Host) -> Host:
         full = np.zeros((*dout.shape[:2], *self.full), dout.dtype)
-        full[(..., *self.kept)] = dout
+        full[self.kept] = dout
         return full
 
     def _number(self, values: Host) -> Host:
@@ -329,7 +334,7 @@ def whole(rng: np.random.Generator, shape: Ints, dtype: str) -> Host:
     """Random whole numbers: small ones, and of integers the full range."""
     if host_dtype(dtype).kind in "iu":
         limits = np.iinfo(dtype)
-        return rng.integers(limits.min, limits.max, shape, dtype, endpoint=True)  # type: ignore[arg-type, no-any-return, unused-ignore]
+        return rng.integers(limits.min, limits.max, shape, dtype, endpoint=True)
     values = rng.integers(-9, 10, shape).astype("float64")
     if dtype.startswith("complex"):
         return (values + 1j * rng.integers(-9, 10, shape)).astype(dtype)
