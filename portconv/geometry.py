@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 Range = tuple[int, int]
 """First and one past the last."""
+MANY_TAPS = 1024
+"""What is worked out for each tap of kernels this large is too much to keep for many calls."""
 
 
 @dataclass(frozen=True)
@@ -151,9 +153,13 @@ class Span(NamedTuple):
     inputs: slice
 
 
-@lru_cache(maxsize=4096)
 def spans(size: int, kernel: int, stride: int, dilation: int, before: int, outputs: Range) -> tuple[Span, ...]:
     """One `Span` per tap; both slices are empty where a tap meets nothing but padding."""
+    kept = _few_spans if kernel < MANY_TAPS else _many_spans
+    return kept(size, kernel, stride, dilation, before, outputs)
+
+
+def _spans(size: int, kernel: int, stride: int, dilation: int, before: int, outputs: Range) -> tuple[Span, ...]:
     start, end = outputs
     found = []
     for tap in range(kernel):
@@ -168,6 +174,9 @@ def spans(size: int, kernel: int, stride: int, dilation: int, before: int, outpu
         else:
             found.append(Span(slice(0, 0), slice(0, 0)))
     return tuple(found)
+
+
+_few_spans, _many_spans = lru_cache(maxsize=4096)(_spans), lru_cache(maxsize=16)(_spans)
 
 
 def edges(inside: Sequence[slice], sizes: Sequence[int]) -> list[list[slice]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -67,6 +68,17 @@ def test_strips_of_a_tall_kernel_stay_bounded():
                 size = plan.lanes * samples * groups * channels * found.kernel[1] * math.prod(plan.sizes)
                 # Four blocks' worth, or 64 columns' where a column is long.
                 assert size <= max(4 * elements, gemm.FEWEST_COLUMNS * found.kernel[0] * channels * found.kernel[1])
+
+
+def test_plans_of_large_kernels_are_not_kept_for_long():
+    # Each holds what 5000 taps read, 0.5 MB; those of 100 calls would be 50 MB, and only the last few are kept.
+    tracemalloc.start()
+    try:
+        for size in range(5000, 5100):
+            portconv.conv(np.ones((1, 1, size), "float32"), np.ones((1, 1, 5000), "float32"))
+        assert tracemalloc.get_traced_memory()[0] < 30 * 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def test_pieces_are_nearly_equal():

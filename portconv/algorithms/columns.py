@@ -22,7 +22,7 @@ from itertools import product
 from typing import NamedTuple
 
 from ..backends import Array, Backend, Workspace
-from ..geometry import Geometry, Range, Span, edges, spans
+from ..geometry import MANY_TAPS, Geometry, Range, Span, edges, spans
 
 Index = tuple[int | slice, ...]
 Box = tuple[Range, ...]
@@ -84,8 +84,11 @@ class Strips(NamedTuple):
     reads: tuple[tuple[int, int], ...]
 
 
-@lru_cache(maxsize=8192)
 def _strips(geometry: Geometry, box: Box) -> Strips:
+    return (_few_strips if geometry.taps < MANY_TAPS else _many_strips)(geometry, box)
+
+
+def _planned(geometry: Geometry, box: Box) -> Strips:
     (first, end), taps = box[0], range(geometry.kernel[0])
     stride, dilation = geometry.stride[0], geometry.dilation[0]
     remainders = sorted({tap * dilation % stride for tap in taps})
@@ -117,6 +120,9 @@ def _strips(geometry: Geometry, box: Box) -> Strips:
                 )
             )
     return Strips(tuple(copies), len(lanes), sizes, reads)
+
+
+_few_strips, _many_strips = lru_cache(maxsize=8192)(_planned), lru_cache(maxsize=32)(_planned)
 
 
 def gather(geometry: Geometry, backend: Backend, x: Array, block: Block, workspace: Workspace) -> Array:
