@@ -215,6 +215,17 @@ def test_large_numbers_that_ask_for_little_are_served():
     assert portconv.conv(LINE, TAPS, padding="same", dilation=2**50).tolist() == [[[1.0] * 8]]
 
 
+@pytest.mark.parametrize("algorithm", ["auto", "direct"])
+@pytest.mark.parametrize("mode", ["zeros", "circular"])
+def test_an_empty_batch_takes_no_time_however_large_its_output_is(algorithm, mode):
+    nothing, options = LINE[:0], {"padding": 2**40, "padding_mode": mode, "algorithm": algorithm}
+    out, cache = portconv.conv_forward(nothing, TAPS, **options)
+    assert out.shape == (0, 1, 2**41 + 6)
+    dx, dw, _ = portconv.conv_backward(out, cache)
+    assert dx.shape == nothing.shape
+    assert not np.any(dw)
+
+
 def test_integers_of_any_kind_are_integers():
     expected = portconv.conv(X, W, stride=2, padding=1)
     assert np.array_equal(portconv.conv(X, W, stride=np.int64(2), padding=[np.uint8(1), 1]), expected)

@@ -141,6 +141,15 @@ def test_long_sums_of_integers_are_exact():
     assert int(dw[0, 0, 0]) == (exact + 2**31) % 2**32 - 2**31
 
 
+def test_long_sums_of_unsigned_integers_beside_signed_ones_are_exact():
+    # uint8 reaches 255, as a slice of 9 bits may and one of 8 may not: taken for the latter, 1000 terms pass 2**24.
+    for i in range(20):
+        x, w = np.full((1, 1, 1000 + i), 255, "uint8"), np.full((1, 1, 1000 + i), 127 - 128 * 256, "int16")
+        w[..., 0] -= i
+        exact = (x.astype("int64") * w.astype("int64")).sum().astype("int16")
+        assert portconv.conv(x, w, algorithm="gemm")[0, 0, 0] == exact
+
+
 @pytest.mark.parametrize("name", ["float16", "bfloat16"])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_halves_accumulate_in_float32_and_round_once(target, name, algorithm):

@@ -59,7 +59,8 @@ def weight_grad(geometry: Geometry, backend: Backend, dout: Array, x: Array) -> 
 
 
 def _positions(geometry: Geometry) -> Any:
-    return product(*(range(n) for n in geometry.out))
+    # An empty batch takes no memory, however many positions it has.
+    return product(*(range(n) for n in geometry.out)) if geometry.batch else ()
 
 
 def _inside(geometry: Geometry) -> tuple[slice, ...]:
