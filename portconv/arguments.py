@@ -345,7 +345,7 @@ def _common(backend: Backend, dtypes: tuple[tuple[str, Any], ...]) -> Dtype:
             expected = "an integer one" if KINDS[first_name] == "integral" else "a floating-point or complex one"
             raise ConvTypeError(f"{name}: got dtype {own}, expected {expected}, as {first}'s {first_name} is")
     try:
-        # Of one dtype too: what it gives is in the machine's own byte order.
+        # Of one dtype there is nothing to promote.
         common = dtypes[0][1] if len({d for _, d in dtypes}) == 1 else backend.xp.result_type(*(d for _, d in dtypes))
         common = backend.native(common)
         own = backend.dtype_name(common)

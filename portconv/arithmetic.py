@@ -150,7 +150,7 @@ def _modular(
     signed = summable(backend, dtype)
     found = None
     if slices:
-        widths = (min(bits, backend.bits(given) + (not _signed(backend, given))) for given in (a.dtype, b.dtype))
+        widths = (min(bits, backend.bits(given) + _unsigned(backend, given)) for given in (a.dtype, b.dtype))
         found = slicing(bits, *widths, max(1, terms), backend.holds("float64", a))
     a, b = backend.astype(a, signed), backend.astype(b, signed)
     bias = None if bias is None else backend.astype(bias, signed)
@@ -183,5 +183,5 @@ def _slices(array: Array, width: int, count: int) -> list[Array]:
     return [*found, array]
 
 
-def _signed(backend: Backend, dtype: object) -> bool:
-    return not backend.dtype_name(dtype).startswith("u")
+def _unsigned(backend: Backend, dtype: object) -> bool:
+    return backend.dtype_name(dtype).startswith("u")

@@ -108,7 +108,7 @@ class Geometry:
     def extended(self) -> Geometry:
         """The convolution of an input whose padding, where it is not of zeros, has been filled in."""
         none = (0,) * self.dims
-        if self.mode == "zeros":
+        if self.mode == "zeros" or self.before == self.after == none:
             return self
         return replace(self, size=self.padded, before=none, after=none, mode="zeros")
 

@@ -178,9 +178,7 @@ def _taps(geometry: Geometry) -> Iterator[Tap]:
 
 def _blocks(geometry: Geometry, backend: Backend) -> list[Index]:
     """Ranges of samples and channels, for threads to share."""
-    least = backend.least_blocks(
-        OPERATIONS * geometry.batch * geometry.in_channels * geometry.taps * geometry.positions
-    )
+    least = backend.least_blocks(OPERATIONS * geometry.operations // 2)
     samples = cut(geometry.batch, geometry.batch, least)
     channels = cut(geometry.in_channels, geometry.in_channels, -(-least // max(1, len(samples))))
     return [(slice(*some), slice(*few)) for some, few in product(samples, channels)]
