@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, cached_property
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from ..errors import BackendError, in_a_line
 
@@ -25,8 +25,13 @@ Array = Any
 """An array of whichever library; the standard gives no type for it."""
 
 Block = TypeVar("Block")
-Workspace = Callable[[str, tuple[int, ...]], Array]
-"""Gives an uninitialised array for a purpose; the next call for the same purpose may give the same memory."""
+
+
+class Workspace(Protocol):
+    """Gives an uninitialised array for a purpose; the next call for the same purpose may give the same memory."""
+
+    def __call__(self, purpose: str, shape: tuple[int, ...], dtype: Any = None) -> Array: ...
+
 
 
 class Unavailable(Exception):
@@ -207,14 +212,14 @@ class Backend:
     def astype(self, array: Array, dtype: Any) -> Array:
         return array if array.dtype == dtype else self.xp.astype(array, dtype)
 
-    def empty(self, shape: tuple[int, ...], like: Array, last: int = 0) -> Array:
-        """An array of any contents; with so many axes after the first `last` in memory."""
+    def empty(self, shape: tuple[int, ...], like: Array, last: int = 0, dtype: Any = None) -> Array:
+        """An array of any contents, of the dtype of `like` unless given; so many axes after the first last in memory."""
         if last:
             batch, moved, cells = shape[:1], shape[1 : 1 + last], shape[1 + last :]
-            made = self.empty((*batch, *cells, *moved), like)
+            made = self.empty((*batch, *cells, *moved), like, dtype=dtype)
             end = 1 + len(cells)
             return self.xp.permute_dims(made, (0, *range(end, end + last), *range(1, end)))
-        return self.xp.empty(shape, dtype=like.dtype, device=self.device_of(like))
+        return self.xp.empty(shape, dtype=dtype or like.dtype, device=self.device_of(like))
 
     def zeros(self, shape: tuple[int, ...], like: Array) -> Array:
         return self.xp.zeros(shape, dtype=like.dtype, device=self.device_of(like))
@@ -253,6 +258,10 @@ class Backend:
         """`target` with `target[index] = a - b`."""
         return self.write(target, index, a - b)
 
+    def write_times(self, target: Array, index: tuple[Any, ...], a: Array, b: Array) -> Array:
+        """`target` with `target[index] = a * b`."""
+        return self.write(target, index, a * b)
+
     def all_finite(self, array: Array) -> bool:
         """Whether an array holds neither a nan nor an infinity: one truth value, read from its device."""
         return bool(self.xp.all(self.xp.isfinite(array)))
@@ -283,8 +292,12 @@ class Backend:
         """Into how many blocks work of so many operations should be cut at the least, for threads to share."""
         return 1
 
+    def transform(self, kind: str, array: Array, length: int, axis: int, out: Array | None = None) -> Array:
+        """Fourier transform ("fft", "ifft", "rfft", "irfft") of so many points, by zeros if need be; `out` on offer."""
+        return getattr(self.xp.fft, kind)(array, n=length, axis=axis)
+
     def workspace(self, like: Array) -> Workspace:
-        return lambda purpose, shape: self.empty(shape, like)
+        return lambda purpose, shape, dtype=None: self.empty(shape, like, dtype=dtype)
 
     def fill(
         self,

@@ -69,9 +69,9 @@ class CupyBackend(Backend):
     def synchronize(self) -> None:
         self.xp.cuda.get_current_stream().synchronize()
 
-    def empty(self, shape: tuple[int, ...], like: Array, last: int = 0) -> Array:
+    def empty(self, shape: tuple[int, ...], like: Array, last: int = 0, dtype: Any = None) -> Array:
         # CuPy's creation functions take no notice of `device=`: `during_call` makes the right device current.
-        return super().empty(shape, like, last) if last else self.xp.empty(shape, dtype=like.dtype)
+        return super().empty(shape, like, last, dtype) if last else self.xp.empty(shape, dtype=dtype or like.dtype)
 
     def zeros(self, shape: tuple[int, ...], like: Array) -> Array:
         return self.xp.zeros(shape, dtype=like.dtype)

@@ -30,8 +30,8 @@ class NumpyBackend(Backend):
     array_class = "ndarray"
     install = "pip install numpy"
     views = True
-    block_bytes = 2 << 20
-    block_columns = 1024
+    block_bytes = 4 << 20
+    block_columns = 4096
     step_operations = 15
 
     def load(self) -> Any:
@@ -91,6 +91,10 @@ class NumpyBackend(Backend):
         np.subtract(a, b, out=target[index])
         return target
 
+    def write_times(self, target: Array, index: tuple[Any, ...], a: Array, b: Array) -> Array:
+        np.multiply(a, b, out=target[index])
+        return target
+
     def quiet(self) -> AbstractContextManager[Any]:
         return np.errstate(all="ignore")
 
@@ -102,15 +106,23 @@ class NumpyBackend(Backend):
         # Of the machine and not of the threads in use, so that the bits do not change with the number of threads.
         return min(16, 2 * _cpus()) if operations >= FEW_OPERATIONS else 1
 
-    def workspace(self, like: Array) -> Workspace:
-        held: dict[str, Array] = {}
+    def transform(self, kind: str, array: Array, length: int, axis: int, out: Array | None = None) -> Array:
+        return getattr(np.fft, kind)(array, n=length, axis=axis, out=out)
 
-        def reuse(purpose: str, shape: tuple[int, ...]) -> Array:
-            # Fresh memory costs more in page faults than the arithmetic on it: each thread keeps its own.
-            size = math.prod(shape)
+    def workspace(self, like: Array) -> Workspace:
+        held = _memory.held
+        used: set[str] = set()
+
+        def reuse(purpose: str, shape: tuple[int, ...], dtype: Any = None) -> Array:
+            dtype = np.dtype(dtype or like.dtype)
+            size = math.prod(shape) * dtype.itemsize
+            used.add(purpose)
             if purpose not in held or held[purpose].size < size:
-                held[purpose] = np.empty(size, like.dtype)
-            return held[purpose][:size].reshape(shape)
+                held.pop(purpose, None)
+                for stale in held.keys() - used:
+                    del held[stale]
+                held[purpose] = np.empty(size, np.uint8)
+            return held[purpose][:size].view(dtype).reshape(shape)
 
         return reuse
 
@@ -151,6 +163,16 @@ class NumpyBackend(Backend):
                     if not future.cancel():
                         future.result()
         return out
+
+
+class _Memory(threading.local):
+    """The workspaces of a thread, kept for its next call: fresh memory costs more in page faults than what is done in it.
+
+    What the last call that wanted fresh memory did not use is let go, so no more is kept than one call may take.
+    """
+
+    def __init__(self) -> None:
+        self.held: dict[str, Array] = {}
 
 
 class _Pool:
@@ -241,6 +263,7 @@ def _kernel(library: Any) -> str:
 
 _blas = _Blas()
 _pool = _Pool()
+_memory = _Memory()
 
 
 def _start_afresh() -> None:

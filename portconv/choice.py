@@ -13,7 +13,7 @@ from .backends import Backend
 from .errors import ConvValueError
 from .geometry import Geometry
 
-_NAMES = ("winograd", "gemm", "direct")
+_NAMES = ("winograd", "fft", "depthwise", "gemm", "direct")
 
 
 def algorithms() -> tuple[str, ...]:

@@ -112,7 +112,10 @@ def mirrored(geometry: Geometry, backend: Backend, w: Array) -> Array:
     xp = backend.xp
     w = xp.reshape(w, (geometry.groups, geometry.group_out, geometry.group_in, *geometry.kernel))
     kernel = tuple(range(3, w.ndim))
-    return xp.reshape(xp.permute_dims(xp.flip(w, axis=kernel), (0, 2, 1, *kernel)), geometry.mirrored.w_shape)
+    turned = xp.permute_dims(xp.flip(w, axis=kernel), (0, 2, 1, *kernel))
+    # A copy, because BLAS takes no rows that run backwards.
+    turned = backend.write(backend.empty(turned.shape, like=w), (...,), turned)
+    return xp.reshape(turned, geometry.mirrored.w_shape)
 
 
 def weight_grad(geometry: Geometry, backend: Backend, dout: Array, x: Array) -> Array:
