@@ -14,9 +14,9 @@ from functools import cache
 from typing import Any
 
 from ..errors import BackendError, ConvTypeError
-from ._base import Array, Backend, Unavailable, Workspace
+from ._base import Array, Backend, Costs, Unavailable, Workspace
 
-__all__ = ["Array", "Backend", "Unavailable", "Workspace", "available", "find", "get", "names", "of"]
+__all__ = ["Array", "Backend", "Costs", "Unavailable", "Workspace", "available", "find", "get", "names", "of"]
 
 GROUP = "portconv.backends"
 NO_LIBRARY = {"_base", "_generic"}

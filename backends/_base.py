@@ -11,13 +11,12 @@ The requirements this answers to:
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, cached_property
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from ..errors import BackendError, in_a_line
 
@@ -32,6 +31,27 @@ class Workspace(Protocol):
 
     def __call__(self, purpose: str, shape: tuple[int, ...], dtype: Any = None) -> Array: ...
 
+
+
+class Costs(NamedTuple):
+    """How long things take, in nanoseconds; only their ratios matter, and only to which algorithm is taken.
+
+    Attributes
+    ----------
+    operation : float
+        A multiplication or addition of a matrix product.
+    element : float
+        An element copied or added, on a long run in cache.
+    transform : float
+        A point of a Fourier transform, for each factor of two in their number.
+    call : float
+        A call of the library, whatever it does.
+    """
+
+    operation: float
+    element: float
+    transform: float
+    call: float
 
 
 class Unavailable(Exception):
@@ -87,9 +107,10 @@ class Backend:
     """How large the columns of one block may be."""
     block_columns = 1 << 14
     """How many columns a product needs to run at full speed; small images share a block up to there."""
-    step_operations = math.inf
-    """Operations of a product that take as long as one elementwise operation, of an element in cache: few where such
-    an operation writes its result where it belongs, without end where that is not known."""
+    costs = Costs(operation=0.02, element=0.5, transform=0.5, call=10_000)
+    """Of a library that makes a new array for each result, on a CPU."""
+    spare_bytes = 64 << 20
+    """How much memory a call may take beside its result, unless the user says otherwise."""
 
     def load(self) -> Any:
         """Import the library and return its Array API namespace; raise `Unavailable` where it does not work."""
@@ -287,6 +308,10 @@ class Backend:
         no bfloat16 splitting), whatever the user has set. Everything is left as it was found.
         """
         return nullcontext()
+
+    def spare(self, like: Array) -> int:
+        """How many bytes a call on the device of `like` may take a thread beside its result, where nobody says."""
+        return self.spare_bytes
 
     def least_blocks(self, operations: int) -> int:
         """Into how many blocks work of so many operations should be cut at the least, for threads to share."""

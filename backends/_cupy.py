@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from ..errors import in_a_line
-from ._base import Array, Backend, Unavailable, bfloat16
+from ._base import Array, Backend, Costs, Unavailable, bfloat16
 
 
 class CupyBackend(Backend):
@@ -20,6 +20,8 @@ class CupyBackend(Backend):
     # A launch costs microseconds whatever its size, so a few large blocks serve a GPU best.
     block_bytes = 256 << 20
     block_columns = 1 << 30
+    costs = Costs(operation=5e-5, element=6e-3, transform=2e-3, call=5000)
+    spare_bytes = 512 << 20
 
     def load(self) -> Any:
         try:

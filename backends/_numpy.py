@@ -6,15 +6,16 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import copy_context
 from functools import cache
 from typing import Any
 
 import numpy as np
 
-from ._base import Array, Backend, Block, Workspace, bfloat16
+from .. import limits
+from ._base import Array, Backend, Block, Costs, Workspace, bfloat16
 
 FEW_OPERATIONS = 4_000_000
 """Work below this is done before threads have woken up."""
@@ -32,7 +33,7 @@ class NumpyBackend(Backend):
     views = True
     block_bytes = 4 << 20
     block_columns = 4096
-    step_operations = 15
+    costs = Costs(operation=0.008, element=0.12, transform=0.25, call=3000)
 
     def load(self) -> Any:
         # NumPy 2's own namespace holds all that is used here; importing array_api_compat's wrapper takes 0.1 s.
@@ -45,7 +46,7 @@ class NumpyBackend(Backend):
 
     def details(self) -> dict[str, str]:
         blas = ", ".join(f"{lib.internal_api} {lib.version} ({_kernel(lib)})" for lib in _blas.libraries())
-        return {"threads": str(_blas.threads()), "BLAS": blas or "unknown to threadpoolctl"}
+        return {"threads": str(limits.threads() or _blas.threads()), "BLAS": blas or "unknown to threadpoolctl"}
 
     def advice(self) -> str | None:
         simd = np.show_config(mode="dicts")["SIMD Extensions"]  # type: ignore[call-overload, index, unused-ignore]
@@ -102,6 +103,11 @@ class NumpyBackend(Backend):
         # BLAS is slow at products of one term, which are the depthwise input gradient's.
         return np.multiply(a, b, out=out) if a.shape[-1] == 1 else np.matmul(a, b, out=out)
 
+    def during_call(self, like: Array, precision: str) -> AbstractContextManager[Any]:
+        # Also what runs on no threads of ours may run on BLAS's.
+        asked = limits.threads()
+        return nullcontext() if asked is None else _blas.held(asked)
+
     def least_blocks(self, operations: int) -> int:
         # Of the machine and not of the threads in use, so that the bits do not change with the number of threads.
         return min(16, 2 * _cpus()) if operations >= FEW_OPERATIONS else 1
@@ -151,7 +157,8 @@ class NumpyBackend(Backend):
                     if value is not target:
                         target[...] = value
 
-        with _blas.one_thread() as threads:
+        with _blas.held(1) as found:
+            threads = limits.threads() or found
             workers = min(len(blocks), threads)
             # The caller's np.errstate is the workers' too.
             futures = [_pool.executor(threads).submit(copy_context().run, work) for _ in range(workers - 1)]
@@ -159,9 +166,11 @@ class NumpyBackend(Backend):
                 work()
             finally:
                 waiting.clear()
-                for future in futures:
-                    if not future.cancel():
-                        future.result()
+                # All have ended before BLAS has its threads back, even where one has failed.
+                started = [future for future in futures if not future.cancel()]
+                wait(started)
+            for future in started:
+                future.result()
         return out
 
 
@@ -222,13 +231,13 @@ class _Blas:
         return max(self.counts(), default=_cpus())
 
     @contextmanager
-    def one_thread(self) -> Iterator[int]:
-        """Hold BLAS to one thread; give how many it had."""
+    def held(self, count: int) -> Iterator[int]:
+        """Hold BLAS to so many threads; give how many it had."""
         with self.lock:
             self.found = self.counts()
             threads = self.threads()
             self.calls += 1
-            self.put([1] * len(self.found))
+            self.put([count] * len(self.found))
         try:
             yield threads
         finally:

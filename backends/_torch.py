@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from .. import limits
 from ..errors import in_a_line
 from ._base import Array, Backend, Unavailable, bfloat16
 
@@ -61,6 +62,9 @@ class TorchBackend(Backend):
             return super().memory(like)
         return int(torch.cuda.mem_get_info(like.device)[1])
 
+    def spare(self, like: Array) -> int:
+        return self.spare_bytes if like.device.type == "cpu" else 8 * self.spare_bytes
+
     def synchronize(self) -> None:
         import torch
 
@@ -76,6 +80,16 @@ class TorchBackend(Backend):
     def during_call(self, like: Array, precision: str) -> Iterator[None]:
         import torch
 
+        threads = limits.threads()
+        if threads is not None and threads != torch.get_num_threads():
+            given = torch.get_num_threads()
+            torch.set_num_threads(threads)
+            try:
+                with self.during_call(like, precision):
+                    yield
+            finally:
+                torch.set_num_threads(given)
+            return
         library = {"cpu": torch.backends.mkldnn, "cuda": torch.backends.cuda}.get(like.device.type)
         if precision == "fast" or library is None:
             yield

@@ -1,7 +1,7 @@
 """Convolution and its gradients for every array library, written once against the Python Array API."""
 
 from . import backends
-from .choice import algorithms
+from .choice import Explanation, algorithms
 from .convolution import (
     ConvGrads,
     conv,
@@ -10,8 +10,10 @@ from .convolution import (
     conv_input_grad,
     conv_output_shape,
     conv_weight_grad,
+    explain,
 )
 from .errors import BackendError, ConvShapeError, ConvTypeError, ConvValueError, PortconvError
+from .limits import num_threads, workspace_limit
 from .transposed import conv_transpose, conv_transpose_backward, conv_transpose_forward
 from .windows import fold, unfold
 
@@ -23,6 +25,7 @@ __all__ = [
     "ConvShapeError",
     "ConvTypeError",
     "ConvValueError",
+    "Explanation",
     "PortconvError",
     "__version__",
     "algorithms",
@@ -36,6 +39,9 @@ __all__ = [
     "conv_transpose_backward",
     "conv_transpose_forward",
     "conv_weight_grad",
+    "explain",
     "fold",
+    "num_threads",
     "unfold",
+    "workspace_limit",
 ]

@@ -15,12 +15,15 @@ Every one of the three products of a convolution is bilinear: linear in each of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
 from .arguments import Dtype
 from .backends import Array, Backend
+from .geometry import Geometry
+from .parts import Copies
 
 HALVES = ("float16", "bfloat16")
 EXACT = {"float32": 24, "float64": 53}
@@ -68,6 +71,54 @@ def compute(
     bias = None if bias is None else backend.astype(bias, wide)
     result = product(a, b, bias)
     return backend.astype(result, dtype.dtype) if dtype.name in HALVES else result
+
+
+def computed_in(backend: Backend, dtype: Dtype, slices: bool = True) -> Dtype:
+    """Return the dtype that products are computed in: of integers the widest that slices may be multiplied in."""
+    if dtype.name in HALVES:
+        return Dtype(backend.dtype("float32"), "float32", dtype.kind)
+    if dtype.kind == "integral" and slices and hasattr(backend.xp, "float64"):
+        return Dtype(backend.dtype("float64"), dtype.name, dtype.kind)
+    return dtype
+
+
+@lru_cache(maxsize=1024)
+def _copies(
+    backend: Backend, dtype: Dtype, geometry: Geometry, purpose: str, dtypes: tuple[object, object], slices: bool
+) -> Copies:
+    wide = backend.bits(computed_in(backend, dtype, slices).dtype) // 8
+    own = backend.bits(dtype.dtype) // 8
+    inputs, outputs = math.prod(geometry.x_shape[1:]), math.prod(geometry.out_shape[1:])
+    filters = math.prod(geometry.w_shape)
+    sample = others = 0
+    first, second = {
+        "forward": (inputs, filters), "input_grad": (outputs, filters), "weight_grad": (outputs, inputs)
+    }[purpose]  # fmt: skip
+    result = {"forward": outputs, "input_grad": inputs, "weight_grad": filters}[purpose]
+    bytes_of = [0, 0, 0]
+    if dtype.kind == "integral":
+        # Each slice of at least a bit less than a quarter of float64's, as it is cut and as it is multiplied.
+        most = -(-(backend.bits(dtype.dtype) + 1) // 8)
+        bytes_of = [own + most * (wide + 2 * own), own + most * (wide + 2 * own), 3 * wide + 3 * own]
+    else:
+        bytes_of = [wide if backend.native(given) != computed_in(backend, dtype).dtype else 0 for given in dtypes]
+        bytes_of = [max(size, wide if dtype.kind == "complex floating" else 0) for size in bytes_of]
+        bytes_of.append(wide if dtype.name in HALVES else 0)
+    sizes = dict.fromkeys(("x", "w", "out"), 0)
+    named = {"forward": ("x", "w", "out"), "input_grad": ("out", "w", "x"), "weight_grad": ("out", "x", "w")}[purpose]
+    for name, count, size in zip(named, (first, second, result), bytes_of, strict=True):
+        sizes[name] += count * size
+    sample, others = sizes["x"] + sizes["out"], sizes["w"]
+    if geometry.extended is not geometry:
+        sample += geometry.in_channels * math.prod(geometry.padded) * max(wide, own)
+    return Copies(sample, others)
+
+
+def copies(
+    backend: Backend, dtype: Dtype, geometry: Geometry, purpose: str, a: Array, b: Array, slices: bool = True
+) -> Copies:
+    """Count the bytes of copies that a product of arrays `a` and `b` makes before and after an algorithm works on it."""
+    return _copies(backend, dtype, geometry, purpose, (a.dtype, b.dtype), slices)
 
 
 def conjugate(backend: Backend, array: Array) -> Array:

@@ -1,13 +1,23 @@
-"""Which algorithm serves a call."""
+"""Which algorithm serves a call, and why: the one whose work takes least, by a few constants of the array library.
+
+Each algorithm says how much it would do of what takes time: operations of matrix products, elements that are copied or
+added, points of Fourier transforms times their levels, and calls. A backend's `costs` say how long one of each takes;
+`portconv bench --calibrate` measures them on the machine at hand (see `calibration`).
+"""
 
 from __future__ import annotations
 
 import importlib
-from functools import cache
+import math
+from dataclasses import dataclass
+from functools import cache, lru_cache
 from types import ModuleType
+from typing import NamedTuple
 
 # Imported here, so that the package's name is bound in portconv before the public function of that name takes it over.
 from . import algorithms as package
+from . import calibration
+from .algorithms.blocks import PURPOSES, Limits, Work, limits
 from .arguments import Dtype, option
 from .backends import Backend
 from .errors import ConvValueError
@@ -22,34 +32,179 @@ def algorithms() -> tuple[str, ...]:
     Returns
     -------
     tuple of str
+        "auto" takes the one that it expects to be fastest, and never "direct", the readable truth that the others are
+        held against.
 
     Examples
     --------
     >>> portconv.algorithms()
-    ('winograd', 'gemm', 'direct')
+    ('winograd', 'fft', 'depthwise', 'gemm', 'direct')
     """
     return _NAMES
 
 
+class Candidate(NamedTuple):
+    """An algorithm, and why it was taken or not.
+
+    Attributes
+    ----------
+    name : str
+    cost : float or None
+        The time it is expected to take, over that of the one that was taken; None where it cannot serve.
+    why_not : str or None
+        Why it cannot serve, or is not considered.
+    """
+
+    name: str
+    cost: float | None
+    why_not: str | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Which algorithm a call takes, and what that means.
+
+    Attributes
+    ----------
+    algorithm : str
+        Its name.
+    block : dict of str to int
+        What it works on at a time: samples, groups, positions and the like.
+    workspace_bytes : int
+        The most memory that the call takes for each of its threads, beside the result.
+    candidates : tuple of Candidate
+        Every algorithm, in the order of `algorithms()`.
+    """
+
+    algorithm: str
+    block: dict[str, int]
+    workspace_bytes: int
+    candidates: tuple[Candidate, ...]
+
+
+class Choice(NamedTuple):
+    """The algorithm that serves a product, the bounds on its blocks, and its work."""
+
+    algorithm: ModuleType
+    bounds: Limits
+    work: Work
+
+
+class _Considered(NamedTuple):
+    name: str
+    cost: float
+    work: Work | None
+    why_not: str | None
+
+
 @cache
 def _module(name: str) -> ModuleType:
-    """Import an algorithm when it is first needed: `direct` needs a library that `gemm` does without."""
+    """Import an algorithm when it is first needed: `direct` needs a library that the others do without."""
     return importlib.import_module(f"{package.__name__}.{name}")
 
 
-def choose(algorithm: str, geometry: Geometry, backend: Backend, dtype: Dtype) -> ModuleType:
-    """Return the module of an algorithm given by name, or of the one that "auto" stands for."""
-    name = option("algorithm", algorithm, ("auto", *_NAMES))
-    if dtype.kind != "real floating":
-        # Tiles halve integers, and the bound of their error is one of real numbers.
-        if name == "winograd":
-            raise ConvValueError(f"algorithm: got 'winograd' for {dtype.name}, expected 'auto', or real floating point")
-        return _module("gemm" if name == "auto" else name)
-    if name == "winograd" and (served := _module(name).objection(geometry)):
-        raise ConvValueError(
-            f"algorithm: got 'winograd' for a kernel of {geometry.kernel}, stride {geometry.stride} and dilation "
-            f"{geometry.dilation}, expected 'auto', or {served}"
-        )
-    if name == "auto":
-        name = "winograd" if _module("winograd").worthwhile(geometry, backend) else "gemm"
-    return _module(name)
+@lru_cache(maxsize=2048)
+def choose(algorithm: str, geometry: Geometry, backend: Backend, dtype: Dtype, purpose: str, room: int) -> Choice:
+    """Choose for one product: "forward", "input_grad" or "weight_grad".
+
+    Parameters
+    ----------
+    algorithm : str
+        A name, or "auto".
+    geometry : Geometry
+    backend : Backend
+    dtype : Dtype
+        What the product is computed in.
+    purpose : str
+    room : int
+        The most bytes of workspace a thread.
+
+    Returns
+    -------
+    Choice
+
+    Raises
+    ------
+    ConvValueError
+        If the algorithm of that name cannot serve, or none can with so much workspace.
+    """
+    option("algorithm", algorithm, ("auto", *_NAMES))
+    bounds = limits(geometry, backend, backend.bits(dtype.dtype), room)
+    if algorithm == "auto":
+        found = min(consider(geometry, backend, dtype, purpose, bounds), key=lambda one: one.cost)
+        if found.why_not is not None:
+            least = _least(geometry, backend, dtype, purpose)
+            raise ConvValueError(
+                f"workspace_limit: got {room} bytes, expected at least {least}, what the smallest blocks of this call take"
+            )
+    else:
+        found = _one(algorithm, geometry, backend, dtype, purpose, bounds)
+        if found.why_not is not None:
+            raise ConvValueError(
+                f"algorithm: got {algorithm!r} for a kernel of {geometry.kernel}, stride {geometry.stride} and dilation "
+                f"{geometry.dilation} in {dtype.name}, expected 'auto', or {found.why_not}"
+            )
+    assert found.work is not None
+    return Choice(_module(found.name), bounds, found.work)
+
+
+def consider(
+    geometry: Geometry, backend: Backend, dtype: Dtype, purpose: str, bounds: Limits
+) -> tuple[_Considered, ...]:
+    """Weigh each algorithm but `direct`, in their order."""
+    return tuple(_one(name, geometry, backend, dtype, purpose, bounds) for name in _NAMES[:-1])
+
+
+def explanation(choice: Choice, geometry: Geometry, backend: Backend, dtype: Dtype, more: int) -> Explanation:
+    """Explain the choice for a forward product, which takes `more` bytes beside the algorithm's workspace."""
+    own = choice.algorithm.__name__.rpartition(".")[2]
+    weighed = {one.name: one for one in consider(geometry, backend, dtype, "forward", choice.bounds)}
+    taken = weighed[own].cost if own in weighed else None
+    candidates = []
+    for name in _NAMES:
+        if name not in weighed:
+            candidates.append(Candidate(name, None, None if name == own else "by name only: it is slow"))
+        elif weighed[name].why_not is not None:
+            candidates.append(Candidate(name, None, f"serves {weighed[name].why_not}"))
+        else:
+            candidates.append(Candidate(name, weighed[name].cost / taken if taken else None, None))
+    need = choice.work.need * backend.bits(dtype.dtype) // 8 + more
+    return Explanation(own, dict(choice.work.block), need, tuple(candidates))
+
+
+def _one(
+    name: str, geometry: Geometry, backend: Backend, dtype: Dtype, purpose: str, bounds: Limits
+) -> _Considered:
+    module = _module(name)
+    why_not = _unserved(name, backend, dtype) or module.objection(geometry)
+    if why_not is not None:
+        return _Considered(name, math.inf, None, why_not)
+    if 0 in geometry.x_shape and (purpose == "input_grad" or not geometry.batch):  # no work, and no plan of it
+        return _Considered(name, 0.0 if name == "gemm" else math.inf, Work(0, 0, 0, 0, 0, {}), None)
+    work = module.work(geometry, purpose, bounds)
+    if work.need > bounds.room:
+        size = work.need * backend.bits(dtype.dtype) // 8
+        return _Considered(name, math.inf, work, f"a workspace_limit of at least {size} bytes")
+    costs = calibration.costs(backend)
+    spent = zip(costs, (work.operations, work.elements, work.transforms, work.calls), strict=True)
+    return _Considered(name, sum(cost * count for cost, count in spent), work, None)
+
+
+def _least(geometry: Geometry, backend: Backend, dtype: Dtype, purpose: str) -> int:
+    """The fewest bytes of workspace that any algorithm can do with."""
+    bounds = limits(geometry, backend, backend.bits(dtype.dtype), 1)
+    needs = [one.work.need for one in consider(geometry, backend, dtype, purpose, bounds) if one.work is not None]
+    return min(needs) * backend.bits(dtype.dtype) // 8
+
+
+def _unserved(name: str, backend: Backend, dtype: Dtype) -> str | None:
+    """Say what dtypes an algorithm serves where it does not this one."""
+    # Tiles halve integers, and the bound of their error is one of real numbers; spectra round integers.
+    if name == "winograd" and dtype.kind != "real floating":
+        return "real floating point"
+    if name == "fft" and (dtype.kind == "integral" or not hasattr(backend.xp, "fft")):
+        return "floating point" if dtype.kind == "integral" else "a library with Fourier transforms"
+    return None
+
+
+__all__ = ["PURPOSES", "Candidate", "Choice", "Explanation", "algorithms", "choose", "explanation"]

@@ -1,4 +1,4 @@
-"""The three products of a convolution, of arrays as the caller has them, by one algorithm.
+"""The three products of a convolution, of arrays as the caller has them, each by the algorithm that serves it.
 
 Algorithms know batches of one floating-point dtype, channels first, padded with zeros. What else there is, is brought
 into that form and back here: layouts, single samples, padding modes and dtypes.
@@ -9,15 +9,17 @@ from __future__ import annotations
 import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
-from . import arguments
+from . import arguments, limits
 from .arguments import Dtype
-from .arithmetic import Product, compute, conjugate, summable, with_bias
+from .arithmetic import Product, compute, computed_in, conjugate, copies, summable, with_bias
 from .backends import Array, Backend
 from .boundary import extend, fold, overlap
+from .choice import Choice, Explanation, choose, explanation
+from .errors import ConvValueError
 from .geometry import Geometry
+from .parts import Part, parts
 
 Shape = tuple[int, ...]
 
@@ -30,15 +32,17 @@ class Contraction:
     """
 
     backend: Backend
+    dtype: Dtype
     geometry: Geometry
-    algorithm: ModuleType
+    algorithm: str
     unbatched: bool
     precision: str
+    spare: int
+    """The bytes that the call may take beside its result, a thread, where the user has set no limit."""
 
-    @property
-    def name(self) -> str:
-        """The algorithm's name."""
-        return self.algorithm.__name__.rpartition(".")[2]
+    def served(self, purpose: str) -> str:
+        """The algorithm of a product in the call's own dtype: "forward", "input_grad" or "weight_grad"."""
+        return self._choice(self.dtype, purpose, self.geometry).algorithm.__name__.rpartition(".")[2]
 
     @property
     def x_shape(self) -> Shape:
@@ -50,41 +54,89 @@ class Contraction:
         """The shape of the output as the caller has it."""
         return given(self.geometry, self.geometry.out_shape, self.unbatched)
 
+    def explain(self, x: Array, w: Array) -> Explanation:
+        """Explain the choice for the forward product."""
+        cut = self._parts(self.dtype, "forward", x, w)
+        largest = max((part.geometry for part in cut), key=lambda own: own.operations)
+        one = copies(self.backend, self.dtype, largest, "forward", x, w, self.algorithm != "direct")
+        choice = self._choice(self.dtype, "forward", largest)
+        more = one.sample * largest.batch + one.filters
+        own = computed_in(self.backend, self.dtype, self.algorithm != "direct")
+        return explanation(choice, largest.extended, self.backend, own, more)
+
     def forward(self, dtype: Dtype, x: Array, w: Array, b: Array | None) -> Array:
-        def product(x: Array, w: Array, b: Array | None) -> Array:
-            x = extend(self.geometry, self.backend, x)
-            out: Array = self.algorithm.forward(self.geometry.extended, self.backend, x, w, b)
-            return out
+        def of(part: Part) -> Product:
+            own, choice = part.geometry, self._choice(dtype, "forward", part.geometry)
+
+            def product(x: Array, w: Array, b: Array | None) -> Array:
+                x = extend(own, self.backend, x)
+                return choice.algorithm.forward(own.extended, self.backend, choice.bounds, x, w, b)
+
+            return product
 
         with self._held(dtype, x):
+            cut, seen = self._parts(dtype, "forward", x, w), self._seen(x)
             terms = self.geometry.group_in * self.geometry.taps
-            return self._given(self._computed(dtype, product, terms, self._seen(x), w, b))
+            if len(cut) == 1:
+                return self._given(self._computed(dtype, of(cut[0]), terms, seen, w, b))
+            out = self._empty(dtype, self.geometry.out_shape, x)
+            for part in cut:
+                bias = None if b is None else b[part.of_w[0]]
+                value = self._computed(dtype, of(part), terms, _of(seen, part.of_x), _of(w, part.of_w), bias)
+                out = self.backend.write(out, (*part.of_out, ...), value)
+            return self._given(out)
 
     def input_grad(self, dtype: Dtype, dout: Array, w: Array, adjoint: bool = True, b: Array | None = None) -> Array:
         """Compute the gradient of the input; without `adjoint`, the transposed convolution, which adds a bias."""
 
-        def product(dout: Array, w: Array, b: Array | None) -> Array:
-            grad = self.algorithm.input_grad(self.geometry.extended, self.backend, dout, w)
-            return with_bias(self.backend, fold(self.geometry, self.backend, grad), b)
+        def of(part: Part) -> Product:
+            own, choice = part.geometry, self._choice(dtype, "input_grad", part.geometry)
+
+            def product(dout: Array, w: Array, b: Array | None) -> Array:
+                grad = choice.algorithm.input_grad(own.extended, self.backend, choice.bounds, dout, w)
+                return with_bias(self.backend, fold(own, self.backend, grad), b)
+
+            return product
 
         with self._held(dtype, dout):
+            cut, seen = self._parts(dtype, "input_grad", dout, w), self._seen(dout)
             w = conjugate(self.backend, w) if adjoint else w
             terms = self.geometry.group_out * self.geometry.taps * overlap(self.geometry)
-            return self._given(self._computed(dtype, product, terms, self._seen(dout), w, b))
+            if len(cut) == 1:
+                return self._given(self._computed(dtype, of(cut[0]), terms, seen, w, b))
+            grad = self._empty(dtype, self.geometry.x_shape, dout)
+            for part in cut:
+                bias = None if b is None else b[part.of_x[1]]
+                value = self._computed(dtype, of(part), terms, _of(seen, part.of_out), _of(w, part.of_w), bias)
+                grad = self.backend.write(grad, (*part.of_x, ...), value)
+            return self._given(grad)
 
     def weight_grad(self, dtype: Dtype, dout: Array, x: Array, adjoint_of: str = "x") -> Array:
         """Compute the gradient of the filters; `adjoint_of` which operand, "x" or "dout", is the one given forward."""
 
-        def product(dout: Array, x: Array, _: Array | None) -> Array:
-            x = extend(self.geometry, self.backend, x)
-            grad: Array = self.algorithm.weight_grad(self.geometry.extended, self.backend, dout, x)
-            return grad
+        def of(part: Part) -> Product:
+            own, choice = part.geometry, self._choice(dtype, "weight_grad", part.geometry)
+
+            def product(dout: Array, x: Array, _: Array | None) -> Array:
+                x = extend(own, self.backend, x)
+                return choice.algorithm.weight_grad(own.extended, self.backend, choice.bounds, dout, x)
+
+            return product
 
         with self._held(dtype, dout):
-            x = conjugate(self.backend, x) if adjoint_of == "x" else x
-            dout = conjugate(self.backend, dout) if adjoint_of == "dout" else dout
+            cut, seen, cells = self._parts(dtype, "weight_grad", dout, x), self._seen(dout), self._seen(x)
             terms = self.geometry.batch * self.geometry.positions
-            return self._computed(dtype, product, terms, self._seen(dout), self._seen(x))
+            # What is added up is rounded at the end, as in one sum.
+            wide = dtype if len(cut) == 1 or dtype.kind == "integral" else computed_in(self.backend, dtype)
+            sums: dict[int, Array] = {}
+            for part in cut:
+                one, other = _of(seen, part.of_out), _of(cells, part.of_x)
+                one = conjugate(self.backend, one) if adjoint_of == "dout" else one
+                other = conjugate(self.backend, other) if adjoint_of == "x" else other
+                value, first = self._computed(wide, of(part), terms, one, other), part.of_w[0].start or 0
+                sums[first] = value if first not in sums else self.backend.add(sums[first], (...,), value)
+            grad = next(iter(sums.values())) if len(sums) == 1 else self.backend.xp.concat(list(sums.values()), axis=0)
+            return self.backend.astype(grad, dtype.dtype)
 
     def channel_sum(self, dtype: Dtype, array: Array) -> Array:
         """Add up the elements of each channel, of an input or an output as the caller has it."""
@@ -104,19 +156,42 @@ class Contraction:
         """Check that there is memory to make "out", "x" or "w", which argument `name` of shape `got` asks for."""
         geometry = self.geometry
         shapes = [{"out": geometry.out_shape, "x": geometry.x_shape, "w": geometry.w_shape}[made]]
-        if geometry.extended is not geometry or self.name == "direct":
+        if geometry.extended is not geometry or self.algorithm == "direct":
             shapes.append((geometry.batch, geometry.in_channels, *geometry.padded))
         arguments.room(self.backend, like, dtype, name, tuple(got), *shapes)
+
+    def _choice(self, dtype: Dtype, purpose: str, geometry: Geometry) -> Choice:
+        # Half of the room is for copies, made before an algorithm is asked.
+        room = limits.workspace(self.spare) // 2
+        own = computed_in(self.backend, dtype, self.algorithm != "direct")
+        return choose(self.algorithm, geometry.extended, self.backend, own, purpose, room)
+
+    def _parts(self, dtype: Dtype, purpose: str, a: Array, b: Array) -> list[Part]:
+        made = copies(self.backend, dtype, self.geometry, purpose, a, b, self.algorithm != "direct")
+        if made.sample == made.filters == 0 and self.algorithm != "direct":
+            return parts(self.geometry, purpose, made, 0) or []
+        room = limits.workspace(self.spare)
+        found = parts(self.geometry, purpose, made, room // 2)
+        if found is None:
+            raise ConvValueError(
+                f"workspace_limit: got {room} bytes, expected at least "
+                f"{2 * (made.sample + made.filters)}, twice what copies of a sample and of the filters take"
+            )
+        return found
 
     def _computed(
         self, dtype: Dtype, product: Product, terms: int, a: Array, b: Array, bias: Array | None = None
     ) -> Array:
         # The readable truth multiplies integers as they are.
-        return compute(self.backend, dtype, product, terms, a, b, bias, slices=self.name != "direct")
+        return compute(self.backend, dtype, product, terms, a, b, bias, slices=self.algorithm != "direct")
 
     def _held(self, dtype: Dtype, like: Array) -> AbstractContextManager[Any]:
         # Integers stay exact, whatever precision the caller lets floating point have.
         return self.backend.during_call(like, "standard" if dtype.kind == "integral" else self.precision)
+
+    def _empty(self, dtype: Dtype, shape: Shape, like: Array) -> Array:
+        """A result of any contents, which lies in memory as the caller has it."""
+        return self.backend.empty(shape, like, last=self.geometry.channels_last, dtype=dtype.dtype)
 
     def _seen(self, array: Array) -> Array:
         """An array as algorithms see it: (N, C, *cells)."""
@@ -131,6 +206,10 @@ class Contraction:
         if self.geometry.channels_last:
             array = self.backend.xp.permute_dims(array, (0, *range(2, array.ndim), 1))
         return array[0, ...] if self.unbatched else array
+
+
+def _of(array: Array, index: tuple[slice, ...]) -> Array:
+    return array[(*index, ...)]
 
 
 def given(geometry: Geometry, shape: Shape, unbatched: bool) -> Shape:

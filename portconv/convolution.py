@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from . import arguments
-from .arguments import Dtype, Ints, Padding
+from .arguments import Dtype, Ints, Padding, option
 from .arithmetic import conjugate, narrow
 from .backends import Array, Backend
-from .choice import choose
+from .choice import Explanation, algorithms
 from .contraction import Contraction, given
 from .errors import ConvTypeError
 from .geometry import Geometry
@@ -93,8 +93,8 @@ def conv(
     precision : {"standard", "fast"}
         ``"standard"`` computes in the arrays' own dtype, never in TF32; ``"fast"`` lets the backend trade accuracy for
         speed.
-    algorithm : {"auto", "winograd", "gemm", "direct"}
-        How to compute it; ``"auto"`` takes the fastest, by estimate.
+    algorithm : {"auto", "winograd", "fft", "depthwise", "gemm", "direct"}
+        How to compute it; ``"auto"`` takes the fastest, by estimate: see `explain`.
 
     Returns
     -------
@@ -107,7 +107,8 @@ def conv(
     ConvShapeError
         Dimensions or channels that do not fit, a kernel larger than the padded input, an output too large.
     ConvValueError
-        An option with a bad value.
+        An option with a bad value, an algorithm that cannot serve, or less memory than any needs: see
+        `workspace_limit`.
     ConvTypeError
         An option of the wrong kind, a dtype that is not served, something that is no array, arrays of two libraries.
     BackendError
@@ -279,6 +280,7 @@ def conv_input_grad(
     call = _call(
         backend,
         dtype,
+        dout,
         arguments.shape("x_shape", x_shape),
         w.shape,
         ("x_shape", "w"),
@@ -345,6 +347,7 @@ def conv_weight_grad(
     call = _call(
         backend,
         dtype,
+        dout,
         x.shape,
         arguments.shape("w_shape", w_shape),
         ("x", "w_shape"),
@@ -402,6 +405,51 @@ def conv_output_shape(
     return given(geometry, geometry.out_shape, unbatched)
 
 
+def explain(
+    x: Array,
+    w: Array,
+    b: Array | None = None,
+    *,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    data_format: str = "channels_first",
+    precision: str = "standard",
+    algorithm: str = "auto",
+) -> Explanation:
+    """Say which algorithm a call of `conv` takes, in what blocks and memory, and what the others were expected to cost.
+
+    Parameters
+    ----------
+    x, w, b, stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm
+        As for `conv`. Only the arrays' shapes, dtypes and devices matter; nothing is computed.
+
+    Returns
+    -------
+    Explanation
+        With the algorithm's name, its block, the most bytes of workspace a thread, and for each algorithm what it was
+        expected to cost, over that of the one taken, or why it cannot serve.
+
+    Raises
+    ------
+    ConvShapeError, ConvValueError, ConvTypeError, BackendError
+        As for `conv`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> found = portconv.explain(np.ones((4, 64, 56, 56)), np.ones((64, 1, 31, 31)), padding="same", groups=64)
+    >>> found.algorithm
+    'fft'
+    >>> [one.name for one in found.candidates if one.why_not is None]
+    ['fft', 'depthwise', 'gemm']
+    """
+    cache = prepare(x, w, b, stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
+    return cache.call.explain(x, w)
+
+
 def prepare(
     x: Array,
     w: Array,
@@ -418,7 +466,7 @@ def prepare(
     """Check the arguments of a forward call, and return the cache that goes with it."""
     backend, dtype = arguments.arrays(x=x, w=w, b=b)
     options = (stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
-    call = _call(backend, dtype, x.shape, w.shape, ("x", "w"), *options)
+    call = _call(backend, dtype, x, x.shape, w.shape, ("x", "w"), *options)
     if b is not None:
         arguments.exact_shape("b", tuple(b.shape), (call.geometry.out_channels,))
     return ConvCache(x, w, b, dtype, call)
@@ -447,6 +495,7 @@ def backward(dout: Array, cache: Forward, transposed: bool = False) -> ConvGrads
 def _call(
     backend: Backend,
     dtype: Dtype,
+    like: Array,
     x_shape: Any,
     w_shape: Any,
     names: tuple[str, str],
@@ -459,11 +508,11 @@ def _call(
     precision: str,
     algorithm: str,
 ) -> Contraction:
-    arguments.option("precision", precision, arguments.PRECISIONS)
+    option("precision", precision, arguments.PRECISIONS)
     options = (stride, padding, dilation, groups, padding_mode, data_format)
     geometry, unbatched = _geometry(x_shape, w_shape, names, *options)
-    chosen = choose(algorithm, geometry.extended, backend, dtype)
-    return Contraction(backend, geometry, chosen, unbatched, precision)
+    option("algorithm", algorithm, ("auto", *algorithms()))
+    return Contraction(backend, dtype, geometry, algorithm, unbatched, precision, backend.spare(like))
 
 
 def _geometry(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
 from itertools import product
 from typing import NamedTuple
@@ -37,6 +37,13 @@ class Geometry:
     mode: str = "zeros"
     channels_last: bool = False
     """Whether inputs and outputs lie in memory with channels last; algorithms see them channels first all the same."""
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:  # asked for several times a call
+        return hash(tuple(getattr(self, field.name) for field in fields(self)))
 
     @property
     def dims(self) -> int:
@@ -205,11 +212,7 @@ def boxes(out: tuple[int, ...], most: int) -> Iterator[tuple[Range, tuple[Range,
 
     Yields the run and the box, a range per dimension.
     """
-    inner, dim = 1, len(out)
-    while dim > 1 and inner * out[dim - 1] <= most:
-        dim -= 1
-        inner *= out[dim]
-    cuts = pieces(out[dim - 1], most // inner)
+    cuts, dim, inner = _cuts(out, most)
     full = tuple((0, n) for n in out[dim:])
     start = 0
     for lead in product(*(range(n) for n in out[: dim - 1])):
@@ -217,3 +220,19 @@ def boxes(out: tuple[int, ...], most: int) -> Iterator[tuple[Range, tuple[Range,
             end = start + (cut[1] - cut[0]) * inner
             yield (start, end), (*((i, i + 1) for i in lead), cut, *full)
             start = end
+
+
+def largest(out: tuple[int, ...], most: int) -> tuple[Range, ...]:
+    """Give the sizes of the largest of these boxes, as one that starts at 0."""
+    cuts, dim, _ = _cuts(out, most)
+    length = max((end - start for start, end in cuts), default=0)
+    return (*((0, 1) for _ in out[: dim - 1]), (0, length), *((0, n) for n in out[dim:]))
+
+
+def _cuts(out: tuple[int, ...], most: int) -> tuple[tuple[Range, ...], int, int]:
+    """Cut one dimension; return the ranges, how many dimensions it is the last of, and the positions of those after."""
+    inner, dim = 1, len(out)
+    while dim > 1 and inner * out[dim - 1] <= most:
+        dim -= 1
+        inner *= out[dim]
+    return pieces(out[dim - 1], most // inner), dim, inner

@@ -5,7 +5,7 @@ from __future__ import annotations
 from . import arguments
 from .arguments import Ints
 from .backends import Array
-from .choice import choose
+from .choice import algorithms
 from .contraction import Contraction
 from .convolution import ConvGrads, Forward, backward
 from .errors import ConvTypeError
@@ -154,7 +154,8 @@ def conv_transpose_forward(
     )
     if b is not None:
         arguments.exact_shape("b", tuple(b.shape), (geometry.in_channels,))
-    call = Contraction(backend, geometry, choose(algorithm, geometry, backend, dtype), unbatched, precision)
+    arguments.option("algorithm", algorithm, ("auto", *algorithms()))
+    call = Contraction(backend, dtype, geometry, algorithm, unbatched, precision, backend.spare(x))
     call.room(dtype, x, "x", x.shape, "x")
     return call.input_grad(dtype, x, w, adjoint=False, b=b), ConvTransposeCache(x, w, b, dtype, call)
 

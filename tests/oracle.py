@@ -7,6 +7,7 @@ Algorithms", 2nd ed., 2002, section 3.1). The sums of magnitudes come from the s
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -103,6 +104,8 @@ class Problem:
         found = {name: gamma(terms[name], "float64") * magnitudes[name] for name in terms}
         if algorithm == "winograd":
             magnitudes, terms = magnitudes | self.tiles(*sizes), terms | self.tile_terms()
+        if algorithm == "fft":
+            magnitudes, terms = magnitudes | self.spectra(*sizes), terms | self.spectral_terms()
         return {name: gamma(terms[name], dtype) * magnitudes[name] + found[name] for name in terms}
 
     @property
@@ -186,6 +189,51 @@ class Problem:
         for k in self.w[2:]:
             whole = np.kron(whole, matrix if k == 3 else np.ones((1, 1)))
         return whole
+
+    def spectral_terms(self) -> dict[str, int]:
+        """How often spectra round, at most, in units of what `spectra` gives: derived in docs/accuracy.md.
+
+        12 for each doubling of the points, and as many more where they are real, for each of three transforms; their
+        points are at most the first power of 2 beyond the padded size, which is size + extent - 1 of the mirrored
+        convolution. A factor 1 / points, rounded twice. 3 for each complex product of a sum, over channels, or over
+        samples and tiles, which have as many outputs as a kernel has cells.
+        """
+        extents = [d * (k - 1) + 1 for k, d in zip(self.w[2:], self.dilation, strict=True)]
+        padded = [size + sum(pad) for size, pad in zip(self.x[2:], self.pads, strict=True)]
+        mirrored = [size + extent - 1 for size, extent in zip(self.x[2:], extents, strict=True)]
+        there, back = (sum(36 * (math.ceil(math.log2(n + 1)) + 1) + 2 for n in sizes) for sizes in (padded, mirrored))
+        tiles = self.x[0] * math.prod(math.ceil(n / e) for n, e in zip(self.out[2:], extents, strict=True))
+        return {
+            "out": there + 3 * self.w[1] + 1,
+            "dx": back + 3 * (self.w[0] // self.groups),
+            "dw": there + 3 * tiles,
+        }
+
+    def spectra(self, x, w, b, dout) -> dict[str, np.ndarray]:
+        """What spectra round, for operands that are not negative: norms of planes times sums of the other operand."""
+        cells = tuple(range(2, w.ndim))
+        (norm_x, norm_d), (sum_w, sum_d) = (
+            [np.sqrt(np.sum(a * a, cells)) for a in (x, dout)],
+            [np.sum(a, cells) for a in (w, dout)],
+        )
+        out, dx, dw = (np.zeros(a.shape) for a in (dout, x, w))
+        one = (...,) + (None,) * len(cells)
+        for group in range(self.groups):
+            f, c = self.filters(group), self.channels(group)
+            out[:, f] = (norm_x[:, c] @ sum_w[f].T)[one]
+            dx[:, c] = (norm_d[:, f] @ sum_w[f])[one]
+            dw[f] = (sum_d[:, f].T @ norm_x[:, c])[one]
+        return {"out": out + b.reshape(-1, *[1] * len(cells)), "dx": dx, "dw": dw}
+
+    @property
+    def dense(self) -> bool:
+        """Whether the stride is 1 along all dimensions."""
+        return {*self.stride} == {1}
+
+    def serves(self, algorithm: str) -> bool:
+        """Whether an algorithm can serve it, in real numbers."""
+        own = {"winograd": self.tiled, "fft": self.dense, "depthwise": self.w[1] == 1}
+        return own.get(algorithm, True)
 
     def unbatched(self) -> Problem:
         return replace(self, x=(1, *self.x[1:]))

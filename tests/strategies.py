@@ -289,14 +289,18 @@ class Call:
         ones = (1,) * self.dims
         return {3} <= {*self.w[2:]} <= {1, 3} and self.stride == self.dilation == ones
 
-    def served(self):
-        """The algorithms that can serve it, "auto" included."""
-        real = {kind(self.dtypes[name]) for name in ("x", "w", "b") if name in self.dtypes} == {"real"}
+    def served(self, exactly=False):
+        """The algorithms that can serve it, "auto" included; `exactly` those that add up whole numbers exactly."""
+        kinds = {kind(self.dtypes[name]) for name in ("x", "w", "b") if name in self.dtypes}
         padded = math.prod(n + lo + hi for n, (lo, hi) in zip(self.x[2:], self.pads, strict=True))
         names = ["auto", "gemm"]
-        names += ["winograd"] if self.tiled and real else []
-        # `direct` fills the padding in; that of some calls is too large for any memory.
-        return names + (["direct"] if self.transposed or padded < 2**20 else [])
+        names += ["winograd"] if self.tiled and kinds == {"real"} else []
+        names += ["depthwise"] if self.w[1] == 1 else []
+        # `direct` fills padding in, and `fft` has it in a transform; that of some calls is too large for any memory.
+        small = self.transposed or padded < 2**20
+        names += ["direct"] if small else []
+        dense = {*self.stride} == {1} and small and "integral" not in kinds
+        return names + (["fft"] if dense and not exactly else [])
 
     def operands(self):
         rng = np.random.default_rng(self.seed)
@@ -354,8 +358,8 @@ class Call:
         positions = math.prod((self.x if self.transposed else self.out)[2:])
         return {"out": out + 1, "dx": dx, "dw": batch * positions, "db": batch * math.prod(self.out[2:])}
 
-    def bounds(self, operands, results, algorithm):
-        """How far each result may be off, as `oracle` says.
+    def bounds(self, operands, results, used):
+        """How far each result may be off by the algorithm that is `used` for it, as `oracle` says.
 
         `results` are (dtype computed in, dtype) by name. Each part of a complex product is one of two real products,
         ac - bd or ad + bc, so a sum of n of them has 2 n terms, and |a| |c| + |b| |d| and |a| |d| + |b| |c| are both at
@@ -367,9 +371,11 @@ class Call:
         if any(kind(name) == "complex" for name in self.dtypes.values()):
             terms = {name: 2 * n for name, n in terms.items()}
         loops = {name: gamma(terms[name], "float64") * magnitudes[name] for name in results}
-        if algorithm == "winograd":
-            tiles, their_terms = self._tiles(operands)
-            magnitudes, terms = magnitudes | tiles, terms | their_terms
+        for algorithm in {*used.values()} & {"winograd", "fft"}:
+            own = [name for name in results if used[name] == algorithm]
+            others, their_terms = self._others(operands, algorithm)
+            magnitudes |= {name: others[name] for name in own}
+            terms |= {name: their_terms[name] for name in own}
         allowed = {}
         for name, (computed, own) in results.items():
             computed, own = COMPUTED.get(computed, computed), PARTS.get(own, own)
@@ -379,8 +385,11 @@ class Call:
             allowed[name] = loops[name] + error + step * (magnitudes[name] + error) + least
         return allowed
 
-    def _tiles(self, operands):
-        """Winograd's own magnitudes and terms; a padding of other than zeros is filled in before, and folded after."""
+    def _others(self, operands, algorithm):
+        """The own magnitudes and terms of `winograd` or `fft`.
+
+        A padding of other than zeros is filled in before, and folded after.
+        """
         found = {name: sizes(wide(a)) for name, a in operands.items()}
         x, dout = (found["dout"], found["x"]) if self.transposed else (found["x"], found["dout"])
         b = found.get("b", np.zeros(self.out[1]))
@@ -392,7 +401,11 @@ class Call:
             x, pads = np.pad(x, ((0, 0), (0, 0), *pads), NUMPY_MODES[self.mode]), ((0, 0),) * self.dims
         problem = Problem(x.shape, self.w, self.stride, pads, self.dilation, self.groups)
         none = np.zeros(self.w[0]) if self.transposed else b
-        magnitudes, terms = problem.tiles(x, found["w"], none, dout), problem.tile_terms()
+        make, count = {
+            "winograd": (problem.tiles, problem.tile_terms),
+            "fft": (problem.spectra, problem.spectral_terms),
+        }[algorithm]
+        magnitudes, terms = make(x, found["w"], none, dout), count()
         if fold is not None:
             padded = magnitudes["dx"]
             apart = [n for size in padded.shape[2:] for n in (size, 1)]

@@ -6,7 +6,6 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_limits
 
 import portconv
 
@@ -91,7 +90,7 @@ def test_no_copy_of_the_whole_input_is_made(algorithm):
     out, cache = portconv.conv_forward(x, w, **options)
     found = []
     # On two threads, whatever the machine has: each has blocks of its own.
-    with threadpool_limits(2, user_api="blas"):
+    with portconv.num_threads(2), portconv.workspace_limit(7 << 20):
         tracemalloc.start()
         try:
             for call in (lambda: portconv.conv(x, w, **options), lambda: portconv.conv_backward(out, cache)):
@@ -102,5 +101,5 @@ def test_no_copy_of_the_whole_input_is_made(algorithm):
                 del kept
         finally:
             tracemalloc.stop()
-    # Strips, columns and products of 2 MiB a block and thread, or their like of tiles; the input has 16 MiB.
+    # Workspaces of 7 MiB a thread at most; the input has 16 MiB.
     assert max(found) < 14 * 2**20 < x.nbytes

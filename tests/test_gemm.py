@@ -63,7 +63,7 @@ def test_strips_of_a_tall_kernel_stay_bounded():
     for purpose in ("forward", "input_grad", "weight_grad"):
         for stack in gemm._plan(found, purpose, elements, 1024, 8).stacks():
             for block in stack:
-                plan = columns._strips(found, block.box)
+                plan = columns.strips_of(found, block.box)
                 samples, groups, channels = block.counts
                 size = plan.lanes * samples * groups * channels * found.kernel[1] * math.prod(plan.sizes)
                 # Four blocks' worth, or 64 columns' where a column is long.

@@ -10,7 +10,8 @@ from oracle import Problem
 
 import portconv
 from portconv import backends
-from portconv.algorithms import winograd
+from portconv.algorithms import depthwise, fft, gemm, winograd
+from portconv.algorithms.blocks import PURPOSES, limits
 from portconv.algorithms.tiles import FEWEST_TILES, cuts, tiling
 from portconv.arguments import geometry
 
@@ -23,7 +24,19 @@ SHAPES = {
     "volume": ((1, 16, 9, 40, 41), (16, 16, 3, 1, 3), 2, 1),
     "rows alone": ((2, 24, 50, 33), (24, 24, 1, 3), (0, 1), 1),
 }
+SERVED = (winograd, fft, depthwise, gemm)
 RESNET = geometry((16, 64, 56, 56), (64, 64, 3, 3), 1, 1, 1, 1)
+
+
+def chosen(found, name, purpose="forward"):
+    """The algorithm that "auto" takes in float32, where the library need not be installed."""
+    bounds = limits(found, backends.find(name), 32, 32 << 20)
+    works = {
+        own.__name__.rpartition(".")[2]: own.work(found, purpose, bounds) for own in SERVED if not own.objection(found)
+    }
+    costs = backends.find(name).costs
+    spent = {own: sum(c * n for c, n in zip(costs, work[:4], strict=True)) for own, work in works.items()}
+    return min(spent, key=spent.get)
 
 
 def made(x_shape, w_shape, padding, groups):
@@ -130,23 +143,22 @@ def test_numpy_says_nothing_of_what_it_computes_again():
 
 
 def test_auto_takes_tiles_where_they_pay():
-    numpy = backends.get("numpy")
-    assert winograd.worthwhile(RESNET, numpy)
+    assert chosen(RESNET, "numpy") == "winograd"
     few_channels = geometry((16, 3, 56, 56), (64, 3, 3, 3), 1, 1, 1, 1)
     depthwise = geometry((16, 64, 56, 56), (64, 1, 3, 3), 1, 1, 1, 64)
     weights = geometry((16, 512, 7, 7), (512, 512, 3, 3), 1, 1, 1, 1)
     small = geometry((1, 64, 14, 14), (64, 64, 3, 3), 1, 1, 1, 1)
     strided = geometry((16, 64, 56, 56), (64, 64, 3, 3), 2, 1, 1, 1)
     for found in (few_channels, depthwise, weights, small, strided):
-        assert not winograd.worthwhile(found, numpy)
+        assert chosen(found, "numpy") != "winograd"
     x, w = np.ones((16, 64, 56, 56), "float32"), np.ones((64, 64, 3, 3), "float32")
     _, cache = portconv.conv_forward(x, w, padding=1)
-    assert cache.call.name == "winograd"
+    assert [cache.call.served(purpose) for purpose in PURPOSES] == ["winograd"] * 3
 
 
-def test_auto_takes_no_tiles_where_their_cost_is_not_known():
-    assert backends.find("cupy").step_operations == math.inf
-    assert not winograd.worthwhile(RESNET, backends.find("cupy"))
+def test_auto_takes_no_tiles_where_each_step_makes_a_new_array():
+    for name in ("array_api_strict", "torch", "cupy"):
+        assert chosen(RESNET, name) == "gemm"
 
 
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 2), (5, 3)])

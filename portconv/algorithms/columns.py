@@ -83,8 +83,13 @@ class Strips(NamedTuple):
     sizes: tuple[int, ...]
     reads: tuple[tuple[int, int], ...]
 
+    def count(self, geometry: Geometry, block: Block) -> int:
+        """Elements of the strips of a block."""
+        return math.prod(_shape(geometry, block, self))
 
-def _strips(geometry: Geometry, box: Box) -> Strips:
+
+def strips_of(geometry: Geometry, box: Box) -> Strips:
+    """Plan how the strips of a box are made."""
     return (_few_strips if geometry.taps < MANY_TAPS else _many_strips)(geometry, box)
 
 
@@ -140,7 +145,7 @@ def gather(geometry: Geometry, backend: Backend, x: Array, block: Block, workspa
         return flat[:, :, :, :, slice(*block.run)]
     source = x[(slice(*block.samples), slice(*block.groups), slice(*block.channels), *cells)]
     source = xp.permute_dims(source, (1, 2, 3, 0, *range(4, 3 + geometry.dims)))
-    plan = _strips(geometry, block.box)
+    plan = strips_of(geometry, block.box)
     strips = workspace("strips", _shape(geometry, block, plan))
     for copy in plan.copies:
         for edge in copy.padding:
@@ -168,7 +173,7 @@ def columns_of(
 
 def no_strips(geometry: Geometry, backend: Backend, block: Block, workspace: Workspace) -> Array:
     """Give strips of zeros, to add columns on to."""
-    plan = _strips(geometry, block.box)
+    plan = strips_of(geometry, block.box)
     return _flat(geometry, backend, backend.zeroed(workspace("strips", _shape(geometry, block, plan))), block, plan)
 
 
@@ -186,7 +191,7 @@ def add_columns(
 
 def scatter(geometry: Geometry, backend: Backend, strips: Array, grad: Array, block: Block) -> Array:
     """Add the strips on to the cells of `grad` (n, g, c, *S) that `gather` reads them from; the adjoint of `gather`."""
-    plan = _strips(geometry, block.box)
+    plan = strips_of(geometry, block.box)
     strips = backend.xp.reshape(strips, _shape(geometry, block, plan))
     # (lanes, g, c, K2, ..., Kd, P1, n, P2, ..., Pd) to (lanes, n, g, c, K2, ..., Kd, P1, P2, ..., Pd)
     samples = 3 + geometry.dims
@@ -202,7 +207,7 @@ def scatter(geometry: Geometry, backend: Backend, strips: Array, grad: Array, bl
 def _runs(geometry: Geometry, block: Block, taps: Range) -> list[tuple[int, slice]]:
     """For each of these taps of the first dimension, the lane and the run of it that are its columns."""
     across = block.length // block.rows
-    reads = _strips(geometry, block.box).reads[slice(*taps)]
+    reads = strips_of(geometry, block.box).reads[slice(*taps)]
     return [(lane, slice(first * across, first * across + block.length)) for lane, first in reads]
 
 

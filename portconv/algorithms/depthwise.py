@@ -24,9 +24,10 @@ from itertools import product
 from typing import NamedTuple
 
 from ..backends import Array, Backend, Workspace
-from ..geometry import Geometry, Range, cut, pieces
+from ..geometry import MANY_TAPS, Geometry, Range, cut, pieces
 from . import gemm
-from .columns import ALL, Block, Index, gather, no_strips, scatter
+from .blocks import Limits, Work, copied, fitted, narrow
+from .columns import ALL, Block, Index, gather, no_strips, scatter, strips_of
 
 LONG = 4096
 """Places of a run from which on calls take little beside what they do."""
@@ -34,17 +35,19 @@ LONG = 4096
 
 def objection(geometry: Geometry) -> str | None:
     """Say what is served where `geometry` is not; None where it is."""
-    return None if geometry.group_in == 1 else "one channel a group"
+    # What is worked out for each tap is kept with the plan.
+    few = geometry.group_in == 1 and geometry.taps < MANY_TAPS
+    return None if few else f"one channel a group, and fewer than {MANY_TAPS} taps"
 
 
-def forward(geometry: Geometry, backend: Backend, x: Array, w: Array, b: Array | None) -> Array:
+def forward(geometry: Geometry, backend: Backend, bounds: Limits, x: Array, w: Array, b: Array | None) -> Array:
     if 0 in geometry.out_shape:
         return backend.zeros(geometry.out_shape, like=x)
     xp = backend.xp
     cells = xp.reshape(x, (geometry.batch, geometry.groups, 1, *geometry.size))
     filters = xp.reshape(w, (geometry.groups, geometry.group_out, *geometry.kernel))
     bias = None if b is None else xp.reshape(b, (geometry.groups, geometry.group_out, 1))
-    own = _planes(geometry, "forward", *gemm.limits(geometry, backend, x))
+    own, _ = planned(geometry, "forward", bounds)
 
     def compute(block: Block, target: Array, workspace: Workspace) -> Array:
         n, groups, _ = block.counts
@@ -75,17 +78,17 @@ def forward(geometry: Geometry, backend: Backend, x: Array, w: Array, b: Array |
     return xp.reshape(out, geometry.out_shape)
 
 
-def input_grad(geometry: Geometry, backend: Backend, dout: Array, w: Array) -> Array:
+def input_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Array, w: Array) -> Array:
     if 0 in geometry.x_shape:
         return backend.zeros(geometry.x_shape, like=dout)
     if not backend.all_finite(w):
-        return gemm.input_grad(geometry, backend, dout, w)
-    if geometry.dense and geometry.group_out == 1:
-        return forward(geometry.mirrored, backend, dout, gemm.mirrored(geometry, backend, w), None)
+        return gemm.input_grad(geometry, backend, bounds, dout, w)
+    if _mirrors(geometry):
+        return forward(geometry.mirrored, backend, bounds, dout, gemm.mirrored(geometry, backend, w), None)
     xp = backend.xp
     values = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, *geometry.out))
     filters = xp.reshape(w, (geometry.groups, geometry.group_out, *geometry.kernel))
-    own = _planes(geometry, "input_grad", *gemm.limits(geometry, backend, dout))
+    own, _ = _scattered(geometry, bounds)
 
     def compute(stack: tuple[Block, ...], target: Array, workspace: Workspace) -> Array:
         chosen = filters[slice(*stack[0].groups), ...]
@@ -117,13 +120,13 @@ def input_grad(geometry: Geometry, backend: Backend, dout: Array, w: Array) -> A
     return xp.reshape(backend.fill(grad, shares, compute, geometry.operations), geometry.x_shape)
 
 
-def weight_grad(geometry: Geometry, backend: Backend, dout: Array, x: Array) -> Array:
+def weight_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Array, x: Array) -> Array:
     if geometry.batch == 0:
         return backend.zeros(geometry.w_shape, like=x)
     xp = backend.xp
     cells = xp.reshape(x, (geometry.batch, geometry.groups, 1, *geometry.size))
     values = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, *geometry.out))
-    own = _planes(geometry, "weight_grad", *gemm.limits(geometry, backend, x))
+    own, _ = planned(geometry, "weight_grad", bounds)
 
     def compute(stacks: tuple[tuple[Block, ...], ...], target: Array, workspace: Workspace) -> Array:
         first = True
@@ -156,7 +159,7 @@ def weight_grad(geometry: Geometry, backend: Backend, dout: Array, x: Array) -> 
         total = backend.fill(backend.empty(shape, like=x), shares, compute, geometry.operations)
         grad = xp.reshape(total if len(parts) == 1 else xp.sum(total, axis=0), geometry.w_shape)
         finite = backend.all_finite(grad)
-    return grad if finite else gemm.weight_grad(geometry, backend, dout, x)
+    return grad if finite else gemm.weight_grad(geometry, backend, bounds, dout, x)
 
 
 def _runs(backend: Backend, planes: Array, part: Part, workspace: Workspace) -> Array:
@@ -280,6 +283,20 @@ class Planes:
         """Places of a block's outputs."""
         return block.rows * block.counts[0] * math.prod(self.across)
 
+    def planes(self, block: Block) -> int:
+        """Elements of a block's planes, over all phases, for each group."""
+        return self.phases.taps * (block.rows + self.most[0]) * block.counts[0] * math.prod(self.across)
+
+    def largest(self) -> Block:
+        """A block as large as any."""
+
+        def most(ranges: tuple[Range, ...]) -> Range:
+            return 0, max((end - start for start, end in ranges), default=0)
+
+        full = tuple((0, n) for n in self.geometry.out[1:])
+        rows = most(pieces(self.geometry.out[0], self.height))
+        return Block(most(self.samples), most(self.groups), (0, 1), (0, 0), (rows, *full))
+
     def length(self, block: Block) -> int:
         """Places from a block's first output to its last one."""
         return self.whole(block) - sum(q * self._step(dim, 1) for dim, q in enumerate(self.most) if dim)
@@ -324,6 +341,82 @@ class Planes:
 
 
 @lru_cache(maxsize=1024)
+def planned(geometry: Geometry, purpose: str, bounds: Limits) -> tuple[Planes, int]:
+    """Cut a product within bounds; return the plan, and the elements of workspace that it needs."""
+    if purpose == "input_grad":
+        if not _mirrors(geometry):
+            return _scattered(geometry, bounds)
+        plan, needed = planned(geometry.mirrored, "forward", bounds)
+        return plan, needed + math.prod(geometry.w_shape)
+    return _fitted(geometry, purpose, bounds)
+
+
+@lru_cache(maxsize=1024)
+def _scattered(geometry: Geometry, bounds: Limits) -> tuple[Planes, int]:
+    """The same of an input gradient whose planes are added on to the cells that they come from."""
+    return _fitted(geometry, "input_grad", bounds)
+
+
+def _fitted(geometry: Geometry, purpose: str, bounds: Limits) -> tuple[Planes, int]:
+    return fitted(
+        lambda elements: _planes(geometry, purpose, elements, bounds.enough, bounds.least),
+        lambda plan: _need(geometry, purpose, plan),
+        bounds,
+    )
+
+
+def _mirrors(geometry: Geometry) -> bool:
+    """Whether the input gradient is the forward product of the mirrored convolution, which has one channel a group too."""
+    return geometry.dense and geometry.group_out == 1
+
+
+def work(geometry: Geometry, purpose: str, bounds: Limits) -> Work:
+    """Say what a product takes."""
+    plan, need = planned(geometry, purpose, bounds)
+    if purpose == "input_grad" and _mirrors(geometry):
+        found = work(geometry.mirrored, "forward", bounds)
+        return found._replace(elements=found.elements + math.prod(geometry.w_shape), need=need)
+    block = plan.largest()
+    n, groups, _ = block.counts
+    count = len(plan.samples) * len(plan.groups) * len(pieces(geometry.out[0], plan.height))
+    parts, taps, filters = len(plan.layout(n)), geometry.kernel[-1], geometry.group_out
+    rows = geometry.taps // taps
+    planes, whole = plan.planes(block), plan.whole(block)
+    runs = parts * taps * planes // max(1, plan.phases.taps) if taps > 1 else 0
+    scattered = purpose == "input_grad"
+    gathered = 0 if plan.phases.pointwise and n == 1 and not scattered else planes
+    elements = copied(gathered, plan.across[-1] if plan.across else block.rows * n) * (1.5 if scattered else 1)
+    elements *= 1.5 if geometry.stride[-1] > 1 else 1
+    # Adding reads what it writes; what a product gives is read again where it is added up.
+    elements += groups * runs * (2 if scattered else 1)
+    if purpose != "weight_grad":
+        elements += 2 * groups * whole * (rows * taps if scattered else (rows - 1) * filters)
+    elements += copied(groups * filters * whole, geometry.out[-1])
+    operations = narrow(2 * groups * filters * whole * geometry.taps, 1 if scattered else filters)
+    copies = 2 * plan.phases.taps + parts * taps + 2 * rows + 8
+    shape = {"samples": n, "groups": groups, "rows": block.rows}
+    return Work(count * operations, count * elements, 0, count * copies, need, shape)
+
+
+def _need(geometry: Geometry, purpose: str, plan: Planes) -> int:
+    """Elements of workspace: of a block, and of what all blocks share."""
+    block = plan.largest()
+    n, groups, _ = block.counts
+    taps, filters, whole = geometry.kernel[-1], geometry.group_out, plan.whole(block)
+    planes = groups * plan.planes(block)
+    if plan.phases.pointwise and n == 1 and purpose != "input_grad":
+        planes = 0
+    runs = groups * taps * plan.planes(block) // plan.phases.taps if taps > 1 or purpose == "input_grad" else 0
+    outputs = groups * filters * whole
+    if purpose == "forward":
+        return planes + runs + 2 * outputs
+    laid = 0 if plan.lays.pointwise and n == 1 else outputs
+    if purpose == "input_grad":
+        return planes + runs + groups * taps * whole + laid
+    parts = plan.sums * math.prod(geometry.w_shape) if plan.sums > 1 else 0
+    return planes + runs + laid + groups * taps * filters + parts
+
+
 def _planes(geometry: Geometry, purpose: str, elements: int, enough: int, least: int) -> Planes:
     """Cut so that what a block works on holds about `elements`, and into at least `least` shares where it can be."""
     bare = Planes(geometry, (), (), 1, 1)

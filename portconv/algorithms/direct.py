@@ -11,6 +11,7 @@ Axes: N samples, G groups, F filters a group, R = C/G * prod(K) cells of a group
 
 from __future__ import annotations
 
+import math
 from itertools import product
 from typing import Any
 
@@ -18,9 +19,23 @@ from array_api_extra import at, pad
 
 from ..backends import Array, Backend
 from ..geometry import Geometry
+from .blocks import Limits, Work
 
 
-def forward(geometry: Geometry, backend: Backend, x: Array, w: Array, b: Array | None) -> Array:
+def objection(geometry: Geometry) -> str | None:
+    """Say what is served where `geometry` is not; None where it is."""
+    return None
+
+
+def work(geometry: Geometry, purpose: str, bounds: Limits) -> Work:
+    """Say what a product takes: a padded input, windows at one position, and filters."""
+    sizes = (max(size, padded) for size, padded in zip(geometry.size, geometry.padded, strict=True))
+    need = geometry.batch * geometry.in_channels * (math.prod(sizes) + 2 * geometry.taps)
+    need += 3 * math.prod(geometry.w_shape) + 3 * geometry.batch * geometry.out_channels
+    return Work(geometry.operations, 0, 0, 10 * geometry.positions, need, {"positions": 1})
+
+
+def forward(geometry: Geometry, backend: Backend, _: Limits, x: Array, w: Array, b: Array | None) -> Array:
     xp = backend.xp
     padded = _pad(geometry, backend, x)
     filters = _filters(geometry, backend, w)
@@ -33,7 +48,7 @@ def forward(geometry: Geometry, backend: Backend, x: Array, w: Array, b: Array |
     return out
 
 
-def input_grad(geometry: Geometry, backend: Backend, dout: Array, w: Array) -> Array:
+def input_grad(geometry: Geometry, backend: Backend, _: Limits, dout: Array, w: Array) -> Array:
     xp = backend.xp
     filters = xp.permute_dims(_filters(geometry, backend, w), (0, 2, 1))
     # Windows need not reach the end of the input: what is cut off there has a gradient of 0.
@@ -47,7 +62,7 @@ def input_grad(geometry: Geometry, backend: Backend, dout: Array, w: Array) -> A
     return padded[(..., *_inside(geometry))]
 
 
-def weight_grad(geometry: Geometry, backend: Backend, dout: Array, x: Array) -> Array:
+def weight_grad(geometry: Geometry, backend: Backend, _: Limits, dout: Array, x: Array) -> Array:
     xp = backend.xp
     padded = _pad(geometry, backend, x)
     grad = backend.zeros((geometry.groups, geometry.group_out, geometry.group_in * geometry.taps), like=x)

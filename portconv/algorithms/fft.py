@@ -28,7 +28,8 @@ from typing import Any, NamedTuple
 from ..backends import Array, Backend, Workspace
 from ..geometry import Geometry, Range, cut, edges, pieces
 from . import gemm
-from .columns import ALL, Index
+from .blocks import Limits, Work, fitted
+from .columns import ALL
 
 
 class Side(NamedTuple):
@@ -68,14 +69,14 @@ def objection(geometry: Geometry) -> str | None:
     return None if geometry.dense else "stride 1"
 
 
-def forward(geometry: Geometry, backend: Backend, x: Array, w: Array, b: Array | None) -> Array:
+def forward(geometry: Geometry, backend: Backend, bounds: Limits, x: Array, w: Array, b: Array | None) -> Array:
     if 0 in geometry.out_shape:
         return backend.zeros(geometry.out_shape, like=x)
     xp = backend.xp
     cells = xp.reshape(x, (geometry.batch, geometry.groups, geometry.group_in, *geometry.size))
     w = xp.reshape(w, (geometry.groups, geometry.group_out, geometry.group_in, *geometry.kernel))
     bias = None if b is None else xp.reshape(b, (geometry.groups, geometry.group_out, *(1,) * geometry.dims))
-    own = _tiling(geometry, *gemm.limits(geometry, backend, x))
+    own, _ = planned(geometry, "forward", bounds)
     spectral = _Spectral(backend, x, own)
     spoilt: list[Tile] = []
 
@@ -83,9 +84,8 @@ def forward(geometry: Geometry, backend: Backend, x: Array, w: Array, b: Array |
         samples, groups, tile = block
         seen = _segment(own, backend, cells[slice(*samples), slice(*groups), ...], tile, workspace)
         found = spectral.of(seen, workspace, "x")
-        chosen = filters[..., slice(groups[0] - held[0], groups[1] - held[0]), :, :] if own.mixed else None
-        if chosen is None:
-            chosen = filters[slice(groups[0] - held[0], groups[1] - held[0]), ...]
+        part = slice(*_moved(groups, held))
+        chosen = filters[:, part, :, :] if own.mixed else filters[part, ...]
         found = spectral.multiplied(found, chosen, workspace)
         value = spectral.back(found, workspace)
         target = backend.write(target, (...,), value[(ALL, ALL, ALL, *(slice(n) for n in target.shape[3:]))])
@@ -97,28 +97,28 @@ def forward(geometry: Geometry, backend: Backend, x: Array, w: Array, b: Array |
     out = backend.empty(shape, like=x, last=2 * geometry.channels_last)
     with backend.quiet():
         for held in own.held:
-            filters = spectral.of_filters(w[slice(*held), ...], geometry.operations)
+            filters = spectral.of_filters(w[slice(*held), ...])
             blocks = [
                 ((slice(*samples), slice(*groups), ALL, *tile.outputs), (samples, groups, tile))
                 for samples, groups, tile in own.blocks(held)
             ]
             out = backend.fill(out, blocks, compute, geometry.operations)
-    return gemm.forward(geometry, backend, x, w, b) if spoilt else xp.reshape(out, geometry.out_shape)
+    return gemm.forward(geometry, backend, bounds, x, w, b) if spoilt else xp.reshape(out, geometry.out_shape)
 
 
-def input_grad(geometry: Geometry, backend: Backend, dout: Array, w: Array) -> Array:
+def input_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Array, w: Array) -> Array:
     if not backend.all_finite(w):
-        return gemm.input_grad(geometry, backend, dout, w)
-    return forward(geometry.mirrored, backend, dout, gemm.mirrored(geometry, backend, w), None)
+        return gemm.input_grad(geometry, backend, bounds, dout, w)
+    return forward(geometry.mirrored, backend, bounds, dout, gemm.mirrored(geometry, backend, w), None)
 
 
-def weight_grad(geometry: Geometry, backend: Backend, dout: Array, x: Array) -> Array:
+def weight_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Array, x: Array) -> Array:
     if geometry.batch == 0:
         return backend.zeros(geometry.w_shape, like=x)
     xp = backend.xp
     cells = xp.reshape(x, (geometry.batch, geometry.groups, geometry.group_in, *geometry.size))
     values = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, *geometry.out))
-    own = _tiling(geometry, *gemm.limits(geometry, backend, x))
+    own, _ = planned(geometry, "weight_grad", bounds)
     spectral = _Spectral(backend, x, own)
     spatial = tuple(range(3, 3 + geometry.dims))
 
@@ -150,7 +150,7 @@ def weight_grad(geometry: Geometry, backend: Backend, dout: Array, x: Array) -> 
             part = spectral.taps(xp.sum(spectra, axis=0), geometry)
             taps = part if taps is None else xp.concat([taps, part], axis=0)
         finite = backend.all_finite(taps)
-    return xp.reshape(taps, geometry.w_shape) if finite else gemm.weight_grad(geometry, backend, dout, x)
+    return xp.reshape(taps, geometry.w_shape) if finite else gemm.weight_grad(geometry, backend, bounds, dout, x)
 
 
 class _Spectral:
@@ -234,21 +234,19 @@ class _Spectral:
                 target = backend.add(target, (...,), room)
         return target
 
-    def of_filters(self, w: Array, operations: int) -> Array:
+    def of_filters(self, w: Array) -> Array:
         """Transform filters (g, f, c, *K) that lie in reverse order from the segments' offset on."""
         backend, own = self.backend, self.own
-        groups = pieces(w.shape[0], -(-w.shape[0] // 16))
 
-        def compute(part: Range, target: Array, workspace: Workspace) -> Array:
-            array = w[slice(*part), ...]
+        def compute(part: tuple[Range, Range], target: Array, workspace: Workspace) -> Array:
+            array = w[slice(*part[0]), slice(*part[1]), ...]
             dims = len(own.sides)
             for dim in reversed(range(dims)):
                 side, axis = own.sides[dim], 3 + dim
-                step = -own.geometry.dilation[dim]
+                step, before = -own.geometry.dilation[dim], (ALL,) * axis
                 shape = (*array.shape[:axis], side.points, *array.shape[axis + 1 :])
                 laid = backend.zeroed(workspace(f"filters {dim}", shape, array.dtype))
                 for taps, points in _runs(side.offset, step, own.geometry.kernel[dim], side.points):
-                    before = (ALL,) * axis
                     turned = backend.xp.flip(array[(*before, slice(*taps), ...)], axis=axis)
                     laid = backend.write(laid, (*before, points, ...), turned)
                 kind = "rfft" if self.real and dim == dims - 1 else "fft"
@@ -261,8 +259,9 @@ class _Spectral:
             return backend.write(target, (...,), array)
 
         index = (ALL,) * own.mixed
-        blocks = [((*index, slice(*part), ...), part) for part in groups]
-        return backend.fill(self.empty(self.shape(w.shape[0])), blocks, compute, operations)
+        parts = own.filters(w.shape[0])
+        blocks = [((*index, slice(*groups), slice(*filters), ...), (groups, filters)) for groups, filters in parts]
+        return backend.fill(self.empty(self.shape(w.shape[0])), blocks, compute, own.geometry.operations)
 
     def taps(self, spectra: Array, geometry: Geometry) -> Array:
         """Transform the spectra of gradients back, and take the points that are taps: (g, f, c, *K)."""
@@ -301,6 +300,8 @@ class Tiling:
         The most samples a block.
     groups : int
         The most groups a block.
+    some : int
+        The most elements of the spectra of filters that are transformed at a time, where one filter has fewer.
     sums : int
         Into how many partial sums a weight gradient is cut.
     """
@@ -310,6 +311,7 @@ class Tiling:
     held: tuple[Range, ...]
     samples: int
     groups: int
+    some: int
     sums: int
 
     @property
@@ -332,6 +334,18 @@ class Tiling:
         groups = [(held[0] + start, held[0] + end) for start, end in pieces(held[1] - held[0], self.groups)]
         yield from product(pieces(self.geometry.batch, self.samples), groups, self.tiles)
 
+    def filters(self, count: int) -> list[tuple[Range, Range]]:
+        """Groups and filters that are transformed at a time, of so many groups."""
+        one = 2 * self.geometry.group_in * self.points
+        filters = pieces(self.geometry.group_out, self.some // one)
+        groups = pieces(count, self.some // (one * self.geometry.group_out))
+        return list(product(groups, filters))
+
+    @cached_property
+    def points(self) -> int:
+        """Points of all dimensions."""
+        return math.prod(side.points for side in self.sides)
+
     def shares(self, held: Range) -> list[tuple[int, Range, tuple[tuple[Range, Range, Tile], ...]]]:
         """The blocks of some groups, as a partial sum, its groups, and its blocks."""
         found: dict[tuple[int, Range], list[tuple[Range, Range, Tile]]] = {}
@@ -344,19 +358,94 @@ class Tiling:
 
 
 @lru_cache(maxsize=1024)
-def _tiling(geometry: Geometry, elements: int, enough: int, least: int) -> Tiling:
-    """Cut so that what a block works on holds about `elements`, and into at least `least` blocks where it can be."""
+def planned(geometry: Geometry, purpose: str, bounds: Limits) -> tuple[Tiling, int]:
+    """Cut a product within bounds; return the plan, and the elements of workspace that it needs."""
+    if purpose == "input_grad":
+        plan, needed = planned(geometry.mirrored, "forward", bounds)
+        return plan, needed + math.prod(geometry.w_shape)
+    return fitted(
+        lambda elements: _tiling(geometry, elements, bounds.enough, bounds.least, bounds.room),
+        lambda plan: _need(geometry, purpose, plan),
+        bounds,
+    )
+
+
+def work(geometry: Geometry, purpose: str, bounds: Limits) -> Work:
+    """Say what a product takes."""
+    plan, need = planned(geometry, purpose, bounds)
+    if purpose == "input_grad":
+        found = work(geometry.mirrored, "forward", bounds)
+        return found._replace(elements=found.elements + math.prod(geometry.w_shape), need=need)
+    inputs, outputs = geometry.group_in, geometry.group_out
+    levels = sum(math.log2(max(2, side.points)) for side in plan.sides)
+    planes = geometry.batch * geometry.groups * len(plan.tiles)
+    filters = geometry.groups * outputs * inputs
+    transforms = (planes * (inputs + outputs) + filters) * plan.points * levels
+    products = planes * outputs * inputs * plan.points
+    elements = planes * (inputs + outputs) * plan.points
+    operations = 0.0
+    if plan.mixed:
+        # Complex products of small matrices, after points have been put first and before they are put back.
+        operations = 4 * products * (1 + 8 / min(inputs, outputs * plan.samples))
+        elements += 2 * 4 * planes * (inputs + outputs) * plan.points
+    else:
+        elements += 2 * products
+    blocks = planes // (plan.samples * plan.groups) + 1
+    calls = blocks * (10 + 6 * geometry.dims) * (1 if purpose == "forward" else 1.3)
+    shape = {"samples": plan.samples, "groups": plan.groups, "tiles": len(plan.tiles), "points": plan.points}
+    return Work(operations, elements, transforms, calls, need, shape)
+
+
+def _need(geometry: Geometry, purpose: str, plan: Tiling) -> int:
+    """Elements of workspace: of a block, and of what all blocks share. Complex ones count twice, real ones may be one."""
+    sides, dims = plan.sides, geometry.dims
+    inputs, outputs = geometry.group_in, geometry.group_out
+    # Real spectra are half as long along the last dimension, plus one point.
+    sizes = (*(side.points for side in sides[:-1]), sides[-1].points // 2 + 1)
+    points = 2 * math.prod(sizes)
+    each = inputs * math.prod(side.segment for side in sides)
+    forth = sum(
+        2 * math.prod(side.segment for side in sides[:dim]) * math.prod(sizes[dim:]) for dim in range(dims)
+    )
+    each += inputs * forth
+    if purpose == "forward":
+        back = sum(
+            2 * math.prod(side.tile for side in sides[:dim]) * math.prod(sizes[dim:]) for dim in range(dims - 1)
+        )
+        each += outputs * (points + back + math.prod(side.tile for side in sides[:-1]) * sides[-1].points)
+        each += (inputs + outputs) * points if plan.mixed else 0
+    else:
+        tiles = sum(2 * math.prod(side.tile for side in sides[:dim]) * math.prod(sizes[dim:]) for dim in range(dims))
+        each += outputs * (tiles + math.prod(side.tile for side in sides))
+        each += (inputs + outputs) * points if plan.mixed else 0
+        each += inputs * outputs * points
+    block = plan.samples * plan.groups * each
+    held = max(end - start for start, end in plan.held)
+    spectra = held * outputs * inputs * points
+    some = max((g1 - g0) * (f1 - f0) for (g0, g1), (f0, f1) in plan.filters(held))
+    if purpose == "forward":
+        return spectra + max(block, some * inputs * 4 * plan.points * dims)
+    # Partial sums, their total, and its way back.
+    return block + spectra * (plan.sums + 1 + 2)
+
+
+def _tiling(geometry: Geometry, elements: int, enough: int, least: int, room: int = 1 << 62) -> Tiling:
+    """Cut so that what a block works on holds about `elements`, and into at least `least` blocks where it can be.
+
+    The spectra of filters that are held at a time take a quarter of the `room`, where those of a group do.
+    """
     sides = tuple(_side(geometry, dim, elements) for dim in range(geometry.dims))
     points = math.prod(side.points for side in sides)
     each = points * (geometry.group_in + 2 * geometry.group_out) * 2
-    held = pieces(geometry.groups, geometry.groups)
+    filters = 2 * points * geometry.group_in * geometry.group_out
+    held = pieces(geometry.groups, room // 4 // filters)
     most = max(1, elements // each)
     tiles = math.prod(len(side.tiles) for side in sides)
     # Groups first: a block of few samples has its filters in cache.
-    groups = min(most, geometry.groups, max(1, -(-geometry.groups * geometry.batch * tiles // least)))
+    groups = min(most, held[0][1], max(1, -(-geometry.groups * geometry.batch * tiles // least)))
     samples = max(1, min(geometry.batch, most // groups))
     shares = -(-geometry.groups // groups)
-    return Tiling(geometry, sides, held, samples, groups, max(1, -(-least // shares)))
+    return Tiling(geometry, sides, held, samples, groups, elements, max(1, min(-(-least // shares), geometry.batch)))
 
 
 @lru_cache(maxsize=1024)

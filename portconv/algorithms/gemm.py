@@ -11,14 +11,16 @@ l positions of a block, flattened.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 
 from ..backends import Array, Backend, Workspace
-from ..geometry import Geometry, Range, boxes, cut, pieces
-from .columns import ALL, Block, add_columns, columns_of, gather, no_strips, scatter
+from ..geometry import Geometry, Range, boxes, cut, largest, pieces
+from .blocks import Limits, Work, copied, fitted, narrow
+from .columns import ALL, Block, add_columns, columns_of, gather, no_strips, scatter, strips_of
 
 FEWEST_COLUMNS = 64
 """With fewer columns a product spends its time preparing the filters, however well the block fits the cache."""
@@ -30,18 +32,25 @@ REUSE = 16
 """Positions a filter must serve for each of its kind before reordering the filters costs less than copying columns."""
 
 
-def forward(geometry: Geometry, backend: Backend, x: Array, w: Array, b: Array | None) -> Array:
+def objection(geometry: Geometry) -> str | None:
+    """Say what is served where `geometry` is not; None where it is."""
+    return None
+
+
+def forward(geometry: Geometry, backend: Backend, bounds: Limits, x: Array, w: Array, b: Array | None) -> Array:
     xp = backend.xp
     flat = _positionwise(geometry)
-    x = xp.reshape(x, (geometry.batch, geometry.groups, geometry.group_in, *(flat or geometry.size)))
-    plan = _plan(geometry, "forward", *limits(geometry, backend, x))
+    x = xp.reshape(x, (geometry.batch, geometry.groups, geometry.group_in, *geometry.size))
+    plan, _ = planned(geometry, "forward", bounds)
     filters = _filters(geometry, backend, w, plan)
     bias = None if b is None else xp.reshape(b, (geometry.groups, geometry.group_out, 1))
 
     def compute(block: Block, target: Array, workspace: Workspace) -> Array:
         samples, groups, _ = block.counts
         if flat:
-            part = x[slice(*block.samples), slice(*block.groups), :, slice(*block.run)]
+            # Of the block's own cells: where rows do not follow one another in memory, this is a copy of them.
+            part = x[(slice(*block.samples), slice(*block.groups), ALL, *(slice(*side) for side in block.box))]
+            part = xp.reshape(part, (samples, groups, geometry.group_in, -1))
             value = backend.product(filters[0][None, slice(*block.groups), ...], part, target)
         else:
             strips = gather(geometry, backend, x, block, workspace)
@@ -71,15 +80,15 @@ def forward(geometry: Geometry, backend: Backend, x: Array, w: Array, b: Array |
     return xp.reshape(backend.fill(out, blocks, compute, geometry.operations), geometry.out_shape)
 
 
-def input_grad(geometry: Geometry, backend: Backend, dout: Array, w: Array) -> Array:
+def input_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Array, w: Array) -> Array:
     if 0 in geometry.x_shape:
         return backend.zeros(geometry.x_shape, like=dout)
     # Cells beyond an edge of dout are no part of any sum, but zeros in the mirrored convolution: 0 times inf is nan.
-    if geometry.dense and backend.all_finite(w):
-        return forward(geometry.mirrored, backend, dout, mirrored(geometry, backend, w), None)
+    if _mirrors(geometry, bounds) and backend.all_finite(w):
+        return forward(geometry.mirrored, backend, bounds, dout, mirrored(geometry, backend, w), None)
     xp = backend.xp
-    dout = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, geometry.positions))
-    plan = _plan(geometry, "input_grad", *limits(geometry, backend, dout))
+    dout = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, *geometry.out))
+    plan, _ = _scattered(geometry, bounds)
     filters = [xp.permute_dims(matrix, (0, 2, 1)) for matrix in _filters(geometry, backend, w, plan)]
 
     def compute(blocks: tuple[Block, ...], target: Array, workspace: Workspace) -> Array:
@@ -118,13 +127,13 @@ def mirrored(geometry: Geometry, backend: Backend, w: Array) -> Array:
     return xp.reshape(turned, geometry.mirrored.w_shape)
 
 
-def weight_grad(geometry: Geometry, backend: Backend, dout: Array, x: Array) -> Array:
+def weight_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Array, x: Array) -> Array:
     xp = backend.xp
     if geometry.batch == 0:
         return backend.zeros(geometry.w_shape, like=x)
     x = xp.reshape(x, (geometry.batch, geometry.groups, geometry.group_in, *geometry.size))
-    dout = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, geometry.positions))
-    plan = _plan(geometry, "weight_grad", *limits(geometry, backend, x))
+    dout = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, *geometry.out))
+    plan, _ = planned(geometry, "weight_grad", bounds)
     rest = geometry.other_taps
 
     def filters_first(taps: Range, channels: int) -> bool:
@@ -196,24 +205,127 @@ class Plan:
             yield tuple(self.stack((samples,), groups, channels))
 
 
-def limits(geometry: Geometry, backend: Backend, like: Array) -> tuple[int, int, int]:
-    """The most elements of a block, columns that are enough for a product, and the fewest blocks to share out."""
-    elements = backend.block_bytes * 8 // backend.bits(like.dtype)
-    return elements, backend.block_columns, backend.least_blocks(geometry.operations)
+@lru_cache(maxsize=1024)
+def planned(geometry: Geometry, purpose: str, bounds: Limits) -> tuple[Plan, int]:
+    """Cut a product within bounds; return the plan, and the elements of workspace that it needs."""
+    if purpose == "input_grad":
+        if not _mirrors(geometry, bounds):
+            return _scattered(geometry, bounds)
+        plan, needed = planned(geometry.mirrored, "forward", bounds)
+        return plan, needed + _weights(geometry)
+
+    def cut(elements: int) -> Plan:
+        whole = 4 * _weights(geometry) > bounds.room
+        return _plan(geometry, purpose, elements, bounds.enough, bounds.least, whole)
+
+    return fitted(cut, lambda plan: _need(geometry, purpose, plan), bounds)
 
 
 @lru_cache(maxsize=1024)
-def _plan(geometry: Geometry, purpose: str, elements: int, enough: int, least: int) -> Plan:
+def _scattered(geometry: Geometry, bounds: Limits) -> tuple[Plan, int]:
+    """The same of an input gradient whose columns are added on to the cells that they come from."""
+
+    def cut(elements: int) -> Plan:
+        whole = 4 * _weights(geometry) > bounds.room
+        return _plan(geometry, "input_grad", elements, bounds.enough, bounds.least, whole)
+
+    return fitted(cut, lambda plan: _need(geometry, "input_grad", plan), bounds)
+
+
+def _weights(geometry: Geometry) -> int:
+    return geometry.out_channels * geometry.group_in * geometry.taps
+
+
+def _mirrors(geometry: Geometry, bounds: Limits) -> bool:
+    """Whether the input gradient is the forward product of the mirrored convolution: its filters are a copy."""
+    return geometry.dense and 4 * _weights(geometry) <= bounds.room
+
+
+def work(geometry: Geometry, purpose: str, bounds: Limits) -> Work:
+    """Say what a product takes."""
+    plan, need = planned(geometry, purpose, bounds)
+    if purpose == "input_grad" and _mirrors(geometry, bounds):
+        found = work(geometry.mirrored, "forward", bounds)
+        return found._replace(elements=found.elements + _weights(geometry), need=need)
+    sizes, rest = _block(geometry, plan), geometry.other_taps
+    n, groups, channels = sizes.counts
+    cells = geometry.batch * geometry.positions
+    row, blocks = geometry.out[-1], len(plan.taps)
+    elements = calls = 0.0
+    if not geometry.pointwise or (n > 1 and not _positionwise(geometry)):
+        planned_strips = strips_of(geometry, sizes.box)
+        rows = planned_strips.sizes[0] / max(1, sizes.rows) * planned_strips.lanes
+        elements += copied(geometry.in_channels * rest * rows * cells, row) * (1.5 if geometry.stride[-1] > 1 else 1)
+        calls += 2 * len(planned_strips.copies)
+    if (most := max(end - start for start, end in plan.taps)) > 1:
+        elements += geometry.in_channels * geometry.taps * cells
+        calls += most * blocks
+    outputs = geometry.out_channels * cells
+    if purpose == "forward":
+        elements += (blocks - 1) * outputs + (0 if n == 1 or _positionwise(geometry) else copied(outputs, row))
+        lines = geometry.group_out
+    elif purpose == "input_grad":
+        # What is gathered forward is zeroed and added up here.
+        elements *= 2
+        elements += 0 if n == 1 else copied(outputs, row)
+        lines = geometry.group_in * most * rest
+    else:
+        elements += 0 if n == 1 else copied(outputs, row)
+        lines = min(geometry.group_out, geometry.group_in * most * rest)
+    calls += 4 + 3 * blocks
+    positions = sizes.run[1]
+    count = len(plan.samples) * len(plan.groups) * len(plan.channels) * -(-geometry.positions // max(1, positions))
+    shape = {"samples": n, "groups": groups, "channels": channels, "positions": positions}
+    return Work(narrow(geometry.operations, lines), elements, 0, calls * count, need, shape)
+
+
+def _block(geometry: Geometry, plan: Plan) -> Block:
+    """The largest block of a plan."""
+
+    def most(ranges: tuple[Range, ...]) -> Range:
+        return 0, max((end - start for start, end in ranges), default=0)
+
+    box = largest(geometry.out, plan.positions)
+    run = (0, math.prod(end for _, end in box))
+    return Block(most(plan.samples), most(plan.groups), most(plan.channels), run, box)
+
+
+def _need(geometry: Geometry, purpose: str, plan: Plan) -> int:
+    """Elements of workspace: of a block, and of what all blocks share."""
+    block = _block(geometry, plan)
+    n, groups, channels = block.counts
+    rest, outputs = geometry.other_taps, groups * geometry.group_out * block.length
+    most = max(end - start for start, end in plan.taps)
+    columns = groups * channels * most * rest * block.length if most > 1 or purpose == "input_grad" else 0
+    bare = geometry.pointwise and n == 1
+    strips = 0 if bare and purpose != "input_grad" else strips_of(geometry, block.box).count(geometry, block)
+    copies = _weights(geometry) if len(plan.taps) > 1 else 0
+    if purpose == "forward":
+        if _positionwise(geometry):
+            return copies
+        return strips + columns + outputs * ((n > 1) + (len(plan.taps) > 1)) + copies
+    values = outputs if n > 1 else 0
+    if purpose == "input_grad":
+        return strips + columns + values + copies
+    own = groups * geometry.group_out * channels * rest
+    sums = own * geometry.kernel[0] * (2 if len(plan.taps) > 1 else 1) + own * most
+    parts = plan.sums * _weights(geometry) if plan.sums > 1 else 0
+    return strips + columns + values + sums + parts
+
+
+def _plan(geometry: Geometry, purpose: str, elements: int, enough: int, least: int, whole: bool = False) -> Plan:
     """Cut a product: "forward", "input_grad" or "weight_grad".
 
     A block's columns hold at most `elements`; more than `enough` columns make no product faster; and there are at least
-    `least` blocks to share out, where the sizes allow.
+    `least` blocks to share out, where the sizes allow. With `whole`, all taps are taken together, so that filters stay
+    as they lie in memory.
     """
+    fewest = max(1, min(FEWEST_COLUMNS, elements >> 10))
     columns = max(1, min(enough, geometry.batch * geometry.positions))
     rows = max(1, elements // columns)
     rest = geometry.other_taps
     together = geometry.kernel[0]
-    if geometry.batch * geometry.positions >= REUSE * geometry.group_out:
+    if not whole and geometry.batch * geometry.positions >= REUSE * geometry.group_out:
         # Of the gradients, few samples leave channels to be shared out, and a block with fewer of them.
         cuts = 1 if purpose == "forward" else -(-least // max(1, geometry.batch))
         together = min(together, -(-FEWEST_ROWS // (-(-geometry.group_in // cuts) * rest)))
@@ -231,7 +343,7 @@ def _plan(geometry: Geometry, purpose: str, elements: int, enough: int, least: i
         reach = (geometry.kernel[0] - 1) * geometry.dilation[0]
         rows = max(1, positions // across) * min(geometry.stride[0], geometry.kernel[0]) + reach
         strips = height // together * min(across, max(1, positions)) * rows
-        positions = max(FEWEST_COLUMNS, min(positions, positions * 4 * elements // strips))
+        positions = max(fewest, min(positions, positions * 4 * elements // strips))
         samples = min(positions // geometry.positions, -(-enough // geometry.positions))
     taps = pieces(geometry.kernel[0], together)
     # Too few blocks to share out: cut the samples finer, and what is left to cut after that.
@@ -240,7 +352,7 @@ def _plan(geometry: Geometry, purpose: str, elements: int, enough: int, least: i
     cut_samples = cut(geometry.batch, samples, wanted)
     if purpose == "forward":
         short = -(-least // max(1, len(groups) * len(cut_samples)))
-        positions = min(positions, max(FEWEST_COLUMNS, -(-geometry.positions // short)))
+        positions = min(positions, max(fewest, -(-geometry.positions // short)))
         return Plan(geometry.out, cut_samples, groups, ((0, channels),), taps, positions)
     sums = len(cut_samples)
     if purpose == "weight_grad":
@@ -279,10 +391,9 @@ def _rows(geometry: Geometry, block: Block, taps: Range) -> slice:
 def _values(backend: Backend, dout: Array, block: Block, workspace: Workspace) -> Array:
     """A block of the output's gradient as a matrix: (g, f, l), in the order of the columns."""
     xp = backend.xp
-    groups, run = slice(*block.groups), slice(*block.run)
+    part = dout[(slice(*block.samples), slice(*block.groups), ALL, *(slice(*side) for side in block.box))]
     if block.counts[0] == 1:
-        return dout[block.samples[0], groups, :, run]
-    part = dout[slice(*block.samples), groups, :, run]
-    part = xp.permute_dims(xp.reshape(part, (*part.shape[:3], block.rows, -1)), (1, 2, 3, 0, 4))
+        return xp.reshape(part[0, ...], (*part.shape[1:3], block.length))
+    part = xp.permute_dims(part, (1, 2, 3, 0, *range(4, part.ndim)))
     values = backend.write(workspace("values", part.shape), (...,), part)
     return xp.reshape(values, (*part.shape[:2], block.length))

@@ -161,10 +161,11 @@ def cuts(geometry: Geometry, elements: int, enough: int, least: int) -> Cuts:
     total = math.prod(own.counts)
     deep = own.inner * (geometry.group_in + geometry.group_out)
     groups = pieces(geometry.groups, elements // (deep * min(enough, geometry.batch * total)))
-    tiles = max(FEWEST_TILES, elements // (deep * max(end - start for start, end in groups)))
+    fewest = max(1, min(FEWEST_TILES, elements >> 10))
+    tiles = max(fewest, elements // (deep * max(end - start for start, end in groups)))
     wanted = -(-least // len(groups))
     samples = cut(geometry.batch, min(tiles // total, -(-enough // total)), wanted)
-    tiles = min(tiles, max(FEWEST_TILES, -(-total // -(-wanted // len(samples)))))
+    tiles = min(tiles, max(fewest, -(-total // -(-wanted // len(samples)))))
     # Partial sums cost memory: at most four blocks' worth.
     weights = 4 * own.inner * geometry.out_channels * geometry.group_in
     return Cuts(samples, groups, tiles, max(1, min(len(samples), wanted, 4 * elements // weights)))

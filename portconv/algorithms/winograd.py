@@ -29,13 +29,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from itertools import product
 
 from ..backends import Array, Backend, Workspace
-from ..geometry import Geometry, pieces
+from ..geometry import Geometry, largest, pieces
 from . import gemm
+from .blocks import Limits, Work, fitted, narrow
 from .columns import ALL, Block, Index, gather
-from .tiles import Tiles, cuts, tiling
+from .tiles import Cuts, Tiles, cuts, tiling
 
 STEPS, STEPS_OF_A_WEIGHT = 17, 60
 """How many elementwise steps the work beyond that of `gemm` amounts to, for each cell of input and output, and for each
@@ -52,17 +54,63 @@ def objection(geometry: Geometry) -> str | None:
     return "a kernel of 3 along every dimension (or 1, but not along all), stride 1 and dilation 1"
 
 
-def worthwhile(geometry: Geometry, backend: Backend) -> bool:
-    """Whether the multiplications saved take longer than the elementwise work that saves them."""
-    if objection(geometry) or backend.step_operations == math.inf:
-        return False
-    saved = geometry.operations - 2 * tiling(geometry).multiplications
+@lru_cache(maxsize=1024)
+def planned(geometry: Geometry, purpose: str, bounds: Limits) -> tuple[Cuts, int]:
+    """Cut a product within bounds; return the plan, and the elements of workspace that it needs."""
+    if purpose == "input_grad":
+        plan, needed = planned(geometry.mirrored, "forward", bounds)
+        return plan, needed + math.prod(geometry.w_shape)
+    return fitted(
+        lambda elements: cuts(geometry, elements, bounds.enough, bounds.least),
+        lambda plan: _need(geometry, purpose, plan),
+        bounds,
+    )
+
+
+def work(geometry: Geometry, purpose: str, bounds: Limits) -> Work:
+    """Say what a product takes."""
+    plan, need = planned(geometry, purpose, bounds)
+    if purpose == "input_grad":
+        found = work(geometry.mirrored, "forward", bounds)
+        return found._replace(elements=found.elements + math.prod(geometry.w_shape), need=need)
+    own = tiling(geometry)
     cells = math.prod(geometry.x_shape) + math.prod(geometry.out_shape)
-    steps = STEPS * cells + STEPS_OF_A_WEIGHT * math.prod(geometry.w_shape)
-    return saved > steps * backend.step_operations
+    elements = STEPS * cells + STEPS_OF_A_WEIGHT * math.prod(geometry.w_shape)
+    tiles, groups = math.prod(own.counts), plan.groups[0][1]
+    samples = max((end - start for start, end in plan.samples), default=0)
+    count = len(plan.samples) * len(plan.groups) * -(-tiles // min(plan.tiles, tiles))
+    calls = count * (40 * own.inner // 4 + 40)
+    shape = {"samples": samples, "groups": groups, "tiles": min(plan.tiles, tiles)}
+    return Work(narrow(2 * own.multiplications, geometry.group_out), elements, 0, calls, need, shape)
 
 
-def forward(geometry: Geometry, backend: Backend, x: Array, w: Array, b: Array | None) -> Array:
+def _need(geometry: Geometry, purpose: str, plan: Cuts) -> int:
+    """Elements of workspace: of a block, and of what all blocks share."""
+    own = tiling(geometry)
+    groups = max(end - start for start, end in plan.groups)
+    samples = max((end - start for start, end in plan.samples), default=0)
+    box = largest(own.counts, plan.tiles)
+    sizes = [end + (dim in own.excess) for dim, (_, end) in enumerate(box)]
+    tiles = samples * math.prod(sizes)
+    reached = samples * math.prod(end + (dim in own.dims) for dim, (_, end) in enumerate(box))
+    dims = len(own.dims)
+    # Halves along all dimensions, then places along one more dimension at a time.
+    spread = [2 * 4**axis * 2 ** (dims - 1 - axis) for axis in range(1, dims)]
+    inputs, outputs = groups * geometry.group_in, groups * geometry.group_out
+    weights = 4 * own.inner * math.prod(geometry.w_shape) // geometry.taps
+    if purpose == "forward":
+        found = own.inner * outputs * tiles
+        strips = max(2**dims * inputs * reached, found)
+        folded = max(own.inner * inputs * tiles, 2 * found // 2)
+        # The filters on their way, a copy in another order and sums included.
+        return strips + sum(spread) * inputs * reached + found + folded + 2 * found + 3 * weights
+    of_both = (2**dims + sum(spread)) * reached + own.inner * tiles
+    parts = plan.sums * weights
+    own_products = own.inner * geometry.group_in * outputs
+    return of_both * (inputs + outputs) + own_products + parts + (parts + 3 * weights)
+
+
+def forward(geometry: Geometry, backend: Backend, bounds: Limits, x: Array, w: Array, b: Array | None) -> Array:
     xp = backend.xp
     if 0 in geometry.out_shape:
         return backend.zeros(geometry.out_shape, like=x)
@@ -102,7 +150,7 @@ def forward(geometry: Geometry, backend: Backend, x: Array, w: Array, b: Array |
             spoilt.append(block)
         return target if bias is None else backend.add(target, (...,), bias[block.writes[1], ...])
 
-    found = cuts(geometry, *gemm.limits(geometry, backend, x))
+    found, _ = planned(geometry, "forward", bounds)
     blocks = [
         (block.writes, block) for groups in found.groups for block in own.blocks(found.samples, groups, found.tiles)
     ]
@@ -110,16 +158,16 @@ def forward(geometry: Geometry, backend: Backend, x: Array, w: Array, b: Array |
     out = backend.empty(shape, like=x, last=2 * geometry.channels_last)
     with backend.quiet():
         out = backend.fill(out, blocks, compute, geometry.operations)
-    return gemm.forward(geometry, backend, x, w, b) if spoilt else xp.reshape(out, geometry.out_shape)
+    return gemm.forward(geometry, backend, bounds, x, w, b) if spoilt else xp.reshape(out, geometry.out_shape)
 
 
-def input_grad(geometry: Geometry, backend: Backend, dout: Array, w: Array) -> Array:
+def input_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Array, w: Array) -> Array:
     if not backend.all_finite(w):
-        return gemm.input_grad(geometry, backend, dout, w)
-    return forward(geometry.mirrored, backend, dout, gemm.mirrored(geometry, backend, w), None)
+        return gemm.input_grad(geometry, backend, bounds, dout, w)
+    return forward(geometry.mirrored, backend, bounds, dout, gemm.mirrored(geometry, backend, w), None)
 
 
-def weight_grad(geometry: Geometry, backend: Backend, dout: Array, x: Array) -> Array:
+def weight_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Array, x: Array) -> Array:
     xp = backend.xp
     if geometry.batch == 0:
         return backend.zeros(geometry.w_shape, like=x)
@@ -150,7 +198,7 @@ def weight_grad(geometry: Geometry, backend: Backend, dout: Array, x: Array) -> 
                 target = put(target, (lead, ...), found)
         return target
 
-    found = cuts(geometry, *gemm.limits(geometry, backend, x))
+    found, _ = planned(geometry, "weight_grad", bounds)
     parts = pieces(len(found.samples), -(-len(found.samples) // found.sums))
     shares = []
     for (i, part), groups in product(enumerate(parts), found.groups):
@@ -161,7 +209,7 @@ def weight_grad(geometry: Geometry, backend: Backend, dout: Array, x: Array) -> 
         places = backend.fill(backend.empty(shape, like=x), shares, compute, geometry.operations)
         grad = _weights(geometry, backend, xp.sum(places, axis=0))
         finite = backend.all_finite(grad)
-    return grad if finite else gemm.weight_grad(geometry, backend, dout, x)
+    return grad if finite else gemm.weight_grad(geometry, backend, bounds, dout, x)
 
 
 def _halves(halves: Geometry, backend: Backend, cells: Array, block: Block, workspace: Workspace) -> Array:
