@@ -33,7 +33,7 @@ class NumpyBackend(Backend):
     views = True
     block_bytes = 4 << 20
     block_columns = 4096
-    costs = Costs(operation=0.008, element=0.12, transform=0.25, call=3000)
+    costs = Costs(operation=0.016, element=0.19, transform=0.7, call=5500)
 
     def load(self) -> Any:
         # NumPy 2's own namespace holds all that is used here; importing array_api_compat's wrapper takes 0.1 s.

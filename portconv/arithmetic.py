@@ -83,42 +83,33 @@ def computed_in(backend: Backend, dtype: Dtype, slices: bool = True) -> Dtype:
 
 
 @lru_cache(maxsize=1024)
-def _copies(
-    backend: Backend, dtype: Dtype, geometry: Geometry, purpose: str, dtypes: tuple[object, object], slices: bool
+def copies(
+    backend: Backend, dtype: Dtype, geometry: Geometry, purpose: str, a: object, b: object, slices: bool = True
 ) -> Copies:
+    """Count the bytes of copies that a product makes before and after an algorithm works on it.
+
+    `a` and `b` are the dtypes of its operands, in the order of `compute`.
+    """
     wide = backend.bits(computed_in(backend, dtype, slices).dtype) // 8
     own = backend.bits(dtype.dtype) // 8
-    inputs, outputs = math.prod(geometry.x_shape[1:]), math.prod(geometry.out_shape[1:])
-    filters = math.prod(geometry.w_shape)
-    sample = others = 0
-    first, second = {
-        "forward": (inputs, filters), "input_grad": (outputs, filters), "weight_grad": (outputs, inputs)
-    }[purpose]  # fmt: skip
-    result = {"forward": outputs, "input_grad": inputs, "weight_grad": filters}[purpose]
-    bytes_of = [0, 0, 0]
-    if dtype.kind == "integral":
-        # Each slice of at least a bit less than a quarter of float64's, as it is cut and as it is multiplied.
-        most = -(-(backend.bits(dtype.dtype) + 1) // 8)
-        bytes_of = [own + most * (wide + 2 * own), own + most * (wide + 2 * own), 3 * wide + 3 * own]
+    if dtype.kind == "integral" and slices:
+        # As it was given, in slices as they are cut, of at least 8 bits each, and as they are multiplied.
+        most = -(-(8 * own + 1) // 8)
+        operands, result = [own + most * (wide + 2 * own)] * 2, 3 * wide + 3 * own
+    elif dtype.kind == "integral":
+        operands, result = [own] * 2, own
     else:
-        bytes_of = [wide if backend.native(given) != computed_in(backend, dtype).dtype else 0 for given in dtypes]
-        bytes_of = [max(size, wide if dtype.kind == "complex floating" else 0) for size in bytes_of]
-        bytes_of.append(wide if dtype.name in HALVES else 0)
-    sizes = dict.fromkeys(("x", "w", "out"), 0)
-    named = {"forward": ("x", "w", "out"), "input_grad": ("out", "w", "x"), "weight_grad": ("out", "x", "w")}[purpose]
-    for name, count, size in zip(named, (first, second, result), bytes_of, strict=True):
-        sizes[name] += count * size
-    sample, others = sizes["x"] + sizes["out"], sizes["w"]
+        computed = computed_in(backend, dtype).dtype
+        conjugates = dtype.kind == "complex floating" and purpose != "forward"
+        operands = [wide if conjugates or backend.native(given) != computed else 0 for given in (a, b)]
+        result = wide if dtype.name in HALVES else 0
+    shapes = {"x": geometry.x_shape[1:], "w": geometry.w_shape, "out": geometry.out_shape[1:]}
+    names = {"forward": ("x", "w", "out"), "input_grad": ("out", "w", "x"), "weight_grad": ("out", "x", "w")}[purpose]
+    sizes = {name: math.prod(shapes[name]) * size for name, size in zip(names, (*operands, result), strict=True)}
+    sample = sizes["x"] + sizes["out"]
     if geometry.extended is not geometry:
         sample += geometry.in_channels * math.prod(geometry.padded) * max(wide, own)
-    return Copies(sample, others)
-
-
-def copies(
-    backend: Backend, dtype: Dtype, geometry: Geometry, purpose: str, a: Array, b: Array, slices: bool = True
-) -> Copies:
-    """Count the bytes of copies that a product of arrays `a` and `b` makes before and after an algorithm works on it."""
-    return _copies(backend, dtype, geometry, purpose, (a.dtype, b.dtype), slices)
+    return Copies(sample, sizes["w"])
 
 
 def conjugate(backend: Backend, array: Array) -> Array:

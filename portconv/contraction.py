@@ -19,7 +19,7 @@ from .boundary import extend, fold, overlap
 from .choice import Choice, Explanation, choose, explanation
 from .errors import ConvValueError
 from .geometry import Geometry
-from .parts import Part, parts
+from .parts import Copies, Part, parts
 
 Shape = tuple[int, ...]
 
@@ -42,7 +42,9 @@ class Contraction:
 
     def served(self, purpose: str) -> str:
         """The algorithm of a product in the call's own dtype: "forward", "input_grad" or "weight_grad"."""
-        return self._choice(self.dtype, purpose, self.geometry).algorithm.__name__.rpartition(".")[2]
+        own = self.dtype.dtype
+        made = copies(self.backend, self.dtype, self.geometry, purpose, own, own, self.algorithm != "direct")
+        return self._choice(self.dtype, purpose, self.geometry, made).algorithm.__name__.rpartition(".")[2]
 
     @property
     def x_shape(self) -> Shape:
@@ -56,17 +58,17 @@ class Contraction:
 
     def explain(self, x: Array, w: Array) -> Explanation:
         """Explain the choice for the forward product."""
-        cut = self._parts(self.dtype, "forward", x, w)
+        cut, _ = self._parts(self.dtype, "forward", x, w)
         largest = max((part.geometry for part in cut), key=lambda own: own.operations)
-        one = copies(self.backend, self.dtype, largest, "forward", x, w, self.algorithm != "direct")
-        choice = self._choice(self.dtype, "forward", largest)
+        one = copies(self.backend, self.dtype, largest, "forward", x.dtype, w.dtype, self.algorithm != "direct")
+        choice = self._choice(self.dtype, "forward", largest, one)
         more = one.sample * largest.batch + one.filters
         own = computed_in(self.backend, self.dtype, self.algorithm != "direct")
         return explanation(choice, largest.extended, self.backend, own, more)
 
     def forward(self, dtype: Dtype, x: Array, w: Array, b: Array | None) -> Array:
         def of(part: Part) -> Product:
-            own, choice = part.geometry, self._choice(dtype, "forward", part.geometry)
+            own, choice = part.geometry, self._choice(dtype, "forward", part.geometry, made)
 
             def product(x: Array, w: Array, b: Array | None) -> Array:
                 x = extend(own, self.backend, x)
@@ -75,7 +77,7 @@ class Contraction:
             return product
 
         with self._held(dtype, x):
-            cut, seen = self._parts(dtype, "forward", x, w), self._seen(x)
+            (cut, made), seen = self._parts(dtype, "forward", x, w), self._seen(x)
             terms = self.geometry.group_in * self.geometry.taps
             if len(cut) == 1:
                 return self._given(self._computed(dtype, of(cut[0]), terms, seen, w, b))
@@ -90,7 +92,7 @@ class Contraction:
         """Compute the gradient of the input; without `adjoint`, the transposed convolution, which adds a bias."""
 
         def of(part: Part) -> Product:
-            own, choice = part.geometry, self._choice(dtype, "input_grad", part.geometry)
+            own, choice = part.geometry, self._choice(dtype, "input_grad", part.geometry, made)
 
             def product(dout: Array, w: Array, b: Array | None) -> Array:
                 grad = choice.algorithm.input_grad(own.extended, self.backend, choice.bounds, dout, w)
@@ -99,7 +101,7 @@ class Contraction:
             return product
 
         with self._held(dtype, dout):
-            cut, seen = self._parts(dtype, "input_grad", dout, w), self._seen(dout)
+            (cut, made), seen = self._parts(dtype, "input_grad", dout, w), self._seen(dout)
             w = conjugate(self.backend, w) if adjoint else w
             terms = self.geometry.group_out * self.geometry.taps * overlap(self.geometry)
             if len(cut) == 1:
@@ -115,7 +117,7 @@ class Contraction:
         """Compute the gradient of the filters; `adjoint_of` which operand, "x" or "dout", is the one given forward."""
 
         def of(part: Part) -> Product:
-            own, choice = part.geometry, self._choice(dtype, "weight_grad", part.geometry)
+            own, choice = part.geometry, self._choice(dtype, "weight_grad", part.geometry, made)
 
             def product(dout: Array, x: Array, _: Array | None) -> Array:
                 x = extend(own, self.backend, x)
@@ -124,7 +126,7 @@ class Contraction:
             return product
 
         with self._held(dtype, dout):
-            cut, seen, cells = self._parts(dtype, "weight_grad", dout, x), self._seen(dout), self._seen(x)
+            (cut, made), seen, cells = self._parts(dtype, "weight_grad", dout, x), self._seen(dout), self._seen(x)
             terms = self.geometry.batch * self.geometry.positions
             # What is added up is rounded at the end, as in one sum.
             wide = dtype if len(cut) == 1 or dtype.kind == "integral" else computed_in(self.backend, dtype)
@@ -160,24 +162,26 @@ class Contraction:
             shapes.append((geometry.batch, geometry.in_channels, *geometry.padded))
         arguments.room(self.backend, like, dtype, name, tuple(got), *shapes)
 
-    def _choice(self, dtype: Dtype, purpose: str, geometry: Geometry) -> Choice:
-        # Half of the room is for copies, made before an algorithm is asked.
-        room = limits.workspace(self.spare) // 2
+    def _choice(self, dtype: Dtype, purpose: str, geometry: Geometry, made: Copies) -> Choice:
+        room = self._room(made)
         own = computed_in(self.backend, dtype, self.algorithm != "direct")
         return choose(self.algorithm, geometry.extended, self.backend, own, purpose, room)
 
-    def _parts(self, dtype: Dtype, purpose: str, a: Array, b: Array) -> list[Part]:
-        made = copies(self.backend, dtype, self.geometry, purpose, a, b, self.algorithm != "direct")
-        if made.sample == made.filters == 0 and self.algorithm != "direct":
-            return parts(self.geometry, purpose, made, 0) or []
-        room = limits.workspace(self.spare)
-        found = parts(self.geometry, purpose, made, room // 2)
+    def _parts(self, dtype: Dtype, purpose: str, a: Array, b: Array) -> tuple[tuple[Part, ...], Copies]:
+        """Cut a product so that there is room for its copies; return the copies of the whole, too."""
+        made = copies(self.backend, dtype, self.geometry, purpose, a.dtype, b.dtype, self.algorithm != "direct")
+        found = parts(self.geometry, purpose, made, self._room(made))
         if found is None:
             raise ConvValueError(
-                f"workspace_limit: got {room} bytes, expected at least "
+                f"workspace_limit: got {limits.workspace(self.spare)} bytes, expected at least "
                 f"{2 * (made.sample + made.filters)}, twice what copies of a sample and of the filters take"
             )
-        return found
+        return found, made
+
+    def _room(self, made: Copies) -> int:
+        """Bytes for the copies, where there are any, and as many for an algorithm's workspaces."""
+        room = limits.workspace(self.spare)
+        return room // 2 if any(made) else room
 
     def _computed(
         self, dtype: Dtype, product: Product, terms: int, a: Array, b: Array, bias: Array | None = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
@@ -35,22 +36,19 @@ class Part(NamedTuple):
     of_out: Index
 
 
-def parts(geometry: Geometry, purpose: str, copies: Copies, room: int) -> list[Part] | None:
-    """Cut a product, so that its copies take no more than `room` bytes; None where no cut does.
-
-    The whole is one part. A single part of another than the whole never is returned.
-    """
+@lru_cache(maxsize=256)
+def parts(geometry: Geometry, purpose: str, copies: Copies, room: int) -> tuple[Part, ...] | None:
+    """Cut a product, so that its copies take no more than `room` bytes; None where no cut does."""
     if copies.sample * geometry.batch + copies.filters <= room:
-        return [Part(geometry, (ALL, ALL), (ALL, ALL), (ALL, ALL))]
+        return (Part(geometry, (ALL, ALL), (ALL, ALL), (ALL, ALL)),)
     cuts = 1 if copies.filters <= room // 2 else -(-2 * copies.filters // room)
     some = list(_of_filters(geometry, purpose, cuts))
     if len(some) < cuts:
         return None
     left = room - copies.filters // len(some)
     if copies.sample <= left:
-        return [
-            _with_samples(part, samples) for part, samples in product(some, pieces(geometry.batch, left // copies.sample))
-        ]
+        cuts_of_samples = pieces(geometry.batch, left // copies.sample)
+        return tuple(_with_samples(part, samples) for part, samples in product(some, cuts_of_samples))
     rows = geometry.size[0] if purpose == "input_grad" else geometry.out[0]
     # What a part reads beyond its share, of the other array: a window's length of it, at most.
     reach = geometry.extent[0] + geometry.stride[0]
@@ -62,7 +60,7 @@ def parts(geometry: Geometry, purpose: str, copies: Copies, room: int) -> list[P
     for part, sample, cut in product(some, range(geometry.batch), pieces(rows, most)):
         one = _with_samples(part, (sample, sample + 1))
         found.append(_rows_of_x(one, cut) if purpose == "input_grad" else _rows_of_out(one, cut))
-    return found
+    return tuple(found)
 
 
 def _of_filters(geometry: Geometry, purpose: str, cuts: int) -> Iterator[Part]:

@@ -35,11 +35,13 @@ def whole(*shapes):
     return [rng.integers(-3, 4, shape).astype("float32") for shape in shapes]
 
 
-# `winograd` on what it serves, and `direct` where its loop over positions is short.
+# `winograd` and `depthwise` on what they serve, and `direct` where its loop over positions is short; `fft` is not exact,
+# and has a test of its own.
 SERVED = {
     f"{algorithm}-{name}": (*CASES[name], algorithm)
     for algorithm, names in {
         "winograd": ("1d", "2d of kernel 3", "2d groups", "2d blocks", "no samples"),
+        "depthwise": ("2d depthwise",),
         "gemm": tuple(CASES),
         "direct": tuple(name for name in CASES if name not in ("2d blocks", "2d many small")),
     }.items()
@@ -83,7 +85,7 @@ def test_one_sample_needs_no_batch_axis(target):
     assert portconv.conv_backward(out, cache).dx.shape == given[0].shape
 
 
-@pytest.mark.parametrize("algorithm", ["gemm", "winograd"])
+@pytest.mark.parametrize("algorithm", ["gemm", "winograd", "fft"])
 def test_no_copy_of_the_whole_input_is_made(algorithm):
     x, w = np.ones((32, 64, 64, 32), "float32"), np.ones((32, 32, 3, 3), "float32")
     options = {"padding": 1, "data_format": "channels_last", "algorithm": algorithm}

@@ -385,9 +385,12 @@ def work(geometry: Geometry, purpose: str, bounds: Limits) -> Work:
     elements = planes * (inputs + outputs) * plan.points
     operations = 0.0
     if plan.mixed:
-        # Complex products of small matrices, after points have been put first and before they are put back.
-        operations = 4 * products * (1 + 8 / min(inputs, outputs * plan.samples))
-        elements += 2 * 4 * planes * (inputs + outputs) * plan.points
+        # Complex products of small matrices, after points have been put first and before they are put back; each
+        # reads the spectra of all filters, or adds to them, from memory.
+        operations = 8 * products * (1 + 8 / min(inputs, outputs, 8 * plan.samples))
+        elements += 8 * planes * (inputs + outputs) * plan.points
+        visits = -(-geometry.batch // plan.samples) * len(plan.tiles)
+        elements += visits * filters * plan.points * (4 if purpose == "forward" else 16)
     else:
         elements += 2 * products
     blocks = planes // (plan.samples * plan.groups) + 1

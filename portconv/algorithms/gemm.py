@@ -20,7 +20,7 @@ from itertools import product
 from ..backends import Array, Backend, Workspace
 from ..geometry import Geometry, Range, boxes, cut, largest, pieces
 from .blocks import Limits, Work, copied, fitted, narrow
-from .columns import ALL, Block, add_columns, columns_of, gather, no_strips, scatter, strips_of
+from .columns import ALL, Block, Index, add_columns, columns_of, gather, no_strips, scatter, strips_of
 
 FEWEST_COLUMNS = 64
 """With fewer columns a product spends its time preparing the filters, however well the block fits the cache."""
@@ -70,11 +70,7 @@ def forward(geometry: Geometry, backend: Backend, bounds: Limits, x: Array, w: A
         value = xp.reshape(value, (groups, geometry.group_out, block.rows, samples, -1))
         return xp.reshape(xp.permute_dims(value, (3, 0, 1, 2, 4)), target.shape)
 
-    blocks = []
-    for stack in plan.stacks():
-        for block in stack:
-            samples = block.samples[0] if block.counts[0] == 1 and not flat else slice(*block.samples)
-            blocks.append(((samples, slice(*block.groups), ALL, slice(*block.run)), block))
+    blocks = _indexed(geometry, plan)
     shape = (geometry.batch, geometry.groups, geometry.group_out, geometry.positions)
     out = backend.empty(shape, like=x, last=2 * geometry.channels_last)
     return xp.reshape(backend.fill(out, blocks, compute, geometry.operations), geometry.out_shape)
@@ -203,6 +199,18 @@ class Plan:
         """One stack for each range of samples, groups and channels."""
         for samples, groups, channels in product(self.samples, self.groups, self.channels):
             yield tuple(self.stack((samples,), groups, channels))
+
+
+@lru_cache(maxsize=64)
+def _indexed(geometry: Geometry, plan: Plan) -> list[tuple[Index, Block]]:
+    """The blocks of a forward product, each with its outputs' index in (N, G, F, positions)."""
+    flat = _positionwise(geometry)
+    blocks: list[tuple[Index, Block]] = []
+    for stack in plan.stacks():
+        for block in stack:
+            samples = block.samples[0] if block.counts[0] == 1 and not flat else slice(*block.samples)
+            blocks.append(((samples, slice(*block.groups), ALL, slice(*block.run)), block))
+    return blocks
 
 
 @lru_cache(maxsize=1024)

@@ -107,7 +107,8 @@ def _need(geometry: Geometry, purpose: str, plan: Cuts) -> int:
     of_both = (2**dims + sum(spread)) * reached + own.inner * tiles
     parts = plan.sums * weights
     own_products = own.inner * geometry.group_in * outputs
-    return of_both * (inputs + outputs) + own_products + parts + (parts + 3 * weights)
+    # Partial sums, their total, and its way back.
+    return of_both * (inputs + outputs) + own_products + parts + 3 * weights
 
 
 def forward(geometry: Geometry, backend: Backend, bounds: Limits, x: Array, w: Array, b: Array | None) -> Array:
