@@ -86,9 +86,9 @@ def chosen(backend: str, reason: str) -> tuple[str, ...]:
         return ()
     # JAX compiles each new shape, and its arrays are immutable: the whole matrix takes half an hour there. `gemm` in
     # float32 is the matrix of it; docs/features.py runs all that there is once.
-    fewer = "generic and not " + " and not ".join(
-        ("direct", "winograd", "tiles", "float64", "whole_numbers", "adjoint", "differences")
-    )
+    own = ("direct", "winograd", "fft", "depthwise-", "test_depthwise", "tiles")
+    others = (*own, "float64", "whole_numbers", "adjoint", "differences")
+    fewer = f"generic and (on_any_library or not ({' or '.join(others)}))"
     once = ("channels_last", "dtypes", "padding_modes", "transposed", "windows")
     return ("-k", fewer, *(f"--ignore=tests/test_{name}.py" for name in once))
 
@@ -112,7 +112,8 @@ def consistency(session: nox.Session) -> None:
     """Run all CPU backends together: what compares them, the command, and their agreement."""
     install(session, "array-api-strict", *LIBRARIES["torch"], *GROUPS["tests"], extras="[cli]")
     backends = [part for name in ("numpy", "array_api_strict", "torch") for part in ("--backend", name)]
-    together = ("arguments", "backends", "command_backends", "command_run", "command_verify", "verification")
+    commands = ("command_backends", "command_bench", "command_run", "command_verify")
+    together = ("arguments", "backends", "benchmark", *commands, "verification")
     files = (f"tests/test_{name}.py" for name in together)
     session.run("pytest", "--numprocesses=auto", *backends, *(session.posargs or files))
     session.run("portconv", "backends")

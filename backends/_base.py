@@ -318,8 +318,11 @@ class Backend:
         return 1
 
     def transform(self, kind: str, array: Array, length: int, axis: int, out: Array | None = None) -> Array:
-        """Fourier transform ("fft", "ifft", "rfft", "irfft") of so many points, by zeros if need be; `out` on offer."""
-        return getattr(self.xp.fft, kind)(array, n=length, axis=axis)
+        """Fourier transform ("fft", "ifft", "rfft", "irfft") of so many points, with zeros to make them up.
+
+        Normalised to keep the 2-norm. `out` is memory on offer.
+        """
+        return getattr(self.xp.fft, kind)(array, n=length, axis=axis, norm="ortho")
 
     def workspace(self, like: Array) -> Workspace:
         return lambda purpose, shape, dtype=None: self.empty(shape, like, dtype=dtype)

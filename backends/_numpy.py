@@ -113,7 +113,8 @@ class NumpyBackend(Backend):
         return min(16, 2 * _cpus()) if operations >= FEW_OPERATIONS else 1
 
     def transform(self, kind: str, array: Array, length: int, axis: int, out: Array | None = None) -> Array:
-        return getattr(np.fft, kind)(array, n=length, axis=axis, out=out)
+        # Unless "ortho", NumPy's factor of 1 is an int, which makes it transform float32 in float64, by way of copies.
+        return getattr(np.fft, kind)(array, n=length, axis=axis, norm="ortho", out=out)
 
     def workspace(self, like: Array) -> Workspace:
         held = _memory.held
@@ -156,6 +157,7 @@ class NumpyBackend(Backend):
                     value = compute(block, target, workspace)
                     if value is not target:
                         target[...] = value
+                    del value  # or the next block's larger workspace would be one more
 
         with _blas.held(1) as found:
             threads = limits.threads() or found

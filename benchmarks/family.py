@@ -3,9 +3,9 @@
     python benchmarks/family.py [--repeats 5] [--only TEXT] [--json FILE]
 
 One layer throughout: a 3x3 convolution of 64 channels, and a transposed one with 4x4 filters and a stride of 2. Figures
-are ratios of medians of interleaved turns, as in `layers.py`: our time over PyTorch's, and over ours in float32. Errors
-are the largest difference from a result in float64, complex128 or PyTorch's integers, over the largest magnitude in it,
-in units of the dtype's epsilon; of integers, the number of elements that differ.
+are ratios of medians of interleaved turns, as in `portconv bench`: our time over PyTorch's, and over ours in float32.
+Errors are the largest difference from a result in float64, complex128 or PyTorch's integers, over the largest magnitude
+in it, in units of the dtype's epsilon; of integers, the number of elements that differ.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from layers import medians, surroundings
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -27,6 +26,7 @@ from torch.nn import functional
 
 import portconv
 from portconv import backends
+from portconv.benchmark import medians, surroundings
 
 X, W, TRANSPOSED = (8, 64, 56, 56), (64, 64, 3, 3), (64, 64, 4, 4)
 DTYPES = ("float16", "bfloat16", "complex64", "complex128", "float64", "int8", "uint8", "int16", "int32", "int64")
@@ -165,7 +165,7 @@ def main(repeats: int, only: str, path: Path | None) -> None:
                 "PyTorch": feature.theirs,
                 "float32": lambda: portconv.conv(x, w, padding=1),
             }
-            times = medians(candidates, lambda: None, repeats)
+            times = medians(candidates, repeats)
             ratios = {who: times["portconv"] / times[who] for who in ("PyTorch", "float32")}
             rows.append({"feature": feature.name, "ratios": ratios, "error": error(feature.ours(), feature.truth())})
     table = Table(title="portconv's time over PyTorch's and over its own float32 convolution (below 1 is faster)")

@@ -197,9 +197,9 @@ def edges(inside: Sequence[slice], sizes: Sequence[int]) -> list[list[slice]]:
 
 
 def pieces(total: int, most: int) -> tuple[Range, ...]:
-    """Cut `range(total)` into the fewest ranges of at most `most`, all of nearly one length."""
+    """Cut `range(total)` into the fewest ranges of at most `most`, all of nearly one length, the first the longest."""
     count = -(-total // max(1, most))
-    return tuple((total * i // count, total * (i + 1) // count) for i in range(count))
+    return tuple((-(-total * i // count), -(-total * (i + 1) // count)) for i in range(count))
 
 
 def cut(total: int, most: int, least: int) -> tuple[Range, ...]:

@@ -32,6 +32,10 @@ from .blocks import Limits, Work, fitted
 from .columns import ALL
 
 
+FEWEST_POINTS = 64
+"""Of tiles: with fewer, calls take longer than what they do."""
+
+
 class Side(NamedTuple):
     """One dimension in tiles.
 
@@ -239,7 +243,8 @@ class _Spectral:
         backend, own = self.backend, self.own
 
         def compute(part: tuple[Range, Range], target: Array, workspace: Workspace) -> Array:
-            array = w[slice(*part[0]), slice(*part[1]), ...]
+            # Transforms that keep the 2-norm make the product of two spectra too small by this.
+            array = w[slice(*part[0]), slice(*part[1]), ...] * math.sqrt(own.points)
             dims = len(own.sides)
             for dim in reversed(range(dims)):
                 side, axis = own.sides[dim], 3 + dim
@@ -276,7 +281,7 @@ class _Spectral:
             runs = _runs(first, geometry.dilation[dim], geometry.kernel[dim], side.points)
             before = (ALL,) * (3 + dim)
             spectra = xp.concat([spectra[(*before, points, ...)] for _, points in runs], axis=3 + dim)
-        return spectra
+        return spectra * math.sqrt(own.points)
 
     def _turned(self, spectra: Array, workspace: Workspace, name: str) -> Array:
         """Spectra (n, g, c, *Q) with points first: (Q, g, n, c)."""
@@ -468,7 +473,7 @@ def _side(geometry: Geometry, dim: int, elements: int) -> Side:
         (((0, out), (first, max(first, min(size, out + extent - 1 - before))), 0),),
     )
     best, least = whole, _cost(whole.points, 1)
-    points = _smooth(2 * extent)
+    points = _smooth(max(FEWEST_POINTS, 2 * extent))
     while points < whole.points and points <= elements:
         tile = points - extent + 1
         count = -(-out // tile)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import product
 
 from ..backends import Array, Backend, Workspace
@@ -60,18 +60,20 @@ def forward(geometry: Geometry, backend: Backend, bounds: Limits, x: Array, w: A
                 columns = columns_of(geometry, backend, strips, block, taps, workspace)
                 chosen = matrix[slice(*block.groups), :, :]
                 if value is None:
-                    value = backend.product(chosen, columns, target if samples == 1 else workspace("out", shape))
+                    value = backend.product(chosen, columns, target if alone else workspace("out", shape))
                 else:
                     value = backend.add(value, (...,), backend.product(chosen, columns, workspace("product", shape)))
         if bias is not None:
             value = backend.add(value, (...,), bias[slice(*block.groups), :, :])
-        if flat or samples == 1:
+        if flat or alone:
             return value
-        value = xp.reshape(value, (groups, geometry.group_out, block.rows, samples, -1))
-        return xp.reshape(xp.permute_dims(value, (3, 0, 1, 2, 4)), target.shape)
+        value = xp.reshape(value, (groups, geometry.group_out, block.rows, samples, *target.shape[4:]))
+        return xp.permute_dims(value, (3, 0, 1, 2, *range(4, value.ndim)))
 
     blocks = _indexed(geometry, plan)
-    shape = (geometry.batch, geometry.groups, geometry.group_out, geometry.positions)
+    alone = plan.alone
+    positions = (geometry.positions,) if flat or alone else geometry.out
+    shape = (geometry.batch, geometry.groups, geometry.group_out, *positions)
     out = backend.empty(shape, like=x, last=2 * geometry.channels_last)
     return xp.reshape(backend.fill(out, blocks, compute, geometry.operations), geometry.out_shape)
 
@@ -189,6 +191,11 @@ class Plan:
     positions: int
     sums: int = 1
 
+    @cached_property
+    def alone(self) -> bool:
+        """Whether no block has more than one sample, so that its outputs are matrices as they lie."""
+        return all(end - start == 1 for start, end in self.samples)
+
     def stack(self, samples: tuple[Range, ...], groups: Range, channels: Range) -> Iterator[Block]:
         """The blocks that cover all positions of these samples, groups and channels."""
         for part in samples:
@@ -203,13 +210,17 @@ class Plan:
 
 @lru_cache(maxsize=64)
 def _indexed(geometry: Geometry, plan: Plan) -> list[tuple[Index, Block]]:
-    """The blocks of a forward product, each with its outputs' index in (N, G, F, positions)."""
+    """The blocks of a forward product, each with its outputs' index: in (N, G, F, positions) where they are a run."""
     flat = _positionwise(geometry)
     blocks: list[tuple[Index, Block]] = []
     for stack in plan.stacks():
         for block in stack:
-            samples = block.samples[0] if block.counts[0] == 1 and not flat else slice(*block.samples)
-            blocks.append(((samples, slice(*block.groups), ALL, slice(*block.run)), block))
+            if flat or not plan.alone:
+                samples: int | slice = slice(*block.samples)
+            else:
+                samples = block.samples[0]
+            cells = (slice(*block.run),) if flat or plan.alone else tuple(slice(*side) for side in block.box)
+            blocks.append(((samples, slice(*block.groups), ALL, *cells), block))
     return blocks
 
 

@@ -1,4 +1,4 @@
-"""The command ``portconv``: `run`, `backends` and `verify`, one module each."""
+"""The command ``portconv``: `run`, `backends`, `verify` and `bench`, one module each."""
 
 import sys
 

@@ -1,8 +1,11 @@
-"""The command's group, and what its subcommands share: choosing backends, and refusing bad input in one line."""
+"""The command's group, and what its subcommands share: backends, files, and refusing bad input in one line."""
 
 from __future__ import annotations
 
 import importlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -11,7 +14,10 @@ from .. import __version__, backends
 from ..backends import Backend
 from ..errors import BackendError
 
-SUBCOMMANDS = ("backends", "run", "verify")
+SUBCOMMANDS = ("backends", "bench", "run", "verify")
+
+UNCHECKED = click.Path(readable=False, path_type=Path)
+"""A path that is checked here: click takes several lines to refuse one."""
 
 
 class _Group(click.Group):
@@ -30,7 +36,7 @@ class _Group(click.Group):
 @click.command(cls=_Group)
 @click.version_option(__version__)
 def portconv() -> None:
-    """Convolve pictures, list array libraries, and verify that they agree."""
+    """Convolve pictures, list array libraries, verify that they agree, and time them."""
 
 
 class BadInput(click.ClickException):
@@ -52,3 +58,15 @@ def backend_named(name: str) -> Backend:
         return backends.get(name)
     except BackendError as error:
         refuse(error)
+
+
+def check_destination(option: str, path: Path, formats: Sequence[str]) -> None:
+    """Refuse a file that cannot be written, or whose ending is none of `formats`."""
+    if path.suffix[1:].lower() not in formats:
+        refuse(f"{option} {path}: got the ending {path.suffix!r}, expected one of {', '.join(formats)}")
+    if path.is_dir():
+        refuse(f"{option} {path}: a directory, expected a file")
+    if not path.parent.is_dir():
+        refuse(f"{option} {path}: no directory {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        refuse(f"{option} {path}: may not be written")

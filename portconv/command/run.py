@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +21,8 @@ from ..errors import PortconvError
 from . import filters, photograph
 from .backends import device_name
 from .filters import Bank
-from .group import backend_named, refuse
+from .group import UNCHECKED, backend_named, check_destination, refuse
 from .photograph import Photograph, printable
-
-UNCHECKED = click.Path(readable=False, path_type=Path)
-"""A path that is checked here: click takes several lines to refuse one."""
 
 
 def _pixels(context: click.Context, parameter: click.Parameter, value: str) -> int:
@@ -135,14 +131,7 @@ def _check_output(output: Path, image: Path | None) -> None:
     """Refuse what cannot be written, before the work and not after it."""
     from .picture import formats
 
-    if output.suffix[1:].lower() not in formats():
-        refuse(f"--output {output}: got the ending {output.suffix!r}, expected one of {', '.join(formats())}")
-    if output.is_dir():
-        refuse(f"--output {output}: a directory, expected a file")
-    if not output.parent.is_dir():
-        refuse(f"--output {output}: no directory {output.parent}")
-    if not os.access(output if output.exists() else output.parent, os.W_OK):
-        refuse(f"--output {output}: may not be written")
+    check_destination("--output", output, formats())
     if image is not None and image.exists() and output.exists() and output.samefile(image):
         refuse(f"--output {output}: the photograph itself, which would be lost")
 

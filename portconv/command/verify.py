@@ -100,7 +100,7 @@ def _print(report: Report) -> None:
 
 
 def _truth_table(rows: Sequence[Row]) -> Table:
-    table = _table("Largest errors against the exact values", "backend", "dtype", "array")
+    table = plain_table("Largest errors against the exact values", "backend", "dtype", "array")
     for heading in ("cases", "error/bound", "ulps"):
         table.add_column(heading, justify="right")
     table.add_column("worst case", overflow="fold")
@@ -112,7 +112,7 @@ def _truth_table(rows: Sequence[Row]) -> Table:
 
 
 def _pair_table(rows: Sequence[Row]) -> Table:
-    table = _table("Largest differences between backends", "backends", "dtype")
+    table = plain_table("Largest differences between backends", "backends", "dtype")
     for heading in ("cases", "error/bound", "ulps", "equal bits"):
         table.add_column(heading, justify="right")
     table.add_column("")
@@ -123,7 +123,8 @@ def _pair_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def _table(title: str, *headings: str) -> Table:
+def plain_table(title: str, *headings: str) -> Table:
+    """A table of few lines, under a title, for as narrow a terminal as may be."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
     for heading in headings:
         table.add_column(heading, overflow="fold")

@@ -1,0 +1,338 @@
+"""What portconv is timed beside: other libraries, its own `direct`, and bare matrix products.
+
+Each peer says in words why it cannot be had here, imports its library when it is first asked, and makes of a problem a
+`Candidate`, which runs either pass on arrays that it has made ready, as somebody who works in that library has them.
+Backward is dx, dw and db together.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..backends import Backend
+from ..convolution import conv_backward, conv_forward
+from ..errors import in_a_line
+from .problem import Problem, Results
+
+Run = Callable[[], Results]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One of those that are timed on a problem.
+
+    Attributes
+    ----------
+    name : str
+    runs : mapping of str to callable
+        By pass; each returns when its result is there.
+    to_host : callable
+        Copies an array of a result to the host.
+    compared : bool
+        Whether its results are those of a convolution.
+    peak : callable, optional
+        The most bytes that were taken on the device during a run, where the library knows.
+    """
+
+    name: str
+    runs: Mapping[str, Run]
+    to_host: Callable[[Any], Any] = np.asarray
+    compared: bool = True
+    peak: Callable[[Run], int] | None = None
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Something to be timed beside.
+
+    Attributes
+    ----------
+    name, title : str
+        What it is called on the command line, and in sentences.
+    modules : tuple of str
+        What it imports.
+    install : str
+        The command that installs it.
+    note : str
+        What a reader of its figures should know.
+    default : bool
+        Whether it runs unless others are asked for.
+    rival : bool
+        Whether it is a library that a user could take instead.
+    """
+
+    name: str
+    title: str
+    modules: tuple[str, ...] = ()
+    install: str = ""
+    note: str = ""
+    default: bool = True
+    rival: bool = True
+
+    def unavailable(self, backend: Backend) -> str | None:
+        """Say why it cannot run beside a backend, or None where it can."""
+        for module in self.modules:
+            try:
+                importlib.import_module(module)
+            except ModuleNotFoundError as error:
+                return f"{error.name} is not installed: {self.install}"
+            except Exception as error:  # a broken library may raise anything
+                return f"{module} cannot be imported: {type(error).__name__}: {in_a_line(error)}"
+        return self.objection(backend)
+
+    def objection(self, backend: Backend) -> str | None:
+        """Say why it cannot run beside a backend though its library is there, or None."""
+        return None
+
+    def skips(self, problem: Problem) -> bool:
+        """Whether it has nothing to say of this layer."""
+        return False
+
+    def prepare(self, problem: Problem, backend: Backend, threads: int) -> Candidate:
+        """Make the layer's numbers ready.
+
+        Parameters
+        ----------
+        problem : Problem
+        backend : Backend
+            What portconv runs on; on CuPy a peer runs on the GPU.
+        threads : int
+            How many it may use on the CPU.
+
+        Returns
+        -------
+        Candidate
+        """
+        raise NotImplementedError
+
+
+def portconv_itself(name: str, problem: Problem, backend: Backend, algorithm: str) -> Candidate:
+    """Our own two passes, on a backend's default device."""
+    x, w, b, dout = (backend.asarray(array) for array in problem.arrays)
+    options: dict[str, Any] = {**problem.layer.options, "algorithm": algorithm}
+    cache = conv_forward(x, w, b, **options)[1]
+
+    def forward() -> Results:
+        out = conv_forward(x, w, b, **options)[0]
+        backend.synchronize()
+        return (out,)
+
+    def backward() -> Results:
+        grads = conv_backward(dout, cache)
+        backend.synchronize()
+        return grads
+
+    peak = _cupy_peak(backend) if backend.name == "cupy" else None
+    return Candidate(name, {"forward": forward, "backward": backward}, backend.to_numpy, peak=peak)
+
+
+def _cupy_peak(backend: Backend) -> Callable[[Run], int]:
+    def peak(run: Run) -> int:
+        pool = backend.xp.get_default_memory_pool()
+        pool.free_all_blocks()
+        before = pool.total_bytes()
+        result = run()
+        # The pool takes more only when none of what it has will do, and keeps what it took.
+        taken = pool.total_bytes() - before
+        return int(taken - sum(array.nbytes for array in result))
+
+    return peak
+
+
+class Direct(Peer):
+    """portconv's own readable truth."""
+
+    def prepare(self, problem: Problem, backend: Backend, threads: int) -> Candidate:
+        return portconv_itself(self.name, problem, backend, "direct")
+
+
+class Product(Peer):
+    """As many operations as a pass has, in one matrix product a sample: the limit for what is built on products.
+
+    Backward is two of them. Grouped layers are left out: nobody would multiply their small matrices one by one.
+    """
+
+    def skips(self, problem: Problem) -> bool:
+        return problem.layer.groups > 1
+
+    def prepare(self, problem: Problem, backend: Backend, threads: int) -> Candidate:
+        layer = problem.layer
+        taps = math.prod(layer.w_shape[1:])
+        a = backend.asarray(np.ones((layer.w_shape[0], taps), np.float32))
+        b = backend.asarray(np.ones((taps, math.prod(layer.out_shape[2:])), np.float32))
+
+        def products(count: int) -> Run:
+            def run() -> Results:
+                made = tuple(backend.xp.matmul(a, b) for _ in range(count * layer.x_shape[0]))
+                backend.synchronize()
+                return made
+
+            return run
+
+        return Candidate(self.name, {"forward": products(1), "backward": products(2)}, compared=False)
+
+
+@dataclass(frozen=True)
+class Torch(Peer):
+    """PyTorch, eager and outside autograd; `last` holds channels last where it has a memory format for that."""
+
+    last: bool = False
+    formats: Mapping[int, str] = field(default_factory=lambda: {2: "channels_last", 3: "channels_last_3d"})
+
+    def objection(self, backend: Backend) -> str | None:
+        import torch
+
+        if backend.name == "cupy" and not torch.cuda.is_available():
+            return "this PyTorch finds no CUDA device"
+        return None
+
+    def skips(self, problem: Problem) -> bool:
+        return self.last and len(problem.layer.kernel) not in self.formats
+
+    def prepare(self, problem: Problem, backend: Backend, threads: int) -> Candidate:
+        import torch
+
+        on_gpu = backend.name == "cupy"
+        if on_gpu:
+            torch.backends.cuda.matmul.fp32_precision = "ieee"
+            torch.backends.cudnn.conv.fp32_precision = "ieee"
+        else:
+            torch.set_num_threads(threads)
+        tensors = [torch.from_numpy(array).to("cuda" if on_gpu else "cpu") for array in problem.arrays]
+        layer = problem.layer
+        dims = len(layer.kernel)
+        if self.last:
+            memory = getattr(torch, self.formats[dims])
+            tensors = [t.to(memory_format=memory) if t.ndim == dims + 2 else t for t in tensors]
+        x, w, b, dout = tensors
+        convolve = getattr(torch.nn.functional, f"conv{dims}d")
+        sizes = (list(layer.stride), list(layer.padding), list(layer.dilation))
+        wait = torch.cuda.synchronize if on_gpu else lambda: None
+
+        def forward() -> Results:
+            out = convolve(x, w, b, *sizes, layer.groups)
+            wait()
+            return (out,)
+
+        def backward() -> Results:
+            # What autograd calls.
+            tail = (False, [0] * dims, layer.groups, [True] * 3)
+            grads = torch.ops.aten.convolution_backward(dout, x, w, [len(b)], *sizes, *tail)
+            wait()
+            return tuple(grads)
+
+        def peak(run: Run) -> int:
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            result = run()
+            return int(torch.cuda.max_memory_allocated() - before - sum(t.nbytes for t in result))
+
+        runs = {"forward": forward, "backward": backward}
+        return Candidate(self.name, runs, lambda t: t.cpu().numpy(), peak=peak if on_gpu else None)
+
+
+class OnnxRuntime(Peer):
+    """ONNX Runtime's Conv, the filters known when the session is made; it has no backward pass."""
+
+    def objection(self, backend: Backend) -> str | None:
+        return "it is compared on the CPU alone" if backend.name == "cupy" else None
+
+    def prepare(self, problem: Problem, backend: Backend, threads: int) -> Candidate:
+        onnx, runtime = map(importlib.import_module, ("onnx", "onnxruntime"))
+        helper, layer = onnx.helper, problem.layer
+        x, w, b, _ = problem.arrays
+        node = helper.make_node(
+            "Conv",
+            ["x", "w", "b"],
+            ["out"],
+            kernel_shape=layer.kernel,
+            strides=layer.stride,
+            pads=layer.padding * 2,
+            dilations=layer.dilation,
+            group=layer.groups,
+        )
+        floats = onnx.TensorProto.FLOAT
+        graph = helper.make_graph(
+            [node],
+            "layer",
+            [helper.make_tensor_value_info("x", floats, layer.x_shape)],
+            [helper.make_tensor_value_info("out", floats, layer.out_shape)],
+            [onnx.numpy_helper.from_array(array, name) for array, name in ((w, "w"), (b, "b"))],
+        )
+        # Versions that every ONNX Runtime of the last years reads.
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return Candidate(self.name, {"forward": lambda: tuple(session.run(None, {"x": x}))})
+
+
+class Jax(Peer):
+    """JAX, each pass compiled whole."""
+
+    def objection(self, backend: Backend) -> str | None:
+        return None if self._devices(backend) else "this JAX finds no GPU"
+
+    @staticmethod
+    def _devices(backend: Backend) -> list[Any]:
+        # Or JAX would take most of the GPU's memory at once.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        jax = importlib.import_module("jax")
+        try:
+            return list(jax.devices("gpu" if backend.name == "cupy" else "cpu"))
+        except RuntimeError:
+            return []
+
+    def prepare(self, problem: Problem, backend: Backend, threads: int) -> Candidate:
+        jax = importlib.import_module("jax")
+        layer = problem.layer
+        device = self._devices(backend)[0]
+        x, w, b, dout = (jax.device_put(array, device) for array in problem.arrays)
+
+        def convolve(x: Any, w: Any, b: Any) -> Any:
+            out = jax.lax.conv_general_dilated(
+                x,
+                w,
+                layer.stride,
+                [(pad, pad) for pad in layer.padding],
+                rhs_dilation=layer.dilation,
+                feature_group_count=layer.groups,
+                precision=jax.lax.Precision.HIGHEST,
+            )
+            return out + b.reshape(-1, *(1,) * len(layer.kernel))
+
+        forward = jax.jit(lambda x, w, b: (convolve(x, w, b),))
+        backward = jax.jit(lambda x, w, b, dout: jax.vjp(convolve, x, w, b)[1](dout))
+        wait = jax.block_until_ready
+        runs = {"forward": lambda: wait(forward(x, w, b)), "backward": lambda: wait(backward(x, w, b, dout))}
+        return Candidate(self.name, runs)
+
+
+PEERS: tuple[Peer, ...] = (
+    Torch("torch", "PyTorch", ("torch",), "pip install torch"),
+    Torch("torch-last", "PyTorch, channels last", ("torch",), "pip install torch", last=True),
+    OnnxRuntime(
+        "onnx",
+        "ONNX Runtime",
+        ("onnx", "onnxruntime"),
+        "pip install onnx onnxruntime",
+        note="forward alone, and the filters are laid out anew when its session is made",
+    ),
+    Jax(
+        "jax",
+        "JAX",
+        ("jax",),
+        "pip install jax",
+        note="has a thread for each CPU, however many the others have",
+    ),
+    Direct("direct", "portconv's direct", default=False, rival=False),
+    Product("product", "matrix products of as many operations", rival=False),
+)

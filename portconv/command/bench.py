@@ -1,0 +1,245 @@
+"""``portconv bench``: real layers timed beside the other libraries that are here, as ratios alone."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from ..backends import Backend
+from ..benchmark import PEERS, ZOO, Layer, Peer, Report, Row, measure, surroundings
+from ..benchmark.measurement import OURS
+from ..benchmark.problem import PASSES
+from ..benchmark.report import MIB, ratios
+from ..benchmark.zoo import named
+from ..choice import algorithms
+from .group import UNCHECKED, backend_named, check_destination, refuse
+from .verify import plain_table
+
+REPEATS = 5
+
+WIDE = 110
+"""Columns of a terminal that a table of all peers needs to have a line for each pass."""
+
+
+@click.command("bench")
+@click.option("--backend", "backend_name", default="auto", show_default=True, metavar="NAME|auto", help="On what.")
+@click.option(
+    "--layer",
+    "layer_names",
+    multiple=True,
+    metavar="NAME",
+    help="Only this layer, or those with this in their name (repeatable).",
+)
+@click.option("--peer", "peer_names", multiple=True, metavar="NAME", help="Only beside this peer (repeatable).")
+@click.option(
+    "--algorithm", type=click.Choice(("auto", *algorithms())), default="auto", show_default=True, help="portconv's."
+)
+@click.option(
+    "--repeats",
+    type=click.IntRange(min=1),
+    default=REPEATS,
+    show_default=True,
+    help="Turns, of which the median counts.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else; null is no finite number.")
+@click.option("--plot", metavar="FILE", type=UNCHECKED, help="Also draw the speed-ups: a PNG, SVG or PDF file.")
+@click.option("--list", "listing", is_flag=True, help="List the layers and the peers, and time nothing.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    backend_name: str,
+    layer_names: tuple[str, ...],
+    peer_names: tuple[str, ...],
+    algorithm: str,
+    repeats: int,
+    as_json: bool,
+    plot: Path | None,
+    listing: bool,
+) -> None:
+    """Time forward and backward of real layers beside PyTorch and others, and check every result.
+
+    Every figure is a ratio of medians over interleaved turns. The exit status is 0 only where all results are within
+    bounds of the exact ones.
+    """
+    if plot is not None:
+        from .chart import FORMATS
+
+        check_destination("--plot", plot, FORMATS)
+    layers = _layers(layer_names)
+    backend = backend_named(backend_name)
+    report = Report()
+    peers = _peers(peer_names, backend, report)
+    if listing:
+        _list(layers, peers, report, as_json)
+        return
+    _fill(report, layers, backend, peers, algorithm, repeats)
+    about = surroundings(backend)
+    if plot is not None and report.rows:
+        _draw(report, about, plot)
+    if as_json:
+        settings = {"algorithm": algorithm, "repeats": repeats}
+        click.echo(json.dumps({"surroundings": about, **settings, **report.as_json()}, indent=2, allow_nan=False))
+    else:
+        _print(report, about, plot)
+    ctx.exit(0 if report.held else 1)
+
+
+def _layers(names: Sequence[str]) -> tuple[Layer, ...]:
+    """The layers asked for, in the order of the zoo; all of them if none was."""
+    chosen: set[Layer] = set()
+    for name in names:
+        found = named(name)
+        if not found:
+            refuse(f"--layer: got {name!r}, expected one of these, or a part of one: {_listed(ZOO)}")
+        chosen.update(found)
+    return tuple(layer for layer in ZOO if layer in chosen or not names)
+
+
+def _peers(names: Sequence[str], backend: Backend, report: Report) -> list[Peer]:
+    """The peers asked for, or all that are here; which are missing is noted."""
+    known = {peer.name: peer for peer in PEERS}
+    for name in names:
+        if name not in known:
+            refuse(f"--peer: got {name!r}, expected one of {_listed(PEERS)}")
+        if reason := known[name].unavailable(backend):
+            refuse(f"--peer {name}: {reason}")
+    here = []
+    for peer in PEERS:
+        if peer.name in names if names else peer.default:
+            if reason := peer.unavailable(backend):
+                report.missing[peer.name] = reason
+            else:
+                here.append(peer)
+    return here
+
+
+def _listed(things: Sequence[Layer | Peer]) -> str:
+    return ", ".join(thing.name for thing in things)
+
+
+def _list(layers: Sequence[Layer], peers: Sequence[Peer], report: Report, as_json: bool) -> None:
+    if as_json:
+        known = [{"name": p.name, "title": p.title, "missing": report.missing.get(p.name)} for p in PEERS]
+        found = [{"name": layer.name, "kind": layer.kind} for layer in layers]
+        click.echo(json.dumps({"layers": found, "peers": known}, indent=2))
+        return
+    for layer in layers:
+        click.echo(f"{layer.name:<32} {layer.kind}")
+    click.echo()
+    for peer in PEERS:
+        told = report.missing.get(peer.name) or ("" if peer in peers else "only where asked for")
+        click.echo(f"{peer.name:<14} {peer.title}{f' ({told})' if told else ''}")
+
+
+def _fill(
+    report: Report, layers: Sequence[Layer], backend: Backend, peers: Sequence[Peer], algorithm: str, repeats: int
+) -> None:
+    with _progress() as progress:
+        task = progress.add_task("", total=len(layers))
+        for layer in layers:
+            progress.update(task, description=layer.name)
+            for found in measure(layer, backend, peers, algorithm, repeats):
+                report.take(found)
+            progress.advance(task)
+
+
+def _progress() -> Progress:
+    terminal = sys.stderr.isatty()
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        # Quiet as well as disabled: rich ends even a disabled bar with an empty line.
+        console=Console(stderr=True, quiet=not terminal),
+        transient=True,
+        disable=not terminal,
+    )
+
+
+def _draw(report: Report, about: dict[str, str], plot: Path) -> None:
+    from .chart import draw
+
+    try:
+        draw(report, _words(about), plot)
+    except OSError as error:
+        refuse(f"--plot {plot}: {error.strerror or error}")
+
+
+def _print(report: Report, about: dict[str, str], plot: Path | None) -> None:
+    if report.rows:
+        console = Console(highlight=False)
+        console.print(_table(report, console.width))
+    for name, reason in report.missing.items():
+        click.echo(f"without {name}: {reason}")
+    for left in report.left:
+        click.echo(f"{'FAILED' if left.fault else 'skipped'} {left}")
+    for row, who in report.out_of_bounds:
+        click.echo(f"FAILED {who} on {row.layer.name}, {row.name}: {row.errors[who].units:.3g} times the bound")
+    for line in _conclusions(report):
+        click.echo(line)
+    click.echo(_words(about))
+    if plot is not None and report.rows:
+        click.echo(f"drawn into {plot}")
+    click.echo(report.verdict())
+
+
+def _table(report: Report, width: int) -> Table:
+    """A row for each pass; where there is no room, errors stand below the ratios and not beside them."""
+    table = plain_table("portconv's time over the peer's; in brackets, errors in epsilons", "layer")
+    table.add_column("pass")
+    for heading in ("own", *report.peers, "MiB"):
+        table.add_column(heading.replace("-", "\n"), justify="right", overflow="fold")
+    between = " " if width >= WIDE else "\n"
+    for row in report.rows:
+        found = ratios(row)
+        cells = (_cell(row, who, f"{found[who]:.2f}{between}" if who in found else "") for who in report.peers)
+        taken = row.memory.get(OURS)
+        memory = "" if taken is None else f"{taken / MIB:.1f}"
+        first = row.layer.name if row.name == PASSES[0] else ""
+        table.add_row(first, row.name, _cell(row, OURS, ""), *cells, memory)
+    return table
+
+
+def _cell(row: Row, who: str, ratio: str) -> Text:
+    """A ratio, and the error with it, in red where it is out of bounds."""
+    errors = row.errors.get(who)
+    if errors is None:
+        return Text(ratio.rstrip())
+    said = f"({errors.epsilons:.1f})" if errors.epsilons < 1000 else f"({errors.epsilons:.0e})"
+    return Text.assemble(ratio, (said, "" if errors.held else "bold red"))
+
+
+def _conclusions(report: Report) -> list[str]:
+    """What the figures come to, a line each."""
+    summary = report.summary()
+    means, lines = summary["speedup"], []
+    for key, what in (("over_torch", "PyTorch"), ("over_best", "the best peer on each")):
+        if means["all"][key] is not None:
+            passes = ", ".join(f"{name} {_figure(means[name][key])}" for name in PASSES)
+            kinds = ", ".join(f"{kind} {_figure(found[key])}" for kind, found in summary["speedup_by_kind"].items())
+            lines.append(f"speed-up over {what}, geometric mean: {_figure(means['all'][key])} ({passes}; {kinds})")
+    if worst := summary["worst_dense"]:
+        where = f"{worst['layer']}, {worst['pass']}"
+        lines.append(f"worst dense layer: {where}: {worst['ratio']:.2f} times the time of {worst['peer']}")
+    lines += [
+        f"kernel 31 over kernel 15: {pair['ratio']:.2f} times the time ({pair['long']}, {pair['pass']})"
+        for pair in summary["kernel_31_over_15"]
+    ]
+    return lines
+
+
+def _figure(value: float | None) -> str:
+    return "none" if value is None else f"{value:.2f}"
+
+
+def _words(about: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in about.items())

@@ -1,0 +1,296 @@
+"""How much a call may take: memory beside its result, and threads."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import threading
+import tracemalloc
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
+
+import portconv
+from portconv import backends
+
+MIB = 1 << 20
+SLACK = 192 << 10
+"""Bytes of Python objects that are no arrays: lists of blocks, indices, and the like."""
+
+
+def peak(call):
+    """The most bytes a call holds beside its results, on one thread that has no workspaces from earlier calls."""
+    found = []
+
+    def run():
+        tracemalloc.start()
+        try:
+            results = call()
+            kept = sum(a.nbytes for a in results if a is not None)
+            found.append(tracemalloc.get_traced_memory()[1] - kept)
+        finally:
+            tracemalloc.stop()
+
+    with portconv.num_threads(1):
+        call()  # what is planned once and kept is no part of a call
+        context = __import__("contextvars").copy_context()
+        thread = threading.Thread(target=context.run, args=(run,))
+        thread.start()
+        thread.join()
+    return found[0]
+
+
+def drawn(rng, dtype="float32"):
+    """A convolution at random, of up to a few MiB."""
+    dims = rng.choice((1, 2, 2, 3))
+    groups = rng.choice((1, 1, 2, 8))
+    channels, filters = rng.choice((1, 1, 3, 16)), rng.choice((1, 1, 4, 16))
+    size = [rng.randint(1, {1: 20_000, 2: 150, 3: 30}[dims]) for _ in range(dims)]
+    kernel = [rng.choice([k for k in (1, 2, 3, 3, 5, 9) if k <= n]) for n in size]
+    if rng.random() < 0.3:
+        kernel = [3 if n >= 3 else 1 for n in size]
+    stride = [rng.choice((1, 1, 2, 3)) for _ in range(dims)] if rng.random() < 0.4 else [1] * dims
+    options = {"stride": tuple(stride), "padding": tuple(k // 2 for k in kernel), "groups": groups}
+    x = np.ones((rng.choice((1, 2, 5)), groups * channels, *size), dtype)
+    return x, np.ones((groups * filters, channels, *kernel), dtype), options
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "gemm", "depthwise", "fft", "winograd"])
+@pytest.mark.parametrize("limit", [MIB // 2, 4 * MIB, 64 * MIB])
+def test_no_call_takes_more_memory_than_its_limit(algorithm, limit):
+    rng = random.Random(f"{algorithm} {limit}")
+    served = 0
+    for _ in range(60):
+        x, w, options = drawn(rng)
+        options["algorithm"] = algorithm
+        with portconv.workspace_limit(limit):
+            try:
+                found = portconv.explain(x, w, **options)
+                out, cache = portconv.conv_forward(x, w, **options)
+                grads = [
+                    lambda: [portconv.conv_input_grad(out, w, x.shape, **options)],  # noqa: B023
+                    lambda: [portconv.conv_weight_grad(out, x, w.shape, **options)],  # noqa: B023
+                ]
+                made = peak(lambda: [portconv.conv(x, w, **options)])  # noqa: B023
+                assert made <= found.workspace_bytes + SLACK
+                assert found.workspace_bytes <= limit
+                for call in grads:
+                    assert peak(call) <= limit + SLACK
+                served += 1
+            except portconv.ConvValueError as error:
+                assert algorithm != "auto" or "workspace_limit: got" in str(error)  # noqa: PT017
+    assert served > (5 if algorithm != "auto" else 30)
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "direct"])
+@pytest.mark.parametrize(("dtype", "mode"), [("float16", "zeros"), ("int16", "zeros"), ("float32", "reflect")])
+def test_copies_are_made_a_part_at_a_time(dtype, mode, algorithm):
+    # 2 MiB of float16, 4 of its float32, 5 of the output's: more than 4 MiB at once.
+    rng = np.random.default_rng(0)
+    x, w = rng.integers(-4, 5, (4, 16, 128, 128)).astype(dtype), rng.integers(-4, 5, (20, 16, 3, 3)).astype(dtype)
+    options = {"padding": 1, "padding_mode": mode}
+    whole, cache = portconv.conv_forward(x, w, **options)
+    grads = portconv.conv_backward(whole, cache)
+    options["algorithm"] = algorithm if algorithm == "auto" or mode == "zeros" else "gemm"
+    if algorithm == "direct":
+        x, whole = x[:1, :, :20, :20], None
+        w = w[:, :, :, :]
+        whole, cache = portconv.conv_forward(x, w, padding=1, padding_mode=mode)
+        grads = portconv.conv_backward(whole, cache)
+    with portconv.workspace_limit(4 * MIB):
+        made = peak(lambda: [portconv.conv(x, w, **options)])
+        assert made <= portconv.explain(x, w, **options).workspace_bytes + SLACK
+        assert made <= 4 * MIB + SLACK
+        assert peak(lambda: [portconv.conv_input_grad(whole, w, x.shape, **options)]) <= 4 * MIB + SLACK
+        assert peak(lambda: [portconv.conv_weight_grad(whole, x, w.shape, **options)]) <= 4 * MIB + SLACK
+        # Sums of at most 65536 products of 16 by 16 times 4 by 144: whole numbers below 2**24 until they are rounded.
+        assert np.array_equal(portconv.conv(x, w, **options), whole)
+        out, cache = portconv.conv_forward(x, w, **options)
+        if dtype == "int16":
+            found = portconv.conv_backward(out, cache)
+            assert np.array_equal(found.dx, grads.dx)
+            assert np.array_equal(found.dw, grads.dw)
+
+
+@pytest.mark.parametrize("purpose", ["forward", "input_grad", "weight_grad"])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_rows_of_one_sample_are_parts_where_it_is_too_large(purpose, stride):
+    rng = np.random.default_rng(1)
+    # 4 MiB of float16, 8 of float32, where parts may take 2.
+    x = rng.integers(-4, 5, (1, 2, 1024, 1024)).astype("float16")
+    w = rng.integers(-1, 2, (3, 2, 5, 3)).astype("float16")
+    options = {"padding": ((4, 1), (1, 1)), "stride": stride}
+    out, cache = portconv.conv_forward(x, w, **options)
+    dout = (rng.random(out.shape) < 0.0005).astype("float16")
+    grads = portconv.conv_backward(dout, cache)
+    with portconv.workspace_limit(4 * MIB):
+        call, whole = {
+            "forward": (lambda: portconv.conv(x, w, **options), out),
+            "input_grad": (lambda: portconv.conv_input_grad(dout, w, x.shape, **options), grads.dx),
+            "weight_grad": (lambda: portconv.conv_weight_grad(dout, x, w.shape, **options), grads.dw),
+        }[purpose]
+        assert peak(lambda: [call()]) <= 4 * MIB + SLACK
+        # All sums are whole numbers that float16 holds: at most 30 products of 4, or about 500 of them.
+        assert np.array_equal(call(), whole)
+
+
+def test_a_limit_that_no_algorithm_can_do_with_is_an_error_that_says_what_it_takes():
+    x, w = np.ones((1, 64, 9, 9), "float32"), np.ones((64, 64, 5, 5), "float32")
+    for arrays in ((x, w), (x.astype("float16"), w.astype("float16"))):
+        with (
+            portconv.workspace_limit(1000),
+            pytest.raises(
+                portconv.ConvValueError, match="workspace_limit: got 1000 bytes, expected at least"
+            ) as caught,
+        ):
+            portconv.conv(*arrays)
+        enough = int(str(caught.value).partition("at least ")[2].partition(",")[0])
+        with portconv.workspace_limit(enough):
+            assert portconv.conv(*arrays).shape == (1, 64, 5, 5)
+
+
+def test_an_algorithm_that_needs_more_memory_is_not_considered():
+    x, w = np.ones((1, 512, 40, 40), "float32"), np.ones((512, 1, 31, 31), "float32")
+    assert portconv.explain(x, w, groups=512).algorithm == "fft"
+    with portconv.workspace_limit(100 << 10):
+        found = portconv.explain(x, w, groups=512)
+        (why,) = (one.why_not for one in found.candidates if one.name == "fft")
+        assert found.algorithm == "gemm"
+        assert "a workspace_limit of at least" in why
+        with pytest.raises(
+            portconv.ConvValueError, match="algorithm: got 'fft' .* expected 'auto', or a workspace_limit"
+        ):
+            portconv.conv(x, w, groups=512, algorithm="fft")
+
+
+@pytest.mark.parametrize("setting", [portconv.workspace_limit, portconv.num_threads])
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        (0, portconv.ConvValueError),
+        (-1, portconv.ConvValueError),
+        (1.0, portconv.ConvTypeError),
+        (True, portconv.ConvTypeError),
+        (None, portconv.ConvTypeError),
+        ("4", portconv.ConvTypeError),
+    ],
+)
+def test_a_limit_that_is_no_positive_int_is_an_error_at_once(setting, value, error):
+    name = "nbytes" if setting is portconv.workspace_limit else "n"
+    with pytest.raises(error, match=rf"{name}: got {value!r}, expected (a positive|an) int"):
+        setting(value)
+
+
+@pytest.mark.parametrize("name", ["PORTCONV_NUM_THREADS", "PORTCONV_WORKSPACE_LIMIT"])
+@pytest.mark.parametrize("value", ["0", "-3", "two", "1.5"])
+def test_a_variable_that_is_no_positive_integer_is_an_error_that_names_it(name, value):
+    code = "import numpy as np, portconv; portconv.conv(np.ones((1, 1, 5)), np.ones((1, 1, 3)))"
+    found = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, name: value}, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 1
+    assert found.stderr.splitlines()[-1].startswith(f"portconv.errors.ConvValueError: {name}: got '{value}', expected")
+
+
+def test_variables_set_what_nothing_else_does():
+    code = (
+        "import numpy as np, portconv\n"
+        "from portconv import backends, limits\n"
+        "print(backends.get('numpy').details()['threads'], limits.workspace(7))\n"
+        "with portconv.num_threads(2), portconv.workspace_limit(5):\n"
+        "    print(backends.get('numpy').details()['threads'], limits.workspace(7))\n"
+    )
+    variables = {"PORTCONV_NUM_THREADS": "3", "PORTCONV_WORKSPACE_LIMIT": "1000000"}
+    found = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **variables}, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.split() == ["3", "1000000", "2", "5"]
+
+
+def blas():
+    return [(lib["filepath"], lib["num_threads"]) for lib in threadpool_info() if lib["user_api"] == "blas"]
+
+
+@pytest.fixture
+def layer():
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((8, 16, 40, 40), dtype="float32"), rng.standard_normal((16, 16, 3, 3), dtype="float32")
+
+
+def test_threads_of_the_blas_are_as_they_were_after_calls_and_errors(layer):
+    with threadpool_limits(2, user_api="blas"):
+        before = blas()
+        for threads in (1, 3):
+            with portconv.num_threads(threads):
+                portconv.conv(*layer, padding=1)
+                assert blas() == before
+                with pytest.raises(portconv.ConvShapeError):
+                    portconv.conv(layer[0], layer[1][:, :3])
+        assert blas() == before
+
+        def fail(*_):
+            raise ZeroDivisionError
+
+        numpy = backends.get("numpy")
+        blocks = [((slice(i, i + 1),), i) for i in range(20)]
+        with pytest.raises(ZeroDivisionError), portconv.num_threads(3):
+            numpy.fill(np.zeros(20), blocks, fail, 1 << 40)
+        assert blas() == before
+
+
+def test_no_number_of_threads_changes_a_bit(layer):
+    results = []
+    for threads in (1, 2, 5):
+        with portconv.num_threads(threads):
+            out, cache = portconv.conv_forward(*layer, padding=1)
+            results.append((out, *portconv.conv_backward(out, cache)[:2]))
+    for found in results[1:]:
+        assert all(np.array_equal(a, b) for a, b in zip(found, results[0], strict=True))
+
+
+def test_settings_are_those_of_the_thread_that_entered_them(layer):
+    seen = []
+    with portconv.num_threads(1), portconv.workspace_limit(1 << 20):
+        thread = threading.Thread(target=lambda: seen.append(portconv.explain(*layer).workspace_bytes))
+        thread.start()
+        thread.join()
+        inside = portconv.explain(*layer).workspace_bytes
+    assert inside <= 1 << 20 < seen[0] == portconv.explain(*layer).workspace_bytes
+
+
+def test_many_threads_at_once_give_what_one_gives(layer):
+    expected = portconv.conv(*layer, padding=1)
+    found = [None] * 8
+
+    def call(i):
+        with portconv.num_threads(1 + i % 3):
+            for _ in range(5):
+                found[i] = portconv.conv(*layer, padding=1)
+
+    before = blas()
+    threads = [threading.Thread(target=call, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(np.array_equal(a, expected) for a in found)
+    assert blas() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_computes_the_same():
+    code = (
+        "import os, sys, warnings\n"
+        "warnings.simplefilter('ignore')\n"
+        "import numpy as np, portconv\n"
+        "x, w = np.ones((8, 16, 40, 40), 'float32'), np.ones((16, 16, 3, 3), 'float32')\n"
+        "first = portconv.conv(x, w)\n"
+        "child = os.fork()\n"
+        "same = np.array_equal(portconv.conv(x, w), first)\n"
+        "if not child: os._exit(0 if same else 1)\n"
+        "sys.exit(os.waitpid(child, 0)[1] or not same)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
