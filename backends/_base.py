@@ -32,7 +32,6 @@ class Workspace(Protocol):
     def __call__(self, purpose: str, shape: tuple[int, ...], dtype: Any = None) -> Array: ...
 
 
-
 class Costs(NamedTuple):
     """How long things take, in nanoseconds; only their ratios matter, and only to which algorithm is taken.
 
@@ -234,7 +233,7 @@ class Backend:
         return array if array.dtype == dtype else self.xp.astype(array, dtype)
 
     def empty(self, shape: tuple[int, ...], like: Array, last: int = 0, dtype: Any = None) -> Array:
-        """An array of any contents, of the dtype of `like` unless given; so many axes after the first last in memory."""
+        """An array of any contents, in the dtype of `like` or another, with so many axes after the first last."""
         if last:
             batch, moved, cells = shape[:1], shape[1 : 1 + last], shape[1 + last :]
             made = self.empty((*batch, *cells, *moved), like, dtype=dtype)

@@ -177,7 +177,7 @@ class NumpyBackend(Backend):
 
 
 class _Memory(threading.local):
-    """The workspaces of a thread, kept for its next call: fresh memory costs more in page faults than what is done in it.
+    """The workspaces of a thread, kept for its next call: fresh memory costs more in page faults than the work in it.
 
     What the last call that wanted fresh memory did not use is let go, so no more is kept than one call may take.
     """

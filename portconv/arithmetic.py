@@ -109,7 +109,11 @@ def copies(
     sample = sizes["x"] + sizes["out"]
     if geometry.extended is not geometry:
         sample += geometry.in_channels * math.prod(geometry.padded) * max(wide, own)
-    return Copies(sample, sizes["w"])
+    # A part's own result, before it is put where it belongs; of filters, what it is added to as well.
+    results = {"forward": math.prod(shapes["out"]) * own, "input_grad": math.prod(shapes["x"]) * own}
+    return Copies(
+        sample, sizes["w"], results.get(purpose, 0), 0 if purpose in results else 2 * math.prod(shapes["w"]) * wide
+    )
 
 
 def conjugate(backend: Backend, array: Array) -> Array:

@@ -23,6 +23,9 @@ from .backends import Backend
 from .errors import ConvValueError
 from .geometry import Geometry
 
+WORTH = 1.25
+"""How much faster spectra must be to be taken: their errors are small beside the largest sums of a tile alone."""
+
 _NAMES = ("winograd", "fft", "depthwise", "gemm", "direct")
 
 
@@ -104,7 +107,9 @@ def _module(name: str) -> ModuleType:
 
 
 @lru_cache(maxsize=2048)
-def choose(algorithm: str, geometry: Geometry, backend: Backend, dtype: Dtype, purpose: str, room: int) -> Choice:
+def choose(
+    algorithm: str, geometry: Geometry, backend: Backend, dtype: Dtype, purpose: str, room: int, strict: bool = True
+) -> Choice:
     """Choose for one product: "forward", "input_grad" or "weight_grad".
 
     Parameters
@@ -118,6 +123,8 @@ def choose(algorithm: str, geometry: Geometry, backend: Backend, dtype: Dtype, p
     purpose : str
     room : int
         The most bytes of workspace a thread.
+    strict : bool
+        Whether to refuse where nothing can do with as much; else it is what `gemm` can do with.
 
     Returns
     -------
@@ -129,20 +136,26 @@ def choose(algorithm: str, geometry: Geometry, backend: Backend, dtype: Dtype, p
         If the algorithm of that name cannot serve, or none can with so much workspace.
     """
     option("algorithm", algorithm, ("auto", *_NAMES))
-    bounds = limits(geometry, backend, backend.bits(dtype.dtype), room)
+    bits = backend.bits(dtype.dtype)
+    bounds = limits(geometry, backend, bits, room)
+    if not strict:
+        name = "gemm" if algorithm == "auto" else algorithm
+        smallest = _one(name, geometry, backend, dtype, purpose, limits(geometry, backend, bits, 8))
+        if smallest.work is not None:
+            bounds = bounds._replace(room=max(bounds.room, smallest.work.need))
     if algorithm == "auto":
         found = min(consider(geometry, backend, dtype, purpose, bounds), key=lambda one: one.cost)
         if found.why_not is not None:
             least = _least(geometry, backend, dtype, purpose)
             raise ConvValueError(
-                f"workspace_limit: got {room} bytes, expected at least {least}, what the smallest blocks of this call take"
+                f"workspace_limit: got {room} bytes, expected at least {least}, what this call's smallest blocks take"
             )
     else:
         found = _one(algorithm, geometry, backend, dtype, purpose, bounds)
         if found.why_not is not None:
             raise ConvValueError(
-                f"algorithm: got {algorithm!r} for a kernel of {geometry.kernel}, stride {geometry.stride} and dilation "
-                f"{geometry.dilation} in {dtype.name}, expected 'auto', or {found.why_not}"
+                f"algorithm: got {algorithm!r} for a kernel of {geometry.kernel}, stride {geometry.stride} and "
+                f"dilation {geometry.dilation} in {dtype.name}, expected 'auto', or {found.why_not}"
             )
     assert found.work is not None
     return Choice(_module(found.name), bounds, found.work)
@@ -172,9 +185,7 @@ def explanation(choice: Choice, geometry: Geometry, backend: Backend, dtype: Dty
     return Explanation(own, dict(choice.work.block), need, tuple(candidates))
 
 
-def _one(
-    name: str, geometry: Geometry, backend: Backend, dtype: Dtype, purpose: str, bounds: Limits
-) -> _Considered:
+def _one(name: str, geometry: Geometry, backend: Backend, dtype: Dtype, purpose: str, bounds: Limits) -> _Considered:
     module = _module(name)
     why_not = _unserved(name, backend, dtype) or module.objection(geometry)
     if why_not is not None:
@@ -187,12 +198,13 @@ def _one(
         return _Considered(name, math.inf, work, f"a workspace_limit of at least {size} bytes")
     costs = calibration.costs(backend)
     spent = zip(costs, (work.operations, work.elements, work.transforms, work.calls), strict=True)
-    return _Considered(name, sum(cost * count for cost, count in spent), work, None)
+    cost = sum(cost * count for cost, count in spent)
+    return _Considered(name, cost * (WORTH if name == "fft" else 1), work, None)
 
 
 def _least(geometry: Geometry, backend: Backend, dtype: Dtype, purpose: str) -> int:
     """The fewest bytes of workspace that any algorithm can do with."""
-    bounds = limits(geometry, backend, backend.bits(dtype.dtype), 1)
+    bounds = limits(geometry, backend, backend.bits(dtype.dtype), 8)
     needs = [one.work.need for one in consider(geometry, backend, dtype, purpose, bounds) if one.work is not None]
     return min(needs) * backend.bits(dtype.dtype) // 8
 

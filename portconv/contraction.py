@@ -19,7 +19,7 @@ from .boundary import extend, fold, overlap
 from .choice import Choice, Explanation, choose, explanation
 from .errors import ConvValueError
 from .geometry import Geometry
-from .parts import Copies, Part, parts
+from .parts import Copies, Part, parts, whole
 
 Shape = tuple[int, ...]
 
@@ -62,7 +62,7 @@ class Contraction:
         largest = max((part.geometry for part in cut), key=lambda own: own.operations)
         one = copies(self.backend, self.dtype, largest, "forward", x.dtype, w.dtype, self.algorithm != "direct")
         choice = self._choice(self.dtype, "forward", largest, one)
-        more = one.sample * largest.batch + one.filters
+        more = one.bytes(largest, cut=len(cut) > 1)
         own = computed_in(self.backend, self.dtype, self.algorithm != "direct")
         return explanation(choice, largest.extended, self.backend, own, more)
 
@@ -84,8 +84,8 @@ class Contraction:
             out = self._empty(dtype, self.geometry.out_shape, x)
             for part in cut:
                 bias = None if b is None else b[part.of_w[0]]
-                value = self._computed(dtype, of(part), terms, _of(seen, part.of_x), _of(w, part.of_w), bias)
-                out = self.backend.write(out, (*part.of_out, ...), value)
+                own = _of(seen, part.of_x), _of(w, part.of_w)
+                out = self.backend.write(out, (*part.of_out, ...), self._computed(dtype, of(part), terms, *own, bias))
             return self._given(out)
 
     def input_grad(self, dtype: Dtype, dout: Array, w: Array, adjoint: bool = True, b: Array | None = None) -> Array:
@@ -109,8 +109,8 @@ class Contraction:
             grad = self._empty(dtype, self.geometry.x_shape, dout)
             for part in cut:
                 bias = None if b is None else b[part.of_x[1]]
-                value = self._computed(dtype, of(part), terms, _of(seen, part.of_out), _of(w, part.of_w), bias)
-                grad = self.backend.write(grad, (*part.of_x, ...), value)
+                own = _of(seen, part.of_out), _of(w, part.of_w)
+                grad = self.backend.write(grad, (*part.of_x, ...), self._computed(dtype, of(part), terms, *own, bias))
             return self._given(grad)
 
     def weight_grad(self, dtype: Dtype, dout: Array, x: Array, adjoint_of: str = "x") -> Array:
@@ -135,8 +135,10 @@ class Contraction:
                 one, other = _of(seen, part.of_out), _of(cells, part.of_x)
                 one = conjugate(self.backend, one) if adjoint_of == "dout" else one
                 other = conjugate(self.backend, other) if adjoint_of == "x" else other
-                value, first = self._computed(wide, of(part), terms, one, other), part.of_w[0].start or 0
+                first = part.of_w[0].start or 0
+                value = self._computed(wide, of(part), terms, one, other)
                 sums[first] = value if first not in sums else self.backend.add(sums[first], (...,), value)
+                del value  # or the next part's would be one more
             grad = next(iter(sums.values())) if len(sums) == 1 else self.backend.xp.concat(list(sums.values()), axis=0)
             return self.backend.astype(grad, dtype.dtype)
 
@@ -163,25 +165,28 @@ class Contraction:
         arguments.room(self.backend, like, dtype, name, tuple(got), *shapes)
 
     def _choice(self, dtype: Dtype, purpose: str, geometry: Geometry, made: Copies) -> Choice:
-        room = self._room(made)
         own = computed_in(self.backend, dtype, self.algorithm != "direct")
-        return choose(self.algorithm, geometry.extended, self.backend, own, purpose, room)
+        strict = limits.workspace() is not None
+        return choose(self.algorithm, geometry.extended, self.backend, own, purpose, self._room(made), strict)
 
     def _parts(self, dtype: Dtype, purpose: str, a: Array, b: Array) -> tuple[tuple[Part, ...], Copies]:
         """Cut a product so that there is room for its copies; return the copies of the whole, too."""
         made = copies(self.backend, dtype, self.geometry, purpose, a.dtype, b.dtype, self.algorithm != "direct")
         found = parts(self.geometry, purpose, made, self._room(made))
+        if found is None and (asked := limits.workspace()) is None:
+            return (whole(self.geometry),), made
         if found is None:
+            least = 2 * (sum(made) + made.filters + made.more_filters)
             raise ConvValueError(
-                f"workspace_limit: got {limits.workspace(self.spare)} bytes, expected at least "
-                f"{2 * (made.sample + made.filters)}, twice what copies of a sample and of the filters take"
+                f"workspace_limit: got {asked} bytes, expected at least {least}, twice what copies of a sample "
+                "and of the filters take"
             )
         return found, made
 
     def _room(self, made: Copies) -> int:
         """Bytes for the copies, where there are any, and as many for an algorithm's workspaces."""
-        room = limits.workspace(self.spare)
-        return room // 2 if any(made) else room
+        room = limits.workspace() or self.spare
+        return room // 2 if made else room
 
     def _computed(
         self, dtype: Dtype, product: Product, terms: int, a: Array, b: Array, bias: Array | None = None

@@ -18,9 +18,10 @@ _threads: ContextVar[int | None] = ContextVar("portconv.num_threads", default=No
 def workspace_limit(nbytes: int) -> AbstractContextManager[None]:
     """Limit the memory that a call takes beside its result.
 
-    Without one, the variable ``PORTCONV_WORKSPACE_LIMIT``, read once, is the limit of the process; without that it is
-    64 MiB on a CPU and 512 MiB on a GPU. Blocks become smaller under a smaller limit, and algorithms that want more are
-    not considered; the result may differ in its last bits.
+    Without one, the variable ``PORTCONV_WORKSPACE_LIMIT``, read once, is the limit of the process; without that calls
+    take 64 MiB on a CPU and 512 MiB on a GPU, or as much as it takes where nothing can do with as little. Blocks become
+    smaller under a smaller limit, and algorithms that want more are not considered; the result may differ in its last
+    bits.
 
     Parameters
     ----------
@@ -82,9 +83,9 @@ def num_threads(n: int) -> AbstractContextManager[None]:
     return _within(_threads, _positive("n", n))
 
 
-def workspace(default: int) -> int:
-    """The limit on a call's memory that holds here, in bytes."""
-    return _workspace.get() or _of_variable("PORTCONV_WORKSPACE_LIMIT") or default
+def workspace() -> int | None:
+    """The limit on a call's memory that was asked for, in bytes, or None."""
+    return _workspace.get() or _of_variable("PORTCONV_WORKSPACE_LIMIT")
 
 
 def threads() -> int | None:

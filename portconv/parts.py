@@ -21,10 +21,20 @@ Index = tuple[slice, ...]
 
 
 class Copies(NamedTuple):
-    """Bytes of copies that a product makes: for each sample, and of filters."""
+    """Bytes of copies that a product makes: for each sample, and of filters; and more of both, where it is cut."""
 
     sample: int
     filters: int
+    more_sample: int
+    more_filters: int
+
+    def __bool__(self) -> bool:
+        return self.sample + self.filters > 0
+
+    def bytes(self, geometry: Geometry, cut: bool) -> int:
+        """All of them, for the whole of a geometry or for a part."""
+        more = self.more_sample * geometry.batch + self.more_filters if cut else 0
+        return self.sample * geometry.batch + self.filters + more
 
 
 class Part(NamedTuple):
@@ -36,23 +46,30 @@ class Part(NamedTuple):
     of_out: Index
 
 
+def whole(geometry: Geometry) -> Part:
+    """All of it as one part."""
+    return Part(geometry, (ALL, ALL), (ALL, ALL), (ALL, ALL))
+
+
 @lru_cache(maxsize=256)
 def parts(geometry: Geometry, purpose: str, copies: Copies, room: int) -> tuple[Part, ...] | None:
     """Cut a product, so that its copies take no more than `room` bytes; None where no cut does."""
-    if copies.sample * geometry.batch + copies.filters <= room:
-        return (Part(geometry, (ALL, ALL), (ALL, ALL), (ALL, ALL)),)
-    cuts = 1 if copies.filters <= room // 2 else -(-2 * copies.filters // room)
+    if not copies or copies.bytes(geometry, cut=False) <= room:
+        return (whole(geometry),)
+    of_filters, of_sample = copies.filters + copies.more_filters, copies.sample + copies.more_sample
+    cuts = 1 if of_filters <= room // 2 else -(-2 * of_filters // room)
     some = list(_of_filters(geometry, purpose, cuts))
     if len(some) < cuts:
         return None
-    left = room - copies.filters // len(some)
-    if copies.sample <= left:
-        cuts_of_samples = pieces(geometry.batch, left // copies.sample)
+    # Nearly all filters of the longest range there is.
+    left = room - -(-of_filters // len(some)) * (1 if len(some) == 1 else 2)
+    if of_sample <= left:
+        cuts_of_samples = pieces(geometry.batch, left // max(1, of_sample))
         return tuple(_with_samples(part, samples) for part, samples in product(some, cuts_of_samples))
     rows = geometry.size[0] if purpose == "input_grad" else geometry.out[0]
     # What a part reads beyond its share, of the other array: a window's length of it, at most.
     reach = geometry.extent[0] + geometry.stride[0]
-    most = left * max(rows, geometry.size[0], 1) // copies.sample - 2 * reach
+    most = left * max(rows, geometry.size[0], 1) // of_sample - 2 * reach
     most = most * rows // max(rows, geometry.size[0], 1)
     if most < 1 or geometry.mode != "zeros":
         return None
@@ -65,7 +82,7 @@ def parts(geometry: Geometry, purpose: str, copies: Copies, room: int) -> tuple[
 
 def _of_filters(geometry: Geometry, purpose: str, cuts: int) -> Iterator[Part]:
     """Some groups; of a single group some filters, or channels where the result is a gradient of them."""
-    whole = (ALL, ALL)
+    every = (ALL, ALL)
     if geometry.groups > 1:
         for first, end in pieces(geometry.groups, geometry.groups // cuts):
             count = end - first
@@ -81,11 +98,11 @@ def _of_filters(geometry: Geometry, purpose: str, cuts: int) -> Iterator[Part]:
     elif purpose == "input_grad":
         for first, end in pieces(geometry.in_channels, geometry.in_channels // cuts):
             own = replace(geometry, in_channels=end - first)
-            yield Part(own, (ALL, slice(first, end)), (ALL, slice(first, end)), whole)
+            yield Part(own, (ALL, slice(first, end)), (ALL, slice(first, end)), every)
     else:
         for first, end in pieces(geometry.out_channels, geometry.out_channels // cuts):
             own = replace(geometry, out_channels=end - first)
-            yield Part(own, whole, (slice(first, end), ALL), (ALL, slice(first, end)))
+            yield Part(own, every, (slice(first, end), ALL), (ALL, slice(first, end)))
 
 
 def _with_samples(part: Part, samples: Range) -> Part:

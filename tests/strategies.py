@@ -290,10 +290,13 @@ class Call:
         return {3} <= {*self.w[2:]} <= {1, 3} and self.stride == self.dilation == ones
 
     def served(self, exactly=False):
-        """The algorithms that can serve it, "auto" included; `exactly` those that add up whole numbers exactly."""
+        """The algorithms that can serve it, "auto" included; `exactly` those that add up whole numbers exactly.
+
+        "auto" may take `fft`, which does not.
+        """
         kinds = {kind(self.dtypes[name]) for name in ("x", "w", "b") if name in self.dtypes}
         padded = math.prod(n + lo + hi for n, (lo, hi) in zip(self.x[2:], self.pads, strict=True))
-        names = ["auto", "gemm"]
+        names = ["gemm"] if exactly else ["auto", "gemm"]
         names += ["winograd"] if self.tiled and kinds == {"real"} else []
         names += ["depthwise"] if self.w[1] == 1 else []
         # `direct` fills padding in, and `fft` has it in a transform; that of some calls is too large for any memory.

@@ -105,17 +105,26 @@ CASES = {
 DTYPES = ("float32", "float64")
 RESULTS = ("out", "dx", "dw", "db")
 
-# Each algorithm on what it serves: `winograd` on kernels of 3 and 1, of stride and dilation 1.
+# Each algorithm on what it serves: `winograd` on kernels of 3 and 1, of stride and dilation 1; `fft` on stride 1; and
+# `depthwise` on one channel a group.
 SERVED = {
     f"{algorithm}-{name}": (options, problem, algorithm)
     for algorithm in portconv.algorithms()
     for name, (options, problem) in CASES.items()
-    if algorithm != "winograd" or problem.tiled
+    if problem.serves(algorithm)
 }
+EXACT = {name: case for name, case in SERVED.items() if case[2] != "fft"}
 # A case that is not symmetric, for each algorithm.
-SKEWED = {"winograd": "2d mixed kernels", "gemm": "2d pairs", "direct": "2d pairs"}
+SKEWED = {
+    "winograd": "2d mixed kernels",
+    "fft": "2d mixed kernels",
+    "depthwise": "2d depthwise",
+    "gemm": "2d pairs",
+    "direct": "2d pairs",
+}
 
 every_case = pytest.mark.parametrize(("options", "problem", "algorithm"), SERVED.values(), ids=SERVED)
+every_exact_case = pytest.mark.parametrize(("options", "problem", "algorithm"), EXACT.values(), ids=EXACT)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 every_algorithm = pytest.mark.parametrize("algorithm", portconv.algorithms())
 
@@ -150,7 +159,7 @@ def test_matrix_against_loops(target, options, problem, dtype, algorithm):
     assert_within(results, problem.all(*wide), problem.bounds(*wide, dtype, algorithm))
 
 
-@every_case
+@every_exact_case
 def test_whole_numbers_are_exact(target, options, problem, algorithm):
     # Products of integers below 16, fewer than 2**13 of them, sum below 2**24: exact in float32 in any order. A tile of
     # `winograd` along 3 dimensions holds multiples of 1/8, which the fewer than 2**6 terms there keep below 2**21.
@@ -180,7 +189,7 @@ def test_gradient_functions_give_what_backward_gives(target, dtype, algorithm):
 
 @every_algorithm
 def test_one_sample_needs_no_batch_axis(target, algorithm):
-    options, problem = CASES["2d groups"]
+    options, problem = CASES["2d depthwise" if algorithm == "depthwise" else "2d groups"]
     problem = problem.unbatched()
     operands = problem.operands("float64")
     batched = run(target, operands, algorithm=algorithm, **options)
@@ -265,6 +274,9 @@ def test_gradients_against_central_differences(target, algorithm):
     if algorithm == "winograd":
         # A tile reads no more than all of x and w, and adds no product to more than 3 of the places behind an output.
         sums, terms = 3 * (np.sum(wide[0]) + 1) * (np.sum(wide[1]) + 1) + np.max(wide[2]) + 1, problem.tile_terms()
+    if algorithm == "fft":
+        # Norms are no more than sums of magnitudes.
+        sums, terms = (np.sum(wide[0]) + 1) * (np.sum(wide[1]) + 1) + np.max(wide[2]) + 1, problem.spectral_terms()
     allowed = 2 * gamma(terms["out"] + dout.size + terms["dw"], "float64") * float(np.sum(sums * wide[3]))
 
     def energy(*changed):
@@ -317,7 +329,7 @@ def test_mixed_widths_promote_and_gradients_keep_their_own(target):
 
 @every_algorithm
 def test_any_memory_layout(target, algorithm):
-    options, problem = CASES["2d padded"]
+    options, problem = CASES["2d depthwise, dense" if algorithm == "depthwise" else "2d padded"]
     x, w, b, dout = problem.operands("float64")
     expected = run(target, (x, w, b, dout), algorithm=algorithm, **options)
 

@@ -12,7 +12,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from oracle import gamma
+from oracle import Problem, gamma
 
 import portconv
 
@@ -68,9 +68,15 @@ class Case:
 
     @property
     def algorithms(self):
+        """Those whose sums of whole numbers are exact."""
         ones = (1,) * self.dims
         tiled = {3} <= {*self.w[2:]} <= {1, 3} and self.stride == self.dilation == ones
-        return ("gemm", "direct", "winograd") if tiled else ("gemm", "direct")
+        return (*self.plain, "winograd") if tiled else self.plain
+
+    @property
+    def plain(self):
+        """Those that add up the same terms as PyTorch."""
+        return ("gemm", "direct", "depthwise") if self.w[1] == 1 else ("gemm", "direct")
 
 
 CASES = {
@@ -230,7 +236,7 @@ def test_real_numbers_against_torch(case, dtype):
     terms = by_torch(case, *(np.ones(a.shape) for a in wide))
     bounds = {name: (gamma(n, dtype) + gamma(n, "float64")) * magnitudes[name] for name, n in terms.items()}
     # Winograd's sums are others and have another bound (see `oracle`): below, where all are exact, it has its turn.
-    for library, algorithm in product(LIBRARIES, ("gemm", "direct")):
+    for library, algorithm in product(LIBRARIES, case.plain):
         assert_within(ours(case, [array_of(library, a) for a in given], algorithm), truths, bounds)
 
 
@@ -257,8 +263,41 @@ def test_complex_numbers_against_torch(case):
     truths, magnitudes = by_torch(case, *given), by_torch(case, *map(sizes, given))
     terms = by_torch(case, *(np.ones(a.shape) for a in given))
     bounds = {name: 4 * gamma(2 * n + 4, "float64") * magnitudes[name] for name, n in terms.items()}
-    for library, algorithm in product(LIBRARIES, ("gemm", "direct")):
+    for library, algorithm in product(LIBRARIES, case.plain):
         assert_within(ours(case, [array_of(library, a) for a in given], algorithm), truths, bounds)
+
+
+def spectral_bounds(case, given):
+    """How far spectra may be off, in float64: norms of planes times sums of the other operand (docs/accuracy.md)."""
+    x, w, b, dout = map(np.abs, given)
+    turned = case.output_padding is not None
+    x, dout = (dout, x) if turned else (x, dout)
+    problem = Problem(x.shape, w.shape, case.stride, case.pads, case.dilation, case.groups)
+    magnitudes, terms = problem.spectra(x, w, np.zeros(w.shape[0]), dout), problem.spectral_terms()
+    own = {"out": "dx", "dx": "out", "dw": "dw"} if turned else {"out": "out", "dx": "dx", "dw": "dw"}
+    # The bias is one term more, of an output.
+    found = {name: gamma(terms[other] + 1, "float64") * magnitudes[other] for name, other in own.items()}
+    found["out"] = found["out"] + gamma(terms[own["out"]] + 1, "float64") * b.reshape(-1, *[1] * case.dims)
+    return found
+
+
+DENSE = {name: case for name, case in ALL.items() if {*case.stride} == {1} and case.mode == "zeros"}
+
+
+@needs_torch
+@pytest.mark.parametrize("case", DENSE.values(), ids=DENSE)
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+def test_spectra_against_torch(case, dtype):
+    given = operands(case, normal(dtype))
+    truths, magnitudes = by_torch(case, *given), by_torch(case, *map(sizes, given))
+    terms = by_torch(case, *(np.ones(a.shape) for a in given))
+    bounds = spectral_bounds(case, given)
+    for name in bounds:
+        # PyTorch's own are those of sums, as above.
+        bounds[name] = bounds[name] + 3 * gamma(2 * terms[name] + 4, "float64") * magnitudes[name]
+    del truths["db"]
+    for library in LIBRARIES:
+        assert_within(ours(case, [array_of(library, a) for a in given], "fft"), truths, bounds)
 
 
 @needs_torch
@@ -271,7 +310,7 @@ def test_halves_against_torch_in_float32(case, dtype):
     exact = [to_numpy(torch.from_numpy(a).to(getattr(torch, dtype))) for a in operands(case, normal("float32"))]
     truths, magnitudes = by_torch(case, *exact), by_torch(case, *map(np.abs, exact))
     terms = by_torch(case, *(np.ones(a.shape) for a in exact))
-    for library, algorithm in product(LIBRARIES, ("gemm", "direct")):
+    for library, algorithm in product(LIBRARIES, case.plain):
         results = ours(case, [array_of(library, a, dtype) for a in exact], algorithm)
         for name, n in terms.items():
             # The sums of magnitudes are in float32 too, and rounded by less than a part in a thousand.
@@ -294,7 +333,7 @@ def test_integers_against_torch_in_int64(case, dtype):
     given = [rng.integers(limits.min, limits.max, s, dtype, endpoint=True) for s in (case.x, case.w, (filters,))]
     truth = by_torch(case, *(a.astype("int64") for a in given))["out"].astype(dtype)
     function = portconv.conv if case.output_padding is None else portconv.conv_transpose
-    for library, algorithm in product(LIBRARIES, ("gemm", "direct")):
+    for library, algorithm in product(LIBRARIES, case.plain):
         out = function(*(array_of(library, a) for a in given), **case.options, algorithm=algorithm)
         assert str(out.dtype).endswith(dtype), library
         assert np.array_equal(to_numpy(out), truth), (library, algorithm)
@@ -378,7 +417,7 @@ def test_signals_against_scipy(case, dtype):
         )
     )
     truths = by_scipy(case, x, w, b, dout)
-    for algorithm in case.algorithms if dtype == "float64" else ("gemm", "direct"):
+    for algorithm in case.algorithms if dtype == "float64" else case.plain:
         results = ours(case, (x, w, b, dout), algorithm)
         for name, truth in truths.items():
             assert np.array_equal(results[name], truth), (algorithm, name)
@@ -399,7 +438,7 @@ def test_transposed_convolution_against_scipy(case, dtype):
         sums = np.pad(signal.convolve(steps[n, c], taps[c, f], "full", "direct"), more)
         truth[n, c // group_in * group_out + f] += sums
     truth = truth[(..., *(slice(lo, m - hi) for m, (lo, hi) in zip(whole_out, case.pads, strict=True)))]
-    for algorithm in case.algorithms if dtype == "float64" else ("gemm", "direct"):
+    for algorithm in case.algorithms if dtype == "float64" else case.plain:
         out = portconv.conv_transpose(x, w, b, **case.options, algorithm=algorithm)
         assert np.array_equal(out, truth), algorithm
 

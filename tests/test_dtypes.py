@@ -310,7 +310,7 @@ def test_masked_arrays_are_refused():
 def test_winograd_serves_real_floating_point_alone():
     x, w = np.ones((1, 1, 5), "int32"), np.ones((1, 1, 3), "int32")
     for name in ("int32", "complex64"):
-        with pytest.raises(portconv.ConvValueError, match=f"algorithm: got 'winograd' for {name}, expected 'auto'"):
+        with pytest.raises(portconv.ConvValueError, match=f"algorithm: got 'winograd' .* in {name}, expected 'auto'"):
             portconv.conv(x.astype(name), w.astype(name), algorithm="winograd")
     halves = portconv.conv(x.astype("float16"), w.astype("float16"), algorithm="winograd")
     assert halves.dtype == np.float16
@@ -327,9 +327,9 @@ def test_terms_are_those_of_the_longest_sum():
             seen.append(terms)
             return arrays[0]
 
-    spy = Spy(backends.get("numpy"), found, portconv.choice._module("gemm"), False, "standard")
-    x, w, dout = np.zeros(found.x_shape), np.zeros(found.w_shape), np.zeros(found.out_shape)
     dtype = Dtype(np.dtype("float64"), "float64", KINDS["float64"])
+    spy = Spy(backends.get("numpy"), dtype, found, "gemm", False, "standard", 1 << 26)
+    x, w, dout = np.zeros(found.x_shape), np.zeros(found.w_shape), np.zeros(found.out_shape)
     spy.forward(dtype, x, w, None)
     spy.input_grad(dtype, dout, w)
     spy.weight_grad(dtype, dout, x)

@@ -11,62 +11,56 @@ from oracle import Problem, gamma
 from threadpoolctl import threadpool_limits
 
 import portconv
-from portconv.algorithms.blocks import Limits
+from portconv import backends
+from portconv.algorithms.blocks import Limits, limits
 from portconv.arguments import geometry
 
 # The package's attribute of that name may be a public function.
 fft = importlib.import_module("portconv.algorithms.fft")
 
+NUMPY = backends.get("numpy")
 RESULTS = ("out", "dx", "dw", "db")
-SMALL = 6144
-"""Bytes of workspace that leave room for tiles alone, of the long cases below."""
 
-# Options, the problem they stand for, and how many bytes of workspace it gets, where tiles are to be cut.
+# Options, and the problem they stand for; long enough for several tiles where the name says so.
 CASES = {
-    "1d": ({}, Problem((2, 3, 9), (4, 3, 3), (1,), ((0, 0),), (1,)), None),
-    "1d tiles": ({"padding": ((5, 2),)}, Problem((2, 2, 203), (3, 2, 9), (1,), ((5, 2),), (1,)), SMALL),
+    "1d": ({}, Problem((2, 3, 9), (4, 3, 3), (1,), ((0, 0),), (1,))),
+    "1d tiles": ({"padding": ((5, 2),)}, Problem((2, 2, 603), (3, 2, 9), (1,), ((5, 2),), (1,))),
     "1d tiles, dilated": (
         {"padding": "same", "dilation": 3, "groups": 2},
-        Problem((3, 2, 211), (4, 1, 4), (1,), ((4, 5),), (3,), 2),
-        SMALL,
+        Problem((2, 2, 611), (4, 1, 4), (1,), ((4, 5),), (3,), 2),
     ),
-    "1d tiles of padding": ({"padding": ((70, 90),)}, Problem((1, 1, 40), (2, 1, 5), (1,), ((70, 90),), (1,)), 2048),
-    "1d kernel over input": ({"padding": ((3, 9),)}, Problem((2, 2, 4), (3, 2, 13), (1,), ((3, 9),), (1,)), None),
-    "1d padding over kernel": ({"padding": ((9, 0),)}, Problem((2, 2, 5), (3, 2, 2), (1,), ((9, 0),), (1,)), None),
-    "1d whole": ({}, Problem((3, 2, 17), (2, 2, 17), (1,), ((0, 0),), (1,)), None),
-    "2d": ({"padding": 1}, Problem((2, 2, 6, 7), (3, 2, 3, 2), (1, 1), ((1, 1), (1, 1)), (1, 1)), None),
+    "1d tiles of padding": ({"padding": ((70, 90),)}, Problem((1, 1, 40), (2, 1, 5), (1,), ((70, 90),), (1,))),
+    "1d kernel over input": ({"padding": ((3, 9),)}, Problem((2, 2, 4), (3, 2, 13), (1,), ((3, 9),), (1,))),
+    "1d padding over kernel": ({"padding": ((9, 0),)}, Problem((2, 2, 5), (3, 2, 2), (1,), ((9, 0),), (1,))),
+    "1d whole": ({}, Problem((3, 2, 17), (2, 2, 17), (1,), ((0, 0),), (1,))),
+    "2d": ({"padding": 1}, Problem((2, 2, 6, 7), (3, 2, 3, 2), (1, 1), ((1, 1), (1, 1)), (1, 1))),
     "2d full, dilated": (
         {"padding": "full", "dilation": (1, 2)},
         Problem((2, 3, 5, 6), (2, 3, 3, 4), (1, 1), ((2, 2), (6, 6)), (1, 2)),
-        None,
     ),
     "2d groups": (
         {"padding": ((0, 3), (2, 0)), "groups": 2},
         Problem((3, 4, 7, 8), (6, 2, 4, 3), (1, 1), ((0, 3), (2, 0)), (1, 1), 2),
-        None,
     ),
     "2d depthwise": (
         {"padding": "same", "groups": 3},
-        Problem((2, 3, 8, 9), (3, 1, 7, 6), (1, 1), ((3, 3), (2, 3)), (1, 1), 3),
-        None,
+        Problem((2, 3, 6, 7), (3, 1, 5, 4), (1, 1), ((2, 2), (1, 2)), (1, 1), 3),
     ),
-    "2d padding alone": ({"padding": 3}, Problem((1, 1, 0, 2), (2, 1, 2, 3), (1, 1), ((3, 3), (3, 3)), (1, 1)), None),
+    "2d padding alone": ({"padding": 3}, Problem((1, 1, 0, 2), (2, 1, 2, 3), (1, 1), ((3, 3), (3, 3)), (1, 1))),
     "3d": (
         {"padding": ((1, 0), (0, 2), (1, 1))},
         Problem((1, 2, 3, 5, 4), (3, 2, 2, 3, 3), (1,) * 3, ((1, 0), (0, 2), (1, 1)), (1,) * 3),
-        None,
     ),
-    "no samples": ({"padding": 1}, Problem((0, 2, 4, 5), (3, 2, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1)), None),
+    "no samples": ({"padding": 1}, Problem((0, 2, 4, 5), (3, 2, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))),
 }
-every_case = pytest.mark.parametrize(("options", "problem", "room"), CASES.values(), ids=CASES)
+every_case = pytest.mark.parametrize(("options", "problem"), CASES.values(), ids=CASES)
 
 
-def run(target, operands, room=None, algorithm="fft", **options):
+def run(target, operands, algorithm="fft", **options):
     """Forward and backward, on the host; kind is checked."""
     given = [target.array(a) for a in operands]
-    with portconv.workspace_limit(room or 64 << 20):
-        out, cache = portconv.conv_forward(*given[:3], algorithm=algorithm, **options)
-        results = dict(zip(RESULTS, (out, *portconv.conv_backward(given[3], cache)), strict=True))
+    out, cache = portconv.conv_forward(*given[:3], algorithm=algorithm, **options)
+    results = dict(zip(RESULTS, (out, *portconv.conv_backward(given[3], cache)), strict=True))
     for (name, result), like in zip(results.items(), (given[3], *given[:3]), strict=True):
         assert target.owns(result), name
         assert tuple(result.shape) == tuple(like.shape), name
@@ -89,28 +83,51 @@ def of_problem(problem):
 
 @every_case
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_all_results_against_loops(target, options, problem, room, dtype):
+def test_all_results_against_loops(target, options, problem, dtype):
     operands = problem.operands(dtype)
-    results = run(target, operands, room, **options)
+    results = run(target, operands, **options)
     wide = [a.astype("float64") for a in operands]
     assert_within(results, problem.all(*wide), problem.bounds(*wide, dtype, "fft"))
 
 
+def test_one_small_case_on_any_library(target):
+    options, problem = CASES["1d"]
+    operands = problem.operands("float32")
+    wide = [a.astype("float64") for a in operands]
+    results = run(target, operands, **options)
+    assert_within(results, problem.all(*wide), problem.bounds(*wide, "float32", "fft"))
+
+
 def test_cases_above_cut_tiles():
-    for name, (_, problem, room) in CASES.items():
-        bounds = Limits(1 << 20, 4096, 1, (room or 1 << 26) // 4)
-        plan, _ = fft.planned(of_problem(problem), "forward", bounds)
-        assert (len(plan.tiles) > 3) == ("tiles" in name), name
+    for name, (_, problem) in CASES.items():
+        found = of_problem(problem)
+        for purpose in ("forward", "weight_grad"):
+            plan, _ = fft.planned(found, purpose, limits(found, NUMPY, 64, 1 << 26))
+            assert (len(plan.tiles) > 1) == ("tiles" in name), (name, purpose)
+
+
+@every_case
+@pytest.mark.parametrize("elements", [1, 32, 100])
+@pytest.mark.parametrize("least", [1, 16])
+def test_any_blocks_give_results_within_the_bound(options, problem, elements, least):
+    x, w, b, dout = problem.operands("float64")
+    found, bounds = of_problem(problem), Limits(elements, 16, least, 1 << (4 if least == 1 else 20))
+    results = {
+        "out": fft.forward(found, NUMPY, bounds, x, w, b),
+        "dx": fft.input_grad(found, NUMPY, bounds, dout, w),
+        "dw": fft.weight_grad(found, NUMPY, bounds, dout, x),
+    }
+    truths = problem.all(x, w, b, dout)
+    del truths["db"]
+    assert_within(results, truths, problem.bounds(x, w, b, dout, "float64", "fft"))
 
 
 @every_case
 @pytest.mark.parametrize("dtype", ["complex64", "complex128"])
-def test_complex_numbers_against_loops(target, options, problem, room, dtype):
-    if target.backend.name == "generic" or "jax" in type(target.array(0.0)).__module__:
-        pytest.skip("JAX compiles each shape anew; real numbers take the same path")
+def test_complex_numbers_against_loops(target, options, problem, dtype):
     parts = [problem.operands("float64", seed) for seed in (0, 1)]
     operands = [(one + 1j * other).astype(dtype) for one, other in zip(*parts, strict=True)]
-    results = run(target, operands, room, **options)
+    results = run(target, operands, **options)
     x, w, b, dout = (a.astype("complex128") for a in operands)
     # Gradients are adjoints.
     truths = {
@@ -131,7 +148,9 @@ def test_complex_numbers_against_loops(target, options, problem, room, dtype):
 
 
 def test_halves_are_computed_in_float32(target):
-    options, problem, _ = CASES["2d groups"]
+    if not hasattr(target.backend.xp, "float16"):
+        pytest.skip(f"{target.backend.name} has no float16")
+    options, problem = CASES["2d groups"]
     operands = problem.operands("float16")
     results = run(target, operands, **options)
     wide = [a.astype("float64") for a in operands]
@@ -157,7 +176,7 @@ def test_the_bound_of_a_sum_does_not_hold_and_that_of_spectra_does():
 def test_errors_of_transforms_are_within_their_share_of_the_bound():
     # What the bound is made of: 12 u for each doubling of the points, and as many more of a real transform.
     rng = np.random.default_rng(0)
-    for points in (2, 3, 5, 8, 27, 125, 180, 1024, 2187, 3125, 3600):
+    for points in (2, 3, 5, 8, 27, 125, 180, 512, 729, 1250):
         turns = np.outer(np.arange(points), np.arange(points)) % points
         weights = np.exp(-2j * np.pi * turns / points)
         for x in (rng.standard_normal(points), np.ones(points), rng.standard_normal(points) + 1j):
@@ -255,7 +274,7 @@ def positions(found, dim, elements):
     for (start, end), (lo, hi), at in side.tiles:
         outputs += range(start, end)
         assert 0 <= lo <= hi <= size
-        assert 0 <= at
+        assert at >= 0
         assert at + hi - lo <= side.segment <= side.points
         assert end - start <= side.tile <= side.points
         cells, places = np.arange(lo, hi), at + np.arange(hi - lo)
@@ -330,12 +349,12 @@ def test_points_have_small_primes_alone():
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
 @pytest.mark.parametrize("name", ["1d tiles", "2d groups"])
 def test_what_is_not_finite_stays_where_windows_touch_it(target, bad, name):
-    options, problem, room = CASES[name]
+    options, problem = CASES[name]
     for place in (0, 1, 3):
         operands = problem.operands("float32")
         operands[place].reshape(-1)[7] = bad
         with np.errstate(invalid="ignore"):
-            spectra, columns = (run(target, operands, room, algorithm, **options) for algorithm in ("fft", "gemm"))
+            spectra, columns = (run(target, operands, algorithm, **options) for algorithm in ("fft", "gemm"))
         clean = [np.where(np.isfinite(a), a, 0).astype("float64") for a in operands]
         spectral, plain = (problem.bounds(*clean, "float32", algorithm) for algorithm in ("fft", "direct"))
         touched = 0
@@ -347,7 +366,7 @@ def test_what_is_not_finite_stays_where_windows_touch_it(target, bad, name):
             assert np.array_equal(one[~finite], other[~finite], equal_nan=True)
             # Where windows do not touch it, it may as well be 0.
             allowed = spectral[result] + plain[result]
-            assert np.all(np.abs(one - other)[finite] <= allowed[finite])
+            assert np.all(np.abs(one[finite] - other[finite]) <= allowed[finite])
         assert touched
 
 
@@ -368,7 +387,9 @@ def test_numpy_says_nothing_of_what_it_computes_again():
     x, w = np.full((1, 1, 6, 6), 3e38, "float32"), np.zeros((1, 1, 3, 3), "float32")
     with np.errstate(all="raise"):
         out, cache = portconv.conv_forward(x, w, algorithm="fft")
-        portconv.conv_backward(np.ones_like(out), cache)
+        dout = np.zeros_like(out)
+        dout[0, 0, 1, 1] = 1.0
+        portconv.conv_backward(dout, cache)
 
 
 @pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
@@ -386,9 +407,11 @@ def test_channels_last_and_padding_modes(target, mode):
         found["dx"] = np.stack([found["dx"][..., source == cell].sum(-1) for cell in cells.ravel()], -1).reshape(
             x.shape
         )
-    # So many cells are added up to one, in two dimensions one after the other.
-    most = max(np.bincount(source.ravel())[1:])
-    bounds["dx"] = bounds["dx"] * (1 + gamma(most, "float64")) + gamma(most, "float64") * np.abs(bounds["dx"]) * 2.0**53
+    # So many cells, none larger than what spectra round, are added up to one.
+    most = np.bincount(source.ravel())[1:].max()
+    bounds["dx"] = (1 + gamma(most, "float64")) * bounds["dx"] + gamma(most, "float64") * most * np.max(
+        problem.spectra(*map(np.abs, (filled, w, b, dout)))["dx"]
+    )
     for last in (False, True):
         given = [np.moveaxis(a, 1, -1).copy() if last and a.ndim == 4 and a is not w else a for a in (x, w, b, dout)]
         options = {"padding": pads, "padding_mode": mode, "data_format": "channels_last" if last else "channels_first"}
@@ -399,7 +422,7 @@ def test_channels_last_and_padding_modes(target, mode):
 
 
 def test_one_sample_needs_no_batch_axis(target):
-    options, problem, _ = CASES["2d groups"]
+    options, problem = CASES["2d groups"]
     problem = problem.unbatched()
     x, w, b, dout = problem.operands("float64")
     batched = run(target, (x, w, b, dout), **options)

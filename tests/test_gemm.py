@@ -82,7 +82,7 @@ def test_plans_of_large_kernels_are_not_kept_for_long():
 
 
 def test_pieces_are_nearly_equal():
-    assert pieces(10, 4) == ((0, 3), (3, 6), (6, 10))
+    assert pieces(10, 4) == ((0, 4), (4, 7), (7, 10))
     assert pieces(3, 5) == ((0, 3),)
     assert pieces(0, 5) == ()
 

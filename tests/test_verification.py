@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from itertools import product
 from pathlib import Path
@@ -14,13 +16,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from oracle import Problem
 from portconv.backends import Backend
 from portconv.backends._numpy import FEW_OPERATIONS
 
 import portconv
 from portconv import backends
-from portconv.algorithms import gemm
+from portconv.algorithms import fft, gemm
+from portconv.algorithms.blocks import PURPOSES, limits
 from portconv.arguments import DATA_FORMATS, PADDING_MODES
+from portconv.contraction import Contraction
 from portconv.verification import Case, Comparison, Report, cases, compare, comparison, exact, unsupported
 from portconv.verification.bounds import gamma, relative
 from portconv.verification.cases import Inputs
@@ -91,6 +96,7 @@ def test_cases_cover_the_contract() -> None:
     assert {case.bias for case in CASES.values()} == {True, False}
     assert {case.padding_mode for case in CASES.values()} == {*PADDING_MODES}
     assert {case.data_format for case in CASES.values()} == {*DATA_FORMATS}
+    assert {case.algorithm for case in CASES.values()} >= {"auto", "winograd", "fft", "depthwise"}
     assert any(case.x_shape[0] == 0 for case in CASES.values())
     assert any(len(case.x_shape) < len(case.w_shape) for case in CASES.values())
     assert any(case.x_shape[2:] == case.w_shape[2:] != (1, 1) for case in CASES.values())
@@ -121,6 +127,12 @@ def test_some_cases_cut_several_blocks_and_use_threads(monkeypatch: pytest.Monke
         "3d-blocks",
     }
     assert all(found[name] > 1 for name in large)
+
+
+def test_a_case_of_spectra_cuts_tiles_in_all_three_products() -> None:
+    found = CASES["1d-fft-tiles"].geometry
+    bounds = limits(found, NUMPY, 32, 1 << 26)
+    assert all(len(fft.planned(found, purpose, bounds)[0].tiles) > 3 for purpose in PURPOSES)
 
 
 def test_pointwise_cases_take_both_paths() -> None:
@@ -224,6 +236,86 @@ def test_bounds_hold_in_exact_arithmetic(dtype: str) -> None:
             n = case.terms[quantity]
             assert n * unit <= Fraction(float(reach[index])) <= Fraction(1001, 1000) * n * unit
             assert abs(really) <= sums[quantity][index] / 100
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
+def test_the_bound_of_spectra_is_that_of_independent_norms(dtype: str, last: bool) -> None:
+    x_shape = (3, 7, 6, 4) if last else (3, 4, 7, 6)
+    form = "channels_last" if last else "channels_first"
+    case = Case("norms", x_shape, (6, 2, 3, 4), True, 1, ((2, 1), (0, 5)), (2, 1), 2, data_format=form, dtype=dtype)
+    inputs = case.inputs()
+    x, w, b, dout = (np.asarray(a, np.float64) for a in inputs)
+    x, dout = (np.moveaxis(a, -1, 1) if last else a for a in (x, dout))
+    problem = Problem(x.shape, w.shape, (1, 1), ((2, 1), (0, 5)), (2, 1), 2)
+    magnitudes, terms = problem.spectra(*map(np.abs, (x, w, b, dout))), problem.spectral_terms()
+    for name, true in exact(case, inputs).items():
+        reach = true.reach(dtype, "standard", "fft")
+        if name == "db":
+            assert np.array_equal(reach, true.reach(dtype, "standard"))
+            continue
+        assert true.others["fft"].terms == terms[name]
+        expected = relative(terms[name], dtype, "standard", products=True) * magnitudes[name]
+        np.testing.assert_allclose(np.moveaxis(reach, -1, 1) if last and name != "dw" else reach, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("mode", ["zeros", "circular"])
+def test_the_bound_of_spectra_holds_in_exact_arithmetic(mode: str) -> None:
+    case = Case(
+        "cancelling", (2, 4, 5, 6), (4, 2, 4, 3), bias=True, padding=2, groups=2, padding_mode=mode, algorithm="fft"
+    )
+    inputs = cancelling(case)
+    doubles = Inputs(*(array.astype(np.float64) for array in inputs))
+    x, w, b, dout = inputs
+    out, cache = portconv.conv_forward(x, w, b, **case.options, algorithm="fft")
+    found = {"out": out, **portconv.conv_backward(dout, cache)._asdict()}
+    assert {cache.call.served(purpose) for purpose in comparison.PURPOSES.values()} == {"fft"}
+    # Products of float32 and sums of few of them, over 24 binary orders, are exact in float64, or nearly: see `radius`.
+    true = exact(case, doubles)
+    beyond = 0
+    for quantity, values in found.items():
+        error = np.abs(values - true[quantity].value)
+        assert np.all(error <= true[quantity].reach("float32", "standard", "fft") + true[quantity].radius)
+        beyond += np.sum(error > true[quantity].reach("float32", "standard"))
+    assert beyond  # the bound of plain sums, which is none of spectra
+
+
+def test_each_product_is_judged_by_the_algorithm_that_served_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = next(case for case in cases(["float32"]) if case.name == "2d-bias")
+    true = exact(case)
+    reaches = {
+        name: {a: true[name].reach("float32", "standard", a) for a in ("gemm", "fft")} for name in case.quantities
+    }
+    for served, tight in (("out", "dx"), ("dx", "dw"), ("dw", "dx")):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                Contraction,
+                "served",
+                lambda _, purpose, own=served: "fft" if comparison.PURPOSES[own] == purpose else "gemm",
+            )
+            # Beyond the bound of sums, and within that of spectra.
+            for name in (served, tight):
+                spoil(patch, name, off_by(4, reaches[name]["gemm"], true[name].value))
+                assert np.all(4 * reaches[name]["gemm"] < reaches[name]["fft"])
+            assert [made.quantity for made in failures(replace(case, algorithm="gemm"))] == [tight]
+
+
+@pytest.mark.parametrize("name", ["1d-fft-tiles", "2d-fft-depthwise", "2d-fft-groups", "2d-depthwise-s2-x2"])
+def test_a_tap_that_is_left_out_is_caught(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    case = next(case for case in cases(["float64"]) if case.name == name)
+    w = case.inputs().w
+    without = np.array(w)
+    without.reshape(-1)[w.size // 2] = 0
+    module = importlib.import_module(f"portconv.algorithms.{case.algorithm}")
+    original = module.forward
+
+    def fewer(geometry: Any, backend: Any, bounds: Any, x: Any, given: Any, b: Any) -> Any:
+        return original(geometry, backend, bounds, x, without if given.shape == w.shape else given, b)
+
+    monkeypatch.setattr(module, "forward", fewer)
+    out = [made for made in compare(case, [NUMPY]) if made.quantity == "out"]
+    assert [made.held for made in out] == [False]
+    assert out[0].units > 1000
 
 
 def test_a_legitimate_order_of_summation_nearly_reaches_the_bound() -> None:
@@ -436,8 +528,8 @@ def test_a_library_that_writes_to_its_inputs_harms_no_other(monkeypatch: pytest.
     other = other_backend()
     original = gemm.weight_grad
 
-    def overwriting(geometry: Any, backend: Backend, dout: Any, x: Any) -> Any:
-        result = original(geometry, backend, dout, x)
+    def overwriting(geometry: Any, backend: Backend, bounds: Any, dout: Any, x: Any) -> Any:
+        result = original(geometry, backend, bounds, dout, x)
         if backend is NUMPY:
             x[...] = 0
         return result

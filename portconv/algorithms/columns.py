@@ -84,7 +84,7 @@ class Strips(NamedTuple):
     sizes: tuple[int, ...]
     reads: tuple[tuple[int, int], ...]
 
-    def count(self, geometry: Geometry, block: Block) -> int:
+    def elements(self, geometry: Geometry, block: Block) -> int:
         """Elements of the strips of a block."""
         return math.prod(_shape(geometry, block, self))
 
@@ -128,7 +128,7 @@ def _planned(geometry: Geometry, box: Box) -> Strips:
     return Strips(tuple(copies), len(lanes), sizes, reads)
 
 
-_few_strips, _many_strips = lru_cache(maxsize=8192)(_planned), lru_cache(maxsize=32)(_planned)
+_few_strips, _many_strips = lru_cache(maxsize=8192)(_planned), lru_cache(maxsize=8)(_planned)
 
 
 def gather(geometry: Geometry, backend: Backend, x: Array, block: Block, workspace: Workspace) -> Array:

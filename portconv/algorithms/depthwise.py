@@ -27,7 +27,7 @@ from ..backends import Array, Backend, Workspace
 from ..geometry import MANY_TAPS, Geometry, Range, cut, pieces
 from . import gemm
 from .blocks import Limits, Work, copied, fitted, narrow
-from .columns import ALL, Block, Index, gather, no_strips, scatter, strips_of
+from .columns import ALL, Block, Index, gather, no_strips, scatter
 
 LONG = 4096
 """Places of a run from which on calls take little beside what they do."""
@@ -321,7 +321,7 @@ class Planes:
         by_phase: dict[tuple[int, ...], list[tuple[Index, int]]] = {}
         for taps in product(*(range(k) for k in self.geometry.kernel[:-1])):
             own = [read[tap] for read, tap in zip(reads, taps, strict=False)]
-            index = (ALL, ALL, *taps, ALL)
+            index: Index = (ALL, ALL, *taps, ALL)
             by_phase.setdefault(tuple(phase for phase, _ in own), []).append((index, sum(moved for _, moved in own)))
         parts = []
         for phases, rows in by_phase.items():
@@ -366,7 +366,7 @@ def _fitted(geometry: Geometry, purpose: str, bounds: Limits) -> tuple[Planes, i
 
 
 def _mirrors(geometry: Geometry) -> bool:
-    """Whether the input gradient is the forward product of the mirrored convolution, which has one channel a group too."""
+    """Whether the input gradient is a forward product: the mirrored convolution has one channel a group too."""
     return geometry.dense and geometry.group_out == 1
 
 

@@ -1,4 +1,4 @@
-"""Products of spectra: a Fourier transform of the input, of the filters, and back, so that cost hardly grows with the kernel.
+"""Products of spectra: Fourier transforms of input and filters, and back, whose cost hardly grows with the kernel.
 
 Cooley and Tukey (1965) made the transform fast, Stockham, "High-speed convolution and correlation" (1966), convolved by
 it, and cut long inputs into tiles (overlap-save). Mathieu, Henaff and LeCun, "Fast training of convolutional networks
@@ -23,14 +23,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..backends import Array, Backend, Workspace
 from ..geometry import Geometry, Range, cut, edges, pieces
 from . import gemm
 from .blocks import Limits, Work, fitted
 from .columns import ALL
-
 
 FEWEST_POINTS = 64
 """Of tiles: with fewer, calls take longer than what they do."""
@@ -76,6 +75,8 @@ def objection(geometry: Geometry) -> str | None:
 def forward(geometry: Geometry, backend: Backend, bounds: Limits, x: Array, w: Array, b: Array | None) -> Array:
     if 0 in geometry.out_shape:
         return backend.zeros(geometry.out_shape, like=x)
+    if not backend.all_finite(w):  # taps that read padding alone may share a point, and a nan must not be lost there
+        return gemm.forward(geometry, backend, bounds, x, w, b)
     xp = backend.xp
     cells = xp.reshape(x, (geometry.batch, geometry.groups, geometry.group_in, *geometry.size))
     w = xp.reshape(w, (geometry.groups, geometry.group_out, geometry.group_in, *geometry.kernel))
@@ -101,12 +102,13 @@ def forward(geometry: Geometry, backend: Backend, bounds: Limits, x: Array, w: A
     out = backend.empty(shape, like=x, last=2 * geometry.channels_last)
     with backend.quiet():
         for held in own.held:
-            filters = spectral.of_filters(w[slice(*held), ...])
+            filters: Array = spectral.of_filters(w[slice(*held), ...])
             blocks = [
                 ((slice(*samples), slice(*groups), ALL, *tile.outputs), (samples, groups, tile))
                 for samples, groups, tile in own.blocks(held)
             ]
             out = backend.fill(out, blocks, compute, geometry.operations)
+            filters = None  # or those of the next groups would be as many more
     return gemm.forward(geometry, backend, bounds, x, w, b) if spoilt else xp.reshape(out, geometry.out_shape)
 
 
@@ -146,13 +148,14 @@ def weight_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Arra
         for held in own.held:
             shares = own.shares(held)
             count = len({i for i, _, _ in shares})
-            spectra = spectral.empty((count, *spectral.shape(held[1] - held[0])))
+            spectra: Array = spectral.empty((count, *spectral.shape(held[1] - held[0])))
             axis = 2 if own.mixed else 1
             indices = [(i, *(ALL,) * (axis - 1), slice(*_moved(groups, held)), ...) for i, groups, _ in shares]
             shared = [(index, blocks) for index, (_, _, blocks) in zip(indices, shares, strict=True)]
             spectra = backend.fill(spectra, shared, compute, geometry.operations)
             part = spectral.taps(xp.sum(spectra, axis=0), geometry)
             taps = part if taps is None else xp.concat([taps, part], axis=0)
+            spectra = None  # or those of the next groups would be as many more
         finite = backend.all_finite(taps)
     return xp.reshape(taps, geometry.w_shape) if finite else gemm.weight_grad(geometry, backend, bounds, dout, x)
 
@@ -399,29 +402,26 @@ def work(geometry: Geometry, purpose: str, bounds: Limits) -> Work:
     else:
         elements += 2 * products
     blocks = planes // (plan.samples * plan.groups) + 1
-    calls = blocks * (10 + 6 * geometry.dims) * (1 if purpose == "forward" else 1.3)
+    calls = (blocks + 1) * (14 + 8 * geometry.dims) * (1 if purpose == "forward" else 1.3)
     shape = {"samples": plan.samples, "groups": plan.groups, "tiles": len(plan.tiles), "points": plan.points}
     return Work(operations, elements, transforms, calls, need, shape)
 
 
 def _need(geometry: Geometry, purpose: str, plan: Tiling) -> int:
-    """Elements of workspace: of a block, and of what all blocks share. Complex ones count twice, real ones may be one."""
+    """Elements of workspace: of a block, and of what all blocks share; a complex number is two."""
     sides, dims = plan.sides, geometry.dims
     inputs, outputs = geometry.group_in, geometry.group_out
     # Real spectra are half as long along the last dimension, plus one point.
     sizes = (*(side.points for side in sides[:-1]), sides[-1].points // 2 + 1)
     points = 2 * math.prod(sizes)
     each = inputs * math.prod(side.segment for side in sides)
-    forth = sum(
-        2 * math.prod(side.segment for side in sides[:dim]) * math.prod(sizes[dim:]) for dim in range(dims)
-    )
+    forth = sum(2 * math.prod(side.segment for side in sides[:dim]) * math.prod(sizes[dim:]) for dim in range(dims))
     each += inputs * forth
     if purpose == "forward":
-        back = sum(
-            2 * math.prod(side.tile for side in sides[:dim]) * math.prod(sizes[dim:]) for dim in range(dims - 1)
-        )
+        back = sum(2 * math.prod(side.tile for side in sides[:dim]) * math.prod(sizes[dim:]) for dim in range(dims - 1))
         each += outputs * (points + back + math.prod(side.tile for side in sides[:-1]) * sides[-1].points)
         each += (inputs + outputs) * points if plan.mixed else 0
+        each += outputs * plan.points // 4 + 1  # whether each is finite
     else:
         tiles = sum(2 * math.prod(side.tile for side in sides[:dim]) * math.prod(sizes[dim:]) for dim in range(dims))
         each += outputs * (tiles + math.prod(side.tile for side in sides))
@@ -474,7 +474,7 @@ def _side(geometry: Geometry, dim: int, elements: int) -> Side:
     )
     best, least = whole, _cost(whole.points, 1)
     points = _smooth(max(FEWEST_POINTS, 2 * extent))
-    while points < whole.points and points <= elements:
+    while points < whole.points and (points <= elements or best is whole):
         tile = points - extent + 1
         count = -(-out // tile)
         if (cost := _cost(points, count)) < least or best.points > elements:

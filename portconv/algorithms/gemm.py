@@ -317,7 +317,7 @@ def _need(geometry: Geometry, purpose: str, plan: Plan) -> int:
     most = max(end - start for start, end in plan.taps)
     columns = groups * channels * most * rest * block.length if most > 1 or purpose == "input_grad" else 0
     bare = geometry.pointwise and n == 1
-    strips = 0 if bare and purpose != "input_grad" else strips_of(geometry, block.box).count(geometry, block)
+    strips = 0 if bare and purpose != "input_grad" else strips_of(geometry, block.box).elements(geometry, block)
     copies = _weights(geometry) if len(plan.taps) > 1 else 0
     if purpose == "forward":
         if _positionwise(geometry):

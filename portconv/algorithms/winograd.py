@@ -95,16 +95,17 @@ def _need(geometry: Geometry, purpose: str, plan: Cuts) -> int:
     reached = samples * math.prod(end + (dim in own.dims) for dim, (_, end) in enumerate(box))
     dims = len(own.dims)
     # Halves along all dimensions, then places along one more dimension at a time.
-    spread = [2 * 4**axis * 2 ** (dims - 1 - axis) for axis in range(1, dims)]
+    spread = [2 << (2 * axis + dims - 1 - axis) for axis in range(1, dims)]
     inputs, outputs = groups * geometry.group_in, groups * geometry.group_out
-    weights = 4 * own.inner * math.prod(geometry.w_shape) // geometry.taps
+    weights: int = 4 * own.inner * math.prod(geometry.w_shape) // geometry.taps
     if purpose == "forward":
         found = own.inner * outputs * tiles
-        strips = max(2**dims * inputs * reached, found)
-        folded = max(own.inner * inputs * tiles, 2 * found // 2)
+        strips = max((1 << dims) * inputs * reached, found)
+        folded = max(own.inner * inputs * tiles, found)
         # The filters on their way, a copy in another order and sums included.
-        return strips + sum(spread) * inputs * reached + found + folded + 2 * found + 3 * weights
-    of_both = (2**dims + sum(spread)) * reached + own.inner * tiles
+        finite = (1 << dims) * outputs * tiles // 4 + 1
+        return strips + sum(spread) * inputs * reached + found + folded + 2 * found + 3 * weights + finite
+    of_both = ((1 << dims) + sum(spread)) * reached + own.inner * tiles
     parts = plan.sums * weights
     own_products = own.inner * geometry.group_in * outputs
     # Partial sums, their total, and its way back.
@@ -177,8 +178,8 @@ def weight_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Arra
     own = tiling(geometry)
 
     def compute(blocks: tuple[Tiles, ...], target: Array, workspace: Workspace) -> Array:
-        def of_dout(purpose: str, shape: tuple[int, ...]) -> Array:
-            return workspace(f"{purpose} of dout", shape)
+        def of_dout(purpose: str, shape: tuple[int, ...], dtype: object = None) -> Array:
+            return workspace(f"{purpose} of dout", shape, dtype)
 
         for block in blocks:
             sizes, ahead, _ = block.shape

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import choice, limits
+from .. import choice
 from ..algorithms.blocks import PURPOSES
 from ..backends import Backend, Costs
 from ..convolution import conv, conv_input_grad, conv_weight_grad, prepare
@@ -44,7 +44,7 @@ def timings(layer: Layer, backend: Backend) -> Iterator[Timing]:
     call = prepare(x, w, None, **options).call
     geometry, dtype = call.geometry, call.dtype
     for purpose in PURPOSES:
-        bounds = choice.choose("auto", geometry, backend, dtype, purpose, limits.workspace(call.spare)).bounds
+        bounds = choice.choose("auto", geometry, backend, dtype, purpose, call.spare).bounds
         found = choice.consider(geometry, backend, dtype, purpose, bounds)
         least = min(one.cost for one in found)
         runs, counts = {}, {}

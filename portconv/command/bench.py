@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from ..backends import Backend
+from .. import calibration
+from ..backends import Backend, Costs
 from ..benchmark import PEERS, ZOO, Layer, Peer, Report, Row, measure, surroundings
+from ..benchmark.costs import Timing, fit, regrets, timings
 from ..benchmark.measurement import OURS
 from ..benchmark.problem import PASSES
 from ..benchmark.report import MIB, ratios
@@ -52,6 +55,7 @@ WIDE = 110
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else; null is no finite number.")
 @click.option("--plot", metavar="FILE", type=UNCHECKED, help="Also draw the speed-ups: a PNG, SVG or PDF file.")
+@click.option("--calibrate", is_flag=True, help="Time portconv's algorithms alone, and keep what calls cost here.")
 @click.option("--list", "listing", is_flag=True, help="List the layers and the peers, and time nothing.")
 @click.pass_context
 def command(
@@ -63,6 +67,7 @@ def command(
     repeats: int,
     as_json: bool,
     plot: Path | None,
+    calibrate: bool,
     listing: bool,
 ) -> None:
     """Time forward and backward of real layers beside PyTorch and others, and check every result.
@@ -76,6 +81,9 @@ def command(
         check_destination("--plot", plot, FORMATS)
     layers = _layers(layer_names)
     backend = backend_named(backend_name)
+    if calibrate:
+        _calibrate(layers, backend, as_json)
+        return
     report = Report()
     peers = _peers(peer_names, backend, report)
     if listing:
@@ -91,6 +99,35 @@ def command(
     else:
         _print(report, about, plot)
     ctx.exit(0 if report.held else 1)
+
+
+def _calibrate(layers: Sequence[Layer], backend: Backend, as_json: bool) -> None:
+    """Measure what calls cost on this machine, store it, and say what that makes of the choice."""
+    made: list[Timing] = []
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        for layer in progress.track(layers, description="calibrating"):
+            made += timings(layer, backend)
+    if not made:
+        refuse("--calibrate: got layers with nothing to time")
+    costs = fit(made)
+    before, after = (_regret(made, own) for own in (calibration.costs(backend), costs))
+    try:
+        where = calibration.store({backend.name: costs})
+    except OSError as error:
+        refuse(f"--calibrate: {calibration.path()} cannot be written: {error}")
+    if as_json:
+        found = {"file": str(where), "backend": backend.name, "costs": costs._asdict()}
+        click.echo(json.dumps({**found, "over_fastest": {"before": before, "after": after}}, indent=2))
+        return
+    click.echo(f"{backend.name}: {', '.join(f'{name} {cost:g} ns' for name, cost in costs._asdict().items())}")
+    click.echo(f"the algorithms taken took {before:.3f} times as long as the fastest ones before, {after:.3f} now")
+    click.echo(f"stored in {where}")
+
+
+def _regret(made: Sequence[Timing], costs: Costs) -> float:
+    """How many times as long as the fastest algorithms those take that "auto" would, in the geometric mean."""
+    return statistics.geometric_mean(ratio for _, _, _, ratio in regrets(made, costs))
 
 
 def _layers(names: Sequence[str]) -> tuple[Layer, ...]:

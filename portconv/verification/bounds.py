@@ -3,19 +3,22 @@
 A sum of n products, rounded after each operation in whichever order, is within gamma_n * sum |a| |b| of the exact sum,
 with gamma_n = n u / (1 - n u) and u = eps / 2: Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed.
 (2002), section 3.1. Fused or wider arithmetic only helps. There is no term for underflow, because no product of the
-numbers that `cases` makes comes near it. Winograd's tiles are sums of products too, if of other ones: see `tiles`.
+numbers that `cases` makes comes near it. Winograd's tiles are sums of products too, if of other ones: see `tiles`; and
+what bounds products of spectra is put in the form of sums: see `spectra`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..algorithms import winograd
+from ..algorithms import fft, winograd
 from ..convolution import conv_backward, conv_forward
 from .cases import Case, Inputs
+from .spectra import spectral
 from .tiles import Doubles, Sums, tiled
 
 TF32_OPERAND = 2.0**-10
@@ -33,20 +36,20 @@ class Exact:
         Not quite exact: see `radius`.
     plain : Sums
         How many terms its sums have, at most, and the same sums over the terms' magnitudes.
-    tiles : Sums, optional
-        The like of `winograd`, where that can serve.
+    others : mapping of str to Sums
+        The like by the name of an algorithm that makes other sums, where it can serve: `winograd` and `fft`.
     products : bool
         Whether the terms are products, which fast arithmetic may round more coarsely.
     """
 
     value: Doubles
     plain: Sums
-    tiles: Sums | None
+    others: Mapping[str, Sums]
     products: bool
 
     def reach(self, dtype: str, precision: str, algorithm: str = "direct") -> Doubles:
-        """How far a result in `dtype` can be from the exact value, per element."""
-        terms, magnitude = self.plain if algorithm != "winograd" or self.tiles is None else self.tiles
+        """How far a result in `dtype`, by that algorithm, can be from the exact value, per element."""
+        terms, magnitude = self.others.get(algorithm, self.plain)
         # The sum of magnitudes was itself rounded in float64, perhaps down.
         return relative(terms, dtype, precision, self.products) * magnitude / (1 - gamma(terms))
 
@@ -92,9 +95,14 @@ def exact(case: Case, inputs: Inputs | None = None) -> dict[str, Exact]:
     doubles = [None if array is None else array.astype(np.float64) for array in given]
     values = _direct(case, *doubles)
     sizes = [None if array is None else np.abs(array) for array in doubles]
-    plain, tiles = _direct(case, *sizes), _tiled(case, *sizes)
+    plain, others = _direct(case, *sizes), _others(case, *sizes)
     return {
-        name: Exact(values[name], Sums(case.terms[name], plain[name]), tiles.get(name), products=name != "db")
+        name: Exact(
+            values[name],
+            Sums(case.terms[name], plain[name]),
+            {algorithm: sums[name] for algorithm, sums in others.items() if name in sums},
+            products=name != "db",
+        )
         for name in case.quantities
     }
 
@@ -104,9 +112,25 @@ def _direct(case: Case, x: Any, w: Any, b: Any, dout: Any) -> dict[str, Doubles]
     return {"out": out, **conv_backward(dout, cache)._asdict()}
 
 
-def _tiled(case: Case, x: Any, w: Any, b: Any, dout: Any) -> dict[str, Sums]:
-    if winograd.objection(case.geometry) or case.padding_mode != "zeros" or case.data_format != "channels_first":
-        return {}
-    found = tiled(case.geometry, x, w, b, dout)
-    shapes = {"out": dout.shape, "dx": x.shape, "dw": w.shape}
-    return {name: Sums(sums.terms, sums.magnitude.reshape(shapes[name])) for name, sums in found.items()}
+def _others(case: Case, x: Any, w: Any, b: Any, dout: Any) -> dict[str, dict[str, Sums]]:
+    """The sums of the algorithms that make others than plain ones, of magnitudes as the case has them."""
+    geometry = case.geometry
+    last, channels = case.data_format == "channels_last", -1 - geometry.dims
+    cells, grads = (np.moveaxis(a, -1, channels) if last else a for a in (x, dout))
+    given = (cells.reshape(geometry.x_shape), w, b, grads.reshape(geometry.out_shape))
+    found = {}
+    if fft.objection(geometry) is None:
+        found["fft"] = spectral(geometry, *given)
+    if winograd.objection(geometry) is None and geometry.extended is geometry:
+        found["winograd"] = tiled(geometry, *given)
+
+    def seen(name: str, magnitude: Doubles) -> Doubles:
+        if name == "dw":
+            return magnitude
+        magnitude = magnitude.reshape((cells if name == "dx" else grads).shape)
+        return np.moveaxis(magnitude, channels, -1) if last else magnitude
+
+    return {
+        algorithm: {name: Sums(sums.terms, seen(name, sums.magnitude)) for name, sums in by_name.items()}
+        for algorithm, by_name in found.items()
+    }

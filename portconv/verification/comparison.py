@@ -21,6 +21,9 @@ from .tiles import Doubles
 Array = Any
 Host = NDArray[np.floating[Any]]
 
+PURPOSES = {"out": "forward", "dx": "input_grad", "dw": "weight_grad"}
+"""The product that each quantity is, which chooses an algorithm for itself."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -35,7 +38,7 @@ class Comparison:
     units : float
         The largest error, in units of what rounding can explain; infinite where there is no number to compare.
     ulps : float
-        The largest error, in units in the last place of the exact value in `dtype`.
+        The largest error, in units in the last place of the exact value in `dtype`, where that is not 0.
     elements, equal : int
         How many elements there are, and how many have equal bits (the exact value's being rounded to `dtype`).
     problem : str, optional
@@ -105,7 +108,7 @@ def compare(
     truth = exact(case, given)
     made: list[Comparison] = []
     sound: dict[str, dict[str, Host]] = {name: {} for name in case.quantities}
-    served: dict[str, str] = {}
+    served: dict[str, dict[str, str]] = {}
     for backend in backends:
         found, served[backend.name] = _results(case, backend, given, precision, truth)
         for quantity, result in found.items():
@@ -116,37 +119,39 @@ def compare(
                 continue
             sound[quantity][backend.name] = result
             true = truth[quantity]
-            bound = true.reach(case.dtype, precision, served[backend.name]) + true.radius
+            bound = true.reach(case.dtype, precision, served[backend.name][quantity]) + true.radius
             figures = _figures(result, true.value, bound, case.dtype, true)
             made.append(Comparison(backend.name, None, case.name, case.dtype, quantity, *figures))
     for quantity, results in sound.items():
         true = truth[quantity]
         for (one, ones), (other, others) in combinations(results.items(), 2):
-            bound = true.reach(case.dtype, precision, served[one]) + true.reach(case.dtype, precision, served[other])
-            figures = _figures(ones, others, bound, case.dtype, true)
+            own, their = (true.reach(case.dtype, precision, served[name][quantity]) for name in (one, other))
+            figures = _figures(ones, others, own + their, case.dtype, true)
             made.append(Comparison(one, other, case.name, case.dtype, quantity, *figures))
     return made
 
 
 def _results(
     case: Case, backend: Backend, inputs: Inputs, precision: str, truth: dict[str, Exact]
-) -> tuple[dict[str, Host | str], str]:
-    """Each quantity on the host, or in words why it cannot be compared; and which algorithm served."""
+) -> tuple[dict[str, Host | str], dict[str, str]]:
+    """Each quantity on the host, or in words why it cannot be compared; and which algorithm served it."""
+    served = dict.fromkeys(case.quantities, case.algorithm)
     try:
         # Copies: a library may share the host's memory, and no other may see what it did there.
         x, w, b, dout = (None if a is None else backend.asarray(a.copy(), dtype=case.dtype) for a in inputs)
         out, cache = conv_forward(x, w, b, **case.options, precision=precision, algorithm=case.algorithm)
     except Exception as error:
-        return dict.fromkeys(case.quantities, _words(error)), case.algorithm
+        return dict.fromkeys(case.quantities, _words(error)), served
+    served |= {name: cache.call.served(purpose) for name, purpose in PURPOSES.items()}
     results: dict[str, Host | str] = {"out": _host(backend, x, out, truth["out"])}
     try:
         grads = conv_backward(dout, cache)._asdict()
     except Exception as error:
-        return results | dict.fromkeys(case.quantities[1:], _words(error)), cache.call.name
+        return results | dict.fromkeys(case.quantities[1:], _words(error)), served
     results |= {name: _host(backend, x, grads[name], truth[name]) for name in case.quantities[1:]}
     if b is None and grads["db"] is not None:
         results["db"] = f"got {type(grads['db']).__name__}, expected None where there is no bias"
-    return results, cache.call.name
+    return results, served
 
 
 def _host(backend: Backend, like: Array, result: Array, true: Exact) -> Host | str:
@@ -177,6 +182,7 @@ def _figures(
     with np.errstate(invalid="ignore"):
         error = np.abs(found.astype(np.float64) - reference.astype(np.float64))
     ulp = np.spacing(np.abs(true.value).astype(dtype)).astype(np.float64)
+    ulp[true.value == 0] = np.inf  # which has no size to be far from, and is not 0 where spectra are multiplied
     bits = np.dtype(f"u{found.dtype.itemsize}")
     same = np.ascontiguousarray(found).view(bits) == np.ascontiguousarray(reference.astype(dtype)).view(bits)
     return _largest(error, bound), _largest(error, ulp), found.size, int(np.count_nonzero(same))

@@ -1,0 +1,313 @@
+"""One channel a group: shifted runs of padded planes, exact where the plain sum is, and blocks that cover all."""
+
+from __future__ import annotations
+
+import importlib
+import math
+
+import numpy as np
+import pytest
+from oracle import Problem
+from threadpoolctl import threadpool_limits
+
+import portconv
+from portconv import backends
+from portconv.algorithms.blocks import Limits
+from portconv.arguments import geometry
+
+# The package's attribute of that name may be a public function.
+depthwise, direct = (importlib.import_module(f"portconv.algorithms.{name}") for name in ("depthwise", "direct"))
+
+NUMPY = backends.get("numpy")
+RESULTS = ("out", "dx", "dw", "db")
+CASES = {
+    "1d": ({"groups": 3}, Problem((2, 3, 9), (3, 1, 4), (1,), ((0, 0),), (1,), 3)),
+    "1d stride": (
+        {"groups": 2, "stride": 2, "padding": ((3, 1),)},
+        Problem((2, 2, 10), (4, 1, 5), (2,), ((3, 1),), (1,), 2),
+    ),
+    "1d stride over kernel": ({"stride": 5}, Problem((3, 1, 13), (2, 1, 2), (5,), ((0, 0),), (1,))),
+    "1d dilation over stride": (
+        {"stride": 2, "dilation": 3, "padding": 4},
+        Problem((2, 1, 11), (3, 1, 4), (2,), ((4, 4),), (3,)),
+    ),
+    "1d kernel over input": ({"padding": ((2, 9),)}, Problem((2, 1, 3), (2, 1, 8), (1,), ((2, 9),), (1,))),
+    "2d": (
+        {"groups": 3, "padding": "same"},
+        Problem((2, 3, 6, 5), (3, 1, 3, 4), (1, 1), ((1, 1), (1, 2)), (1, 1), 3),
+    ),
+    "2d stride, two filters": (
+        {"groups": 3, "stride": 2, "padding": 1},
+        Problem((3, 3, 7, 8), (6, 1, 3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1), 3),
+    ),
+    "2d strides, dilated": (
+        {"groups": 2, "stride": (1, 3), "dilation": (2, 1), "padding": ((0, 3), (2, 0))},
+        Problem((2, 2, 7, 9), (4, 1, 3, 2), (1, 3), ((0, 3), (2, 0)), (2, 1), 2),
+    ),
+    "2d padding over kernel": (
+        {"groups": 2, "padding": (4, 3)},
+        Problem((1, 2, 3, 2), (2, 1, 2, 3), (1, 1), ((4, 4), (3, 3)), (1, 1), 2),
+    ),
+    "2d padding alone": (
+        {"padding": ((3, 0), (1, 1))},
+        Problem((1, 1, 0, 3), (2, 1, 2, 2), (1, 1), ((3, 0), (1, 1)), (1, 1)),
+    ),
+    "2d one tap": ({"groups": 4}, Problem((2, 4, 3, 5), (8, 1, 1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1), 4)),
+    "2d whole": ({"groups": 2}, Problem((3, 2, 4, 5), (2, 1, 4, 5), (1, 1), ((0, 0), (0, 0)), (1, 1), 2)),
+    "3d": (
+        {"groups": 2, "padding": ((1, 0), (1, 1), (0, 2))},
+        Problem((2, 2, 3, 5, 4), (2, 1, 2, 3, 3), (1,) * 3, ((1, 0), (1, 1), (0, 2)), (1,) * 3, 2),
+    ),
+    "3d strides": (
+        {"groups": 2, "stride": (2, 1, 2), "padding": 1},
+        Problem((1, 2, 4, 3, 5), (4, 1, 3, 2, 3), (2, 1, 2), ((1, 1),) * 3, (1,) * 3, 2),
+    ),
+    "no samples": (
+        {"groups": 2, "padding": 1},
+        Problem((0, 2, 4, 5), (2, 1, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 2),
+    ),
+}
+every_case = pytest.mark.parametrize(("options", "problem"), CASES.values(), ids=CASES)
+
+
+def run(target, operands, algorithm="depthwise", **options):
+    """Forward and backward, on the host; kind is checked."""
+    given = [target.array(a) for a in operands]
+    out, cache = portconv.conv_forward(*given[:3], algorithm=algorithm, **options)
+    results = dict(zip(RESULTS, (out, *portconv.conv_backward(given[3], cache)), strict=True))
+    for (name, result), like in zip(results.items(), (given[3], *given[:3]), strict=True):
+        assert target.owns(result), name
+        assert tuple(result.shape) == tuple(like.shape), name
+        assert result.dtype == like.dtype, name
+    return {name: target.numpy(result) for name, result in results.items()}
+
+
+def whole(problem, dtype="float32", most=15):
+    # Products of integers below 16, fewer than 2**13 of them, sum below 2**24: exact in float32 in any order.
+    rng = np.random.default_rng(1)
+    return [rng.integers(-most, most, a.shape, endpoint=True).astype(dtype) for a in problem.operands("float32")]
+
+
+@every_case
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_all_results_against_loops(target, options, problem, dtype):
+    operands = problem.operands(dtype)
+    results = run(target, operands, **options)
+    wide = [a.astype("float64") for a in operands]
+    # Its sums are plain ones, with zeros among their terms.
+    truths, bounds = problem.all(*wide), problem.bounds(*wide, dtype)
+    for name, truth in truths.items():
+        assert np.all(np.abs(results[name].astype("float64") - truth) <= bounds[name]), name
+
+
+def test_one_small_case_on_any_library(target):
+    options, problem = CASES["1d stride"]
+    operands = whole(problem)
+    results, truths = run(target, operands, **options), problem.all(*[a.astype("int64") for a in operands])
+    for name, truth in truths.items():
+        assert np.array_equal(results[name], truth), name
+
+
+@every_case
+def test_whole_numbers_are_those_of_direct_to_the_bit(target, options, problem):
+    operands = whole(problem)
+    results, truths = run(target, operands, **options), problem.all(*[a.astype("int64") for a in operands])
+    for name, truth in truths.items():
+        assert np.array_equal(results[name], truth), name
+
+
+@every_case
+@pytest.mark.parametrize("dtype", ["complex128", "int16", "uint64"])
+def test_other_dtypes_are_exact_in_whole_numbers(options, problem, dtype):
+    operands = whole(problem, "int64", most=9)
+    if dtype == "complex128":
+        parts = [operands, [np.roll(a, 1) for a in operands]]
+        operands = [one + 1j * other for one, other in zip(*parts, strict=True)]
+    elif dtype == "uint64":
+        operands = [a + 2**63 for a in (o.astype(dtype) for o in operands)]
+    operands = [a.astype(dtype) for a in operands]
+    found = []
+    for algorithm in ("depthwise", "direct"):
+        out, cache = portconv.conv_forward(*operands[:3], algorithm=algorithm, **options)
+        found.append((out, *portconv.conv_backward(operands[3], cache)))
+    for one, other in zip(*found, strict=True):
+        assert one.dtype == dtype
+        assert np.array_equal(one, other)
+
+
+LIMITS = {
+    "usual": Limits(1 << 20, 4096, 1, 1 << 24),
+    "threads": Limits(1 << 20, 4096, 16, 1 << 24),
+    "small blocks": Limits(256, 4096, 3, 1 << 24),
+    "smallest": Limits(1, 1, 1, 1),
+}
+
+
+@every_case
+@pytest.mark.parametrize("bounds", LIMITS.values(), ids=LIMITS)
+def test_any_blocks_give_the_same_whole_numbers(options, problem, bounds):
+    x, w, b, dout = whole(problem)
+    found = geometry(problem.x, problem.w, problem.stride, problem.pads, problem.dilation, problem.groups)
+    wide = [a.astype("int64") for a in (x, w, b, dout)]
+    assert np.array_equal(depthwise.forward(found, NUMPY, bounds, x, w, b), problem.forward(*wide[:3]))
+    assert np.array_equal(depthwise.input_grad(found, NUMPY, bounds, dout, w), problem.input_grad(wide[3], wide[1]))
+    assert np.array_equal(depthwise.weight_grad(found, NUMPY, bounds, dout, x), problem.weight_grad(wide[3], wide[0]))
+
+
+# Shapes of x and w, stride, padding and dilation; as many groups as channels.
+SHAPES = {
+    "mobile": ((6, 24, 56, 56), (24, 1, 3, 3), 2, 1, 1),
+    "large kernels": ((3, 16, 56, 57), (16, 1, 31, 31), 1, 15, 1),
+    "two filters": ((3, 7, 30, 31), (14, 1, 5, 3), 1, 2, 2),
+    "tall": ((1, 2, 700, 9), (2, 1, 5, 3), 1, 0, 1),
+    "signal": ((2, 2, 1500), (2, 1, 65), 1, 32, 1),
+    "volume": ((1, 4, 17, 40, 41), (8, 1, 3, 3, 3), (2, 1, 2), 1, 1),
+    "no samples": ((0, 3, 8, 8), (3, 1, 3, 3), 1, 1, 1),
+}
+
+
+def made(x_shape, w_shape, stride, padding, dilation):
+    return geometry(x_shape, w_shape, stride, padding, dilation, x_shape[1])
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("purpose", ["forward", "input_grad", "weight_grad"])
+@pytest.mark.parametrize("bounds", LIMITS.values(), ids=LIMITS)
+def test_blocks_cover_each_output_once_and_stay_bounded(shape, purpose, bounds):
+    found = made(*shape)
+    plan, need = depthwise.planned(found, purpose, bounds)
+    own = plan.geometry  # of an input gradient, the mirrored convolution's
+    pairs = np.zeros((own.batch, own.groups), int)
+    across = math.prod(plan.across)
+    for stack in plan.stacks():
+        samples, groups = stack[0].samples, stack[0].groups
+        assert all((block.samples, block.groups) == (samples, groups) for block in stack)
+        pairs[slice(*samples), slice(*groups)] += 1
+        seen = np.zeros(own.out[0], int)
+        for block in stack:
+            assert block.box[1:] == tuple((0, n) for n in own.out[1:])
+            seen[slice(*block.box[0])] += 1
+            count = (samples[1] - samples[0]) * (groups[1] - groups[0])
+            # A row of one plane, with the rows that its taps read, is the least there can be.
+            least = (1 + plan.most[0]) * across
+            places = count * (block.rows + plan.most[0]) * across
+            assert places * plan.phases.taps <= max(bounds.elements, least * plan.phases.taps)
+        assert np.all(seen == 1)
+    assert np.all(pairs == 1)
+    assert need <= bounds.room or bounds.room == 1
+    assert plan.sums <= max(1, len(plan.samples))
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_taps_read_what_is_as_far_from_an_output_as_they_are(shape):
+    found = made(*shape)
+    plan, _ = depthwise.planned(found, "forward", LIMITS["usual"])
+    for n in (1, 3):
+        taps = {}
+        for part in plan.layout(n):
+            for (_, _, *lead, _), moved in part.rows:
+                for last, (lane, inner, shift) in enumerate(part.shifts):
+                    taps[(*lead, last)] = (lane, inner, moved + shift)
+        assert len(taps) == found.taps
+        # Places of the planes are (P1, n, P2, ..., Pd), flattened, and each phase has its own.
+        sizes = (n, *plan.across)
+        for tap, (lane, inner, moved) in taps.items():
+            reads = [t * d for t, d in zip(tap, found.dilation, strict=True)]
+            phases = [r % s for r, s in zip(reads, found.stride, strict=True)]
+            moves = [r // s for r, s in zip(reads, found.stride, strict=True)]
+            assert (lane, inner) == (phases[0], flat(phases[1:], plan.phases.kernel[1:]))
+            assert moved == flat((moves[0], 0, *moves[1:]), (1, *sizes))
+
+
+def flat(index, sizes):
+    found = 0
+    for at, size in zip(index, sizes, strict=True):
+        found = found * size + at
+    return found
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("name", ["1d stride", "2d", "2d stride, two filters", "3d"])
+def test_what_is_not_finite_stays_where_windows_touch_it(target, bad, name):
+    options, problem = CASES[name]
+    for place in (0, 1, 3):
+        operands = whole(problem)
+        operands[place].reshape(-1)[[3, -1]] = bad
+        with np.errstate(invalid="ignore"):
+            planes, columns = (run(target, operands, algorithm, **options) for algorithm in ("depthwise", "gemm"))
+        touched = 0
+        for result in RESULTS:
+            touched += np.sum(~np.isfinite(columns[result]))
+            assert np.array_equal(planes[result], columns[result], equal_nan=True), (place, result)
+        assert touched
+
+
+def test_numpy_says_nothing_of_places_that_are_left_out():
+    # Between rows, and between samples, lie places whose sums are no output's: 3e38 + 3e38 overflows in them alone.
+    x, w = np.zeros((2, 1, 4, 4), "float32"), np.ones((1, 1, 1, 2), "float32")
+    x[..., 0], x[..., 3] = 3e38, 3e38
+    with np.errstate(all="raise"):
+        out, cache = portconv.conv_forward(x, w, algorithm="depthwise")
+        assert np.array_equal(out, np.broadcast_to(np.array([3e38, 0, 3e38], "float32"), out.shape))
+        dout = np.zeros_like(out)
+        dout[..., 1] = 1.0
+        dx, dw, _ = portconv.conv_backward(dout, cache)
+    assert np.array_equal(dx, np.broadcast_to(np.array([0, 1, 1, 0], "float32"), dx.shape))
+    assert np.all(dw == 0)
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_channels_last_and_padding_modes(target, mode, stride):
+    shape = portconv.conv_output_shape((2, 3, 5, 6), (6, 1, 4, 3), stride=stride, padding=((2, 3), (1, 2)), groups=3)
+    rng = np.random.default_rng(2)
+    x, w, b, dout = (rng.integers(-9, 10, s).astype("float32") for s in ((2, 3, 5, 6), (6, 1, 4, 3), (6,), shape))
+    options = {"stride": stride, "padding": ((2, 3), (1, 2)), "groups": 3, "padding_mode": mode}
+    out, cache = portconv.conv_forward(x, w, b, algorithm="direct", **options)
+    expected = dict(zip(RESULTS, (out, *portconv.conv_backward(dout, cache)), strict=True))
+    for last in (False, True):
+        given = [np.moveaxis(a, 1, -1).copy() if last else a for a in (x, dout)]
+        data_format = "channels_last" if last else "channels_first"
+        results = run(target, (given[0], w, b, given[1]), data_format=data_format, **options)
+        for name, truth in expected.items():
+            moved = np.moveaxis(results[name], -1, 1) if last and name in ("out", "dx") else results[name]
+            assert np.array_equal(moved, truth), name
+
+
+def test_transposed_convolution(target):
+    rng = np.random.default_rng(4)
+    x, w, b = (rng.integers(-9, 10, s).astype("float32") for s in ((2, 6, 5, 4), (6, 1, 3, 3), (3,)))
+    options = {"stride": 2, "padding": 1, "output_padding": 1, "groups": 3}
+    results = []
+    for algorithm in ("depthwise", "direct"):
+        given = [target.array(a) for a in (x, w, b)]
+        out, cache = portconv.conv_transpose_forward(*given, algorithm=algorithm, **options)
+        grads = portconv.conv_transpose_backward(out, cache)
+        results.append([target.numpy(a) for a in (out, *grads)])
+    for one, other in zip(*results, strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_numpy_gives_the_same_bits_on_any_number_of_threads_and_each_time():
+    rng = np.random.default_rng(3)
+    for stride, filters in ((1, 16), (2, 32)):
+        x, w, b = (rng.standard_normal(s, dtype="float32") for s in ((6, 16, 60, 61), (filters, 1, 5, 5), (filters,)))
+        found = []
+        for threads in (1, 2, 3, 2):
+            with threadpool_limits(threads, user_api="blas"):
+                options = {"groups": 16, "padding": 2, "stride": stride}
+                out, cache = portconv.conv_forward(x, w, b, algorithm="depthwise", **options)
+                found.append([a.tobytes() for a in (out, *portconv.conv_backward(out, cache))])
+        assert found[0] == found[1] == found[2] == found[3]
+
+
+def test_several_channels_a_group_are_an_error():
+    expected = r"algorithm: got 'depthwise' .* expected 'auto', or one channel a group"
+    for channels, groups in ((2, 1), (4, 2)):
+        with pytest.raises(portconv.ConvValueError, match=expected):
+            portconv.conv(np.ones((1, channels, 8)), np.ones((2, 2, 3)), groups=groups, algorithm="depthwise")
+
+
+def test_a_gradient_of_no_cells_has_none():
+    dx = portconv.conv_input_grad(np.ones((1, 1, 2)), np.ones((1, 1, 1)), (1, 1, 0), padding=1, algorithm="depthwise")
+    assert dx.shape == (1, 1, 0)
