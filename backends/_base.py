@@ -102,6 +102,8 @@ class Backend:
     """Whether `array[index] = value` is allowed."""
     views = False
     """Whether a slice shares its array's memory, so that what is written there needs no writing back."""
+    strided = False
+    """Whether `windows` gives views of any strides."""
     block_bytes = 4 << 20
     """How large the columns of one block may be."""
     block_columns = 1 << 14
@@ -281,6 +283,12 @@ class Backend:
     def write_times(self, target: Array, index: tuple[Any, ...], a: Array, b: Array) -> Array:
         """`target` with `target[index] = a * b`."""
         return self.write(target, index, a * b)
+
+    def windows(
+        self, array: Array, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
+    ) -> Array:
+        """A view of all windows of the last axes of a contiguous array, (..., *kernel, *positions), where `strided`."""
+        raise NotImplementedError
 
     def all_finite(self, array: Array) -> bool:
         """Whether an array holds neither a nan nor an infinity: one truth value, read from its device."""

@@ -31,6 +31,7 @@ class NumpyBackend(Backend):
     array_class = "ndarray"
     install = "pip install numpy"
     views = True
+    strided = True
     block_bytes = 4 << 20
     block_columns = 4096
     costs = Costs(operation=0.016, element=0.19, transform=0.7, call=5500)
@@ -95,6 +96,21 @@ class NumpyBackend(Backend):
     def write_times(self, target: Array, index: tuple[Any, ...], a: Array, b: Array) -> Array:
         np.multiply(a, b, out=target[index])
         return target
+
+    def windows(
+        self, array: Array, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
+    ) -> Array:
+        dims = len(kernel)
+        sides = zip(array.shape[-dims:], kernel, stride, dilation, strict=True)
+        positions = tuple((n - d * (k - 1) - 1) // s + 1 for n, k, s, d in sides)
+        steps = array.strides[-dims:]
+        strides = (
+            *array.strides[:-dims],
+            *(step * d for step, d in zip(steps, dilation, strict=True)),
+            *(step * s for step, s in zip(steps, stride, strict=True)),
+        )
+        # as_strided takes longer than all that is done with so small an array.
+        return np.ndarray((*array.shape[:-dims], *kernel, *positions), array.dtype, array, 0, strides)
 
     def quiet(self) -> AbstractContextManager[Any]:
         return np.errstate(all="ignore")
@@ -212,7 +228,7 @@ class _Blas:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.known: list[Any] | None = None
-        self.calls = 0
+        self.calls: list[int] = []
         self.found: list[int] = []
 
     def libraries(self) -> list[Any]:
@@ -238,19 +254,22 @@ class _Blas:
         with self.lock:
             self.found = self.counts()
             threads = self.threads()
-            self.calls += 1
-            self.put([count] * len(self.found))
+            self.calls.append(count)
+            self.put([min(self.calls)] * len(self.found))
         try:
             yield threads
         finally:
             with self.lock:
-                self.calls -= 1
-                self.put(self.found, only_own=self.calls > 0)
+                self.calls.remove(count)
+                # Another call's blocks must not meet more threads than it asked for: that would change their bits.
+                left = [min(self.calls)] * len(self.found) if self.calls else self.found
+                self.put(left, own=False)
+                self.put(self.found, own=True)
 
-    def put(self, counts: list[int], only_own: bool = False) -> None:
-        """Set each library's threads; `only_own` those whose limit is the calling thread's own, as with OpenMP."""
+    def put(self, counts: list[int], own: bool | None = None) -> None:
+        """Set each library's threads; `own` those whose limit is the calling thread's own, as with OpenMP, or not."""
         for library, count in zip(self.libraries(), counts, strict=True):
-            if only_own and getattr(library, "threading_layer", None) != "openmp":
+            if own is not None and own != (getattr(library, "threading_layer", None) == "openmp"):
                 continue
             # threadpoolctl 3.8 lets only one Python thread set OpenBLAS's, unless that one is made to let go.
             let_go = getattr(library, "clear_controlling_thread", lambda force: None)
@@ -265,7 +284,7 @@ def _cpus() -> int:
 
 
 def _one_thread_of_its_own() -> None:
-    _blas.put([1] * len(_blas.libraries()), only_own=True)
+    _blas.put([1] * len(_blas.libraries()), own=True)
 
 
 def _kernel(library: Any) -> str:

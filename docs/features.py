@@ -463,7 +463,7 @@ SKEWED = layer(IMAGES, (4, 2, 2, 3), stride=(2, 1), padding=((0, 2), (1, 0)), gr
 """A call in which no two dimensions or sides are alike."""
 FEW = layer(IMAGES, (4, 2, 2, 3), stride=(2, 1), dilation=(3, 2), groups=2)
 """A call of few operations, for what is not about shapes: JAX compiles each of them anew for each dtype and device."""
-TILED = layer(IMAGES, (4, 2, 3, 3), padding=1, groups=2)
+TILED = layer(IMAGES, (4, 1, 3, 3), padding=1, groups=4)
 """A call that every algorithm serves."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from . import arguments
@@ -527,8 +528,27 @@ def _geometry(
     data_format: str,
 ) -> tuple[Geometry, bool]:
     """Check shapes and options; return the geometry, and whether the input is one sample without a batch axis."""
-    x_shape, w_shape = tuple(x_shape), tuple(w_shape)
-    mode = arguments.option("padding_mode", padding_mode, arguments.PADDING_MODES)
+    options = (stride, padding, dilation, groups, padding_mode, data_format)
+    # Where nothing but its type tells True or 1.0 from 1, as inside of tuples, a cache would not.
+    known = all(type(option) in (int, str) for option in options)
+    return (_known if known else _checked)(tuple(x_shape), tuple(w_shape), names, *options)
+
+
+def _checked(
+    x_shape: tuple[int, ...],
+    w_shape: tuple[int, ...],
+    names: tuple[str, str],
+    stride: Ints,
+    padding: Padding,
+    dilation: Ints,
+    groups: int,
+    padding_mode: str,
+    data_format: str,
+) -> tuple[Geometry, bool]:
+    mode = option("padding_mode", padding_mode, arguments.PADDING_MODES)
     batched, channels_last, unbatched = arguments.batched(x_shape, w_shape, names, data_format)
     options = (stride, padding, dilation, groups, mode, channels_last)
     return arguments.geometry(batched, w_shape, *options, names), unbatched
+
+
+_known = lru_cache(maxsize=1024, typed=True)(_checked)

@@ -86,7 +86,7 @@ BAD = {
     "algorithm": (
         {"algorithm": "magic"},
         ConvValueError,
-        ("algorithm: got 'magic'", "'auto' or 'winograd' or 'gemm' or 'direct'"),
+        ("algorithm: got 'magic'", "'auto' or 'winograd' or 'fft' or 'depthwise' or 'gemm' or 'direct'"),
     ),
 }
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from portconv import backends
+from portconv import backends, calibration
 from portconv.algorithms import gemm
 from portconv.benchmark import PEERS, ZOO, measurement
 
@@ -314,3 +314,37 @@ def test_a_pipe_gets_the_table_and_no_progress_bar() -> None:
     assert done.stderr == ""
     assert "\x1b" not in done.stdout
     assert done.stdout.splitlines()[-1] == "2 passes of 1 layer: all results within bounds"
+
+
+def test_calibrating_stores_what_calls_cost_here(run: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA", "HOME"):
+        monkeypatch.setenv(name, str(tmp_path))
+    calibration._stored.cache_clear()
+    try:
+        done = run("--backend", "numpy", "--calibrate", "--layer", "cs231n", "--layer", SMALL, "--json")
+        assert done.exit_code == 0, done.output
+        found = json.loads(done.stdout)
+        assert found["file"] == str(calibration.path())
+        assert tmp_path in calibration.path().parents
+        assert found["costs"] == calibration.costs(backends.get("numpy"))._asdict()
+        assert min(found["costs"].values()) >= 0 < max(found["costs"].values())
+        assert min(found["over_fastest"].values()) >= 1
+    finally:
+        monkeypatch.undo()
+        calibration._stored.cache_clear()
+
+
+def test_a_cache_folder_that_cannot_be_written_is_told_in_one_line(
+    run: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA", "HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "file"))
+    calibration._stored.cache_clear()
+    try:
+        line = refusal(run("--backend", "numpy", "--calibrate", "--layer", SMALL))
+        assert line.startswith("--calibrate: ")
+        assert "cannot be written" in line
+    finally:
+        monkeypatch.undo()
+        calibration._stored.cache_clear()

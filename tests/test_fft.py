@@ -466,3 +466,25 @@ def test_what_is_not_served_is_an_error():
         portconv.ConvValueError, match=r"algorithm: got 'fft' .*int64, expected 'auto', or floating point"
     ):
         portconv.conv(x.astype("int64"), np.ones((1, 2, 3, 3), "int64"), algorithm="fft")
+
+
+def test_an_infinite_tap_that_reads_padding_alone_is_not_lost():
+    # Two taps that only padding meets share a point of the transform; infinity times zero is nan all the same.
+    x, w = np.ones((1, 1, 1)), np.array([[[-np.inf, 1.0]]])
+    options = {"padding": ((2, 1),), "dilation": 3}
+    for algorithm in ("direct", "fft"):
+        with np.errstate(invalid="ignore"):
+            assert np.isnan(portconv.conv(x, w, **options, algorithm=algorithm)).all()
+
+
+def test_tiles_are_as_small_as_a_limit_makes_them():
+    x, w = np.ones((2, 2, 2003), "float32"), np.ones((3, 2, 9), "float32")
+    # One transform of all cells has 2016 points, and spectra of 6 filters' channels alone would take 48 KB.
+    with portconv.workspace_limit(8000):
+        found = portconv.explain(x, w, algorithm="fft")
+        assert found.workspace_bytes <= 8000
+        assert found.block["points"] <= 75
+        # Sums of 18 ones. Each of 2 channels is off by at most 3 * 12 (log2 128 + 1) units of 2**-24 of the 2-norm of
+        # the input's 75 cells times the 1-norm of the filter, 9: docs/accuracy.md.
+        out = portconv.conv(x, w, algorithm="fft")
+        assert np.allclose(out, 18, rtol=0, atol=2 * 3 * 12 * 8 * 2.0**-24 * 9 * 9)

@@ -20,7 +20,7 @@ from itertools import product
 from ..backends import Array, Backend, Workspace
 from ..geometry import Geometry, Range, boxes, cut, largest, pieces
 from .blocks import Limits, Work, copied, fitted, narrow
-from .columns import ALL, Block, Index, add_columns, columns_of, gather, no_strips, scatter, strips_of
+from .columns import ALL, FEW_CELLS, Block, Index, add_columns, columns_of, gather, no_strips, scatter, strips_of
 
 FEWEST_COLUMNS = 64
 """With fewer columns a product spends its time preparing the filters, however well the block fits the cache."""
@@ -38,6 +38,8 @@ def objection(geometry: Geometry) -> str | None:
 
 
 def forward(geometry: Geometry, backend: Backend, bounds: Limits, x: Array, w: Array, b: Array | None) -> Array:
+    if backend.strided and _few(geometry):
+        return _at_once(geometry, backend, x, w, b)
     xp = backend.xp
     flat = _positionwise(geometry)
     x = xp.reshape(x, (geometry.batch, geometry.groups, geometry.group_in, *geometry.size))
@@ -114,6 +116,39 @@ def input_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Array
     return xp.reshape(backend.fill(grad, shares, compute, geometry.operations), geometry.x_shape)
 
 
+def _few(geometry: Geometry) -> bool:
+    """Whether all columns together are so few that calls take longer than what they do."""
+    columns = geometry.batch * geometry.in_channels * geometry.taps * geometry.positions
+    return (
+        0 < columns <= FEW_CELLS and max(geometry.padded) <= FEW_CELLS and min(*geometry.before, *geometry.after) >= 0
+    )
+
+
+def _all_columns(geometry: Geometry, backend: Backend, x: Array) -> Array:
+    """All columns in one copy of a view: (G, c * K, N * P)."""
+    cells = (geometry.batch, geometry.groups, geometry.group_in, *geometry.padded)
+    xp, workspace = backend.xp, backend.workspace(x)
+    padded = backend.zeroed(workspace("padded", cells))
+    inside = (slice(lo, lo + n) for lo, n in zip(geometry.before, geometry.size, strict=True))
+    own = xp.reshape(x, (*cells[:3], *geometry.size))
+    padded = backend.write(padded, (ALL, ALL, ALL, *inside), own)
+    windows = backend.windows(padded, geometry.kernel, geometry.stride, geometry.dilation)
+    taps = 3 + geometry.dims
+    order = (1, 2, *range(3, taps), 0, *range(taps, windows.ndim))
+    return xp.reshape(xp.permute_dims(windows, order), (geometry.groups, geometry.group_in * geometry.taps, -1))
+
+
+def _at_once(geometry: Geometry, backend: Backend, x: Array, w: Array, b: Array | None) -> Array:
+    """The forward product of few columns, all in one."""
+    xp, columns = backend.xp, _all_columns(geometry, backend, x)
+    value = backend.product(xp.reshape(w, (geometry.groups, geometry.group_out, -1)), columns)
+    if b is not None:
+        value = backend.add(value, (...,), xp.reshape(b, (geometry.groups, geometry.group_out, 1)))
+    value = xp.reshape(value, (geometry.out_channels, geometry.batch, *geometry.out))
+    out = backend.empty(geometry.out_shape, like=columns, last=geometry.channels_last)
+    return backend.write(out, (...,), xp.permute_dims(value, (1, 0, *range(2, value.ndim))))
+
+
 def mirrored(geometry: Geometry, backend: Backend, w: Array) -> Array:
     """The filters of the mirrored convolution: flipped, and input channels in the place of filters."""
     xp = backend.xp
@@ -129,6 +164,11 @@ def weight_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Arra
     xp = backend.xp
     if geometry.batch == 0:
         return backend.zeros(geometry.w_shape, like=x)
+    if backend.strided and _few(geometry):
+        columns = _all_columns(geometry, backend, x)
+        values = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, geometry.positions))
+        values = xp.reshape(xp.permute_dims(values, (1, 2, 0, 3)), (geometry.groups, geometry.group_out, -1))
+        return xp.reshape(backend.product(values, xp.permute_dims(columns, (0, 2, 1))), geometry.w_shape)
     x = xp.reshape(x, (geometry.batch, geometry.groups, geometry.group_in, *geometry.size))
     dout = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, *geometry.out))
     plan, _ = planned(geometry, "weight_grad", bounds)
