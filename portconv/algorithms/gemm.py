@@ -118,10 +118,8 @@ def input_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Array
 
 def _few(geometry: Geometry) -> bool:
     """Whether all columns together are so few that calls take longer than what they do."""
-    columns = geometry.batch * geometry.in_channels * geometry.taps * geometry.positions
-    return (
-        0 < columns <= FEW_CELLS and max(geometry.padded) <= FEW_CELLS and min(*geometry.before, *geometry.after) >= 0
-    )
+    cells = geometry.batch * geometry.in_channels * max(math.prod(geometry.padded), geometry.taps * geometry.positions)
+    return 0 < cells <= FEW_CELLS and min(*geometry.before, *geometry.after) >= 0
 
 
 def _all_columns(geometry: Geometry, backend: Backend, x: Array) -> Array:
