@@ -178,7 +178,8 @@ def explanation(choice: Choice, geometry: Geometry, backend: Backend, dtype: Dty
         if name not in weighed:
             candidates.append(Candidate(name, None, None if name == own else "by name only: it is slow"))
         elif weighed[name].why_not is not None:
-            candidates.append(Candidate(name, None, f"serves {weighed[name].why_not}"))
+            verb = "serves" if weighed[name].work is None else "needs"
+            candidates.append(Candidate(name, None, f"{verb} {weighed[name].why_not}"))
         else:
             candidates.append(Candidate(name, weighed[name].cost / taken if taken else None, None))
     need = choice.work.need * backend.bits(dtype.dtype) // 8 + more
