@@ -183,7 +183,7 @@ def _spans(size: int, kernel: int, stride: int, dilation: int, before: int, outp
     return tuple(found)
 
 
-_few_spans, _many_spans = lru_cache(maxsize=4096)(_spans), lru_cache(maxsize=16)(_spans)
+_few_spans, _many_spans = lru_cache(maxsize=4096)(_spans), lru_cache(maxsize=8)(_spans)
 
 
 def edges(inside: Sequence[slice], sizes: Sequence[int]) -> list[list[slice]]:

@@ -98,7 +98,11 @@ def test_a_file_changes_the_choice_of_a_new_process(tmp_path):
         if sys.platform != "linux" and expected == "gemm":
             continue
         found = subprocess.run(
-            [sys.executable, "-c", code], env={**os.environ, **variables}, capture_output=True, text=True, check=True
+            [sys.executable, "-P", "-c", code],
+            env={**os.environ, **variables},
+            capture_output=True,
+            text=True,
+            check=True,
         )
         assert found.stdout.strip() == expected
         assert found.stderr == ""

@@ -199,7 +199,7 @@ def test_a_limit_that_is_no_positive_int_is_an_error_at_once(setting, value, err
 def test_a_variable_that_is_no_positive_integer_is_an_error_that_names_it(name, value):
     code = "import numpy as np, portconv; portconv.conv(np.ones((1, 1, 5)), np.ones((1, 1, 3)))"
     found = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, name: value}, capture_output=True, text=True, check=False
+        [sys.executable, "-P", "-c", code], env={**os.environ, name: value}, capture_output=True, text=True, check=False
     )
     assert found.returncode == 1
     assert found.stderr.splitlines()[-1].startswith(f"portconv.errors.ConvValueError: {name}: got '{value}', expected")
@@ -215,7 +215,7 @@ def test_variables_set_what_nothing_else_does():
     )
     variables = {"PORTCONV_NUM_THREADS": "3", "PORTCONV_WORKSPACE_LIMIT": "1000000"}
     found = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **variables}, capture_output=True, text=True, check=True
+        [sys.executable, "-P", "-c", code], env={**os.environ, **variables}, capture_output=True, text=True, check=True
     )
     assert found.stdout.split() == ["3", "1000000", "2", "5"]
 
@@ -303,4 +303,4 @@ def test_a_forked_child_computes_the_same():
         "if not child: os._exit(0 if same else 1)\n"
         "sys.exit(os.waitpid(child, 0)[1] or not same)\n"
     )
-    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-P", "-c", code], timeout=60, check=False).returncode == 0

@@ -119,7 +119,9 @@ def input_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Array
 def _few(geometry: Geometry) -> bool:
     """Whether all columns together are so few that calls take longer than what they do."""
     cells = geometry.batch * geometry.in_channels * max(math.prod(geometry.padded), geometry.taps * geometry.positions)
-    return 0 < cells <= FEW_CELLS and min(*geometry.before, *geometry.after) >= 0
+    # Strides of memory are these times a cell's, and may overflow where they mean nothing.
+    near = max(*geometry.stride, *geometry.dilation) <= FEW_CELLS
+    return 0 < cells <= FEW_CELLS and near and min(*geometry.before, *geometry.after) >= 0
 
 
 def _all_columns(geometry: Geometry, backend: Backend, x: Array) -> Array:
