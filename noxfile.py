@@ -82,15 +82,18 @@ def chosen(backend: str, reason: str) -> tuple[str, ...]:
     """Return pytest's arguments for fewer tests than all, where all would be too many."""
     if reason:
         return ("tests/test_backends.py",)  # which has how a backend without a device is refused
+    # What is about NumPy alone runs beside it alone, and what compares libraries in `consistency`.
+    elsewhere = ["benchmark", "verification"] + ["calibration", "limits"] * (backend != "numpy")
+    left = tuple(f"--ignore=tests/test_{name}.py" for name in elsewhere)
     if backend != "generic":
-        return ()
+        return left
     # JAX compiles each new shape, and its arrays are immutable: the whole matrix takes half an hour there. `gemm` in
     # float32 is the matrix of it; docs/features.py runs all that there is once.
     own = ("direct", "winograd", "fft", "depthwise-", "test_depthwise", "tiles")
     others = (*own, "float64", "whole_numbers", "adjoint", "differences")
     fewer = f"generic and (on_any_library or not ({' or '.join(others)}))"
     once = ("channels_last", "dtypes", "padding_modes", "transposed", "windows")
-    return ("-k", fewer, *(f"--ignore=tests/test_{name}.py" for name in once))
+    return ("-k", fewer, *left, *(f"--ignore=tests/test_{name}.py" for name in once))
 
 
 def no_device(session: nox.Session, backend: str) -> str:

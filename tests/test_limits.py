@@ -63,7 +63,7 @@ def drawn(rng, dtype="float32"):
 def test_no_call_takes_more_memory_than_its_limit(algorithm, limit):
     rng = random.Random(f"{algorithm} {limit}")
     served = 0
-    for _ in range(60):
+    for _ in range(20):
         x, w, options = drawn(rng)
         options["algorithm"] = algorithm
         with portconv.workspace_limit(limit):
@@ -82,7 +82,7 @@ def test_no_call_takes_more_memory_than_its_limit(algorithm, limit):
                 served += 1
             except portconv.ConvValueError as error:
                 assert algorithm != "auto" or "workspace_limit: got" in str(error)  # noqa: PT017
-    assert served > (5 if algorithm != "auto" else 30)
+    assert served >= (2 if algorithm != "auto" else 10)
 
 
 @pytest.mark.parametrize("algorithm", ["auto", "direct"])
