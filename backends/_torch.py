@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from .. import limits
@@ -81,24 +81,14 @@ class TorchBackend(Backend):
         import torch
 
         threads = limits.threads()
-        if threads is not None and threads != torch.get_num_threads():
-            given = torch.get_num_threads()
-            torch.set_num_threads(threads)
-            try:
-                with self.during_call(like, precision):
-                    yield
-            finally:
-                torch.set_num_threads(given)
-            return
-        library = {"cpu": torch.backends.mkldnn, "cuda": torch.backends.cuda}.get(like.device.type)
-        if precision == "fast" or library is None:
-            yield
-            return
         # Per library, because the global getter raises once a program has used both of PyTorch's interfaces.
-        matmul: Any = library.matmul
-        found = matmul.fp32_precision
-        matmul.fp32_precision = "ieee"
-        try:
+        library = {"cpu": torch.backends.mkldnn, "cuda": torch.backends.cuda}.get(like.device.type)
+        with ExitStack() as held:
+            if threads is not None and threads != torch.get_num_threads():
+                held.callback(torch.set_num_threads, torch.get_num_threads())
+                torch.set_num_threads(threads)
+            if precision != "fast" and library is not None:
+                matmul: Any = library.matmul
+                held.callback(setattr, matmul, "fp32_precision", matmul.fp32_precision)
+                matmul.fp32_precision = "ieee"
             yield
-        finally:
-            matmul.fp32_precision = found

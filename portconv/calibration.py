@@ -88,11 +88,15 @@ def _checked(own: dict[str, Any]) -> Costs:
     return found
 
 
+def processor() -> str:
+    """Name the CPU, as well as the system does."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def _surroundings() -> dict[str, Any]:
     from . import __version__
 
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    machine = models[0] if models else platform.processor() or platform.machine()
-    return {"format": FORMAT, "version": __version__, "machine": f"{machine}, {os.cpu_count()} CPUs"}
+    return {"format": FORMAT, "version": __version__, "machine": f"{processor()}, {os.cpu_count()} CPUs"}

@@ -43,7 +43,7 @@ class Contraction:
     def served(self, purpose: str) -> str:
         """The algorithm of a product in the call's own dtype: "forward", "input_grad" or "weight_grad"."""
         own = self.dtype.dtype
-        made = copies(self.backend, self.dtype, self.geometry, purpose, own, own, self.algorithm != "direct")
+        made = copies(self.backend, self.dtype, self.geometry, purpose, own, own, self._slices)
         return self._choice(self.dtype, purpose, self.geometry, made).algorithm.__name__.rpartition(".")[2]
 
     @property
@@ -60,10 +60,10 @@ class Contraction:
         """Explain the choice for the forward product."""
         cut, _ = self._parts(self.dtype, "forward", x, w)
         largest = max((part.geometry for part in cut), key=lambda own: own.operations)
-        one = copies(self.backend, self.dtype, largest, "forward", x.dtype, w.dtype, self.algorithm != "direct")
+        one = copies(self.backend, self.dtype, largest, "forward", x.dtype, w.dtype, self._slices)
         choice = self._choice(self.dtype, "forward", largest, one)
         more = one.bytes(largest, cut=len(cut) > 1)
-        own = computed_in(self.backend, self.dtype, self.algorithm != "direct")
+        own = computed_in(self.backend, self.dtype, self._slices)
         return explanation(choice, largest.extended, self.backend, own, more)
 
     def forward(self, dtype: Dtype, x: Array, w: Array, b: Array | None) -> Array:
@@ -164,14 +164,19 @@ class Contraction:
             shapes.append((geometry.batch, geometry.in_channels, *geometry.padded))
         arguments.room(self.backend, like, dtype, name, tuple(got), *shapes)
 
+    @property
+    def _slices(self) -> bool:
+        """Whether integers are multiplied as slices: the readable truth multiplies them as they are."""
+        return self.algorithm != "direct"
+
     def _choice(self, dtype: Dtype, purpose: str, geometry: Geometry, made: Copies) -> Choice:
-        own = computed_in(self.backend, dtype, self.algorithm != "direct")
+        own = computed_in(self.backend, dtype, self._slices)
         strict = limits.workspace() is not None
         return choose(self.algorithm, geometry.extended, self.backend, own, purpose, self._room(made), strict)
 
     def _parts(self, dtype: Dtype, purpose: str, a: Array, b: Array) -> tuple[tuple[Part, ...], Copies]:
         """Cut a product so that there is room for its copies; return the copies of the whole, too."""
-        made = copies(self.backend, dtype, self.geometry, purpose, a.dtype, b.dtype, self.algorithm != "direct")
+        made = copies(self.backend, dtype, self.geometry, purpose, a.dtype, b.dtype, self._slices)
         found = parts(self.geometry, purpose, made, self._room(made))
         if found is None and (asked := limits.workspace()) is None:
             return (whole(self.geometry),), made
@@ -191,8 +196,7 @@ class Contraction:
     def _computed(
         self, dtype: Dtype, product: Product, terms: int, a: Array, b: Array, bias: Array | None = None
     ) -> Array:
-        # The readable truth multiplies integers as they are.
-        return compute(self.backend, dtype, product, terms, a, b, bias, slices=self.algorithm != "direct")
+        return compute(self.backend, dtype, product, terms, a, b, bias, slices=self._slices)
 
     def _held(self, dtype: Dtype, like: Array) -> AbstractContextManager[Any]:
         # Integers stay exact, whatever precision the caller lets floating point have.

@@ -76,6 +76,11 @@ class Geometry:
         return math.prod(self.kernel[1:])
 
     @cached_property
+    def weights(self) -> int:
+        """Elements of the filters."""
+        return math.prod(self.w_shape)
+
+    @cached_property
     def group_in(self) -> int:
         return self.in_channels // self.groups
 

@@ -14,9 +14,9 @@ from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
+from .algorithms.columns import ALL
 from .geometry import Geometry, Range, pieces
 
-ALL = slice(None)
 Index = tuple[slice, ...]
 
 

@@ -85,6 +85,12 @@ def fitted(plan: Callable[[int], Plan], need: Callable[[Plan], int], bounds: Lim
         elements = max(1, elements // 2)
 
 
+def of_mirrored(work: Callable[[Geometry, str, Limits], Work], geometry: Geometry, bounds: Limits) -> Work:
+    """Say what an input gradient takes as the forward product of the mirrored convolution, of a copy of the filters."""
+    found = work(geometry.mirrored, "forward", bounds)
+    return found._replace(elements=found.elements + geometry.weights, need=found.need + geometry.weights)
+
+
 def copied(elements: float, row: int) -> float:
     """Weigh elements that are copied in rows of this length."""
     return elements * (1 + SHORT_ROW / max(1, row))

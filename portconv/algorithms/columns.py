@@ -29,6 +29,7 @@ Box = tuple[Range, ...]
 
 ALL = slice(None)
 FEW_CELLS = 1 << 13
+"""Up to so many, a call takes longer than what it does."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from typing import NamedTuple
 from ..backends import Array, Backend, Workspace
 from ..geometry import MANY_TAPS, Geometry, Range, cut, pieces
 from . import gemm
-from .blocks import Limits, Work, copied, fitted, narrow
+from .blocks import Limits, Work, copied, fitted, narrow, of_mirrored
 from .columns import ALL, Block, Index, gather, no_strips, scatter
 
 LONG = 4096
@@ -88,7 +88,7 @@ def input_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Array
     xp = backend.xp
     values = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, *geometry.out))
     filters = xp.reshape(w, (geometry.groups, geometry.group_out, *geometry.kernel))
-    own, _ = _scattered(geometry, bounds)
+    own, _ = planned(geometry, "input_grad", bounds)
 
     def compute(stack: tuple[Block, ...], target: Array, workspace: Workspace) -> Array:
         chosen = filters[slice(*stack[0].groups), ...]
@@ -343,21 +343,6 @@ class Planes:
 @lru_cache(maxsize=1024)
 def planned(geometry: Geometry, purpose: str, bounds: Limits) -> tuple[Planes, int]:
     """Cut a product within bounds; return the plan, and the elements of workspace that it needs."""
-    if purpose == "input_grad":
-        if not _mirrors(geometry):
-            return _scattered(geometry, bounds)
-        plan, needed = planned(geometry.mirrored, "forward", bounds)
-        return plan, needed + math.prod(geometry.w_shape)
-    return _fitted(geometry, purpose, bounds)
-
-
-@lru_cache(maxsize=1024)
-def _scattered(geometry: Geometry, bounds: Limits) -> tuple[Planes, int]:
-    """The same of an input gradient whose planes are added on to the cells that they come from."""
-    return _fitted(geometry, "input_grad", bounds)
-
-
-def _fitted(geometry: Geometry, purpose: str, bounds: Limits) -> tuple[Planes, int]:
     return fitted(
         lambda elements: _planes(geometry, purpose, elements, bounds.enough, bounds.least),
         lambda plan: _need(geometry, purpose, plan),
@@ -372,10 +357,9 @@ def _mirrors(geometry: Geometry) -> bool:
 
 def work(geometry: Geometry, purpose: str, bounds: Limits) -> Work:
     """Say what a product takes."""
-    plan, need = planned(geometry, purpose, bounds)
     if purpose == "input_grad" and _mirrors(geometry):
-        found = work(geometry.mirrored, "forward", bounds)
-        return found._replace(elements=found.elements + math.prod(geometry.w_shape), need=need)
+        return of_mirrored(work, geometry, bounds)
+    plan, need = planned(geometry, purpose, bounds)
     block = plan.largest()
     n, groups, _ = block.counts
     count = len(plan.samples) * len(plan.groups) * len(pieces(geometry.out[0], plan.height))
@@ -413,7 +397,7 @@ def _need(geometry: Geometry, purpose: str, plan: Planes) -> int:
     laid = 0 if plan.lays.pointwise and n == 1 else outputs
     if purpose == "input_grad":
         return planes + runs + groups * taps * whole + laid
-    parts = plan.sums * math.prod(geometry.w_shape) if plan.sums > 1 else 0
+    parts = plan.sums * geometry.weights if plan.sums > 1 else 0
     return planes + runs + laid + groups * taps * filters + parts
 
 

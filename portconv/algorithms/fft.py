@@ -28,7 +28,7 @@ from typing import NamedTuple
 from ..backends import Array, Backend, Workspace
 from ..geometry import Geometry, Range, cut, edges, pieces
 from . import gemm
-from .blocks import Limits, Work, fitted
+from .blocks import Limits, Work, fitted, of_mirrored
 from .columns import ALL
 
 FEWEST_POINTS = 64
@@ -368,9 +368,6 @@ class Tiling:
 @lru_cache(maxsize=1024)
 def planned(geometry: Geometry, purpose: str, bounds: Limits) -> tuple[Tiling, int]:
     """Cut a product within bounds; return the plan, and the elements of workspace that it needs."""
-    if purpose == "input_grad":
-        plan, needed = planned(geometry.mirrored, "forward", bounds)
-        return plan, needed + math.prod(geometry.w_shape)
     return fitted(
         lambda elements: _tiling(geometry, elements, bounds.enough, bounds.least, bounds.room),
         lambda plan: _need(geometry, purpose, plan),
@@ -380,10 +377,9 @@ def planned(geometry: Geometry, purpose: str, bounds: Limits) -> tuple[Tiling, i
 
 def work(geometry: Geometry, purpose: str, bounds: Limits) -> Work:
     """Say what a product takes."""
-    plan, need = planned(geometry, purpose, bounds)
     if purpose == "input_grad":
-        found = work(geometry.mirrored, "forward", bounds)
-        return found._replace(elements=found.elements + math.prod(geometry.w_shape), need=need)
+        return of_mirrored(work, geometry, bounds)
+    plan, need = planned(geometry, purpose, bounds)
     inputs, outputs = geometry.group_in, geometry.group_out
     levels = sum(math.log2(max(2, side.points)) for side in plan.sides)
     planes = geometry.batch * geometry.groups * len(plan.tiles)

@@ -19,7 +19,7 @@ from itertools import product
 
 from ..backends import Array, Backend, Workspace
 from ..geometry import Geometry, Range, boxes, cut, largest, pieces
-from .blocks import Limits, Work, copied, fitted, narrow
+from .blocks import Limits, Work, copied, fitted, narrow, of_mirrored
 from .columns import ALL, FEW_CELLS, Block, Index, add_columns, columns_of, gather, no_strips, scatter, strips_of
 
 FEWEST_COLUMNS = 64
@@ -88,7 +88,7 @@ def input_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Array
         return forward(geometry.mirrored, backend, bounds, dout, mirrored(geometry, backend, w), None)
     xp = backend.xp
     dout = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, *geometry.out))
-    plan, _ = _scattered(geometry, bounds)
+    plan, _ = planned(geometry, "input_grad", bounds)
     filters = [xp.permute_dims(matrix, (0, 2, 1)) for matrix in _filters(geometry, backend, w, plan)]
 
     def compute(blocks: tuple[Block, ...], target: Array, workspace: Workspace) -> Array:
@@ -267,45 +267,24 @@ def _indexed(geometry: Geometry, plan: Plan) -> list[tuple[Index, Block]]:
 @lru_cache(maxsize=1024)
 def planned(geometry: Geometry, purpose: str, bounds: Limits) -> tuple[Plan, int]:
     """Cut a product within bounds; return the plan, and the elements of workspace that it needs."""
-    if purpose == "input_grad":
-        if not _mirrors(geometry, bounds):
-            return _scattered(geometry, bounds)
-        plan, needed = planned(geometry.mirrored, "forward", bounds)
-        return plan, needed + _weights(geometry)
 
     def cut(elements: int) -> Plan:
-        whole = 4 * _weights(geometry) > bounds.room
+        whole = 4 * geometry.weights > bounds.room
         return _plan(geometry, purpose, elements, bounds.enough, bounds.least, whole)
 
     return fitted(cut, lambda plan: _need(geometry, purpose, plan), bounds)
 
 
-@lru_cache(maxsize=1024)
-def _scattered(geometry: Geometry, bounds: Limits) -> tuple[Plan, int]:
-    """The same of an input gradient whose columns are added on to the cells that they come from."""
-
-    def cut(elements: int) -> Plan:
-        whole = 4 * _weights(geometry) > bounds.room
-        return _plan(geometry, "input_grad", elements, bounds.enough, bounds.least, whole)
-
-    return fitted(cut, lambda plan: _need(geometry, "input_grad", plan), bounds)
-
-
-def _weights(geometry: Geometry) -> int:
-    return geometry.out_channels * geometry.group_in * geometry.taps
-
-
 def _mirrors(geometry: Geometry, bounds: Limits) -> bool:
     """Whether the input gradient is the forward product of the mirrored convolution: its filters are a copy."""
-    return geometry.dense and 4 * _weights(geometry) <= bounds.room
+    return geometry.dense and 4 * geometry.weights <= bounds.room
 
 
 def work(geometry: Geometry, purpose: str, bounds: Limits) -> Work:
     """Say what a product takes."""
-    plan, need = planned(geometry, purpose, bounds)
     if purpose == "input_grad" and _mirrors(geometry, bounds):
-        found = work(geometry.mirrored, "forward", bounds)
-        return found._replace(elements=found.elements + _weights(geometry), need=need)
+        return of_mirrored(work, geometry, bounds)
+    plan, need = planned(geometry, purpose, bounds)
     sizes, rest = _block(geometry, plan), geometry.other_taps
     n, groups, channels = sizes.counts
     cells = geometry.batch * geometry.positions
@@ -358,7 +337,7 @@ def _need(geometry: Geometry, purpose: str, plan: Plan) -> int:
     columns = groups * channels * most * rest * block.length if most > 1 or purpose == "input_grad" else 0
     bare = geometry.pointwise and n == 1
     strips = 0 if bare and purpose != "input_grad" else strips_of(geometry, block.box).elements(geometry, block)
-    copies = _weights(geometry) if len(plan.taps) > 1 else 0
+    copies = geometry.weights if len(plan.taps) > 1 else 0
     if purpose == "forward":
         if _positionwise(geometry):
             return copies
@@ -368,7 +347,7 @@ def _need(geometry: Geometry, purpose: str, plan: Plan) -> int:
         return strips + columns + values + copies
     own = groups * geometry.group_out * channels * rest
     sums = own * geometry.kernel[0] * (2 if len(plan.taps) > 1 else 1) + own * most
-    parts = plan.sums * _weights(geometry) if plan.sums > 1 else 0
+    parts = plan.sums * geometry.weights if plan.sums > 1 else 0
     return strips + columns + values + sums + parts
 
 

@@ -35,7 +35,7 @@ from itertools import product
 from ..backends import Array, Backend, Workspace
 from ..geometry import Geometry, largest, pieces
 from . import gemm
-from .blocks import Limits, Work, fitted, narrow
+from .blocks import Limits, Work, fitted, narrow, of_mirrored
 from .columns import ALL, Block, Index, gather
 from .tiles import Cuts, Tiles, cuts, tiling
 
@@ -57,9 +57,6 @@ def objection(geometry: Geometry) -> str | None:
 @lru_cache(maxsize=1024)
 def planned(geometry: Geometry, purpose: str, bounds: Limits) -> tuple[Cuts, int]:
     """Cut a product within bounds; return the plan, and the elements of workspace that it needs."""
-    if purpose == "input_grad":
-        plan, needed = planned(geometry.mirrored, "forward", bounds)
-        return plan, needed + math.prod(geometry.w_shape)
     return fitted(
         lambda elements: cuts(geometry, elements, bounds.enough, bounds.least),
         lambda plan: _need(geometry, purpose, plan),
@@ -69,13 +66,12 @@ def planned(geometry: Geometry, purpose: str, bounds: Limits) -> tuple[Cuts, int
 
 def work(geometry: Geometry, purpose: str, bounds: Limits) -> Work:
     """Say what a product takes."""
-    plan, need = planned(geometry, purpose, bounds)
     if purpose == "input_grad":
-        found = work(geometry.mirrored, "forward", bounds)
-        return found._replace(elements=found.elements + math.prod(geometry.w_shape), need=need)
+        return of_mirrored(work, geometry, bounds)
+    plan, need = planned(geometry, purpose, bounds)
     own = tiling(geometry)
     cells = math.prod(geometry.x_shape) + math.prod(geometry.out_shape)
-    elements = STEPS * cells + STEPS_OF_A_WEIGHT * math.prod(geometry.w_shape)
+    elements = STEPS * cells + STEPS_OF_A_WEIGHT * geometry.weights
     tiles, groups = math.prod(own.counts), plan.groups[0][1]
     samples = max((end - start for start, end in plan.samples), default=0)
     count = len(plan.samples) * len(plan.groups) * -(-tiles // min(plan.tiles, tiles))
@@ -97,7 +93,7 @@ def _need(geometry: Geometry, purpose: str, plan: Cuts) -> int:
     # Halves along all dimensions, then places along one more dimension at a time.
     spread = [2 << (2 * axis + dims - 1 - axis) for axis in range(1, dims)]
     inputs, outputs = groups * geometry.group_in, groups * geometry.group_out
-    weights: int = 4 * own.inner * math.prod(geometry.w_shape) // geometry.taps
+    weights: int = 4 * own.inner * geometry.weights // geometry.taps
     if purpose == "forward":
         found = own.inner * outputs * tiles
         strips = max((1 << dims) * inputs * reached, found)

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
 
 from .. import __version__, backends
 from ..backends import Backend
+from ..calibration import processor
 from .measurement import OURS, Left, Row
 from .peers import PEERS
 from .problem import PASSES
@@ -185,7 +185,7 @@ def surroundings(backend: Backend) -> dict[str, str]:
     dict of str to str
     """
     libraries = ("numpy", "cupy-cuda13x", "cupy-cuda12x", "torch", "onnxruntime", "jax", "array-api-strict")
-    found = {"portconv": __version__, "python": platform.python_version(), "processor": _processor()}
+    found = {"portconv": __version__, "python": platform.python_version(), "processor": processor()}
     for name in libraries:
         try:
             found[name] = version(name)
@@ -195,14 +195,6 @@ def surroundings(backend: Backend) -> dict[str, str]:
     if hasattr(os, "getloadavg"):
         about["load"] = f"{os.getloadavg()[0] / (os.cpu_count() or 1):.1f} a CPU"
     return {**found, "backend": backend.name, **about, "date": datetime.now(UTC).date().isoformat()}
-
-
-def _processor() -> str:
-    """Name the CPU, as well as the system does."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _over_best(row: Row) -> float:
