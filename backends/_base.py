@@ -103,7 +103,7 @@ class Backend:
     views = False
     """Whether a slice shares its array's memory, so that what is written there needs no writing back."""
     strided = False
-    """Whether `windows` gives views of any strides."""
+    """Whether `view` gives views of any strides."""
     block_bytes = 4 << 20
     """How large the columns of one block may be."""
     block_columns = 1 << 14
@@ -284,10 +284,8 @@ class Backend:
         """`target` with `target[index] = a * b`."""
         return self.write(target, index, a * b)
 
-    def windows(
-        self, array: Array, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
-    ) -> Array:
-        """A view of all windows of the last axes of a contiguous array, (..., *kernel, *positions), where `strided`."""
+    def view(self, array: Array, shape: tuple[int, ...], steps: tuple[int, ...]) -> Array:
+        """A view of a contiguous array with these steps, in elements, along its axes, where `strided`."""
         raise NotImplementedError
 
     def all_finite(self, array: Array) -> bool:

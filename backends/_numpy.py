@@ -97,20 +97,10 @@ class NumpyBackend(Backend):
         np.multiply(a, b, out=target[index])
         return target
 
-    def windows(
-        self, array: Array, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
-    ) -> Array:
-        dims = len(kernel)
-        sides = zip(array.shape[-dims:], kernel, stride, dilation, strict=True)
-        positions = tuple((n - d * (k - 1) - 1) // s + 1 for n, k, s, d in sides)
-        steps = array.strides[-dims:]
-        strides = (
-            *array.strides[:-dims],
-            *(step * d for step, d in zip(steps, dilation, strict=True)),
-            *(step * s for step, s in zip(steps, stride, strict=True)),
-        )
-        # as_strided takes longer than all that is done with so small an array.
-        return np.ndarray((*array.shape[:-dims], *kernel, *positions), array.dtype, array, 0, strides)
+    def view(self, array: Array, shape: tuple[int, ...], steps: tuple[int, ...]) -> Array:
+        size = array.itemsize
+        # as_strided takes longer than all that is done with a small array.
+        return np.ndarray(shape, array.dtype, array, 0, [step * size for step in steps])
 
     def quiet(self) -> AbstractContextManager[Any]:
         return np.errstate(all="ignore")
@@ -135,17 +125,23 @@ class NumpyBackend(Backend):
     def workspace(self, like: Array) -> Workspace:
         held = _memory.held
         used: set[str] = set()
+        views: dict[Any, Array] = {}
 
         def reuse(purpose: str, shape: tuple[int, ...], dtype: Any = None) -> Array:
-            dtype = np.dtype(dtype or like.dtype)
-            size = math.prod(shape) * dtype.itemsize
+            view = views.get((purpose, shape, dtype))
+            if view is not None:
+                return view
+            own = np.dtype(dtype or like.dtype)
+            size = math.prod(shape) * own.itemsize
             used.add(purpose)
             if purpose not in held or held[purpose].size < size:
+                views.clear()  # or what is let go would be kept
                 held.pop(purpose, None)
                 for stale in held.keys() - used:
                     del held[stale]
                 held[purpose] = np.empty(size, np.uint8)
-            return held[purpose][:size].view(dtype).reshape(shape)
+            view = views[purpose, shape, dtype] = held[purpose][:size].view(own).reshape(shape)
+            return view
 
         return reuse
 

@@ -1,8 +1,10 @@
-"""One channel a group: shifted runs of padded planes, exact where the plain sum is, and blocks that cover all."""
+"""One channel a group: shifted lines of padded planes, exact where the plain sum is, and blocks that cover all."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import itertools
 import math
 
 import numpy as np
@@ -43,6 +45,18 @@ CASES = {
     "2d strides, dilated": (
         {"groups": 2, "stride": (1, 3), "dilation": (2, 1), "padding": ((0, 3), (2, 0))},
         Problem((2, 2, 7, 9), (4, 1, 3, 2), (1, 3), ((0, 3), (2, 0)), (2, 1), 2),
+    ),
+    "2d rows": (
+        {"groups": 2, "padding": (2, 1)},
+        Problem((4, 2, 9, 30), (2, 1, 5, 3), (1, 1), ((2, 2), (1, 1)), (1, 1), 2),
+    ),
+    "2d rows, strides, two filters": (
+        {"groups": 2, "stride": (3, 2), "padding": (3, 1)},
+        Problem((5, 2, 13, 50), (4, 1, 7, 3), (3, 2), ((3, 3), (1, 1)), (1, 1), 2),
+    ),
+    "3d rows": (
+        {"groups": 2, "stride": (2, 1, 1), "padding": 1},
+        Problem((2, 2, 5, 6, 7), (2, 1, 3, 3, 3), (2, 1, 1), ((1, 1),) * 3, (1,) * 3, 2),
     ),
     "2d padding over kernel": (
         {"groups": 2, "padding": (4, 3)},
@@ -201,24 +215,38 @@ def test_blocks_cover_each_output_once_and_stay_bounded(shape, purpose, bounds):
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_taps_read_what_is_as_far_from_an_output_as_they_are(shape):
+@pytest.mark.parametrize("rows", [False, True])
+def test_taps_read_what_is_as_far_from_an_output_as_they_are(shape, rows):
     found = made(*shape)
-    plan, _ = depthwise.planned(found, "forward", LIMITS["usual"])
+    plan = dataclasses.replace(depthwise.planned(found, "forward", LIMITS["usual"])[0], rows=rows)
     for n in (1, 3):
-        taps = {}
-        for part in plan.layout(n):
-            for (_, _, *lead, _), moved in part.rows:
-                for last, (lane, inner, shift) in enumerate(part.shifts):
-                    taps[(*lead, last)] = (lane, inner, moved + shift)
-        assert len(taps) == found.taps
-        # Places of the planes are (P1, n, P2, ..., Pd), flattened, and each phase has its own.
+        # Places of the planes are (P1, n, P2, ..., Pd), flattened, and each phase has its own. Where lines are rows,
+        # what the taps of the first dimension read is not moved: it is another line.
         sizes = (n, *plan.across)
-        for tap, (lane, inner, moved) in taps.items():
+        lead = range(1 if rows else found.kernel[0])
+        taps = list(itertools.product(lead, *(range(k) for k in found.kernel[1:])))
+        for tap, (lane, inner, moved) in zip(taps, plan.layout(n), strict=True):
             reads = [t * d for t, d in zip(tap, found.dilation, strict=True)]
             phases = [r % s for r, s in zip(reads, found.stride, strict=True)]
             moves = [r // s for r, s in zip(reads, found.stride, strict=True)]
             assert (lane, inner) == (phases[0], flat(phases[1:], plan.phases.kernel[1:]))
             assert moved == flat((moves[0], 0, *moves[1:]), (1, *sizes))
+
+
+def test_rows_are_lines_where_that_saves_copies():
+    # Of 16 samples a row is 16 * 58 places long; of one of 7 cells it is 9. What neighbouring taps read are
+    # neighbouring rows; what dilated ones read is not.
+    shapes = {
+        ((16, 8, 56, 56), (8, 1, 3, 3), 1): True,
+        ((16, 8, 56, 56), (8, 1, 3, 3), 2): False,
+        ((1, 8, 7, 7), (8, 1, 3, 3), 1): False,
+        ((1, 8, 7, 7), (8, 1, 7, 7), 1): False,
+        ((16, 8, 56, 56), (8, 1, 1, 3), 1): False,
+        ((16, 8, 900), (8, 1, 3), 1): False,
+    }
+    for (x_shape, w_shape, dilation), rows in shapes.items():
+        plan, _ = depthwise.planned(made(x_shape, w_shape, 1, 1, dilation), "forward", LIMITS["usual"])
+        assert plan.rows == rows, x_shape
 
 
 def flat(index, sizes):

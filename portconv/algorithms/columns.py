@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import product
 from typing import NamedTuple
 
@@ -42,18 +42,18 @@ class Block:
     run: Range
     box: Box
 
-    @property
+    @cached_property
     def counts(self) -> tuple[int, int, int]:
         """How many samples, groups and channels: (n, g, c)."""
         (n0, n1), (g0, g1), (c0, c1) = self.samples, self.groups, self.channels
         return n1 - n0, g1 - g0, c1 - c0
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """Positions along the first dimension."""
         return self.box[0][1] - self.box[0][0]
 
-    @property
+    @cached_property
     def length(self) -> int:
         """Positions, over all samples: how many columns the block has."""
         return (self.samples[1] - self.samples[0]) * (self.run[1] - self.run[0])
@@ -73,21 +73,90 @@ class Copy(NamedTuple):
     back: Index
 
 
-class Strips(NamedTuple):
-    """How the strips of a box are made.
+@dataclass(frozen=True)
+class Strips:
+    """How the strips of a box are made; what takes a step for each tap is worked out when it is first needed."""
 
-    `copies` make them, in so many `lanes`, with positions (P1, ..., Pd) of these `sizes`; `reads` gives, for each tap
-    of the first dimension, the lane that holds its rows and the first of them.
-    """
+    geometry: Geometry
+    box: Box
 
-    copies: tuple[Copy, ...]
-    lanes: int
-    sizes: tuple[int, ...]
-    reads: tuple[tuple[int, int], ...]
+    @cached_property
+    def remainders(self) -> tuple[int, ...]:
+        """What the first dimension's taps leave when divided by the stride: a lane for each.
 
-    def elements(self, geometry: Geometry, block: Block) -> int:
+        Empty where taps are so far apart that their rows hardly overlap: each then has a lane of its own.
+        """
+        taps, stride = self.geometry.kernel[0], self.geometry.stride[0]
+        found = sorted({tap * self.geometry.dilation[0] % stride for tap in range(taps)})
+        rows = self._outputs + (taps - 1) * self.geometry.dilation[0] // stride
+        return tuple(found) if len(found) * rows < taps * self._outputs else ()
+
+    @cached_property
+    def lanes(self) -> int:
+        return len(self.remainders) or self.geometry.kernel[0]
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Positions of a strip: (P1, ..., Pd)."""
+        more = (self.geometry.kernel[0] - 1) * self.geometry.dilation[0] // self.geometry.stride[0]
+        first = self._outputs + (more if self.remainders else 0)
+        return (first, *(end - start for start, end in self.box[1:]))
+
+    @cached_property
+    def reads(self) -> tuple[tuple[int, int], ...]:
+        """For each tap of the first dimension, the lane that holds its rows, and the first of them."""
+        taps, stride, dilation = range(self.geometry.kernel[0]), self.geometry.stride[0], self.geometry.dilation[0]
+        if not self.remainders:
+            return tuple((tap, 0) for tap in taps)
+        return tuple((self.remainders.index(tap * dilation % stride), tap * dilation // stride) for tap in taps)
+
+    @cached_property
+    def copies(self) -> tuple[Copy, ...]:
+        """What makes them."""
+        geometry, start = self.geometry, self.box[0][0]
+        if self.remainders:
+            # Row q of the lane of remainder m is the input's row q * stride + m: what one tap reads, moved by m.
+            size, before, reach = geometry.size[0], geometry.before[0], (start, start + self.sizes[0])
+            steps = [before - remainder for remainder in self.remainders]
+            lanes = [spans(size, 1, geometry.stride[0], 1, step, reach)[0] for step in steps]
+        else:
+            lanes = list(geometry.spans(0, self.box[0]))
+        others = [geometry.spans(dim, outputs) for dim, outputs in enumerate(self.box) if dim]
+        copies = []
+        for lane, along_first in enumerate(lanes):
+            for chosen in product(*(range(n) for n in geometry.kernel[1:])):
+                parts: list[Span] = [along_first, *(other[tap] for other, tap in zip(others, chosen, strict=True))]
+                empty = any(part.outputs.start == part.outputs.stop for part in parts)
+                inside = [part.outputs for part in parts]
+                (o1, *o2), (i1, *i2) = inside, [part.inputs for part in parts]
+                outside = edges(inside, self.sizes)
+                copies.append(
+                    Copy(
+                        strips=(lane, ALL, ALL, *chosen, o1, ALL, *o2),
+                        cells=None if empty else (ALL, ALL, i1, ALL, *i2),
+                        padding=tuple((lane, ALL, ALL, *chosen, e1, ALL, *e2) for e1, *e2 in outside),
+                        back=(lane, ALL, ALL, ALL, *chosen, o1, *o2),
+                    )
+                )
+        return tuple(copies)
+
+    @cached_property
+    def edges(self) -> int:
+        """Writes that fill in the padding."""
+        return sum(len(copy.padding) for copy in self.copies)
+
+    @property
+    def _outputs(self) -> int:
+        return self.box[0][1] - self.box[0][0]
+
+    def shape(self, block: Block) -> tuple[int, ...]:
+        """The strips of a block: (lanes, g, c, K2, ..., Kd, P1, n, P2, ..., Pd)."""
+        n, g, c = block.counts
+        return (self.lanes, g, c, *self.geometry.kernel[1:], self.sizes[0], n, *self.sizes[1:])
+
+    def elements(self, block: Block) -> int:
         """Elements of the strips of a block."""
-        return math.prod(_shape(geometry, block, self))
+        return math.prod(self.shape(block))
 
 
 def strips_of(geometry: Geometry, box: Box) -> Strips:
@@ -95,41 +164,7 @@ def strips_of(geometry: Geometry, box: Box) -> Strips:
     return (_few_strips if geometry.taps < MANY_TAPS else _many_strips)(geometry, box)
 
 
-def _planned(geometry: Geometry, box: Box) -> Strips:
-    (first, end), taps = box[0], range(geometry.kernel[0])
-    stride, dilation = geometry.stride[0], geometry.dilation[0]
-    remainders = sorted({tap * dilation % stride for tap in taps})
-    rows = end - first + taps[-1] * dilation // stride
-    if len(remainders) * rows < len(taps) * (end - first):
-        # Row q of the lane of remainder m is the input's row q * stride + m: what one tap reads, moved by m.
-        size, before, reach = geometry.size[0], geometry.before[0], (first, first + rows)
-        lanes = [spans(size, 1, stride, 1, before - remainder, reach)[0] for remainder in remainders]
-        reads = tuple((remainders.index(tap * dilation % stride), tap * dilation // stride) for tap in taps)
-    else:  # taps so far apart that their rows hardly overlap: a lane each
-        rows = end - first
-        lanes = list(geometry.spans(0, box[0]))
-        reads = tuple((tap, 0) for tap in taps)
-    others = [geometry.spans(dim, outputs) for dim, outputs in enumerate(box) if dim]
-    sizes = (rows, *(last - start for start, last in box[1:]))
-    copies = []
-    for lane, along_first in enumerate(lanes):
-        for chosen in product(*(range(n) for n in geometry.kernel[1:])):
-            parts: list[Span] = [along_first, *(other[tap] for other, tap in zip(others, chosen, strict=True))]
-            empty = any(part.outputs.start == part.outputs.stop for part in parts)
-            inside = [part.outputs for part in parts]
-            (o1, *o2), (i1, *i2) = inside, [part.inputs for part in parts]
-            copies.append(
-                Copy(
-                    strips=(lane, ALL, ALL, *chosen, o1, ALL, *o2),
-                    cells=None if empty else (ALL, ALL, i1, ALL, *i2),
-                    padding=tuple((lane, ALL, ALL, *chosen, e1, ALL, *e2) for e1, *e2 in edges(inside, sizes)),
-                    back=(lane, ALL, ALL, ALL, *chosen, o1, *o2),
-                )
-            )
-    return Strips(tuple(copies), len(lanes), sizes, reads)
-
-
-_few_strips, _many_strips = lru_cache(maxsize=8192)(_planned), lru_cache(maxsize=8)(_planned)
+_few_strips, _many_strips = lru_cache(maxsize=8192)(Strips), lru_cache(maxsize=8)(Strips)
 
 
 def gather(geometry: Geometry, backend: Backend, x: Array, block: Block, workspace: Workspace) -> Array:
@@ -148,9 +183,9 @@ def gather(geometry: Geometry, backend: Backend, x: Array, block: Block, workspa
     source = x[(slice(*block.samples), slice(*block.groups), slice(*block.channels), *cells)]
     source = xp.permute_dims(source, (1, 2, 3, 0, *range(4, 3 + geometry.dims)))
     plan = strips_of(geometry, block.box)
-    strips = workspace("strips", _shape(geometry, block, plan))
+    strips = workspace("strips", plan.shape(block))
     # Of few cells, zeros all over take less than a call for each edge.
-    few = math.prod(strips.shape) < FEW_CELLS
+    few = math.prod(strips.shape) < FEW_CELLS * max(1, plan.edges)
     if few:
         strips = backend.zeroed(strips)
     for copy in plan.copies:
@@ -180,7 +215,7 @@ def columns_of(
 def no_strips(geometry: Geometry, backend: Backend, block: Block, workspace: Workspace) -> Array:
     """Give strips of zeros, to add columns on to."""
     plan = strips_of(geometry, block.box)
-    return _flat(geometry, backend, backend.zeroed(workspace("strips", _shape(geometry, block, plan))), block, plan)
+    return _flat(geometry, backend, backend.zeroed(workspace("strips", plan.shape(block))), block, plan)
 
 
 def add_columns(
@@ -198,7 +233,7 @@ def add_columns(
 def scatter(geometry: Geometry, backend: Backend, strips: Array, grad: Array, block: Block) -> Array:
     """Add the strips on to the cells of `grad` (n, g, c, *S) that `gather` reads them from; the adjoint of `gather`."""
     plan = strips_of(geometry, block.box)
-    strips = backend.xp.reshape(strips, _shape(geometry, block, plan))
+    strips = backend.xp.reshape(strips, plan.shape(block))
     # (lanes, g, c, K2, ..., Kd, P1, n, P2, ..., Pd) to (lanes, n, g, c, K2, ..., Kd, P1, P2, ..., Pd)
     samples = 3 + geometry.dims
     order = (0, samples, *range(1, samples), *range(samples + 1, strips.ndim))
@@ -215,11 +250,6 @@ def _runs(geometry: Geometry, block: Block, taps: Range) -> list[tuple[int, slic
     across = block.length // block.rows
     reads = strips_of(geometry, block.box).reads[slice(*taps)]
     return [(lane, slice(first * across, first * across + block.length)) for lane, first in reads]
-
-
-def _shape(geometry: Geometry, block: Block, plan: Strips) -> tuple[int, ...]:
-    n, g, c = block.counts
-    return (plan.lanes, g, c, *geometry.kernel[1:], plan.sizes[0], n, *plan.sizes[1:])
 
 
 def _flat(geometry: Geometry, backend: Backend, strips: Array, block: Block, plan: Strips) -> Array:

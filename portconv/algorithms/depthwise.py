@@ -1,17 +1,20 @@
-"""One channel a group: shifted runs of padded planes, and a product of a filter's row with them for each of its rows.
+"""One channel a group: shifted lines of padded planes, and a product of all taps with them.
 
 Where a group has one channel there is nothing to add up but the kernel's taps, and columns, each cell copied for every
 tap, cost more than the arithmetic. So the input is copied once, into planes with their padding, split into phases where
 there is a stride: outputs then lie at the places of the cells that their first tap reads, and each tap reads one long
-run, moved by a constant. The few places between rows are computed too, and left out in the end. The shifted runs of the
-last dimension's taps are copied side by side, which serves every tap of the other dimensions, as in Cho and Brand,
-"MEC: memory-efficient convolution" (ICML 2017), section 3, and a product adds them up. Gradients take the same steps.
+line, moved by a constant. The few places between rows are computed too, and left out in the end. The shifted lines of
+the taps of all dimensions but the first are copied side by side, row after row; what the taps of the first dimension
+read are the rows after, so that all taps of an output's row are one matrix as it lies, with no copy: Cho and Brand,
+"MEC: memory-efficient convolution" (ICML 2017), section 3. Rows that are too short for products of their own are one
+line, and the first dimension's taps are copied side by side too. Gradients take the same steps.
 
 What belongs to no output is multiplied as well, in places that are left out, or by a zero in the place of `dout`. Where
 that might matter, because the filters or their gradient are not finite, `gemm` computes instead.
 
-Axes, in this order: g groups; f filters of a group; K taps of the last dimension; places (P1, n, P2, ..., Pd) with n
-samples, flattened.
+Axes, in this order: g groups; h lines, one for each row of the first dimension or one in all; f filters of a group; t
+taps, or those of all dimensions but the first; l places of a line, flattened: with n samples (n, P2, ..., Pd) of a row,
+(P1, n, P2, ..., Pd) of all.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from itertools import product
 from typing import NamedTuple
 
@@ -30,7 +33,15 @@ from .blocks import Limits, Work, copied, fitted, narrow, of_mirrored
 from .columns import ALL, Block, Index, gather, no_strips, scatter
 
 LONG = 4096
-"""Places of a run from which on calls take little beside what they do."""
+"""Places of a line from which on calls take little beside what they do."""
+WIDE = 1024
+"""Places of a line from which on one of a stack's products takes little beside what it does."""
+SAVED = 512
+"""Cells a line that must be saved from being copied for starting on a product a line to cost less."""
+FEW_ROWS = 8
+"""With fewer rows of outputs a block, those that blocks share are read too often."""
+START = 0.05
+"""What starting one of a stack's products takes, of a call."""
 
 
 def objection(geometry: Geometry) -> str | None:
@@ -45,32 +56,30 @@ def forward(geometry: Geometry, backend: Backend, bounds: Limits, x: Array, w: A
         return backend.zeros(geometry.out_shape, like=x)
     xp = backend.xp
     cells = xp.reshape(x, (geometry.batch, geometry.groups, 1, *geometry.size))
-    filters = xp.reshape(w, (geometry.groups, geometry.group_out, *geometry.kernel))
-    bias = None if b is None else xp.reshape(b, (geometry.groups, geometry.group_out, 1))
+    bias = None if b is None else xp.reshape(b, (geometry.groups, 1, geometry.group_out, 1))
     own, _ = planned(geometry, "forward", bounds)
+    parts = [(own.filters(backend, w, taps), taps) for taps in own.parts(backend)]
 
-    def compute(block: Block, target: Array, workspace: Workspace) -> Array:
-        n, groups, _ = block.counts
-        places = (..., slice(own.length(block)))
-        chosen = filters[slice(*block.groups), ...]
-        planes = gather(own.phases, backend, cells, own.reads(block), workspace)
-        value, first = workspace("sum", (groups, geometry.group_out, own.whole(block))), True
-        for part in own.layout(n):
-            runs = _runs(backend, planes, part, workspace)
-            for taps, moved in part.rows:
-                one, read = chosen[taps], runs[:, :, slice(moved, moved + own.length(block))]
-                if first:
-                    value, first = backend.write_product(value, places, one, read), False
-                else:
-                    found = backend.product(one, read, workspace("product", (*value.shape[:2], read.shape[2])))
-                    value = backend.add(value, places, found)
+    def compute(task: Task, target: Array, workspace: Workspace) -> Array:
+        lines, groups = task.lines, slice(*task.block.groups)
+        strips = _strips(backend, own, cells, task, workspace)
+        value, first = workspace("sum", lines.sums), True
+        for filters, taps in parts:
+            chosen, read = filters[groups, ...], _read(backend, own, strips, lines, taps)
+            if first:
+                value, first = backend.write_product(value, lines.places, chosen, read), False
+            else:
+                value = backend.add(
+                    value, lines.places, backend.product(chosen, read, workspace("product", lines.found))
+                )
         if bias is not None:
-            value = backend.add(value, (...,), bias[slice(*block.groups), ...])
-        value = xp.reshape(value, (groups, geometry.group_out, block.rows, n, *own.across))
-        value = value[(..., *(slice(size) for size in geometry.out[1:]))]
-        return xp.permute_dims(value, (3, 0, 1, 2, *range(4, value.ndim)))
+            value = backend.add(value, (...,), bias[groups, ...])
+        if own.rows:
+            value = xp.permute_dims(value, (0, 2, 1, 3))
+        return xp.permute_dims(xp.reshape(value, lines.outputs)[lines.kept], order)
 
-    blocks = [(own.writes(block), block) for stack in own.stacks() for block in stack]
+    order = (3, 0, 1, 2, *range(4, 3 + geometry.dims))
+    blocks = [(task.writes, task) for stack in _tasks(own) for task in stack]
     shape = (geometry.batch, geometry.groups, geometry.group_out, *geometry.out)
     out = backend.empty(shape, like=x, last=2 * geometry.channels_last)
     with backend.quiet():  # of what is left out
@@ -87,34 +96,33 @@ def input_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Array
         return forward(geometry.mirrored, backend, bounds, dout, gemm.mirrored(geometry, backend, w), None)
     xp = backend.xp
     values = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, *geometry.out))
-    filters = xp.reshape(w, (geometry.groups, geometry.group_out, *geometry.kernel))
     own, _ = planned(geometry, "input_grad", bounds)
+    parts = [(xp.permute_dims(own.filters(backend, w, row), (0, 1, 3, 2)), row) for row in own.single]
 
-    def compute(stack: tuple[Block, ...], target: Array, workspace: Workspace) -> Array:
-        chosen = filters[slice(*stack[0].groups), ...]
+    def compute(stack: tuple[Task, ...], target: Array, workspace: Workspace) -> Array:
+        groups = slice(*stack[0].block.groups)
         grad = backend.zeroed(target)
-        for block in stack:
-            n, groups, _ = block.counts
-            length = own.length(block)
-            laid = own.laid(backend, values, block, workspace)[:, :, slice(length)]
-            strips = no_strips(own.phases, backend, own.reads(block), workspace)
-            total = strips.shape[-1]
-            for part in own.layout(n):
-                runs = backend.zeroed(workspace("runs", (groups, geometry.kernel[-1], total)))
-                for taps, moved in part.rows:
-                    one = xp.permute_dims(chosen[taps], (0, 2, 1))
-                    found = backend.product(one, laid, workspace("product", (*runs.shape[:2], length)))
-                    runs = backend.add(runs, (ALL, ALL, slice(moved, moved + length)), found)
-                for tap, (lane, inner, shift) in enumerate(part.shifts):
-                    index = (lane, ALL, 0, inner, slice(shift, None))
-                    strips = backend.add(strips, index, runs[:, tap, slice(total - shift)])
-            grad = scatter(own.phases, backend, strips, grad, own.reads(block))
+        for task in stack:
+            lines = task.lines
+            laid = own.laid(backend, values, task, workspace)
+            strips = workspace("strips of taps", lines.strips)
+            if len(parts) > 1 or lines.length < lines.strips[3]:
+                strips = backend.zeroed(strips)
+            for filters, row in parts:
+                found = workspace("product", (lines.sums[0], lines.sums[1], filters.shape[2], lines.length))
+                found = backend.product(filters[groups, ...], laid, found)
+                put = backend.add if len(parts) > 1 else backend.write
+                strips = put(strips, (ALL, own.which(lines, row), ALL, slice(lines.length)), found)
+            planes = xp.reshape(no_strips(own.phases, backend, task.reads, workspace), lines.planes)
+            for of_strips, of_planes in task.copies:
+                planes = backend.add(planes, of_planes, strips[of_strips])
+            grad = scatter(own.phases, backend, planes, grad, task.reads)
         return grad
 
     shares = []
-    for stack in own.stacks():
-        samples, groups = stack[0].samples, stack[0].groups
-        shares.append(((slice(*samples), slice(*groups), ...), tuple(stack)))
+    for stack in _tasks(own):
+        samples, groups = stack[0].block.samples, stack[0].block.groups
+        shares.append(((slice(*samples), slice(*groups), ...), stack))
     shape = (geometry.batch, geometry.groups, 1, *geometry.size)
     grad = backend.empty(shape, like=dout, last=2 * geometry.channels_last)
     return xp.reshape(backend.fill(grad, shares, compute, geometry.operations), geometry.x_shape)
@@ -128,28 +136,26 @@ def weight_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Arra
     values = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, *geometry.out))
     own, _ = planned(geometry, "weight_grad", bounds)
 
-    def compute(stacks: tuple[tuple[Block, ...], ...], target: Array, workspace: Workspace) -> Array:
-        first = True
-        for block in (block for stack in stacks for block in stack):
-            n, groups, _ = block.counts
-            length = own.length(block)
-            laid = own.laid(backend, values, block, workspace)[:, :, slice(length)]
-            laid = xp.permute_dims(laid, (0, 2, 1))
-            planes = gather(own.phases, backend, cells, own.reads(block), workspace)
-            put = backend.write if first else backend.add
-            for part in own.layout(n):
-                runs = _runs(backend, planes, part, workspace)
-                for taps, moved in part.rows:
-                    read = runs[:, :, slice(moved, moved + length)]
-                    room = workspace("product", (groups, geometry.kernel[-1], geometry.group_out))
-                    found = xp.permute_dims(backend.product(read, laid, room), (0, 2, 1))
-                    target = put(target, taps, found)
-            first = False
+    def compute(stacks: tuple[tuple[Task, ...], ...], target: Array, workspace: Workspace) -> Array:
+        put = backend.write
+        for task in (task for stack in stacks for task in stack):
+            lines = task.lines
+            laid = xp.permute_dims(own.laid(backend, values, task, workspace), (0, 1, 3, 2))
+            strips = _strips(backend, own, cells, task, workspace)
+            for taps in own.parts(backend):
+                read = _read(backend, own, strips, lines, taps)
+                room = workspace("product", (lines.sums[0], lines.sums[1], read.shape[2], geometry.group_out))
+                found = backend.product(read, laid, room)
+                found = found[:, 0, ...] if lines.sums[1] == 1 else xp.sum(found, axis=1)
+                shape = (lines.sums[0], geometry.group_out, *own.kernel(taps))
+                found = xp.reshape(xp.permute_dims(found, (0, 2, 1)), shape)
+                target = put(target, (ALL, ALL, slice(*taps), ...), found)
+            put = backend.add
         return target
 
-    by_groups: dict[Range, list[tuple[Block, ...]]] = {}
-    for stack in own.stacks():
-        by_groups.setdefault(stack[0].groups, []).append(stack)
+    by_groups: dict[Range, list[tuple[Task, ...]]] = {}
+    for stack in _tasks(own):
+        by_groups.setdefault(stack[0].block.groups, []).append(stack)
     shares = []
     parts = cut(len(own.samples), len(own.samples), own.sums)
     for groups, stacks in by_groups.items():
@@ -162,32 +168,80 @@ def weight_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Arra
     return grad if finite else gemm.weight_grad(geometry, backend, bounds, dout, x)
 
 
-def _runs(backend: Backend, planes: Array, part: Part, workspace: Workspace) -> Array:
-    """Put the runs of the last dimension's taps side by side: (g, K, places)."""
-    if len(part.shifts) == 1:
-        lane, inner, _ = part.shifts[0]
-        return planes[lane, :, 0, inner, None, :]
-    total = planes.shape[-1]
-    runs = workspace("runs", (planes.shape[1], len(part.shifts), total))
-    for tap, (lane, inner, shift) in enumerate(part.shifts):
-        runs = backend.write(runs, (ALL, tap, slice(total - shift)), planes[lane, :, 0, inner, slice(shift, None)])
-    return runs
+def _strips(backend: Backend, own: Planes, cells: Array, task: Task, workspace: Workspace) -> Array:
+    """Put the lines of taps side by side: (g, lines that are read, t, l)."""
+    lines = task.lines
+    planes = gather(own.phases, backend, cells, task.reads, workspace)
+    planes = backend.xp.reshape(planes, lines.planes)
+    if len(task.copies) == 1:
+        lane, _, inner, *_ = task.copies[0][1]
+        return planes[lane, :, inner, :, None, :]
+    strips = workspace("strips of taps", lines.strips)
+    for of_strips, of_planes in task.copies:
+        strips = backend.write(strips, of_strips, planes[of_planes])
+    return strips
 
 
-class Part(NamedTuple):
-    """Taps that read the same phases of all dimensions but the last.
+def _read(backend: Backend, own: Planes, strips: Array, lines: Lines, taps: Range) -> Array:
+    """What these taps of the first dimension read of the strips: (g, h, t, l)."""
+    if own.rows and taps[1] - taps[0] > 1:
+        return backend.view(strips, *lines.windows)
+    return strips[:, own.which(lines, taps), :, slice(lines.length)]
+
+
+class Lines(NamedTuple):
+    """What blocks of one size have in common: shapes and indices.
 
     Attributes
     ----------
-    rows : tuple of (Index, int)
-        For the taps of all dimensions but the last, their index in filters (g, f, *K), and how far they are moved.
-    shifts : tuple of (int, int, int)
-        For each tap of the last dimension, the lane of its phase, the place of that among the others, and how far it
-        is moved.
+    length : int
+        Places of a line from its first output to its last one.
+    places : Index
+        They.
+    sums, found : tuple of int
+        (g, h, f, l), with all places and with these.
+    outputs : tuple of int
+        (g, f, P1, n, P2, ..., Pd), with places left out.
+    kept : Index
+        What is not left out of that.
+    planes : tuple of int
+        (lanes, g, phases, lines that are read, l).
+    strips : tuple of int
+        (g, lines that are read, t, l).
+    windows : (tuple of int, tuple of int)
+        What all taps read of the strips, (g, h, taps, l), as sizes and steps.
     """
 
-    rows: tuple[tuple[Index, int], ...]
-    shifts: tuple[tuple[int, int, int], ...]
+    length: int
+    places: Index
+    sums: tuple[int, ...]
+    found: tuple[int, ...]
+    outputs: tuple[int, ...]
+    kept: Index
+    planes: tuple[int, ...]
+    strips: tuple[int, ...]
+    windows: tuple[tuple[int, ...], tuple[int, ...]]
+
+
+class Task(NamedTuple):
+    """A block of outputs, and all that is known of it before its arrays are.
+
+    Attributes
+    ----------
+    block, reads : Block
+        The outputs, and what of the phases they read.
+    writes : Index
+        The outputs in (N, G, F, *P).
+    lines : Lines
+    copies : tuple of (Index, Index)
+        For each tap, its part of the strips, and what that is of the planes.
+    """
+
+    block: Block
+    reads: Block
+    writes: Index
+    lines: Lines
+    copies: tuple[tuple[Index, Index], ...]
 
 
 @dataclass(frozen=True)
@@ -197,6 +251,8 @@ class Planes:
     Attributes
     ----------
     geometry : Geometry
+    rows : bool
+        Whether each row of the first dimension is a line, whose taps read the lines after; else all rows are one.
     samples, groups : tuple of Range
         What a block takes of samples and groups.
     height : int
@@ -206,6 +262,7 @@ class Planes:
     """
 
     geometry: Geometry
+    rows: bool
     samples: tuple[Range, ...]
     groups: tuple[Range, ...]
     height: int
@@ -213,12 +270,15 @@ class Planes:
 
     @cached_property
     def phases(self) -> Geometry:
-        """The phases of the input as the taps of a kernel."""
+        """The phases of the input as the taps of a kernel: of lines, along all dimensions but the first."""
         taps = (range(n) for n in self.geometry.kernel)
         sides = zip(taps, self.geometry.dilation, self.geometry.stride, strict=True)
         counts = tuple(max(tap * d % s for tap in own) + 1 for own, d, s in sides)
         ones = (1,) * self.geometry.dims
-        return replace(self.geometry, out_channels=self.geometry.groups, kernel=counts, dilation=ones)
+        stride = self.geometry.stride
+        if self.rows:
+            counts, stride = (1, *counts[1:]), (1, *stride[1:])
+        return replace(self.geometry, out_channels=self.geometry.groups, kernel=counts, stride=stride, dilation=ones)
 
     @cached_property
     def lays(self) -> Geometry:
@@ -246,6 +306,35 @@ class Planes:
         """Places along all dimensions but the first."""
         return tuple(n + q for n, q in zip(self.geometry.out[1:], self.most[1:], strict=True))
 
+    @cached_property
+    def taps(self) -> int:
+        """Taps whose lines are put side by side."""
+        return self.geometry.other_taps if self.rows else self.geometry.taps
+
+    @cached_property
+    def single(self) -> tuple[Range, ...]:
+        """The first dimension's taps, each by itself where lines are rows."""
+        return pieces(self.geometry.kernel[0], 1) if self.rows else ((0, self.geometry.kernel[0]),)
+
+    def parts(self, backend: Backend) -> tuple[Range, ...]:
+        """The first dimension's taps that one product takes together: all of them where windows may be views."""
+        return ((0, self.geometry.kernel[0]),) if backend.strided else self.single
+
+    def kernel(self, taps: Range) -> tuple[int, ...]:
+        """The sizes of a kernel with these taps of the first dimension alone."""
+        return (taps[1] - taps[0], *self.geometry.kernel[1:])
+
+    def filters(self, backend: Backend, w: Array, taps: Range) -> Array:
+        """The filters of these taps of the first dimension: (G, 1, f, t)."""
+        w = backend.xp.reshape(w, (self.geometry.groups, self.geometry.group_out, *self.geometry.kernel))
+        shape = (self.geometry.groups, 1, self.geometry.group_out, math.prod(self.kernel(taps)))
+        return backend.xp.reshape(w[:, :, slice(*taps), ...], shape)
+
+    def which(self, lines: Lines, taps: Range) -> slice:
+        """The lines that one tap of the first dimension reads."""
+        stride = self.geometry.stride[0]
+        return slice(taps[0], taps[0] + (lines.sums[1] - 1) * stride + 1, stride) if self.rows else ALL
+
     def stacks(self) -> Iterator[tuple[Block, ...]]:
         """The blocks of the same samples and groups, one stack after the other."""
         across = math.prod(self.geometry.out[1:])
@@ -260,32 +349,63 @@ class Planes:
         """The outputs of a block, as an index of arrays (N, G, F, *P)."""
         return (slice(*block.samples), slice(*block.groups), ALL, *(slice(*side) for side in block.box))
 
+    def reach(self, rows: int) -> int:
+        """How many rows of the phases so many rows of outputs read."""
+        return (rows - 1) * self.geometry.stride[0] + self.geometry.kernel[0] if self.rows else rows + self.most[0]
+
     def reads(self, block: Block) -> Block:
         """The places that a block's taps read, in the phases."""
-        start, end = block.box[0][0], block.box[0][1] + self.most[0]
+        start = block.box[0][0] * (self.geometry.stride[0] if self.rows else 1)
+        return self._block(block, start, start + self.reach(block.rows))
+
+    def _block(self, block: Block, start: int, end: int) -> Block:
+        """The places of these rows."""
         across = math.prod(self.across)
         box = ((start, end), *((0, n) for n in self.across))
         return replace(block, run=(start * across, end * across), box=box)
 
-    def laid(self, backend: Backend, values: Array, block: Block, workspace: Workspace) -> Array:
-        """A block of the output's gradient at its places, and zeros in those left out: (g, f, places)."""
+    def laid(self, backend: Backend, values: Array, task: Task, workspace: Workspace) -> Array:
+        """A block of the output's gradient at its places, and zeros in those left out: (g, h, f, l)."""
 
         def of_dout(purpose: str, shape: tuple[int, ...], dtype: object = None) -> Array:
             return workspace(f"{purpose} of dout", shape, dtype)
 
-        start, end = block.box[0]
-        across = math.prod(self.across)
-        box = ((start, end), *((0, n) for n in self.across))
-        lays = replace(block, channels=(0, self.geometry.group_out), run=(start * across, end * across), box=box)
-        return gather(self.lays, backend, values, lays, of_dout)[0, :, :, 0, :]
+        block, (groups, lines, filters, line) = task.block, task.lines.sums
+        places = replace(self._block(block, *block.box[0]), channels=(0, filters))
+        laid = gather(self.lays, backend, values, places, of_dout)
+        laid = backend.xp.reshape(laid, (groups, filters, lines, line))
+        return backend.xp.permute_dims(laid, (0, 2, 1, 3))[task.lines.places]
 
-    def whole(self, block: Block) -> int:
-        """Places of a block's outputs."""
-        return block.rows * block.counts[0] * math.prod(self.across)
+    def lines(self, n: int, groups: int, rows: int) -> Lines:
+        """Describe blocks of so many samples, groups and rows of outputs."""
+        across, read, filters = n * math.prod(self.across), self.reach(rows), self.geometry.group_out
+        count, line, of_strips = (rows, across, read) if self.rows else (1, rows * across, 1)
+        length = line - sum(q * self._step(dim, 1) for dim, q in enumerate(self.most) if dim)
+        wide = read * across // of_strips
+        steps = (of_strips * self.taps * wide, self.geometry.stride[0] * self.taps * wide, wide, 1)
+        return Lines(
+            length,
+            (..., slice(length)),
+            (groups, count, filters, line),
+            (groups, count, filters, length),
+            (groups, filters, rows, n, *self.across),
+            (..., *(slice(size) for size in self.geometry.out[1:])),
+            (self.phases.kernel[0], groups, self.phases.other_taps, of_strips, wide),
+            (groups, of_strips, self.taps, wide),
+            ((groups, count, self.geometry.taps, length), steps),
+        )
+
+    def copies(self, n: int) -> tuple[tuple[Index, Index], ...]:
+        """For each tap, its part of the strips, and what that is of planes with n samples."""
+        found: list[tuple[Index, Index]] = []
+        for tap, (lane, inner, shift) in enumerate(self.layout(n)):
+            moved = (lane, ALL, inner, ALL, slice(shift, None))
+            found.append(((ALL, ALL, tap, slice(-shift if shift else None)), moved))
+        return tuple(found)
 
     def planes(self, block: Block) -> int:
         """Elements of a block's planes, over all phases, for each group."""
-        return self.phases.taps * (block.rows + self.most[0]) * block.counts[0] * math.prod(self.across)
+        return self.phases.taps * self.reach(block.rows) * block.counts[0] * math.prod(self.across)
 
     def largest(self) -> Block:
         """A block as large as any."""
@@ -297,47 +417,42 @@ class Planes:
         rows = most(pieces(self.geometry.out[0], self.height))
         return Block(most(self.samples), most(self.groups), (0, 1), (0, 0), (rows, *full))
 
-    def length(self, block: Block) -> int:
-        """Places from a block's first output to its last one."""
-        return self.whole(block) - sum(q * self._step(dim, 1) for dim, q in enumerate(self.most) if dim)
-
-    def layout(self, n: int) -> tuple[Part, ...]:
-        """Where each tap reads in planes of n samples."""
-        found = self._layouts.get(n)
-        if found is None:
-            found = self._layouts[n] = self._layout(n)
-        return found
-
-    @cached_property
-    def _layouts(self) -> dict[int, tuple[Part, ...]]:
-        return {}
-
-    def _layout(self, n: int) -> tuple[Part, ...]:
-        sides = list(zip(self.geometry.kernel, self.geometry.dilation, self.geometry.stride, strict=True))
+    def layout(self, n: int) -> tuple[tuple[int, int, int], ...]:
+        """Where taps read in planes of n samples: the lane of a phase, its place there, and how far they are moved."""
+        sides = zip(self.geometry.kernel, self.geometry.dilation, self.geometry.stride, strict=True)
         reads = [
             [(tap * d % s, tap * d // s * self._step(dim, n)) for tap in range(k)]
             for dim, (k, d, s) in enumerate(sides)
         ]
-        by_phase: dict[tuple[int, ...], list[tuple[Index, int]]] = {}
-        for taps in product(*(range(k) for k in self.geometry.kernel[:-1])):
-            own = [read[tap] for read, tap in zip(reads, taps, strict=False)]
-            index: Index = (ALL, ALL, *taps, ALL)
-            by_phase.setdefault(tuple(phase for phase, _ in own), []).append((index, sum(moved for _, moved in own)))
-        parts = []
-        for phases, rows in by_phase.items():
-            shifts = []
-            for phase, shift in reads[-1]:
-                lane, *others = (*phases, phase)
-                inner = 0
-                for count, other in zip(self.phases.kernel[1:], others, strict=True):
-                    inner = inner * count + other
-                shifts.append((lane, inner, shift))
-            parts.append(Part(tuple(rows), tuple(shifts)))
-        return tuple(parts)
+        if self.rows:
+            reads[0] = [(0, 0)]
+        found = []
+        for own in product(*reads):
+            (lane, _), *others = own
+            inner = 0
+            for count, (phase, _) in zip(self.phases.kernel[1:], others, strict=True):
+                inner = inner * count + phase
+            found.append((lane, inner, sum(moved for _, moved in own)))
+        return tuple(found)
 
     def _step(self, dim: int, n: int) -> int:
         """Places from one output to the next along a dimension, with n samples."""
         return math.prod(self.across[dim:]) if dim else n * math.prod(self.across)
+
+
+@lru_cache(maxsize=64)
+def _tasks(own: Planes) -> tuple[tuple[Task, ...], ...]:
+    """The blocks of the same samples and groups, one stack after the other."""
+    lines, copies = cache(own.lines), cache(own.copies)
+    stacks = []
+    for stack in own.stacks():
+        tasks = []
+        for block in stack:
+            n, groups, _ = block.counts
+            sizes = lines(n, groups, block.rows)
+            tasks.append(Task(block, own.reads(block), own.writes(block), sizes, copies(n)))
+        stacks.append(tuple(tasks))
+    return tuple(stacks)
 
 
 @lru_cache(maxsize=1024)
@@ -363,59 +478,68 @@ def work(geometry: Geometry, purpose: str, bounds: Limits) -> Work:
     block = plan.largest()
     n, groups, _ = block.counts
     count = len(plan.samples) * len(plan.groups) * len(pieces(geometry.out[0], plan.height))
-    parts, taps, filters = len(plan.layout(n)), geometry.kernel[-1], geometry.group_out
-    rows = geometry.taps // taps
-    planes, whole = plan.planes(block), plan.whole(block)
-    runs = parts * taps * planes // max(1, plan.phases.taps) if taps > 1 else 0
+    lines = plan.lines(n, groups, block.rows)
+    filters, planes, whole = (
+        geometry.group_out,
+        groups * plan.planes(block),
+        math.prod(lines.sums) // geometry.group_out,
+    )
     scattered = purpose == "input_grad"
     gathered = 0 if plan.phases.pointwise and n == 1 and not scattered else planes
     elements = copied(gathered, plan.across[-1] if plan.across else block.rows * n) * (1.5 if scattered else 1)
     elements *= 1.5 if geometry.stride[-1] > 1 else 1
-    # Adding reads what it writes; what a product gives is read again where it is added up.
-    elements += groups * runs * (2 if scattered else 1)
-    if purpose != "weight_grad":
-        elements += 2 * groups * whole * (rows * taps if scattered else (rows - 1) * filters)
-    elements += copied(groups * filters * whole, geometry.out[-1])
-    operations = narrow(2 * groups * filters * whole * geometry.taps, 1 if scattered else filters)
-    copies = 2 * plan.phases.taps + parts * taps + 2 * rows + 8
+    # Adding reads what it writes.
+    elements += math.prod(lines.strips) * (2 if scattered else 1) if plan.taps > 1 or scattered else 0
+    elements += 2 * whole * geometry.taps if scattered and plan.rows else 0
+    elements += copied(whole * filters, geometry.out[-1])
+    operations = narrow(2 * whole * filters * geometry.taps, 1 if scattered else filters)
+    calls = 2 * plan.phases.taps + plan.taps + 2 * len(plan.single) * scattered + 10
+    # Each product of a stack has a start of its own.
+    calls += groups * lines.sums[1] * len(plan.single if scattered else (0,)) * START
     shape = {"samples": n, "groups": groups, "rows": block.rows}
-    return Work(count * operations, count * elements, 0, count * copies, need, shape)
+    return Work(count * operations, count * elements, 0, count * calls, need, shape)
 
 
 def _need(geometry: Geometry, purpose: str, plan: Planes) -> int:
     """Elements of workspace: of a block, and of what all blocks share."""
     block = plan.largest()
     n, groups, _ = block.counts
-    taps, filters, whole = geometry.kernel[-1], geometry.group_out, plan.whole(block)
-    planes = groups * plan.planes(block)
+    lines, filters = plan.lines(n, groups, block.rows), geometry.group_out
+    whole = math.prod(lines.sums) // filters
+    planes, strips = groups * plan.planes(block), math.prod(lines.strips)
     if plan.phases.pointwise and n == 1 and purpose != "input_grad":
         planes = 0
-    runs = groups * taps * plan.planes(block) // plan.phases.taps if taps > 1 or purpose == "input_grad" else 0
-    outputs = groups * filters * whole
+    if plan.taps == 1 and purpose != "input_grad":
+        strips = 0
+    # A product by itself where the array library takes the first dimension's taps one by one.
     if purpose == "forward":
-        return planes + runs + 2 * outputs
-    laid = 0 if plan.lays.pointwise and n == 1 else outputs
+        return planes + strips + filters * whole * (2 if len(plan.single) > 1 else 1)
+    laid = 0 if plan.lays.pointwise and n == 1 else filters * whole
     if purpose == "input_grad":
-        return planes + runs + groups * taps * whole + laid
+        return planes + strips + whole * plan.taps + laid
     parts = plan.sums * geometry.weights if plan.sums > 1 else 0
-    return planes + runs + laid + groups * taps * filters + parts
+    return planes + strips + laid + 2 * groups * lines.sums[1] * geometry.taps * filters + parts
 
 
 def _planes(geometry: Geometry, purpose: str, elements: int, enough: int, least: int) -> Planes:
     """Cut so that what a block works on holds about `elements`, and into at least `least` shares where it can be."""
-    bare = Planes(geometry, (), (), 1, 1)
-    across = math.prod(bare.across)
-    taps, filters = geometry.kernel[-1], geometry.group_out
-    of_runs = {"forward": taps + 2 * filters, "input_grad": 2 * taps + filters, "weight_grad": taps + filters}
-    each = bare.phases.taps + of_runs[purpose]
-    places = max(1, elements // each)
-    plane = (geometry.out[0] + bare.most[0]) * across
-    if plane > places:
-        height, samples, groups = max(1, places // across - bare.most[0]), 1, 1
-    else:
-        height = geometry.out[0]
-        samples = max(1, min(geometry.batch, places // plane, -(-LONG // plane)))
-        groups = max(1, places // (plane * samples))
+    bare = Planes(geometry, False, (), (), 1, 1)
+    across, filters = math.prod(bare.across), geometry.group_out
+    wide = min(geometry.batch, -(-WIDE // across))
+    # Taps of the first dimension are lines apart where they are neighbours, and need no copies of their own.
+    saved = wide * across * (geometry.taps - geometry.other_taps)
+    own = replace(bare, rows=geometry.dims > 1 and geometry.dilation[0] == 1 and saved >= SAVED)
+    of_taps = {"forward": own.taps + 2 * filters, "input_grad": 2 * own.taps + filters}
+    places = max(1, elements // (own.phases.taps + of_taps.get(purpose, own.taps + filters)))
+    plane = own.reach(geometry.out[0]) * across
+    if not own.rows:
+        wide = -(-LONG // plane)
+    samples = max(1, min(geometry.batch, wide, places // (own.reach(min(geometry.out[0], FEW_ROWS)) * across)))
+    height = geometry.out[0]
+    if plane * samples > places:
+        left, reach = places // (samples * across), own.reach(1)
+        height = max(1, min(height, 1 + (left - reach) // (geometry.stride[0] if own.rows else 1)))
+    groups = max(1, places // (plane * samples))
     rows = len(pieces(geometry.out[0], height)) if purpose == "forward" else 1
     shares = -(-geometry.batch // samples) * rows
     cut_groups = cut(geometry.groups, groups, -(-least // max(1, shares if purpose != "weight_grad" else 1)))
@@ -424,4 +548,4 @@ def _planes(geometry: Geometry, purpose: str, elements: int, enough: int, least:
         short = -(-least // max(1, len(cut_groups) * len(cut_samples)))
         height = min(height, max(-(-LONG // across), -(-geometry.out[0] // short)))
     sums = max(1, min(len(cut_samples), -(-least // len(cut_groups))))
-    return Planes(geometry, cut_samples, cut_groups, height, sums)
+    return replace(own, samples=cut_samples, groups=cut_groups, height=height, sums=sums)

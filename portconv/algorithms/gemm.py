@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import product
+from typing import NamedTuple
 
 from ..backends import Array, Backend, Workspace
 from ..geometry import Geometry, Range, boxes, cut, largest, pieces
@@ -126,16 +127,38 @@ def _few(geometry: Geometry) -> bool:
 
 def _all_columns(geometry: Geometry, backend: Backend, x: Array) -> Array:
     """All columns in one copy of a view: (G, c * K, N * P)."""
-    cells = (geometry.batch, geometry.groups, geometry.group_in, *geometry.padded)
-    xp, workspace = backend.xp, backend.workspace(x)
-    padded = backend.zeroed(workspace("padded", cells))
-    inside = (slice(lo, lo + n) for lo, n in zip(geometry.before, geometry.size, strict=True))
-    own = xp.reshape(x, (*cells[:3], *geometry.size))
-    padded = backend.write(padded, (ALL, ALL, ALL, *inside), own)
-    windows = backend.windows(padded, geometry.kernel, geometry.stride, geometry.dilation)
-    taps = 3 + geometry.dims
-    order = (1, 2, *range(3, taps), 0, *range(taps, windows.ndim))
-    return xp.reshape(xp.permute_dims(windows, order), (geometry.groups, geometry.group_in * geometry.taps, -1))
+    xp, laid = backend.xp, _laid(geometry)
+    padded = backend.zeroed(backend.workspace(x)("padded", laid.padded))
+    padded = backend.write(padded, laid.inside, xp.reshape(x, laid.cells))
+    return xp.reshape(backend.view(padded, laid.windows, laid.steps), laid.columns)
+
+
+class _Laid(NamedTuple):
+    """How few columns are laid out: the padded cells and the input's place in them, and a view of their windows."""
+
+    cells: tuple[int, ...]
+    padded: tuple[int, ...]
+    inside: Index
+    windows: tuple[int, ...]
+    steps: tuple[int, ...]
+    columns: tuple[int, ...]
+
+
+@lru_cache(maxsize=1024)
+def _laid(geometry: Geometry) -> _Laid:
+    groups, channels, batch = geometry.groups, geometry.group_in, geometry.batch
+    padded = (batch, groups, channels, *geometry.padded)
+    of_sample, of_group, of_channel, *of_cells = (math.prod(padded[i + 1 :]) for i in range(len(padded)))
+    taps = (step * d for step, d in zip(of_cells, geometry.dilation, strict=True))
+    positions = (step * s for step, s in zip(of_cells, geometry.stride, strict=True))
+    return _Laid(
+        (batch, groups, channels, *geometry.size),
+        padded,
+        (ALL, ALL, ALL, *(slice(lo, lo + n) for lo, n in zip(geometry.before, geometry.size, strict=True))),
+        (groups, channels, *geometry.kernel, batch, *geometry.out),
+        (of_group, of_channel, *taps, of_sample, *positions),
+        (groups, channels * geometry.taps, batch * geometry.positions),
+    )
 
 
 def _at_once(geometry: Geometry, backend: Backend, x: Array, w: Array, b: Array | None) -> Array:
@@ -294,7 +317,7 @@ def work(geometry: Geometry, purpose: str, bounds: Limits) -> Work:
         planned_strips = strips_of(geometry, sizes.box)
         rows = planned_strips.sizes[0] / max(1, sizes.rows) * planned_strips.lanes
         elements += copied(geometry.in_channels * rest * rows * cells, row) * (1.5 if geometry.stride[-1] > 1 else 1)
-        calls += 2 * len(planned_strips.copies)
+        calls += 2 * planned_strips.lanes * rest
     if (most := max(end - start for start, end in plan.taps)) > 1:
         elements += geometry.in_channels * geometry.taps * cells
         calls += most * blocks
@@ -336,7 +359,7 @@ def _need(geometry: Geometry, purpose: str, plan: Plan) -> int:
     most = max(end - start for start, end in plan.taps)
     columns = groups * channels * most * rest * block.length if most > 1 or purpose == "input_grad" else 0
     bare = geometry.pointwise and n == 1
-    strips = 0 if bare and purpose != "input_grad" else strips_of(geometry, block.box).elements(geometry, block)
+    strips = 0 if bare and purpose != "input_grad" else strips_of(geometry, block.box).elements(block)
     copies = geometry.weights if len(plan.taps) > 1 else 0
     if purpose == "forward":
         if _positionwise(geometry):
