@@ -39,8 +39,8 @@ def objection(geometry: Geometry) -> str | None:
 
 
 def forward(geometry: Geometry, backend: Backend, bounds: Limits, x: Array, w: Array, b: Array | None) -> Array:
-    if backend.strided and _few(geometry):
-        return _at_once(geometry, backend, x, w, b)
+    if backend.strided and (laid := _laid(geometry)) is not None:
+        return _at_once(geometry, backend, laid, x, w, b)
     xp = backend.xp
     flat = _positionwise(geometry)
     x = xp.reshape(x, (geometry.batch, geometry.groups, geometry.group_in, *geometry.size))
@@ -117,22 +117,6 @@ def input_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Array
     return xp.reshape(backend.fill(grad, shares, compute, geometry.operations), geometry.x_shape)
 
 
-def _few(geometry: Geometry) -> bool:
-    """Whether all columns together are so few that calls take longer than what they do."""
-    cells = geometry.batch * geometry.in_channels * max(math.prod(geometry.padded), geometry.taps * geometry.positions)
-    # Strides of memory are these times a cell's, and may overflow where they mean nothing.
-    near = max(*geometry.stride, *geometry.dilation) <= FEW_CELLS
-    return 0 < cells <= FEW_CELLS and near and min(*geometry.before, *geometry.after) >= 0
-
-
-def _all_columns(geometry: Geometry, backend: Backend, x: Array) -> Array:
-    """All columns in one copy of a view: (G, c * K, N * P)."""
-    xp, laid = backend.xp, _laid(geometry)
-    padded = backend.zeroed(backend.workspace(x)("padded", laid.padded))
-    padded = backend.write(padded, laid.inside, xp.reshape(x, laid.cells))
-    return xp.reshape(backend.view(padded, laid.windows, laid.steps), laid.columns)
-
-
 class _Laid(NamedTuple):
     """How few columns are laid out: the padded cells and the input's place in them, and a view of their windows."""
 
@@ -142,10 +126,17 @@ class _Laid(NamedTuple):
     windows: tuple[int, ...]
     steps: tuple[int, ...]
     columns: tuple[int, ...]
+    filters: tuple[int, ...]
 
 
 @lru_cache(maxsize=1024)
-def _laid(geometry: Geometry) -> _Laid:
+def _laid(geometry: Geometry) -> _Laid | None:
+    """Lay out all columns together, where they are so few that calls take longer than what they do; None elsewhere."""
+    cells = geometry.batch * geometry.in_channels * max(math.prod(geometry.padded), geometry.taps * geometry.positions)
+    # Strides of memory are these times a cell's, and may overflow where they mean nothing.
+    near = max(*geometry.stride, *geometry.dilation) <= FEW_CELLS
+    if not (0 < cells <= FEW_CELLS and near and min(*geometry.before, *geometry.after) >= 0):
+        return None
     groups, channels, batch = geometry.groups, geometry.group_in, geometry.batch
     padded = (batch, groups, channels, *geometry.padded)
     of_sample, of_group, of_channel, *of_cells = (math.prod(padded[i + 1 :]) for i in range(len(padded)))
@@ -158,15 +149,26 @@ def _laid(geometry: Geometry) -> _Laid:
         (groups, channels, *geometry.kernel, batch, *geometry.out),
         (of_group, of_channel, *taps, of_sample, *positions),
         (groups, channels * geometry.taps, batch * geometry.positions),
+        (groups, geometry.group_out, channels * geometry.taps),
     )
 
 
-def _at_once(geometry: Geometry, backend: Backend, x: Array, w: Array, b: Array | None) -> Array:
+def _all_columns(backend: Backend, laid: _Laid, x: Array) -> Array:
+    """All columns in one copy of a view: (G, c * K, N * P)."""
+    xp = backend.xp
+    padded = backend.zeroed(backend.workspace(x)("padded", laid.padded))
+    padded = backend.write(padded, laid.inside, xp.reshape(x, laid.cells))
+    return xp.reshape(backend.view(padded, laid.windows, laid.steps), laid.columns)
+
+
+def _at_once(geometry: Geometry, backend: Backend, laid: _Laid, x: Array, w: Array, b: Array | None) -> Array:
     """The forward product of few columns, all in one."""
-    xp, columns = backend.xp, _all_columns(geometry, backend, x)
-    value = backend.product(xp.reshape(w, (geometry.groups, geometry.group_out, -1)), columns)
+    xp, columns = backend.xp, _all_columns(backend, laid, x)
+    value = backend.product(xp.reshape(w, laid.filters), columns)
     if b is not None:
-        value = backend.add(value, (...,), xp.reshape(b, (geometry.groups, geometry.group_out, 1)))
+        value = backend.add(value, (...,), xp.reshape(b, (*laid.filters[:2], 1)))
+    if geometry.batch == 1 and not geometry.channels_last:
+        return xp.reshape(value, geometry.out_shape)
     value = xp.reshape(value, (geometry.out_channels, geometry.batch, *geometry.out))
     out = backend.empty(geometry.out_shape, like=columns, last=geometry.channels_last)
     return backend.write(out, (...,), xp.permute_dims(value, (1, 0, *range(2, value.ndim))))
@@ -187,8 +189,8 @@ def weight_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Arra
     xp = backend.xp
     if geometry.batch == 0:
         return backend.zeros(geometry.w_shape, like=x)
-    if backend.strided and _few(geometry):
-        columns = _all_columns(geometry, backend, x)
+    if backend.strided and (laid := _laid(geometry)) is not None:
+        columns = _all_columns(backend, laid, x)
         values = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, geometry.positions))
         values = xp.reshape(xp.permute_dims(values, (1, 2, 0, 3)), (geometry.groups, geometry.group_out, -1))
         return xp.reshape(backend.product(values, xp.permute_dims(columns, (0, 2, 1))), geometry.w_shape)
