@@ -13,7 +13,7 @@ Plan = TypeVar("Plan")
 PURPOSES = ("forward", "input_grad", "weight_grad")
 SHORT_ROW = 80
 """Elements that could be copied in the time that starting on another row takes."""
-LONE_ROW = 3
+LONE_ROW = 1
 """How many rows more a product with few rows seems to have: a product with a vector reads what it multiplies once."""
 
 

@@ -33,6 +33,8 @@ from .columns import ALL
 
 FEWEST_POINTS = 64
 """Of tiles: with fewer, calls take longer than what they do."""
+LINE = 100
+"""Points whose levels could be computed in the time that starting on another transform takes."""
 
 
 class Side(NamedTuple):
@@ -381,7 +383,7 @@ def work(geometry: Geometry, purpose: str, bounds: Limits) -> Work:
         return of_mirrored(work, geometry, bounds)
     plan, need = planned(geometry, purpose, bounds)
     inputs, outputs = geometry.group_in, geometry.group_out
-    levels = sum(math.log2(max(2, side.points)) for side in plan.sides)
+    levels = sum(math.log2(max(2, side.points)) + LINE / side.points for side in plan.sides)
     planes = geometry.batch * geometry.groups * len(plan.tiles)
     filters = geometry.groups * outputs * inputs
     transforms = (planes * (inputs + outputs) + filters) * plan.points * levels
