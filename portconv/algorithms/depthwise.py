@@ -69,9 +69,8 @@ def forward(geometry: Geometry, backend: Backend, bounds: Limits, x: Array, w: A
             if first:
                 value, first = backend.write_product(value, lines.places, chosen, read), False
             else:
-                value = backend.add(
-                    value, lines.places, backend.product(chosen, read, workspace("product", lines.found))
-                )
+                found = backend.product(chosen, read, workspace("product", lines.found))
+                value = backend.add(value, lines.places, found)
         if bias is not None:
             value = backend.add(value, (...,), bias[groups, ...])
         if own.rows:
@@ -173,7 +172,7 @@ def _strips(backend: Backend, own: Planes, cells: Array, task: Task, workspace: 
     lines = task.lines
     planes = gather(own.phases, backend, cells, task.reads, workspace)
     planes = backend.xp.reshape(planes, lines.planes)
-    if len(task.copies) == 1:
+    if own.taps == 1 and not own.rows:  # rows have to follow one another
         lane, _, inner, *_ = task.copies[0][1]
         return planes[lane, :, inner, :, None, :]
     strips = workspace("strips of taps", lines.strips)
@@ -197,7 +196,7 @@ class Lines(NamedTuple):
     length : int
         Places of a line from its first output to its last one.
     places : Index
-        They.
+        Those, as an index.
     sums, found : tuple of int
         (g, h, f, l), with all places and with these.
     outputs : tuple of int
@@ -479,17 +478,14 @@ def work(geometry: Geometry, purpose: str, bounds: Limits) -> Work:
     n, groups, _ = block.counts
     count = len(plan.samples) * len(plan.groups) * len(pieces(geometry.out[0], plan.height))
     lines = plan.lines(n, groups, block.rows)
-    filters, planes, whole = (
-        geometry.group_out,
-        groups * plan.planes(block),
-        math.prod(lines.sums) // geometry.group_out,
-    )
+    filters, planes = geometry.group_out, groups * plan.planes(block)
+    whole = math.prod(lines.sums) // filters
     scattered = purpose == "input_grad"
     gathered = 0 if plan.phases.pointwise and n == 1 and not scattered else planes
     elements = copied(gathered, plan.across[-1] if plan.across else block.rows * n) * (1.5 if scattered else 1)
     elements *= 1.5 if geometry.stride[-1] > 1 else 1
     # Adding reads what it writes.
-    elements += math.prod(lines.strips) * (2 if scattered else 1) if plan.taps > 1 or scattered else 0
+    elements += math.prod(lines.strips) * (2 if scattered else plan.taps > 1 or plan.rows)
     elements += 2 * whole * geometry.taps if scattered and plan.rows else 0
     elements += copied(whole * filters, geometry.out[-1])
     operations = narrow(2 * whole * filters * geometry.taps, 1 if scattered else filters)
@@ -509,7 +505,7 @@ def _need(geometry: Geometry, purpose: str, plan: Planes) -> int:
     planes, strips = groups * plan.planes(block), math.prod(lines.strips)
     if plan.phases.pointwise and n == 1 and purpose != "input_grad":
         planes = 0
-    if plan.taps == 1 and purpose != "input_grad":
+    if plan.taps == 1 and not plan.rows and purpose != "input_grad":
         strips = 0
     # A product by itself where the array library takes the first dimension's taps one by one.
     if purpose == "forward":
