@@ -33,15 +33,19 @@ from functools import lru_cache
 from itertools import product
 
 from ..backends import Array, Backend, Workspace
-from ..geometry import Geometry, largest, pieces
+from ..geometry import Geometry, Range, cut, largest, pieces
 from . import gemm
 from .blocks import Limits, Work, copied, fitted, narrow, of_mirrored
 from .columns import ALL, Block, Index, gather
 from .tiles import Cuts, Tiles, cuts, tiling
 
-STEPS, STEPS_OF_A_WEIGHT = 16, 60
+STEPS, STEPS_OF_A_WEIGHT = 16, 20
 """How many elementwise steps the work beyond that of `gemm` amounts to, for each cell of input and output, and for each
 weight; fitted to layers of 16 to 512 channels, with NumPy on two cores."""
+
+G = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
+FILTERS = 1 << 14
+"""Filters of a channel to a block: their places stay in cache."""
 
 Row = Callable[[Backend, Array, Index, Array, Array, int, int], Array]
 
@@ -76,6 +80,8 @@ def work(geometry: Geometry, purpose: str, bounds: Limits) -> Work:
     tiles, groups = math.prod(own.counts), plan.groups[0][1]
     samples = max((end - start for start, end in plan.samples), default=0)
     count = len(plan.samples) * len(plan.groups) * -(-tiles // min(plan.tiles, tiles))
+    if purpose == "weight_grad":  # where each block's products of all places are added up
+        elements += 2 * count / len(plan.groups) * 4 * own.inner * geometry.weights / geometry.taps
     calls = count * (40 * own.inner // 4 + 40)
     shape = {"samples": samples, "groups": groups, "tiles": min(plan.tiles, tiles)}
     return Work(narrow(2 * own.multiplications, geometry.group_out), elements, 0, calls, need, shape)
@@ -99,14 +105,13 @@ def _need(geometry: Geometry, purpose: str, plan: Cuts) -> int:
         found = own.inner * outputs * tiles
         strips = max((1 << dims) * inputs * reached, found)
         folded = max(own.inner * inputs * tiles, found)
-        # The filters on their way, a copy in another order and sums included.
         finite = (1 << dims) * outputs * tiles // 4 + 1
-        return strips + sum(spread) * inputs * reached + found + folded + 2 * found + 3 * weights + finite
+        return strips + sum(spread) * inputs * reached + found + folded + 2 * found + weights + finite
     of_both = ((1 << dims) + sum(spread)) * reached + own.inner * tiles
     parts = plan.sums * weights
     own_products = own.inner * geometry.group_in * outputs
-    # Partial sums, their total, and its way back.
-    return of_both * (inputs + outputs) + own_products + parts + 3 * weights
+    # Partial sums, and their total.
+    return of_both * (inputs + outputs) + own_products + parts + weights
 
 
 def forward(geometry: Geometry, backend: Backend, bounds: Limits, x: Array, w: Array, b: Array | None) -> Array:
@@ -114,7 +119,7 @@ def forward(geometry: Geometry, backend: Backend, bounds: Limits, x: Array, w: A
     if 0 in geometry.out_shape:
         return backend.zeros(geometry.out_shape, like=x)
     cells = xp.reshape(x, (geometry.batch, geometry.groups, geometry.group_in, *geometry.size))
-    filters = _filters(geometry, backend, w)
+    filters = _filters(geometry, backend, bounds, w)
     bias = None if b is None else xp.reshape(b, (geometry.groups, geometry.group_out, *(1,) * geometry.dims))
     own = tiling(geometry)
     spoilt: list[Tiles] = []
@@ -206,7 +211,7 @@ def weight_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Arra
     shape = (len(parts), 4, own.inner, geometry.groups, geometry.group_out, geometry.group_in)
     with backend.quiet():
         places = backend.fill(backend.empty(shape, like=x), shares, compute, geometry.operations)
-        grad = _weights(geometry, backend, xp.sum(places, axis=0))
+        grad = _weights(geometry, backend, bounds, xp.sum(places, axis=0))
         finite = backend.all_finite(grad)
     return grad if finite else gemm.weight_grad(geometry, backend, bounds, dout, x)
 
@@ -274,28 +279,40 @@ def _folded(backend: Backend, sums: Array, dims: int, workspace: Workspace) -> A
     return sums
 
 
-def _filters(geometry: Geometry, backend: Backend, w: Array) -> Array:
+def _filters(geometry: Geometry, backend: Backend, bounds: Limits, w: Array) -> Array:
     """Multiply the filters by G: (4, 4 * ... * 4, G, f, c)."""
     xp, own = backend.xp, tiling(geometry)
-    w = xp.reshape(w, (geometry.groups, geometry.group_out, geometry.group_in, *geometry.kernel))
-    w = xp.permute_dims(w, (*range(3, w.ndim), 0, 1, 2))
-    w = backend.write(backend.empty(w.shape, like=w), (...,), w)  # in this order, so that the sums below run fast
-    for dim in own.dims:
-        before = (ALL,) * dim
-        first, second, third = (w[(*before, tap, ...)] for tap in range(3))
-        sides = first + third
-        w = xp.stack([first, (sides + second) * 0.5, (sides - second) * 0.5, third], axis=dim)
-    return xp.reshape(w, (4, own.inner, *w.shape[-3:]))
+    columns = xp.permute_dims(xp.reshape(w, (-1, geometry.taps)), (1, 0))
+    matrix = _matrix(geometry, backend, w)
+
+    def compute(part: Range, target: Array, workspace: Workspace) -> Array:
+        return backend.product(matrix, columns[:, slice(*part)], target)
+
+    parts = [((ALL, slice(*part)), part) for part in cut(columns.shape[1], FILTERS, bounds.least)]
+    found = backend.empty((matrix.shape[0], columns.shape[1]), like=w)
+    # As blocks of the whole: BLAS's own threads, once woken, would go on spinning beside the blocks that come next.
+    found = backend.fill(found, parts, compute, geometry.operations)
+    return xp.reshape(found, (4, own.inner, geometry.groups, geometry.group_out, geometry.group_in))
 
 
-def _weights(geometry: Geometry, backend: Backend, places: Array) -> Array:
+def _weights(geometry: Geometry, backend: Backend, bounds: Limits, places: Array) -> Array:
     """Multiply by G^T, the adjoint of `_filters`."""
-    xp, dims = backend.xp, len(tiling(geometry).dims)
-    w = xp.reshape(places, (4,) * dims + places.shape[2:])
-    for axis in range(dims):
-        before = (ALL,) * axis
-        first, second, third, fourth = (w[(*before, place, ...)] for place in range(4))
-        half = (second + third) * 0.5
-        w = xp.stack([first + half, (second - third) * 0.5, half + fourth], axis=axis)
-    *taps, groups, filters, channels = range(w.ndim)
-    return xp.reshape(xp.permute_dims(w, (groups, filters, channels, *taps)), geometry.w_shape)
+    xp, matrix = backend.xp, _matrix(geometry, backend, places)
+    columns = xp.permute_dims(xp.reshape(places, (matrix.shape[0], -1)), (1, 0))
+
+    def compute(part: Range, target: Array, workspace: Workspace) -> Array:
+        return backend.product(columns[slice(*part), :], matrix, target)
+
+    parts = [((slice(*part), ALL), part) for part in cut(columns.shape[0], FILTERS, bounds.least)]
+    found = backend.empty((columns.shape[0], matrix.shape[1]), like=places)
+    found = backend.fill(found, parts, compute, geometry.operations)
+    return xp.reshape(found, geometry.w_shape)
+
+
+def _matrix(geometry: Geometry, backend: Backend, like: Array) -> Array:
+    """G along all dimensions of kernel 3 at once: (4 * ... * 4, taps)."""
+    rows = [[1.0]]
+    for kernel in geometry.kernel:
+        if kernel == 3:
+            rows = [[a * b for a in row for b in of_tap] for row in rows for of_tap in G]
+    return backend.asarray(rows, dtype=like.dtype, device=backend.device_of(like))

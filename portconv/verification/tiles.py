@@ -39,14 +39,16 @@ def tiled(geometry: Geometry, x: Any, w: Any, b: Any, dout: Any) -> dict[str, Su
     out = _outputs(geometry, x, w)
     if b is not None:
         out += np.reshape(b, (-1, *(1,) * geometry.dims))
-    # A term is rounded once by B^T, twice by G and twice by A^T, or as often by their adjoints, along each dimension
-    # of kernel 3; once as a product; and once by each addition to the sum, over channels or over tiles.
+    # A term is rounded once by B^T and twice by A^T, or as often by their adjoints, along each dimension of kernel 3;
+    # by each addition to the sum of as many terms as there are taps that G is, along all of them at once; once as a
+    # product; and once by each addition to the sum, over channels or over tiles.
     dims = geometry.kernel.count(3)
+    mixed = 3**dims - 1
     tiles = geometry.batch * math.prod(_tiles(geometry))
     return {
-        "out": Sums(geometry.group_in + 5 * dims + (b is not None), out),
-        "dx": Sums(geometry.group_out + 5 * dims, _outputs(mirror, dout, turned)),
-        "dw": Sums(tiles + 4 * dims, _weights(geometry, x, dout)),
+        "out": Sums(geometry.group_in + 3 * dims + mixed + (b is not None), out),
+        "dx": Sums(geometry.group_out + 3 * dims + mixed, _outputs(mirror, dout, turned)),
+        "dw": Sums(tiles + 2 * dims + mixed, _weights(geometry, x, dout)),
     }
 
 
