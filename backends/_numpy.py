@@ -34,7 +34,7 @@ class NumpyBackend(Backend):
     strided = True
     block_bytes = 4 << 20
     block_columns = 8192
-    costs = Costs(operation=0.0067, element=0.067, transform=0.15, call=3300)
+    costs = Costs(operation=0.0074, element=0.08, transform=0.16, call=3500)
 
     def load(self) -> Any:
         # NumPy 2's own namespace holds all that is used here; importing array_api_compat's wrapper takes 0.1 s.
