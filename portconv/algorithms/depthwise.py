@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..backends import Array, Backend, Workspace
 from ..geometry import MANY_TAPS, Geometry, Range, cut, pieces
@@ -195,13 +195,13 @@ class Lines(NamedTuple):
     ----------
     length : int
         Places of a line from its first output to its last one.
-    places : Index
+    places : tuple
         Those, as an index.
     sums, found : tuple of int
         (g, h, f, l), with all places and with these.
     outputs : tuple of int
         (g, f, P1, n, P2, ..., Pd), with places left out.
-    kept : Index
+    kept : tuple
         What is not left out of that.
     planes : tuple of int
         (lanes, g, phases, lines that are read, l).
@@ -212,11 +212,11 @@ class Lines(NamedTuple):
     """
 
     length: int
-    places: Index
+    places: tuple[Any, ...]
     sums: tuple[int, ...]
     found: tuple[int, ...]
     outputs: tuple[int, ...]
-    kept: Index
+    kept: tuple[Any, ...]
     planes: tuple[int, ...]
     strips: tuple[int, ...]
     windows: tuple[tuple[int, ...], tuple[int, ...]]
@@ -489,9 +489,10 @@ def work(geometry: Geometry, purpose: str, bounds: Limits) -> Work:
     elements += 2 * whole * geometry.taps if scattered and plan.rows else 0
     elements += copied(whole * filters, geometry.out[-1])
     operations = narrow(2 * whole * filters * geometry.taps, 1 if scattered else filters)
-    calls = 2 * plan.phases.taps + plan.taps + 2 * len(plan.single) * scattered + 10
+    products = len(plan.single) if scattered else 1
     # Each product of a stack has a start of its own.
-    calls += groups * lines.sums[1] * len(plan.single if scattered else (0,)) * START
+    starts = START * groups * lines.sums[1] * products
+    calls = 2 * plan.phases.taps + plan.taps + 2 * products + 10 + starts
     shape = {"samples": n, "groups": groups, "rows": block.rows}
     return Work(count * operations, count * elements, 0, count * calls, need, shape)
 
