@@ -208,7 +208,7 @@ class _Pool:
 
     def executor(self, threads: int) -> ThreadPoolExecutor:
         with self.lock:
-            if self.held is None or self.size < threads - 1:
+            if self.held is None or self.size != threads - 1:  # not more either: each keeps workspaces
                 self.size = threads - 1
                 self.held = ThreadPoolExecutor(self.size, "portconv", _one_thread_of_its_own)
             return self.held

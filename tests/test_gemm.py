@@ -13,9 +13,11 @@ from threadpoolctl import threadpool_info, threadpool_limits
 import portconv
 from portconv import backends
 from portconv.algorithms import columns, gemm
+from portconv.algorithms.blocks import limits
 from portconv.arguments import geometry
 from portconv.geometry import boxes, pieces, spans
 
+NUMPY = backends.get("numpy")
 SHAPES = {
     "resnet": ((16, 64, 56, 56), (64, 64, 3, 3), 1, 1, 1),
     "late": ((16, 512, 7, 7), (512, 512, 3, 3), 1, 1, 1),
@@ -79,6 +81,53 @@ def test_plans_of_large_kernels_are_not_kept_for_long():
         assert tracemalloc.get_traced_memory()[0] < 30 * 2**20
     finally:
         tracemalloc.stop()
+
+
+# Shapes of x and w, stride, padding, dilation and groups; samples of few cells, and more windows than a small call has.
+SMALL = {
+    "course": ((30, 3, 31, 31), (25, 3, 3, 3), 2, 1, 1, 1),
+    "uneven": ((9, 4, 24, 27), (12, 2, 3, 2), (2, 1), ((1, 2), (0, 3)), (1, 2), 2),
+    "no padding": ((11, 2, 20, 21), (24, 2, 5, 3), 1, 0, 1, 1),
+    "1d": ((8, 2, 200), (40, 2, 9), 3, 4, 1, 1),
+    "3d": ((6, 1, 9, 10, 11), (30, 1, 3, 3, 3), (2, 1, 2), 1, 1, 1),
+    "one filter more than rows shared": ((16, 1, 40, 40), (6, 1, 3, 3), 1, 1, 1, 1),
+}
+
+
+@pytest.mark.parametrize("shape", SMALL.values(), ids=SMALL)
+@pytest.mark.parametrize("dtype", ["float32", "complex128"])
+@pytest.mark.parametrize("last", [False, True])
+def test_columns_of_small_samples_give_the_whole_numbers_of_direct(shape, dtype, last):
+    x_shape, w_shape, stride, padding, dilation, groups = shape
+    found, bounds = geometry(*shape), limits(geometry(*shape), NUMPY, 32, 1 << 26)
+    for purpose in ("forward", "weight_grad"):
+        assert gemm.planned(found, purpose, bounds)[0].small
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    # Products of integers below 8, fewer than 2**17 of them, sum below 2**24: exact in float32 in any order.
+    assert max(found.batch * found.positions, found.group_in * found.taps) < 2**17
+    rng = np.random.default_rng(5)
+    shapes = (x_shape, w_shape, (w_shape[0],), portconv.conv_output_shape(x_shape, w_shape, **options))
+    x, w, b, dout = (rng.integers(-7, 8, s).astype(dtype) for s in shapes)
+    if dtype == "complex128":
+        x, w, b, dout = (a + 1j * a[::-1] for a in (x, w, b, dout))
+    truth, cache = portconv.conv_forward(x, w, b, algorithm="direct", **options)
+    grads = portconv.conv_backward(dout, cache)
+    if last:
+        x, dout = np.moveaxis(x, 1, -1), np.moveaxis(dout, 1, -1)
+        options["data_format"] = "channels_last"
+    out, cache = portconv.conv_forward(x, w, b, algorithm="gemm", **options)
+    dx, dw, db = portconv.conv_backward(dout, cache)
+    if last:
+        out, dx = np.moveaxis(out, -1, 1), np.moveaxis(dx, -1, 1)
+    for one, other in zip((out, dx, dw, db), (truth, *grads), strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_large_samples_and_wide_channels_take_strips():
+    for name in ("resnet", "late", "stem", "pointwise"):
+        found = made(*SHAPES[name])
+        for purpose in ("forward", "weight_grad"):
+            assert not gemm.planned(found, purpose, limits(found, NUMPY, 32, 1 << 26))[0].small, name
 
 
 def test_pieces_are_nearly_equal():

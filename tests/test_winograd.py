@@ -146,7 +146,7 @@ def test_auto_takes_tiles_where_they_pay():
     assert chosen(RESNET, "numpy") == "winograd"
     few_channels = geometry((16, 3, 56, 56), (64, 3, 3, 3), 1, 1, 1, 1)
     depthwise = geometry((16, 64, 56, 56), (64, 1, 3, 3), 1, 1, 1, 64)
-    weights = geometry((16, 512, 7, 7), (512, 512, 3, 3), 1, 1, 1, 1)
+    weights = geometry((1, 512, 7, 7), (512, 512, 3, 3), 1, 1, 1, 1)
     small = geometry((1, 64, 14, 14), (64, 64, 3, 3), 1, 1, 1, 1)
     strided = geometry((16, 64, 56, 56), (64, 64, 3, 3), 2, 1, 1, 1)
     for found in (few_channels, depthwise, weights, small, strided):

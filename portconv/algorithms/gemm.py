@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import product
 from typing import NamedTuple
@@ -39,7 +39,7 @@ def objection(geometry: Geometry) -> str | None:
 
 
 def forward(geometry: Geometry, backend: Backend, bounds: Limits, x: Array, w: Array, b: Array | None) -> Array:
-    if backend.strided and (laid := _laid(geometry)) is not None:
+    if backend.strided and (laid := _all_laid(geometry)) is not None:
         return _at_once(geometry, backend, laid, x, w, b)
     xp = backend.xp
     flat = _positionwise(geometry)
@@ -55,6 +55,10 @@ def forward(geometry: Geometry, backend: Backend, bounds: Limits, x: Array, w: A
             part = x[(slice(*block.samples), slice(*block.groups), ALL, *(slice(*side) for side in block.box))]
             part = xp.reshape(part, (samples, groups, geometry.group_in, -1))
             value = backend.product(filters[0][None, slice(*block.groups), ...], part, target)
+        elif small:
+            columns = _columns(geometry, backend, x, block, workspace)
+            room = workspace("out", (groups, geometry.group_out, block.length))
+            value = backend.product(filters[0][slice(*block.groups), ...], columns, room)
         else:
             strips = gather(geometry, backend, x, block, workspace)
             shape = (groups, geometry.group_out, block.length)
@@ -70,12 +74,16 @@ def forward(geometry: Geometry, backend: Backend, bounds: Limits, x: Array, w: A
             value = backend.add(value, (...,), bias[slice(*block.groups), :, :])
         if flat or alone:
             return value
+        if small:
+            value = xp.reshape(value, (groups, geometry.group_out, samples, geometry.positions))
+            return xp.permute_dims(value, (2, 0, 1, 3))
         value = xp.reshape(value, (groups, geometry.group_out, block.rows, samples, *target.shape[4:]))
         return xp.permute_dims(value, (3, 0, 1, 2, *range(4, value.ndim)))
 
-    blocks = _indexed(geometry, plan)
+    small = backend.strided and plan.small
+    blocks = _indexed(geometry, plan, small)
     alone = plan.alone
-    positions = (geometry.positions,) if flat or alone else geometry.out
+    positions = (geometry.positions,) if flat or alone or small else geometry.out
     shape = (geometry.batch, geometry.groups, geometry.group_out, *positions)
     out = backend.empty(shape, like=x, last=2 * geometry.channels_last)
     return xp.reshape(backend.fill(out, blocks, compute, geometry.operations), geometry.out_shape)
@@ -118,7 +126,19 @@ def input_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Array
 
 
 class _Laid(NamedTuple):
-    """How few columns are laid out: the padded cells and the input's place in them, and a view of their windows."""
+    """How columns of whole samples are laid out: the padded cells, the input's place in them, a view of their windows.
+
+    Attributes
+    ----------
+    cells, padded : tuple of int
+        (n, g, c, *S), and that with its padding.
+    inside : Index
+        The cells in the padded ones.
+    windows, steps : tuple of int
+        The sizes of the view, (g, c, *K, n, *P), and its steps in elements.
+    columns : tuple of int
+        (g, r, l).
+    """
 
     cells: tuple[int, ...]
     padded: tuple[int, ...]
@@ -126,18 +146,22 @@ class _Laid(NamedTuple):
     windows: tuple[int, ...]
     steps: tuple[int, ...]
     columns: tuple[int, ...]
-    filters: tuple[int, ...]
+
+
+def _few(geometry: Geometry) -> bool:
+    """Whether all columns together are so few that calls take longer than what they do."""
+    cells = geometry.batch * geometry.in_channels * max(math.prod(geometry.padded), geometry.taps * geometry.positions)
+    return 0 < cells <= FEW_CELLS and _viewed(geometry)
+
+
+def _viewed(geometry: Geometry) -> bool:
+    """Whether windows may be views of padded cells: strides of memory that mean nothing might overflow."""
+    near = max(*geometry.stride, *geometry.dilation) <= FEW_CELLS
+    return near and min(*geometry.before, *geometry.after) >= 0
 
 
 @lru_cache(maxsize=1024)
-def _laid(geometry: Geometry) -> _Laid | None:
-    """Lay out all columns together, where they are so few that calls take longer than what they do; None elsewhere."""
-    cells = geometry.batch * geometry.in_channels * max(math.prod(geometry.padded), geometry.taps * geometry.positions)
-    # Strides of memory are these times a cell's, and may overflow where they mean nothing.
-    near = max(*geometry.stride, *geometry.dilation) <= FEW_CELLS
-    if not (0 < cells <= FEW_CELLS and near and min(*geometry.before, *geometry.after) >= 0):
-        return None
-    groups, channels, batch = geometry.groups, geometry.group_in, geometry.batch
+def _laid(geometry: Geometry, batch: int, groups: int, channels: int) -> _Laid:
     padded = (batch, groups, channels, *geometry.padded)
     of_sample, of_group, of_channel, *of_cells = (math.prod(padded[i + 1 :]) for i in range(len(padded)))
     taps = (step * d for step, d in zip(of_cells, geometry.dilation, strict=True))
@@ -149,24 +173,44 @@ def _laid(geometry: Geometry) -> _Laid | None:
         (groups, channels, *geometry.kernel, batch, *geometry.out),
         (of_group, of_channel, *taps, of_sample, *positions),
         (groups, channels * geometry.taps, batch * geometry.positions),
-        (groups, geometry.group_out, channels * geometry.taps),
     )
+
+
+@lru_cache(maxsize=1024)
+def _all_laid(geometry: Geometry) -> _Laid | None:
+    """Lay out all columns together, where they are few; None elsewhere."""
+    return _laid(geometry, geometry.batch, geometry.groups, geometry.group_in) if _few(geometry) else None
+
+
+def _windows(backend: Backend, laid: _Laid, x: Array, workspace: Workspace) -> Array:
+    """A view of all windows of `x` (n, g, c, *S): (g, c, *K, n, *P)."""
+    padded = workspace("padded", laid.padded)
+    if laid.padded != laid.cells:
+        padded = backend.zeroed(padded)
+    return backend.view(backend.write(padded, laid.inside, x), laid.windows, laid.steps)
+
+
+def _columns(geometry: Geometry, backend: Backend, x: Array, block: Block, workspace: Workspace) -> Array:
+    """The columns of a block of whole samples, in one copy: (g, c * K, l), with each sample's side by side."""
+    laid = _laid(geometry, *block.counts)
+    cells = x[(slice(*block.samples), slice(*block.groups), slice(*block.channels), ...)]
+    columns = workspace("columns", laid.windows)
+    columns = backend.write(columns, (...,), _windows(backend, laid, cells, workspace))
+    return backend.xp.reshape(columns, laid.columns)
 
 
 def _all_columns(backend: Backend, laid: _Laid, x: Array) -> Array:
     """All columns in one copy of a view: (G, c * K, N * P)."""
     xp = backend.xp
-    padded = backend.zeroed(backend.workspace(x)("padded", laid.padded))
-    padded = backend.write(padded, laid.inside, xp.reshape(x, laid.cells))
-    return xp.reshape(backend.view(padded, laid.windows, laid.steps), laid.columns)
+    return xp.reshape(_windows(backend, laid, xp.reshape(x, laid.cells), backend.workspace(x)), laid.columns)
 
 
 def _at_once(geometry: Geometry, backend: Backend, laid: _Laid, x: Array, w: Array, b: Array | None) -> Array:
     """The forward product of few columns, all in one."""
     xp, columns = backend.xp, _all_columns(backend, laid, x)
-    value = backend.product(xp.reshape(w, laid.filters), columns)
+    value = backend.product(xp.reshape(w, (geometry.groups, geometry.group_out, -1)), columns)
     if b is not None:
-        value = backend.add(value, (...,), xp.reshape(b, (*laid.filters[:2], 1)))
+        value = backend.add(value, (...,), xp.reshape(b, (geometry.groups, geometry.group_out, 1)))
     if geometry.batch == 1 and not geometry.channels_last:
         return xp.reshape(value, geometry.out_shape)
     value = xp.reshape(value, (geometry.out_channels, geometry.batch, *geometry.out))
@@ -189,7 +233,7 @@ def weight_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Arra
     xp = backend.xp
     if geometry.batch == 0:
         return backend.zeros(geometry.w_shape, like=x)
-    if backend.strided and (laid := _laid(geometry)) is not None:
+    if backend.strided and (laid := _all_laid(geometry)) is not None:
         columns = _all_columns(backend, laid, x)
         values = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, geometry.positions))
         values = xp.reshape(xp.permute_dims(values, (1, 2, 0, 3)), (geometry.groups, geometry.group_out, -1))
@@ -197,7 +241,7 @@ def weight_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Arra
     x = xp.reshape(x, (geometry.batch, geometry.groups, geometry.group_in, *geometry.size))
     dout = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, *geometry.out))
     plan, _ = planned(geometry, "weight_grad", bounds)
-    rest = geometry.other_taps
+    rest, small = geometry.other_taps, backend.strided and plan.small
 
     def filters_first(taps: Range, channels: int) -> bool:
         return geometry.group_out >= channels * (taps[1] - taps[0]) * rest
@@ -206,10 +250,13 @@ def weight_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Arra
         _, groups, channels = blocks[0].counts
         sums: list[Array] = []
         for block in blocks:
-            values = _values(backend, dout, block, workspace)
-            strips = gather(geometry, backend, x, block, workspace)
+            values = _values(backend, dout, block, workspace, small)
+            strips = None if small else gather(geometry, backend, x, block, workspace)
             for i, taps in enumerate(plan.taps):
-                columns = columns_of(geometry, backend, strips, block, taps, workspace)
+                if small:
+                    columns = _columns(geometry, backend, x, block, workspace)
+                else:
+                    columns = columns_of(geometry, backend, strips, block, taps, workspace)
                 # BLAS is faster with the larger side first; the sums of the others are turned at the end.
                 first, second = (values, columns) if filters_first(taps, channels) else (columns, values)
                 second = xp.permute_dims(second, (0, 2, 1))
@@ -245,7 +292,8 @@ def weight_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Arra
 class Plan:
     """How a product is cut: ranges of samples, groups, channels of a group and first-dimension taps, positions a block.
 
-    `sums` is into how many partial sums a weight gradient is cut.
+    `sums` is into how many partial sums a weight gradient is cut; `small` whether samples are so small that a copy of
+    all their windows at once is the faster way to columns, where windows can be viewed.
     """
 
     out: tuple[int, ...]
@@ -255,6 +303,7 @@ class Plan:
     taps: tuple[Range, ...]
     positions: int
     sums: int = 1
+    small: bool = False
 
     @cached_property
     def alone(self) -> bool:
@@ -274,17 +323,17 @@ class Plan:
 
 
 @lru_cache(maxsize=64)
-def _indexed(geometry: Geometry, plan: Plan) -> list[tuple[Index, Block]]:
+def _indexed(geometry: Geometry, plan: Plan, small: bool) -> list[tuple[Index, Block]]:
     """The blocks of a forward product, each with its outputs' index: in (N, G, F, positions) where they are a run."""
     flat = _positionwise(geometry)
     blocks: list[tuple[Index, Block]] = []
     for stack in plan.stacks():
         for block in stack:
-            if flat or not plan.alone:
+            if flat or small or not plan.alone:
                 samples: int | slice = slice(*block.samples)
             else:
                 samples = block.samples[0]
-            cells = (slice(*block.run),) if flat or plan.alone else tuple(slice(*side) for side in block.box)
+            cells = (slice(*block.run),) if flat or small or plan.alone else tuple(slice(*side) for side in block.box)
             blocks.append(((samples, slice(*block.groups), ALL, *cells), block))
     return blocks
 
@@ -314,16 +363,21 @@ def work(geometry: Geometry, purpose: str, bounds: Limits) -> Work:
     n, groups, channels = sizes.counts
     cells = geometry.batch * geometry.positions
     row, blocks = geometry.out[-1], len(plan.taps)
+    apart = 1.5 if geometry.stride[-1] > 1 else 1
     elements = calls = 0.0
-    if not geometry.pointwise or (n > 1 and not _positionwise(geometry)):
+    if plan.small:
+        elements += copied(geometry.in_channels * geometry.taps * cells, row) * apart
+        elements += copied(geometry.batch * geometry.in_channels * math.prod(geometry.padded), geometry.padded[-1])
+        calls += 2
+    elif not geometry.pointwise or (n > 1 and not _positionwise(geometry)):
         planned_strips = strips_of(geometry, sizes.box)
         rows = planned_strips.sizes[0] / max(1, sizes.rows) * planned_strips.lanes
-        elements += copied(geometry.in_channels * rest * rows * cells, row) * (1.5 if geometry.stride[-1] > 1 else 1)
+        elements += copied(geometry.in_channels * rest * rows * cells, row) * apart
         calls += 2 * planned_strips.lanes * rest
-    if (most := max(end - start for start, end in plan.taps)) > 1:
+    if (most := max(end - start for start, end in plan.taps)) > 1 and not plan.small:
         elements += geometry.in_channels * geometry.taps * cells
         calls += most * blocks
-    outputs = geometry.out_channels * cells
+    outputs, row = geometry.out_channels * cells, geometry.positions if plan.small else row
     if purpose == "forward":
         elements += (blocks - 1) * outputs + (0 if n == 1 or _positionwise(geometry) else copied(outputs, row))
         lines = geometry.group_out
@@ -362,6 +416,9 @@ def _need(geometry: Geometry, purpose: str, plan: Plan) -> int:
     columns = groups * channels * most * rest * block.length if most > 1 or purpose == "input_grad" else 0
     bare = geometry.pointwise and n == 1
     strips = 0 if bare and purpose != "input_grad" else strips_of(geometry, block.box).elements(block)
+    if plan.small:
+        strips = max(strips, n * groups * channels * math.prod(geometry.padded))
+        columns = groups * channels * geometry.taps * block.length
     copies = geometry.weights if len(plan.taps) > 1 else 0
     if purpose == "forward":
         if _positionwise(geometry):
@@ -416,14 +473,27 @@ def _plan(geometry: Geometry, purpose: str, elements: int, enough: int, least: i
     if purpose == "forward":
         short = -(-least // max(1, len(groups) * len(cut_samples)))
         positions = min(positions, max(fewest, -(-geometry.positions // short)))
-        return Plan(geometry.out, cut_samples, groups, ((0, channels),), taps, positions)
+        return _judged(geometry, Plan(geometry.out, cut_samples, groups, ((0, channels),), taps, positions))
     sums = len(cut_samples)
     if purpose == "weight_grad":
         # Partial sums cost memory: at most four blocks' worth.
         weights = geometry.out_channels * geometry.group_in * geometry.taps
         sums = max(1, min(sums, wanted, 4 * elements // weights))
     cut_channels = cut(geometry.group_in, channels, -(-least // max(1, len(groups) * sums)))
-    return Plan(geometry.out, cut_samples, groups, cut_channels, taps, positions, sums)
+    plan = Plan(geometry.out, cut_samples, groups, cut_channels, taps, positions, sums)
+    return plan if purpose == "input_grad" else _judged(geometry, plan)
+
+
+def _judged(geometry: Geometry, plan: Plan) -> Plan:
+    """Say whether samples are small: all taps are taken together, and copies of all windows save longer ones."""
+    block = _block(geometry, plan)
+    whole = block.counts[0] > 1 and block.length == block.counts[0] * geometry.positions
+    if not whole or geometry.kernel[0] == 1 or len(plan.taps) > 1 or not _viewed(geometry):
+        return plan
+    strips = strips_of(geometry, block.box)
+    # Rows of the taps of the first dimension that strips would share, beside the rows of results that become long.
+    shared = geometry.kernel[0] - strips.lanes * strips.sizes[0] / geometry.out[0]
+    return replace(plan, small=geometry.group_in * geometry.other_taps * shared < geometry.group_out)
 
 
 def _positionwise(geometry: Geometry) -> tuple[int, ...]:
@@ -451,12 +521,13 @@ def _rows(geometry: Geometry, block: Block, taps: Range) -> slice:
     return slice(first * deep, end * deep)
 
 
-def _values(backend: Backend, dout: Array, block: Block, workspace: Workspace) -> Array:
-    """A block of the output's gradient as a matrix: (g, f, l), in the order of the columns."""
+def _values(backend: Backend, dout: Array, block: Block, workspace: Workspace, small: bool = False) -> Array:
+    """A block of the output's gradient as a matrix: (g, f, l), in the order of the columns, or of `small` ones."""
     xp = backend.xp
     part = dout[(slice(*block.samples), slice(*block.groups), ALL, *(slice(*side) for side in block.box))]
     if block.counts[0] == 1:
         return xp.reshape(part[0, ...], (*part.shape[1:3], block.length))
-    part = xp.permute_dims(part, (1, 2, 3, 0, *range(4, part.ndim)))
+    first, second = (0, 3) if small else (3, 0)
+    part = xp.permute_dims(part, (1, 2, first, second, *range(4, part.ndim)))
     values = backend.write(workspace("values", part.shape), (...,), part)
     return xp.reshape(values, (*part.shape[:2], block.length))
