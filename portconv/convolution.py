@@ -516,19 +516,8 @@ def _call(
     return Contraction(backend, dtype, geometry, algorithm, unbatched, precision, backend.spare(like))
 
 
-def _geometry(
-    x_shape: Any,
-    w_shape: Any,
-    names: tuple[str, str],
-    stride: Ints,
-    padding: Padding,
-    dilation: Ints,
-    groups: int,
-    padding_mode: str,
-    data_format: str,
-) -> tuple[Geometry, bool]:
-    """Check shapes and options; return the geometry, and whether the input is one sample without a batch axis."""
-    options = (stride, padding, dilation, groups, padding_mode, data_format)
+def _geometry(x_shape: Any, w_shape: Any, names: tuple[str, str], *options: Any) -> tuple[Geometry, bool]:
+    """Check shapes and options, as `_checked` does; what may be known from an earlier call is."""
     # Where nothing but its type tells True or 1.0 from 1, as inside of tuples, a cache would not.
     known = all(type(option) in (int, str) for option in options)
     return (_known if known else _checked)(tuple(x_shape), tuple(w_shape), names, *options)
@@ -545,6 +534,7 @@ def _checked(
     padding_mode: str,
     data_format: str,
 ) -> tuple[Geometry, bool]:
+    """Check shapes and options; return the geometry, and whether the input is one sample without a batch axis."""
     mode = option("padding_mode", padding_mode, arguments.PADDING_MODES)
     batched, channels_last, unbatched = arguments.batched(x_shape, w_shape, names, data_format)
     options = (stride, padding, dilation, groups, mode, channels_last)

@@ -473,7 +473,7 @@ def _plan(geometry: Geometry, purpose: str, elements: int, enough: int, least: i
     if purpose == "forward":
         short = -(-least // max(1, len(groups) * len(cut_samples)))
         positions = min(positions, max(fewest, -(-geometry.positions // short)))
-        return _judged(geometry, Plan(geometry.out, cut_samples, groups, ((0, channels),), taps, positions))
+        return _with_small(geometry, Plan(geometry.out, cut_samples, groups, ((0, channels),), taps, positions))
     sums = len(cut_samples)
     if purpose == "weight_grad":
         # Partial sums cost memory: at most four blocks' worth.
@@ -481,10 +481,10 @@ def _plan(geometry: Geometry, purpose: str, elements: int, enough: int, least: i
         sums = max(1, min(sums, wanted, 4 * elements // weights))
     cut_channels = cut(geometry.group_in, channels, -(-least // max(1, len(groups) * sums)))
     plan = Plan(geometry.out, cut_samples, groups, cut_channels, taps, positions, sums)
-    return plan if purpose == "input_grad" else _judged(geometry, plan)
+    return plan if purpose == "input_grad" else _with_small(geometry, plan)
 
 
-def _judged(geometry: Geometry, plan: Plan) -> Plan:
+def _with_small(geometry: Geometry, plan: Plan) -> Plan:
     """Say whether samples are small: all taps are taken together, and copies of all windows save longer ones."""
     block = _block(geometry, plan)
     whole = block.counts[0] > 1 and block.length == block.counts[0] * geometry.positions

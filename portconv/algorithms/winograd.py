@@ -44,6 +44,7 @@ STEPS, STEPS_OF_A_WEIGHT = 16, 20
 weight; fitted to layers of 16 to 512 channels, with NumPy on two cores."""
 
 G = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
+"""What takes three taps to the four places of a tile."""
 FILTERS = 1 << 14
 """Filters of a channel to a block: their places stay in cache."""
 
