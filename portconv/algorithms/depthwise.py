@@ -381,7 +381,9 @@ class Planes:
         count, line, of_strips = (rows, across, read) if self.rows else (1, rows * across, 1)
         length = line - sum(q * self._step(dim, 1) for dim, q in enumerate(self.most) if dim)
         wide = read * across // of_strips
-        steps = (of_strips * self.taps * wide, self.geometry.stride[0] * self.taps * wide, wide, 1)
+        # A stride that no second line takes may be too large for an array's steps.
+        down = self.geometry.stride[0] if count > 1 else 1
+        steps = (of_strips * self.taps * wide, down * self.taps * wide, wide, 1)
         return Lines(
             length,
             (..., slice(length)),
