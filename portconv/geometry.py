@@ -125,6 +125,13 @@ class Geometry:
         return replace(self, size=self.padded, before=none, after=none, mode="zeros")
 
     @cached_property
+    def unstrided(self) -> Geometry:
+        """The convolution of stride 1 whose outputs are this one's, every `stride`-th of them, and those between."""
+        unread = ((p - e) % s for p, e, s in zip(self.padded, self.extent, self.stride, strict=True))
+        after = tuple(hi - n for hi, n in zip(self.after, unread, strict=True))
+        return replace(self, stride=(1,) * self.dims, after=after)
+
+    @cached_property
     def mirrored(self) -> Geometry:
         """The convolution that the input gradient of a dense one is: of `dout`, with the kernel flipped.
 

@@ -28,8 +28,8 @@ Index = tuple[int | slice, ...]
 Box = tuple[Range, ...]
 
 ALL = slice(None)
-FEW_CELLS = 1 << 13
-"""Up to so many, a call takes longer than what it does."""
+EDGE = 1 << 15
+"""Cells that are zeroed in the time of a call, and of waiting for a thread that makes one."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def gather(geometry: Geometry, backend: Backend, x: Array, block: Block, workspa
     plan = strips_of(geometry, block.box)
     strips = workspace("strips", plan.shape(block))
     # Of few cells, zeros all over take less than a call for each edge.
-    few = math.prod(strips.shape) < FEW_CELLS * max(1, plan.edges)
+    few = math.prod(strips.shape) < EDGE * plan.edges
     if few:
         strips = backend.zeroed(strips)
     for copy in plan.copies:

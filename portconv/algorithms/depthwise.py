@@ -176,6 +176,11 @@ def _strips(backend: Backend, own: Planes, cells: Array, task: Task, workspace: 
         lane, _, inner, *_ = task.copies[0][1]
         return planes[lane, :, inner, :, None, :]
     strips = workspace("strips of taps", lines.strips)
+    if backend.strided and own.evenly and not (own.phases.pointwise and task.block.counts[0] == 1):
+        # In one call: threads that make many short ones spend their time waiting for one another.
+        shape, *windows = lines.shifted
+        backend.write(backend.xp.reshape(strips, shape), lines.places, backend.view(planes, *windows))
+        return strips
     for of_strips, of_planes in task.copies:
         strips = backend.write(strips, of_strips, planes[of_planes])
     return strips
@@ -207,6 +212,9 @@ class Lines(NamedTuple):
         (lanes, g, phases, lines that are read, l).
     strips : tuple of int
         (g, lines that are read, t, l).
+    shifted : (tuple of int, tuple of int, tuple of int)
+        The strips with an axis for each dimension's taps, (g, lines, *K, l); what all of them are of the planes where
+        there is a single phase, as sizes and steps.
     windows : (tuple of int, tuple of int)
         What all taps read of the strips, (g, h, taps, l), as sizes and steps.
     """
@@ -219,6 +227,7 @@ class Lines(NamedTuple):
     kept: tuple[Any, ...]
     planes: tuple[int, ...]
     strips: tuple[int, ...]
+    shifted: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
     windows: tuple[tuple[int, ...], tuple[int, ...]]
 
 
@@ -310,6 +319,11 @@ class Planes:
         """Taps whose lines are put side by side."""
         return self.geometry.other_taps if self.rows else self.geometry.taps
 
+    @property
+    def evenly(self) -> bool:
+        """Whether all taps read one phase, so that along each dimension they are moved by one step after another."""
+        return self.phases.taps == 1
+
     @cached_property
     def single(self) -> tuple[Range, ...]:
         """The first dimension's taps, each by itself where lines are rows."""
@@ -383,6 +397,9 @@ class Planes:
         wide = read * across // of_strips
         # A stride that no second line takes may be too large for an array's steps.
         down = self.geometry.stride[0] if count > 1 else 1
+        kernel = self.geometry.kernel[1 if self.rows else 0 :]
+        sides = list(zip(self.geometry.kernel, self.geometry.dilation, self.geometry.stride, strict=True))
+        moves = [d // s * self._step(dim, n) if k > 1 else 0 for dim, (k, d, s) in enumerate(sides)][-len(kernel) :]
         steps = (of_strips * self.taps * wide, down * self.taps * wide, wide, 1)
         return Lines(
             length,
@@ -393,6 +410,11 @@ class Planes:
             (..., *(slice(size) for size in self.geometry.out[1:])),
             (self.phases.kernel[0], groups, self.phases.other_taps, of_strips, wide),
             (groups, of_strips, self.taps, wide),
+            (
+                (groups, of_strips, *kernel, wide),
+                (groups, of_strips, *kernel, length),
+                (of_strips * wide, wide, *moves, 1),
+            ),
             ((groups, count, self.geometry.taps, length), steps),
         )
 
@@ -494,7 +516,8 @@ def work(geometry: Geometry, purpose: str, bounds: Limits) -> Work:
     products = len(plan.single) if scattered else 1
     # Each product of a stack has a start of its own.
     starts = START * groups * lines.sums[1] * products
-    calls = 2 * plan.phases.taps + plan.taps + 2 * products + 10 + starts
+    moved = 1 if plan.evenly and not scattered else plan.taps
+    calls = 2 * plan.phases.taps + moved + 2 * products + (7 if purpose == "forward" else 12) + starts
     shape = {"samples": n, "groups": groups, "rows": block.rows}
     return Work(count * operations, count * elements, 0, count * calls, need, shape)
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from ..backends import Array, Backend, Workspace
 from ..geometry import Geometry, Range, boxes, cut, largest, pieces
 from .blocks import Limits, Work, copied, fitted, narrow, of_mirrored
-from .columns import ALL, FEW_CELLS, Block, Index, add_columns, columns_of, gather, no_strips, scatter, strips_of
+from .columns import ALL, Block, Index, add_columns, columns_of, gather, no_strips, scatter, strips_of
 
 FEWEST_COLUMNS = 64
 """With fewer columns a product spends its time preparing the filters, however well the block fits the cache."""
@@ -29,6 +29,10 @@ FEWEST_ROWS = 128
 """With fewer rows a product spends its time on its result, so that several taps are then taken together."""
 POINTWISE_COLUMNS = 128
 """From here on a 1x1 layer needs no columns at all: each sample is its own right-hand side."""
+FEW_CELLS = 1 << 13
+"""Up to so many, a call takes longer than what it does."""
+AT_ONCE = 5
+"""Calls of a product of so few."""
 REUSE = 16
 """Positions a filter must serve for each of its kind before reordering the filters costs less than copying columns."""
 
@@ -92,9 +96,13 @@ def forward(geometry: Geometry, backend: Backend, bounds: Limits, x: Array, w: A
 def input_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Array, w: Array) -> Array:
     if 0 in geometry.x_shape:
         return backend.zeros(geometry.x_shape, like=dout)
+    laid = _spaced(geometry) if backend.strided else None
     # Cells beyond an edge of dout are no part of any sum, but zeros in the mirrored convolution: 0 times inf is nan.
-    if _mirrors(geometry, bounds) and backend.all_finite(w):
-        return forward(geometry.mirrored, backend, bounds, dout, mirrored(geometry, backend, w), None)
+    if (laid is not None or _mirrors(geometry, bounds)) and backend.all_finite(w):
+        turned, own = mirrored(geometry, backend, w), geometry.unstrided.mirrored
+        if laid is not None:
+            return _at_once(own, backend, laid, dout, turned, None)
+        return forward(own, backend, bounds, dout, turned, None)
     xp = backend.xp
     dout = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, *geometry.out))
     plan, _ = planned(geometry, "input_grad", bounds)
@@ -131,7 +139,7 @@ class _Laid(NamedTuple):
     Attributes
     ----------
     cells, padded : tuple of int
-        (n, g, c, *S), and that with its padding.
+        (n, g, c, *S), and that with its padding, and with zeros between cells that are to be spaced.
     inside : Index
         The cells in the padded ones.
     windows, steps : tuple of int
@@ -161,15 +169,18 @@ def _viewed(geometry: Geometry) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def _laid(geometry: Geometry, batch: int, groups: int, channels: int) -> _Laid:
-    padded = (batch, groups, channels, *geometry.padded)
+def _laid(geometry: Geometry, batch: int, groups: int, channels: int, apart: tuple[int, ...] = ()) -> _Laid:
+    """Lay out columns of so much of a geometry, whose input is to be spaced: the cells given lie so far `apart`."""
+    padded, apart = (batch, groups, channels, *geometry.padded), apart or (1,) * geometry.dims
+    # Of one cell any step will do, and steps may be large.
+    inside = (slice(lo, lo + n, max(1, min(s, n))) for lo, n, s in zip(geometry.before, geometry.size, apart, strict=True))
     of_sample, of_group, of_channel, *of_cells = (math.prod(padded[i + 1 :]) for i in range(len(padded)))
     taps = (step * d for step, d in zip(of_cells, geometry.dilation, strict=True))
     positions = (step * s for step, s in zip(of_cells, geometry.stride, strict=True))
     return _Laid(
-        (batch, groups, channels, *geometry.size),
+        (batch, groups, channels, *(-(-n // s) for n, s in zip(geometry.size, apart, strict=True))),
         padded,
-        (ALL, ALL, ALL, *(slice(lo, lo + n) for lo, n in zip(geometry.before, geometry.size, strict=True))),
+        (ALL, ALL, ALL, *inside),
         (groups, channels, *geometry.kernel, batch, *geometry.out),
         (of_group, of_channel, *taps, of_sample, *positions),
         (groups, channels * geometry.taps, batch * geometry.positions),
@@ -180,6 +191,13 @@ def _laid(geometry: Geometry, batch: int, groups: int, channels: int) -> _Laid:
 def _all_laid(geometry: Geometry) -> _Laid | None:
     """Lay out all columns together, where they are few; None elsewhere."""
     return _laid(geometry, geometry.batch, geometry.groups, geometry.group_in) if _few(geometry) else None
+
+
+@lru_cache(maxsize=1024)
+def _spaced(geometry: Geometry) -> _Laid | None:
+    """Lay out all columns of the input gradient, of spaced outputs, where they are few; None elsewhere."""
+    own = geometry.unstrided.mirrored
+    return _laid(own, own.batch, own.groups, own.group_in, geometry.stride) if _few(own) else None
 
 
 def _windows(backend: Backend, laid: _Laid, x: Array, workspace: Workspace) -> Array:
@@ -226,7 +244,7 @@ def mirrored(geometry: Geometry, backend: Backend, w: Array) -> Array:
     turned = xp.permute_dims(xp.flip(w, axis=kernel), (0, 2, 1, *kernel))
     # A copy, because BLAS takes no rows that run backwards.
     turned = backend.write(backend.empty(turned.shape, like=w), (...,), turned)
-    return xp.reshape(turned, geometry.mirrored.w_shape)
+    return xp.reshape(turned, geometry.unstrided.mirrored.w_shape)
 
 
 def weight_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Array, x: Array) -> Array:
@@ -393,7 +411,8 @@ def work(geometry: Geometry, purpose: str, bounds: Limits) -> Work:
     positions = sizes.run[1]
     count = len(plan.samples) * len(plan.groups) * len(plan.channels) * -(-geometry.positions // max(1, positions))
     shape = {"samples": n, "groups": groups, "channels": channels, "positions": positions}
-    return Work(narrow(geometry.operations, lines), elements, 0, calls * count, need, shape)
+    calls = AT_ONCE if _few(geometry) else calls * count
+    return Work(narrow(geometry.operations, lines), elements, 0, calls, need, shape)
 
 
 def _block(geometry: Geometry, plan: Plan) -> Block:
