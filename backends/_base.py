@@ -322,6 +322,10 @@ class Backend:
         """Into how many blocks work of so many operations should be cut at the least, for threads to share."""
         return 1
 
+    def whole(self, operations: int) -> bool:
+        """Whether a product of so many operations is better left to the library's own threads than cut into blocks."""
+        return False
+
     def transform(self, kind: str, array: Array, length: int, axis: int, out: Array | None = None) -> Array:
         """Fourier transform ("fft", "ifft", "rfft", "irfft") of so many points, with zeros to make them up.
 
@@ -337,12 +341,12 @@ class Backend:
         out: Array,
         blocks: Sequence[tuple[tuple[Any, ...], Block]],
         compute: Callable[[Block, Array, Workspace], Array],
-        operations: int,
+        least: int,
     ) -> Array:
         """Set `out[index] = compute(block, out[index], workspace)` for each block; return `out`.
 
-        The blocks are independent, so a backend may run them in any order and on several threads; `operations` says
-        how much work they are together. `compute` may write into the `out[index]` it is offered and return it.
+        The blocks are independent, so a backend may run them in any order and on several threads, where `least` of
+        them were asked for, and not one. `compute` may write into the `out[index]` it is offered and return it.
         """
         workspace = self.workspace(out)
         for index, block in blocks:

@@ -19,6 +19,9 @@ from ._base import Array, Backend, Block, Costs, Workspace, bfloat16
 
 FEW_OPERATIONS = 4_000_000
 """Work below this is done before threads have woken up."""
+SEVERAL_OPERATIONS = 1_000_000_000
+"""A single product below this is done sooner by BLAS's threads, which wait awake, though one after the other with what
+is copied for it."""
 BUFFER = 512
 """Elements that NumPy may buffer. With its usual 8192 it copies rows shorter than that together before it adds them up,
 which takes longer than the addition."""
@@ -118,6 +121,9 @@ class NumpyBackend(Backend):
         # Of the machine and not of the threads in use, so that the bits do not change with the number of threads.
         return min(16, 2 * _cpus()) if operations >= FEW_OPERATIONS else 1
 
+    def whole(self, operations: int) -> bool:
+        return FEW_OPERATIONS <= operations < SEVERAL_OPERATIONS
+
     def transform(self, kind: str, array: Array, length: int, axis: int, out: Array | None = None) -> Array:
         # Unless "ortho", NumPy's factor of 1 is an int, which makes it transform float32 in float64, by way of copies.
         return getattr(np.fft, kind)(array, n=length, axis=axis, norm="ortho", out=out)
@@ -150,10 +156,10 @@ class NumpyBackend(Backend):
         out: Array,
         blocks: Sequence[tuple[tuple[Any, ...], Block]],
         compute: Callable[[Block, Array, Workspace], Array],
-        operations: int,
+        least: int,
     ) -> Array:
-        if operations < FEW_OPERATIONS or len(blocks) < 2:
-            return super().fill(out, blocks, compute, operations)
+        if min(least, len(blocks)) < 2:
+            return super().fill(out, blocks, compute, least)
         waiting = list(reversed(blocks))
 
         def work() -> None:

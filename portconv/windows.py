@@ -76,8 +76,8 @@ def unfold(x: Array, kernel_size: Ints, *, stride: Ints = 1, padding: Padding = 
     with backend.during_call(x, "standard"):
         x = backend.astype(x, dtype.dtype)
         made = backend.empty((*shape[:2], *kernel, *geometry.out), like=x)
-        blocks = _blocks(geometry, backend)
-        made = backend.fill(made, [((*block, ...), block) for block in blocks], compute, OPERATIONS * math.prod(result))
+        blocks = [((*block, ...), block) for block in _blocks(geometry, backend)]
+        made = backend.fill(made, blocks, compute, len(blocks))
         return xp.reshape(made, result)
 
 
@@ -152,8 +152,8 @@ def fold(
         wide = summable(backend, dtype)
         cells = xp.reshape(columns, (*result[:2], *kernel, *geometry.out))
         out = xp.empty(result, dtype=wide, device=backend.device_of(columns))
-        blocks = _blocks(geometry, backend)
-        out = backend.fill(out, [((*block, ...), block) for block in blocks], compute, OPERATIONS * math.prod(found))
+        blocks = [((*block, ...), block) for block in _blocks(geometry, backend)]
+        out = backend.fill(out, blocks, compute, len(blocks))
         return backend.astype(out, dtype.dtype)
 
 

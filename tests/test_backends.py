@@ -152,8 +152,8 @@ def test_fill_takes_what_compute_returns_or_wrote(target):
         return backend.write(part, (...,), 1.0) if block == "written" else backend.zeroed(workspace("w", (2,))) + 2.0
 
     blocks = [((0, ...), "written"), ((1, ...), "returned"), ((3, ...), "written")]
-    for operations in (0, 10**9):
-        assert target.numpy(backend.fill(out, blocks, compute, operations)).tolist() == [[1, 1], [2, 2], [0, 0], [1, 1]]
+    for least in (1, 3):
+        assert target.numpy(backend.fill(out, blocks, compute, least)).tolist() == [[1, 1], [2, 2], [0, 0], [1, 1]]
 
 
 def test_a_library_nobody_announced_works_by_the_standard_alone():

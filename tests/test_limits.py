@@ -247,7 +247,7 @@ def test_threads_of_the_blas_are_as_they_were_after_calls_and_errors(layer):
         numpy = backends.get("numpy")
         blocks = [((slice(i, i + 1),), i) for i in range(20)]
         with pytest.raises(ZeroDivisionError), portconv.num_threads(3):
-            numpy.fill(np.zeros(20), blocks, fail, 1 << 40)
+            numpy.fill(np.zeros(20), blocks, fail, 20)
         assert blas() == before
 
 
@@ -259,6 +259,32 @@ def test_no_number_of_threads_changes_a_bit(layer):
             results.append((out, *portconv.conv_backward(out, cache)[:2]))
     for found in results[1:]:
         assert all(np.array_equal(a, b) for a, b in zip(found, results[0], strict=True))
+
+
+@pytest.mark.parametrize(("batch", "expected"), [(1, {1: {1}, 2: {2}}), (2, {1: {1}, 2: {1}})], ids=["one", "batch"])
+def test_a_single_sample_is_left_to_the_threads_of_the_blas(monkeypatch, batch, expected):
+    if not blas():
+        pytest.skip("threadpoolctl knows no BLAS here")
+    backend = type(backends.get("numpy"))
+    seen, original = set(), backend.product
+
+    def product(self, *operands):
+        seen.add(max(count for _, count in blas()))
+        return original(self, *operands)
+
+    monkeypatch.setattr(backend, "product", product)
+    rng = np.random.default_rng(8)
+    # Fewer than 2**11 products of at most 9 to a sum: exact, whichever thread adds them up.
+    x, w = (rng.integers(-3, 4, s).astype("float32") for s in ((batch, 64, 24, 24), (64, 64, 3, 3)))
+    results = []
+    for threads, counts in expected.items():
+        with portconv.num_threads(threads):
+            out, cache = portconv.conv_forward(x, w, padding=1, algorithm="gemm")
+            results.append((out, *portconv.conv_backward(np.sign(out), cache)[:2]))
+        assert seen == counts
+        seen.clear()
+    assert all(np.array_equal(a, b) for a, b in zip(*results, strict=True))
+    assert np.array_equal(results[0][0], portconv.conv(x, w, padding=1, algorithm="direct"))
 
 
 def test_settings_are_those_of_the_thread_that_entered_them(layer):

@@ -13,6 +13,8 @@ Plan = TypeVar("Plan")
 PURPOSES = ("forward", "input_grad", "weight_grad")
 SHORT_ROW = 80
 """Elements that could be copied in the time that starting on another row takes."""
+FEW_FILTERS = 32
+"""With fewer, columns take longer to copy than to multiply."""
 LONE_ROW = 1
 """How many rows more a product with few rows seems to have: a product with a vector reads what it multiplies once."""
 
@@ -28,6 +30,8 @@ class Limits(NamedTuple):
         Columns from which on a product runs at full speed.
     least : int
         The fewest blocks, for threads to share.
+    whole : bool
+        Whether the library's own threads share a product better than threads share blocks of it.
     room : int
         Elements that all workspaces of a thread may hold, with what is shared by all threads.
     """
@@ -36,6 +40,7 @@ class Limits(NamedTuple):
     enough: int
     least: int
     room: int
+    whole: bool = False
 
 
 class Work(NamedTuple):
@@ -68,7 +73,14 @@ class Work(NamedTuple):
 def limits(geometry: Geometry, backend: Backend, bits: int, room: int) -> Limits:
     """Bounds for elements of so many bits, where workspaces may take `room` bytes."""
     elements = backend.block_bytes * 8 // bits
-    return Limits(elements, backend.block_columns, backend.least_blocks(geometry.operations), room * 8 // bits)
+    least = backend.least_blocks(geometry.operations)
+    # Of few filters the columns take longer than the product, and threads share those.
+    whole = (
+        geometry.batch == 1
+        and geometry.group_out >= FEW_FILTERS
+        and backend.whole(geometry.operations // geometry.groups)
+    )
+    return Limits(elements, backend.block_columns, least, room * 8 // bits, whole)
 
 
 def fitted(plan: Callable[[int], Plan], need: Callable[[Plan], int], bounds: Limits) -> tuple[Plan, int]:

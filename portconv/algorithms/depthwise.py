@@ -82,7 +82,7 @@ def forward(geometry: Geometry, backend: Backend, bounds: Limits, x: Array, w: A
     shape = (geometry.batch, geometry.groups, geometry.group_out, *geometry.out)
     out = backend.empty(shape, like=x, last=2 * geometry.channels_last)
     with backend.quiet():  # of what is left out
-        out = backend.fill(out, blocks, compute, geometry.operations)
+        out = backend.fill(out, blocks, compute, bounds.least)
     return xp.reshape(out, geometry.out_shape)
 
 
@@ -124,7 +124,7 @@ def input_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Array
         shares.append(((slice(*samples), slice(*groups), ...), stack))
     shape = (geometry.batch, geometry.groups, 1, *geometry.size)
     grad = backend.empty(shape, like=dout, last=2 * geometry.channels_last)
-    return xp.reshape(backend.fill(grad, shares, compute, geometry.operations), geometry.x_shape)
+    return xp.reshape(backend.fill(grad, shares, compute, bounds.least), geometry.x_shape)
 
 
 def weight_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Array, x: Array) -> Array:
@@ -161,7 +161,7 @@ def weight_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Arra
         shares += [((i, slice(*groups), ...), tuple(stacks[slice(*part)])) for i, part in enumerate(parts)]
     shape = (len(parts), geometry.groups, geometry.group_out, *geometry.kernel)
     with backend.quiet():
-        total = backend.fill(backend.empty(shape, like=x), shares, compute, geometry.operations)
+        total = backend.fill(backend.empty(shape, like=x), shares, compute, bounds.least)
         grad = xp.reshape(total if len(parts) == 1 else xp.sum(total, axis=0), geometry.w_shape)
         finite = backend.all_finite(grad)
     return grad if finite else gemm.weight_grad(geometry, backend, bounds, dout, x)

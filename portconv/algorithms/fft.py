@@ -104,12 +104,12 @@ def forward(geometry: Geometry, backend: Backend, bounds: Limits, x: Array, w: A
     out = backend.empty(shape, like=x, last=2 * geometry.channels_last)
     with backend.quiet():
         for held in own.held:
-            filters: Array = spectral.of_filters(w[slice(*held), ...])
+            filters: Array = spectral.of_filters(w[slice(*held), ...], bounds.least)
             blocks = [
                 ((slice(*samples), slice(*groups), ALL, *tile.outputs), (samples, groups, tile))
                 for samples, groups, tile in own.blocks(held)
             ]
-            out = backend.fill(out, blocks, compute, geometry.operations)
+            out = backend.fill(out, blocks, compute, bounds.least)
             filters = None  # or those of the next groups would be as many more
     return gemm.forward(geometry, backend, bounds, x, w, b) if spoilt else xp.reshape(out, geometry.out_shape)
 
@@ -154,7 +154,7 @@ def weight_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Arra
             axis = 2 if own.mixed else 1
             indices = [(i, *(ALL,) * (axis - 1), slice(*_moved(groups, held)), ...) for i, groups, _ in shares]
             shared = [(index, blocks) for index, (_, _, blocks) in zip(indices, shares, strict=True)]
-            spectra = backend.fill(spectra, shared, compute, geometry.operations)
+            spectra = backend.fill(spectra, shared, compute, bounds.least)
             part = spectral.taps(xp.sum(spectra, axis=0), geometry)
             taps = part if taps is None else xp.concat([taps, part], axis=0)
             spectra = None  # or those of the next groups would be as many more
@@ -243,7 +243,7 @@ class _Spectral:
                 target = backend.add(target, (...,), room)
         return target
 
-    def of_filters(self, w: Array) -> Array:
+    def of_filters(self, w: Array, least: int) -> Array:
         """Transform filters (g, f, c, *K) that lie in reverse order from the segments' offset on."""
         backend, own = self.backend, self.own
 
@@ -271,7 +271,7 @@ class _Spectral:
         index = (ALL,) * own.mixed
         parts = own.filters(w.shape[0])
         blocks = [((*index, slice(*groups), slice(*filters), ...), (groups, filters)) for groups, filters in parts]
-        return backend.fill(self.empty(self.shape(w.shape[0])), blocks, compute, own.geometry.operations)
+        return backend.fill(self.empty(self.shape(w.shape[0])), blocks, compute, least)
 
     def taps(self, spectra: Array, geometry: Geometry) -> Array:
         """Transform the spectra of gradients back, and take the points that are taps: (g, f, c, *K)."""

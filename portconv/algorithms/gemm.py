@@ -33,6 +33,10 @@ FEW_CELLS = 1 << 13
 """Up to so many, a call takes longer than what it does."""
 AT_ONCE = 5
 """Calls of a product of so few."""
+AWAKE = 0.7
+"""How long a product takes the library's own threads, which wait awake, of the time that it takes threads in blocks."""
+LONG_SUMS = 256
+"""Positions from which on a weight gradient is left to those."""
 REUSE = 16
 """Positions a filter must serve for each of its kind before reordering the filters costs less than copying columns."""
 
@@ -90,7 +94,7 @@ def forward(geometry: Geometry, backend: Backend, bounds: Limits, x: Array, w: A
     positions = (geometry.positions,) if flat or alone or small else geometry.out
     shape = (geometry.batch, geometry.groups, geometry.group_out, *positions)
     out = backend.empty(shape, like=x, last=2 * geometry.channels_last)
-    return xp.reshape(backend.fill(out, blocks, compute, geometry.operations), geometry.out_shape)
+    return xp.reshape(backend.fill(out, blocks, compute, _least(geometry, "forward", bounds)), geometry.out_shape)
 
 
 def input_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Array, w: Array) -> Array:
@@ -130,7 +134,7 @@ def input_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Array
         shares.append(((slice(*block.samples), slice(*block.groups), slice(*block.channels), ...), blocks))
     shape = (geometry.batch, geometry.groups, geometry.group_in, *geometry.size)
     grad = backend.empty(shape, like=dout, last=2 * geometry.channels_last)
-    return xp.reshape(backend.fill(grad, shares, compute, geometry.operations), geometry.x_shape)
+    return xp.reshape(backend.fill(grad, shares, compute, _least(geometry, "input_grad", bounds)), geometry.x_shape)
 
 
 class _Laid(NamedTuple):
@@ -173,7 +177,9 @@ def _laid(geometry: Geometry, batch: int, groups: int, channels: int, apart: tup
     """Lay out columns of so much of a geometry, whose input is to be spaced: the cells given lie so far `apart`."""
     padded, apart = (batch, groups, channels, *geometry.padded), apart or (1,) * geometry.dims
     # Of one cell any step will do, and steps may be large.
-    inside = (slice(lo, lo + n, max(1, min(s, n))) for lo, n, s in zip(geometry.before, geometry.size, apart, strict=True))
+    inside = (
+        slice(lo, lo + n, max(1, min(s, n))) for lo, n, s in zip(geometry.before, geometry.size, apart, strict=True)
+    )
     of_sample, of_group, of_channel, *of_cells = (math.prod(padded[i + 1 :]) for i in range(len(padded)))
     taps = (step * d for step, d in zip(of_cells, geometry.dilation, strict=True))
     positions = (step * s for step, s in zip(of_cells, geometry.stride, strict=True))
@@ -302,7 +308,7 @@ def weight_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Arra
         rows = _rows(geometry, blocks[0], (0, geometry.kernel[0]))
         shares.append(((i, slice(*groups), ALL, rows), blocks))
     shape = (len(parts), geometry.groups, geometry.group_out, geometry.group_in * geometry.taps)
-    total = backend.fill(backend.empty(shape, like=x), shares, compute, geometry.operations)
+    total = backend.fill(backend.empty(shape, like=x), shares, compute, _least(geometry, "weight_grad", bounds))
     return xp.reshape(total if len(parts) == 1 else xp.sum(total, axis=0), geometry.w_shape)
 
 
@@ -362,9 +368,20 @@ def planned(geometry: Geometry, purpose: str, bounds: Limits) -> tuple[Plan, int
 
     def cut(elements: int) -> Plan:
         whole = 4 * geometry.weights > bounds.room
-        return _plan(geometry, purpose, elements, bounds.enough, bounds.least, whole)
+        return _plan(geometry, purpose, elements, bounds.enough, _least(geometry, purpose, bounds), whole)
 
     return fitted(cut, lambda plan: _need(geometry, purpose, plan), bounds)
+
+
+def _whole(geometry: Geometry, purpose: str, bounds: Limits) -> bool:
+    """Whether a product is left to the library's own threads."""
+    # Where sums are short, a weight gradient takes longer to write than to multiply.
+    return bounds.whole and (purpose != "weight_grad" or geometry.positions >= LONG_SUMS)
+
+
+def _least(geometry: Geometry, purpose: str, bounds: Limits) -> int:
+    """The fewest blocks to cut a product into."""
+    return 1 if _whole(geometry, purpose, bounds) else bounds.least
 
 
 def _mirrors(geometry: Geometry, bounds: Limits) -> bool:
@@ -412,7 +429,8 @@ def work(geometry: Geometry, purpose: str, bounds: Limits) -> Work:
     count = len(plan.samples) * len(plan.groups) * len(plan.channels) * -(-geometry.positions // max(1, positions))
     shape = {"samples": n, "groups": groups, "channels": channels, "positions": positions}
     calls = AT_ONCE if _few(geometry) else calls * count
-    return Work(narrow(geometry.operations, lines), elements, 0, calls, need, shape)
+    operations = geometry.operations * (AWAKE if _whole(geometry, purpose, bounds) else 1)
+    return Work(narrow(operations, lines), elements, 0, calls, need, shape)
 
 
 def _block(geometry: Geometry, plan: Plan) -> Block:

@@ -162,7 +162,7 @@ def forward(geometry: Geometry, backend: Backend, bounds: Limits, x: Array, w: A
     shape = (geometry.batch, geometry.groups, geometry.group_out, *geometry.out)
     out = backend.empty(shape, like=x, last=2 * geometry.channels_last)
     with backend.quiet():
-        out = backend.fill(out, blocks, compute, geometry.operations)
+        out = backend.fill(out, blocks, compute, bounds.least)
     return gemm.forward(geometry, backend, bounds, x, w, b) if spoilt else xp.reshape(out, geometry.out_shape)
 
 
@@ -211,7 +211,7 @@ def weight_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Arra
         shares.append(((i, ALL, ALL, slice(*groups), ALL, ALL), blocks))
     shape = (len(parts), 4, own.inner, geometry.groups, geometry.group_out, geometry.group_in)
     with backend.quiet():
-        places = backend.fill(backend.empty(shape, like=x), shares, compute, geometry.operations)
+        places = backend.fill(backend.empty(shape, like=x), shares, compute, bounds.least)
         grad = _weights(geometry, backend, bounds, xp.sum(places, axis=0))
         finite = backend.all_finite(grad)
     return grad if finite else gemm.weight_grad(geometry, backend, bounds, dout, x)
@@ -292,7 +292,7 @@ def _filters(geometry: Geometry, backend: Backend, bounds: Limits, w: Array) -> 
     parts = [((ALL, slice(*part)), part) for part in cut(columns.shape[1], FILTERS, bounds.least)]
     found = backend.empty((matrix.shape[0], columns.shape[1]), like=w)
     # As blocks of the whole: BLAS's own threads, once woken, would go on spinning beside the blocks that come next.
-    found = backend.fill(found, parts, compute, geometry.operations)
+    found = backend.fill(found, parts, compute, bounds.least)
     return xp.reshape(found, (4, own.inner, geometry.groups, geometry.group_out, geometry.group_in))
 
 
@@ -306,7 +306,7 @@ def _weights(geometry: Geometry, backend: Backend, bounds: Limits, places: Array
 
     parts = [((slice(*part), ALL), part) for part in cut(columns.shape[0], FILTERS, bounds.least)]
     found = backend.empty((columns.shape[0], matrix.shape[1]), like=places)
-    found = backend.fill(found, parts, compute, geometry.operations)
+    found = backend.fill(found, parts, compute, bounds.least)
     return xp.reshape(found, geometry.w_shape)
 
 
