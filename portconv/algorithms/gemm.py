@@ -35,8 +35,6 @@ AT_ONCE = 5
 """Calls of a product of so few."""
 AWAKE = 0.7
 """How long a product takes the library's own threads, which wait awake, of the time that it takes threads in blocks."""
-LONG_SUMS = 256
-"""Positions from which on a weight gradient is left to those."""
 REUSE = 16
 """Positions a filter must serve for each of its kind before reordering the filters costs less than copying columns."""
 
@@ -94,7 +92,7 @@ def forward(geometry: Geometry, backend: Backend, bounds: Limits, x: Array, w: A
     positions = (geometry.positions,) if flat or alone or small else geometry.out
     shape = (geometry.batch, geometry.groups, geometry.group_out, *positions)
     out = backend.empty(shape, like=x, last=2 * geometry.channels_last)
-    return xp.reshape(backend.fill(out, blocks, compute, _least(geometry, "forward", bounds)), geometry.out_shape)
+    return xp.reshape(backend.fill(out, blocks, compute, _least(bounds)), geometry.out_shape)
 
 
 def input_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Array, w: Array) -> Array:
@@ -134,7 +132,7 @@ def input_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Array
         shares.append(((slice(*block.samples), slice(*block.groups), slice(*block.channels), ...), blocks))
     shape = (geometry.batch, geometry.groups, geometry.group_in, *geometry.size)
     grad = backend.empty(shape, like=dout, last=2 * geometry.channels_last)
-    return xp.reshape(backend.fill(grad, shares, compute, _least(geometry, "input_grad", bounds)), geometry.x_shape)
+    return xp.reshape(backend.fill(grad, shares, compute, _least(bounds)), geometry.x_shape)
 
 
 class _Laid(NamedTuple):
@@ -308,7 +306,7 @@ def weight_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Arra
         rows = _rows(geometry, blocks[0], (0, geometry.kernel[0]))
         shares.append(((i, slice(*groups), ALL, rows), blocks))
     shape = (len(parts), geometry.groups, geometry.group_out, geometry.group_in * geometry.taps)
-    total = backend.fill(backend.empty(shape, like=x), shares, compute, _least(geometry, "weight_grad", bounds))
+    total = backend.fill(backend.empty(shape, like=x), shares, compute, _least(bounds))
     return xp.reshape(total if len(parts) == 1 else xp.sum(total, axis=0), geometry.w_shape)
 
 
@@ -368,20 +366,14 @@ def planned(geometry: Geometry, purpose: str, bounds: Limits) -> tuple[Plan, int
 
     def cut(elements: int) -> Plan:
         whole = 4 * geometry.weights > bounds.room
-        return _plan(geometry, purpose, elements, bounds.enough, _least(geometry, purpose, bounds), whole)
+        return _plan(geometry, purpose, elements, bounds.enough, _least(bounds), whole)
 
     return fitted(cut, lambda plan: _need(geometry, purpose, plan), bounds)
 
 
-def _whole(geometry: Geometry, purpose: str, bounds: Limits) -> bool:
-    """Whether a product is left to the library's own threads."""
-    # Where sums are short, a weight gradient takes longer to write than to multiply.
-    return bounds.whole and (purpose != "weight_grad" or geometry.positions >= LONG_SUMS)
-
-
-def _least(geometry: Geometry, purpose: str, bounds: Limits) -> int:
+def _least(bounds: Limits) -> int:
     """The fewest blocks to cut a product into."""
-    return 1 if _whole(geometry, purpose, bounds) else bounds.least
+    return 1 if bounds.whole else bounds.least
 
 
 def _mirrors(geometry: Geometry, bounds: Limits) -> bool:
@@ -429,7 +421,7 @@ def work(geometry: Geometry, purpose: str, bounds: Limits) -> Work:
     count = len(plan.samples) * len(plan.groups) * len(plan.channels) * -(-geometry.positions // max(1, positions))
     shape = {"samples": n, "groups": groups, "channels": channels, "positions": positions}
     calls = AT_ONCE if _few(geometry) else calls * count
-    operations = geometry.operations * (AWAKE if _whole(geometry, purpose, bounds) else 1)
+    operations = geometry.operations * (AWAKE if bounds.whole else 1)
     return Work(narrow(operations, lines), elements, 0, calls, need, shape)
 
 
