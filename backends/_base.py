@@ -318,8 +318,8 @@ class Backend:
         """How many bytes a call on the device of `like` may take a thread beside its result, where nobody says."""
         return self.spare_bytes
 
-    def least_blocks(self, operations: int) -> int:
-        """Into how many blocks work of so many operations should be cut at the least, for threads to share."""
+    def least_blocks(self, operations: int, samples: int) -> int:
+        """Into how many blocks work on so many samples should be cut at the least, for threads to share."""
         return 1
 
     def whole(self, operations: int) -> bool:

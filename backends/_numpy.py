@@ -19,6 +19,8 @@ from ._base import Array, Backend, Block, Costs, Workspace, bfloat16
 
 FEW_OPERATIONS = 4_000_000
 """Work below this is done before threads have woken up."""
+FEW_OF_A_SAMPLE = 64_000_000
+"""The same of a single sample: its calls are short, and threads that make short calls wait for one another."""
 SEVERAL_OPERATIONS = 1_000_000_000
 """A single product below this is done sooner by BLAS's threads, which wait awake, though one after the other with what
 is copied for it."""
@@ -117,9 +119,10 @@ class NumpyBackend(Backend):
         asked = limits.threads()
         return nullcontext() if asked is None else _blas.held(asked)
 
-    def least_blocks(self, operations: int) -> int:
+    def least_blocks(self, operations: int, samples: int) -> int:
         # Of the machine and not of the threads in use, so that the bits do not change with the number of threads.
-        return min(16, 2 * _cpus()) if operations >= FEW_OPERATIONS else 1
+        few = FEW_OPERATIONS if samples > 1 else FEW_OF_A_SAMPLE
+        return min(16, 2 * _cpus()) if operations >= few else 1
 
     def whole(self, operations: int) -> bool:
         return FEW_OPERATIONS <= operations < SEVERAL_OPERATIONS

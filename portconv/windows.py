@@ -178,7 +178,7 @@ def _taps(geometry: Geometry) -> Iterator[Tap]:
 
 def _blocks(geometry: Geometry, backend: Backend) -> list[Index]:
     """Ranges of samples and channels, for threads to share."""
-    least = backend.least_blocks(OPERATIONS * geometry.operations // 2)
+    least = backend.least_blocks(OPERATIONS * geometry.operations // 2, geometry.batch)
     samples = cut(geometry.batch, geometry.batch, least)
     channels = cut(geometry.in_channels, geometry.in_channels, -(-least // max(1, len(samples))))
     return [(slice(*some), slice(*few)) for some, few in product(samples, channels)]

@@ -73,7 +73,7 @@ class Work(NamedTuple):
 def limits(geometry: Geometry, backend: Backend, bits: int, room: int) -> Limits:
     """Bounds for elements of so many bits, where workspaces may take `room` bytes."""
     elements = backend.block_bytes * 8 // bits
-    least = backend.least_blocks(geometry.operations)
+    least = backend.least_blocks(geometry.operations, geometry.batch)
     # Of few filters the columns take longer than the product, and threads share those.
     whole = (
         geometry.batch == 1
