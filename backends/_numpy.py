@@ -38,7 +38,7 @@ class NumpyBackend(Backend):
     views = True
     strided = True
     block_bytes = 4 << 20
-    block_columns = 8192
+    block_columns = 4096
     costs = Costs(operation=0.0074, element=0.08, transform=0.16, call=3500)
 
     def load(self) -> Any:

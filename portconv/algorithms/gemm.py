@@ -482,8 +482,7 @@ def _plan(geometry: Geometry, purpose: str, elements: int, enough: int, least: i
     groups = pieces(geometry.groups, rows // (geometry.group_in * deep))
     channels = geometry.group_in if purpose == "forward" else max(1, min(geometry.group_in, rows // deep))
     if _positionwise(geometry):
-        positions = geometry.positions
-        samples = geometry.batch if purpose != "weight_grad" else -(-min(enough, elements // channels) // positions)
+        positions, most = geometry.positions, elements // channels
     else:
         height = max(end - start for start, end in groups) * channels * deep
         positions = elements // height
@@ -492,8 +491,12 @@ def _plan(geometry: Geometry, purpose: str, elements: int, enough: int, least: i
         reach = (geometry.kernel[0] - 1) * geometry.dilation[0]
         rows = max(1, positions // across) * min(geometry.stride[0], geometry.kernel[0]) + reach
         strips = height // together * min(across, max(1, positions)) * rows
-        positions = max(fewest, min(positions, positions * 4 * elements // strips))
-        samples = min(positions // geometry.positions, -(-enough // geometry.positions))
+        positions = most = max(fewest, min(positions, positions * 4 * elements // strips))
+    # Of several samples columns and results are copied once more, so a block has more of them, or one.
+    several = 2 * geometry.positions <= enough
+    samples = min(most // geometry.positions, -(-2 * enough // geometry.positions)) if several else 1
+    if _positionwise(geometry) and purpose != "weight_grad":
+        samples = geometry.batch
     taps = pieces(geometry.kernel[0], together)
     # Too few blocks to share out: cut the samples finer, and what is left to cut after that.
     stacks = len(groups) * len(pieces(geometry.group_in, channels))
