@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 import portconv
 from portconv import backends
 from portconv.algorithms import columns, gemm
-from portconv.algorithms.blocks import limits
+from portconv.algorithms.blocks import Limits, limits
 from portconv.arguments import geometry
 from portconv.geometry import boxes, pieces, spans
 
@@ -128,6 +128,45 @@ def test_large_samples_and_wide_channels_take_strips():
         found = made(*SHAPES[name])
         for purpose in ("forward", "weight_grad"):
             assert not gemm.planned(found, purpose, limits(found, NUMPY, 32, 1 << 26))[0].small, name
+
+
+SPACED = {
+    "course": ((2, 3, 4, 4), (3, 3, 4, 4), 2, 1, 1, 1),
+    "unread cells": ((2, 2, 9, 8), (4, 2, 3, 2), (3, 2), ((1, 2), (0, 1)), (2, 1), 1),
+    "groups": ((3, 4, 7), (6, 2, 3), 2, 1, 1, 2),
+    "one output far away from the next": ((1, 1, 3, 4), (1, 1, 3, 2), (2**62, 1), 0, 1, 1),
+    "no cells": ((1, 2, 0, 3), (2, 2, 2, 2), 2, (2, 1), 1, 1),
+}
+
+
+@pytest.mark.parametrize("shape", SPACED.values(), ids=SPACED)
+@pytest.mark.parametrize("last", [False, True])
+def test_input_gradients_of_few_spaced_outputs_are_those_of_direct(shape, last):
+    x_shape, w_shape, stride, padding, dilation, groups = shape
+    found = geometry(*shape)
+    dense = found.unstrided
+    assert dense.stride == (1,) * found.dims
+    assert dense.out == tuple((n - 1) * s + 1 for n, s in zip(found.out, found.stride, strict=True))
+    assert dense.mirrored.out == found.size
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    # Products of integers below 8, fewer than 2**10 of them to a sum: exact in any order.
+    rng = np.random.default_rng(9)
+    dout, w = (rng.integers(-7, 8, s).astype("float32") for s in (found.out_shape, w_shape))
+    truth = portconv.conv_input_grad(dout, w, x_shape, algorithm="direct", **options)
+    if last:
+        dout, x_shape = np.moveaxis(dout, 1, -1), (x_shape[0], *x_shape[2:], x_shape[1])
+        truth, options["data_format"] = np.moveaxis(truth, 1, -1), "channels_last"
+    assert np.array_equal(portconv.conv_input_grad(dout, w, x_shape, algorithm="gemm", **options), truth)
+
+
+def test_blocks_hold_several_samples_of_few_positions_alone():
+    for positions, several in ((512, True), (2048, True), (2049, False)):
+        found = made((16, 64, positions), (64, 64, 3), 1, 1, 1)
+        for purpose in ("forward", "input_grad", "weight_grad"):
+            plan, _ = gemm.planned(found, purpose, Limits(1 << 20, 4096, 1, 1 << 26))
+            counts = {end - start for start, end in plan.samples}
+            assert (counts != {1}) == several, (positions, purpose)
+            assert max(counts) * positions <= max(positions, 2 * 4096), (positions, purpose)
 
 
 def test_pieces_are_nearly_equal():
