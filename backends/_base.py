@@ -319,7 +319,7 @@ class Backend:
         return self.spare_bytes
 
     def least_blocks(self, operations: int, samples: int) -> int:
-        """Into how many blocks work on so many samples should be cut at the least, for threads to share."""
+        """Into how many blocks such work, on so many samples, should be cut at the least, for threads to share."""
         return 1
 
     def whole(self, operations: int) -> bool:
@@ -345,8 +345,8 @@ class Backend:
     ) -> Array:
         """Set `out[index] = compute(block, out[index], workspace)` for each block; return `out`.
 
-        The blocks are independent, so a backend may run them in any order and on several threads, where `least` of
-        them were asked for, and not one. `compute` may write into the `out[index]` it is offered and return it.
+        The blocks are independent, so a backend may run them in any order, and on several threads where at `least`
+        two were asked for. `compute` may write into the `out[index]` it is offered and return it.
         """
         workspace = self.workspace(out)
         for index, block in blocks:

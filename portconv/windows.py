@@ -76,7 +76,7 @@ def unfold(x: Array, kernel_size: Ints, *, stride: Ints = 1, padding: Padding = 
     with backend.during_call(x, "standard"):
         x = backend.astype(x, dtype.dtype)
         made = backend.empty((*shape[:2], *kernel, *geometry.out), like=x)
-        blocks = [((*block, ...), block) for block in _blocks(geometry, backend)]
+        blocks = _blocks(geometry, backend)
         made = backend.fill(made, blocks, compute, len(blocks))
         return xp.reshape(made, result)
 
@@ -152,7 +152,7 @@ def fold(
         wide = summable(backend, dtype)
         cells = xp.reshape(columns, (*result[:2], *kernel, *geometry.out))
         out = xp.empty(result, dtype=wide, device=backend.device_of(columns))
-        blocks = [((*block, ...), block) for block in _blocks(geometry, backend)]
+        blocks = _blocks(geometry, backend)
         out = backend.fill(out, blocks, compute, len(blocks))
         return backend.astype(out, dtype.dtype)
 
@@ -176,12 +176,12 @@ def _taps(geometry: Geometry) -> Iterator[Tap]:
         yield Tap(place, outputs, None if empty else tuple(part.inputs for part in parts), padding)
 
 
-def _blocks(geometry: Geometry, backend: Backend) -> list[Index]:
-    """Ranges of samples and channels, for threads to share."""
+def _blocks(geometry: Geometry, backend: Backend) -> list[tuple[tuple[Any, ...], Index]]:
+    """Ranges of samples and channels, for threads to share: each as an index of the result, and of its source."""
     least = backend.least_blocks(OPERATIONS * geometry.operations // 2, geometry.batch)
     samples = cut(geometry.batch, geometry.batch, least)
     channels = cut(geometry.in_channels, geometry.in_channels, -(-least // max(1, len(samples))))
-    return [(slice(*some), slice(*few)) for some, few in product(samples, channels)]
+    return [((slice(*some), slice(*few), ...), (slice(*some), slice(*few))) for some, few in product(samples, channels)]
 
 
 def _kernel(shape: tuple[int, ...], dims: int, name: str, kernel_size: Any) -> tuple[int, ...]:

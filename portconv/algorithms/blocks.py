@@ -30,10 +30,10 @@ class Limits(NamedTuple):
         Columns from which on a product runs at full speed.
     least : int
         The fewest blocks, for threads to share.
-    whole : bool
-        Whether the library's own threads share a product better than threads share blocks of it.
     room : int
         Elements that all workspaces of a thread may hold, with what is shared by all threads.
+    whole : bool
+        Whether the library's own threads share a product better than threads share blocks of it.
     """
 
     elements: int

@@ -397,9 +397,9 @@ class Planes:
         wide = read * across // of_strips
         # A stride that no second line takes may be too large for an array's steps.
         down = self.geometry.stride[0] if count > 1 else 1
-        kernel = self.geometry.kernel[1 if self.rows else 0 :]
-        sides = list(zip(self.geometry.kernel, self.geometry.dilation, self.geometry.stride, strict=True))
-        moves = [d // s * self._step(dim, n) if k > 1 else 0 for dim, (k, d, s) in enumerate(sides)][-len(kernel) :]
+        first = 1 if self.rows else 0
+        kernel = self.geometry.kernel[first:]
+        moves = [self._moved(dim, min(1, k - 1), n) for dim, k in enumerate(kernel, start=first)]
         steps = (of_strips * self.taps * wide, down * self.taps * wide, wide, 1)
         return Lines(
             length,
@@ -443,10 +443,7 @@ class Planes:
     def layout(self, n: int) -> tuple[tuple[int, int, int], ...]:
         """Where taps read in planes of n samples: the lane of a phase, its place there, and how far they are moved."""
         sides = zip(self.geometry.kernel, self.geometry.dilation, self.geometry.stride, strict=True)
-        reads = [
-            [(tap * d % s, tap * d // s * self._step(dim, n)) for tap in range(k)]
-            for dim, (k, d, s) in enumerate(sides)
-        ]
+        reads = [[(tap * d % s, self._moved(dim, tap, n)) for tap in range(k)] for dim, (k, d, s) in enumerate(sides)]
         if self.rows:
             reads[0] = [(0, 0)]
         found = []
@@ -457,6 +454,10 @@ class Planes:
                 inner = inner * count + phase
             found.append((lane, inner, sum(moved for _, moved in own)))
         return tuple(found)
+
+    def _moved(self, dim: int, tap: int, n: int) -> int:
+        """How far a tap of a dimension is moved, with n samples."""
+        return tap * self.geometry.dilation[dim] // self.geometry.stride[dim] * self._step(dim, n)
 
     def _step(self, dim: int, n: int) -> int:
         """Places from one output to the next along a dimension, with n samples."""

@@ -98,10 +98,11 @@ def forward(geometry: Geometry, backend: Backend, bounds: Limits, x: Array, w: A
 def input_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Array, w: Array) -> Array:
     if 0 in geometry.x_shape:
         return backend.zeros(geometry.x_shape, like=dout)
-    laid = _spaced(geometry) if backend.strided else None
+    own = geometry.unstrided.mirrored
+    laid = _all_laid(own, geometry.stride) if backend.strided else None
     # Cells beyond an edge of dout are no part of any sum, but zeros in the mirrored convolution: 0 times inf is nan.
     if (laid is not None or _mirrors(geometry, bounds)) and backend.all_finite(w):
-        turned, own = mirrored(geometry, backend, w), geometry.unstrided.mirrored
+        turned = mirrored(geometry, backend, w)
         if laid is not None:
             return _at_once(own, backend, laid, dout, turned, None)
         return forward(own, backend, bounds, dout, turned, None)
@@ -192,16 +193,9 @@ def _laid(geometry: Geometry, batch: int, groups: int, channels: int, apart: tup
 
 
 @lru_cache(maxsize=1024)
-def _all_laid(geometry: Geometry) -> _Laid | None:
+def _all_laid(geometry: Geometry, apart: tuple[int, ...] = ()) -> _Laid | None:
     """Lay out all columns together, where they are few; None elsewhere."""
-    return _laid(geometry, geometry.batch, geometry.groups, geometry.group_in) if _few(geometry) else None
-
-
-@lru_cache(maxsize=1024)
-def _spaced(geometry: Geometry) -> _Laid | None:
-    """Lay out all columns of the input gradient, of spaced outputs, where they are few; None elsewhere."""
-    own = geometry.unstrided.mirrored
-    return _laid(own, own.batch, own.groups, own.group_in, geometry.stride) if _few(own) else None
+    return _laid(geometry, geometry.batch, geometry.groups, geometry.group_in, apart) if _few(geometry) else None
 
 
 def _windows(backend: Backend, laid: _Laid, x: Array, workspace: Workspace) -> Array:
@@ -492,11 +486,13 @@ def _plan(geometry: Geometry, purpose: str, elements: int, enough: int, least: i
         rows = max(1, positions // across) * min(geometry.stride[0], geometry.kernel[0]) + reach
         strips = height // together * min(across, max(1, positions)) * rows
         positions = most = max(fewest, min(positions, positions * 4 * elements // strips))
-    # Of several samples columns and results are copied once more, so a block has more of them, or one.
-    several = 2 * geometry.positions <= enough
-    samples = min(most // geometry.positions, -(-2 * enough // geometry.positions)) if several else 1
     if _positionwise(geometry) and purpose != "weight_grad":
         samples = geometry.batch
+    elif 2 * geometry.positions <= enough:
+        # What several samples share is copied in short rows, and wants blocks to be larger.
+        samples = min(most // geometry.positions, -(-2 * enough // geometry.positions))
+    else:  # and is copied once more than what one has
+        samples = 1
     taps = pieces(geometry.kernel[0], together)
     # Too few blocks to share out: cut the samples finer, and what is left to cut after that.
     stacks = len(groups) * len(pieces(geometry.group_in, channels))
