@@ -234,6 +234,17 @@ class Backend:
     def astype(self, array: Array, dtype: Any) -> Array:
         return array if array.dtype == dtype else self.xp.astype(array, dtype)
 
+    def complex(self, real: Array, imag: Array) -> Array:
+        """Complex numbers of two real parts, whatever these hold."""
+        xp, device = self.xp, self.device_of(real)
+        made = self.dtype({32: "complex64", 64: "complex128"}[self.bits(real.dtype)])
+        # A product with 1j would be nan in both parts where one is not finite; a sum is one in each part.
+        finite = xp.isfinite(imag)
+        whole = xp.astype(xp.where(finite, imag, xp.zeros_like(imag)), made) * 1j
+        for rest, number in ((xp.isnan(imag), "nan"), (imag == float("inf"), "inf"), (imag == -float("inf"), "-inf")):
+            whole = xp.where(rest, xp.asarray(complex(0, float(number)), dtype=made, device=device), whole)
+        return xp.astype(real, made) + whole
+
     def empty(self, shape: tuple[int, ...], like: Array, last: int = 0, dtype: Any = None) -> Array:
         """An array of any contents, in the dtype of `like` or another, with so many axes after the first last."""
         if last:

@@ -78,6 +78,9 @@ class CupyBackend(Backend):
     def zeros(self, shape: tuple[int, ...], like: Array) -> Array:
         return self.xp.zeros(shape, dtype=like.dtype)
 
+    def complex(self, real: Array, imag: Array) -> Array:
+        return self.xp.stack((real, imag), axis=-1).view(self.xp.result_type(real, self.xp.complex64))[..., 0]
+
     def product(self, a: Array, b: Array, out: Array | None = None) -> Array:
         if a.ndim != 3 or a.shape[0] != 1 or b.shape[0] != 1:
             return self.xp.matmul(a, b, out=out)

@@ -90,6 +90,9 @@ class NumpyBackend(Backend):
     def astype(self, array: Array, dtype: Any) -> Array:
         return array.astype(dtype, copy=False)
 
+    def complex(self, real: Array, imag: Array) -> Array:
+        return np.stack((real, imag), axis=-1).view(np.result_type(real, np.complex64))[..., 0]
+
     def write_sum(self, target: Array, index: tuple[Any, ...], a: Array, b: Array) -> Array:
         np.add(a, b, out=target[index])
         return target

@@ -71,6 +71,11 @@ class TorchBackend(Backend):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
 
+    def complex(self, real: Array, imag: Array) -> Array:
+        import torch
+
+        return torch.complex(real, imag)
+
     def product(self, a: Array, b: Array, out: Array | None = None) -> Array:
         import torch
 

@@ -23,7 +23,7 @@ Padding = str | int | Sequence[int] | Sequence[tuple[int, int]]
 NAMED_PADDINGS = ("valid", "full", "same", "same_lower")
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 DATA_FORMATS = ("channels_first", "channels_last")
-PRECISIONS = ("standard", "fast")
+PRECISIONS = ("standard", "fast", "reproducible")
 KINDS = {
     **dict.fromkeys(("float16", "bfloat16", "float32", "float64"), "real floating"),
     **dict.fromkeys(("complex64", "complex128"), "complex floating"),

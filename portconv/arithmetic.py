@@ -84,15 +84,26 @@ def computed_in(backend: Backend, dtype: Dtype, slices: bool = True) -> Dtype:
 
 @lru_cache(maxsize=1024)
 def copies(
-    backend: Backend, dtype: Dtype, geometry: Geometry, purpose: str, a: object, b: object, slices: bool = True
+    backend: Backend,
+    dtype: Dtype,
+    geometry: Geometry,
+    purpose: str,
+    a: object,
+    b: object,
+    slices: bool = True,
+    exact: int = 0,
 ) -> Copies:
     """Count the bytes of copies that a product makes before and after an algorithm works on it.
 
-    `a` and `b` are the dtypes of its operands, in the order of `compute`.
+    `a` and `b` are the dtypes of its operands, in the order of `compute`; `exact` is how many products of slices it is
+    made of where it is reproducible.
     """
     wide = backend.bits(computed_in(backend, dtype, slices).dtype) // 8
     own = backend.bits(dtype.dtype) // 8
-    if dtype.kind == "integral" and slices:
+    if exact:
+        # In slices, in float64, as are their products.
+        operands, result, wide = [8 * exact] * 2, 8 * exact, 8 * exact
+    elif dtype.kind == "integral" and slices:
         # As it was given, in slices as they are cut, of at least 8 bits each, and as they are multiplied.
         most = -(-(8 * own + 1) // 8)
         operands, result = [own + most * (wide + 2 * own)] * 2, 3 * wide + 3 * own

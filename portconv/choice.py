@@ -168,7 +168,7 @@ def consider(
     return tuple(_one(name, geometry, backend, dtype, purpose, bounds) for name in _NAMES[:-1])
 
 
-def explanation(choice: Choice, geometry: Geometry, backend: Backend, dtype: Dtype, more: int) -> Explanation:
+def explanation(choice: Choice, geometry: Geometry, dtype: Dtype, backend: Backend, more: int) -> Explanation:
     """Explain the choice for a forward product, which takes `more` bytes beside the algorithm's workspace."""
     own = choice.algorithm.__name__.rpartition(".")[2]
     weighed = {one.name: one for one in consider(geometry, backend, dtype, "forward", choice.bounds)}

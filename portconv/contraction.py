@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from . import arguments, limits
+from . import arguments, limits, reproducible
 from .arguments import Dtype
 from .arithmetic import Product, compute, computed_in, conjugate, copies, summable, with_bias
 from .backends import Array, Backend
@@ -43,7 +43,7 @@ class Contraction:
     def served(self, purpose: str) -> str:
         """The algorithm of a product in the call's own dtype: "forward", "input_grad" or "weight_grad"."""
         own = self.dtype.dtype
-        made = copies(self.backend, self.dtype, self.geometry, purpose, own, own, self._slices)
+        made = self._copies(self.dtype, purpose, self.geometry, own, own)
         return self._choice(self.dtype, purpose, self.geometry, made).algorithm.__name__.rpartition(".")[2]
 
     @property
@@ -60,13 +60,14 @@ class Contraction:
         """Explain the choice for the forward product."""
         cut, _ = self._parts(self.dtype, "forward", x, w)
         largest = max((part.geometry for part in cut), key=lambda own: own.operations)
-        one = copies(self.backend, self.dtype, largest, "forward", x.dtype, w.dtype, self._slices)
+        one = self._copies(self.dtype, "forward", largest, x.dtype, w.dtype)
         choice = self._choice(self.dtype, "forward", largest, one)
         more = one.bytes(largest, cut=len(cut) > 1)
-        own = computed_in(self.backend, self.dtype, self._slices)
-        return explanation(choice, largest.extended, self.backend, own, more)
+        return explanation(choice, *self._chosen(self.dtype, "forward", largest), self.backend, more)
 
-    def forward(self, dtype: Dtype, x: Array, w: Array, b: Array | None) -> Array:
+    def forward(self, dtype: Dtype, x: Array, w: Array, b: Array | None, rounded: str | None = None) -> Array:
+        """Compute the output; where it is reproducible, rounded to the dtype named by `rounded`, if that is another."""
+
         def of(part: Part) -> Product:
             own, choice = part.geometry, self._choice(dtype, "forward", part.geometry, made)
 
@@ -78,6 +79,8 @@ class Contraction:
 
         with self._held(dtype, x):
             (cut, made), seen = self._parts(dtype, "forward", x, w), self._seen(x)
+            if self._exact(dtype):
+                return self._given(self._reproducible(dtype, "forward", cut, made, seen, w, b, rounded))
             terms = self.geometry.group_in * self.geometry.taps
             if len(cut) == 1:
                 return self._given(self._computed(dtype, of(cut[0]), terms, seen, w, b))
@@ -88,8 +91,19 @@ class Contraction:
                 out = self.backend.write(out, (*part.of_out, ...), self._computed(dtype, of(part), terms, *own, bias))
             return self._given(out)
 
-    def input_grad(self, dtype: Dtype, dout: Array, w: Array, adjoint: bool = True, b: Array | None = None) -> Array:
-        """Compute the gradient of the input; without `adjoint`, the transposed convolution, which adds a bias."""
+    def input_grad(
+        self,
+        dtype: Dtype,
+        dout: Array,
+        w: Array,
+        adjoint: bool = True,
+        b: Array | None = None,
+        rounded: str | None = None,
+    ) -> Array:
+        """Compute the gradient of the input; without `adjoint`, the transposed convolution, which adds a bias.
+
+        Where it is reproducible it is rounded to the dtype named by `rounded`, if that is another.
+        """
 
         def of(part: Part) -> Product:
             own, choice = part.geometry, self._choice(dtype, "input_grad", part.geometry, made)
@@ -103,6 +117,8 @@ class Contraction:
         with self._held(dtype, dout):
             (cut, made), seen = self._parts(dtype, "input_grad", dout, w), self._seen(dout)
             w = conjugate(self.backend, w) if adjoint else w
+            if self._exact(dtype):
+                return self._given(self._reproducible(dtype, "input_grad", cut, made, seen, w, b, rounded))
             terms = self.geometry.group_out * self.geometry.taps * overlap(self.geometry)
             if len(cut) == 1:
                 return self._given(self._computed(dtype, of(cut[0]), terms, seen, w, b))
@@ -113,8 +129,13 @@ class Contraction:
                 grad = self.backend.write(grad, (*part.of_x, ...), self._computed(dtype, of(part), terms, *own, bias))
             return self._given(grad)
 
-    def weight_grad(self, dtype: Dtype, dout: Array, x: Array, adjoint_of: str = "x") -> Array:
-        """Compute the gradient of the filters; `adjoint_of` which operand, "x" or "dout", is the one given forward."""
+    def weight_grad(
+        self, dtype: Dtype, dout: Array, x: Array, adjoint_of: str = "x", rounded: str | None = None
+    ) -> Array:
+        """Compute the gradient of the filters; `adjoint_of` which operand, "x" or "dout", is the one given forward.
+
+        Where it is reproducible it is rounded to the dtype named by `rounded`, if that is another.
+        """
 
         def of(part: Part) -> Product:
             own, choice = part.geometry, self._choice(dtype, "weight_grad", part.geometry, made)
@@ -127,6 +148,12 @@ class Contraction:
 
         with self._held(dtype, dout):
             (cut, made), seen, cells = self._parts(dtype, "weight_grad", dout, x), self._seen(dout), self._seen(x)
+            if self._exact(dtype):
+                one, other = (
+                    conjugate(self.backend, array) if adjoint_of == name else array
+                    for name, array in (("dout", seen), ("x", cells))
+                )
+                return self._reproducible(dtype, "weight_grad", cut, made, one, other, rounded=rounded)
             terms = self.geometry.batch * self.geometry.positions
             # What is added up is rounded at the end, as in one sum.
             wide = dtype if len(cut) == 1 or dtype.kind == "integral" else computed_in(self.backend, dtype)
@@ -142,11 +169,17 @@ class Contraction:
             grad = next(iter(sums.values())) if len(sums) == 1 else self.backend.xp.concat(list(sums.values()), axis=0)
             return self.backend.astype(grad, dtype.dtype)
 
-    def channel_sum(self, dtype: Dtype, array: Array) -> Array:
-        """Add up the elements of each channel, of an input or an output as the caller has it."""
+    def channel_sum(self, dtype: Dtype, array: Array, rounded: str | None = None) -> Array:
+        """Add up the elements of each channel, of an input or an output as the caller has it.
+
+        Where it is reproducible it is rounded to the dtype named by `rounded`, if that is another.
+        """
         with self._held(dtype, array):
             xp, wide = self.backend.xp, summable(self.backend, dtype)
             seen = self._seen(array)
+            if self._exact(dtype):
+                with self.backend.quiet():
+                    return reproducible.channel_sum(self.backend, self.geometry, dtype.name, seen, rounded)
             if self.geometry.channels_last:
                 cells = xp.permute_dims(seen, (0, *range(2, seen.ndim), 1))
                 sums = xp.sum(self.backend.astype(cells, wide), axis=tuple(range(seen.ndim - 1)), dtype=wide)
@@ -169,14 +202,54 @@ class Contraction:
         """Whether integers are multiplied as slices: the readable truth multiplies them as they are."""
         return self.algorithm != "direct"
 
+    def _exact(self, dtype: Dtype) -> bool:
+        """Whether a product is reproducible by slices; that of integers is so as it is."""
+        return self.precision == "reproducible" and dtype.kind != "integral"
+
+    def _reproducible(
+        self,
+        dtype: Dtype,
+        purpose: str,
+        cut: tuple[Part, ...],
+        made: Copies,
+        a: Array,
+        b: Array,
+        bias: Array | None = None,
+        rounded: str | None = None,
+    ) -> Array:
+        def chosen(geometry: Geometry) -> Choice:
+            strict, own = limits.workspace() is not None, self._sliced(dtype)
+            return choose(self.algorithm, geometry, self.backend, own, purpose, self._room(made), strict)
+
+        with self.backend.quiet():
+            return reproducible.compute(
+                self.backend, self.geometry, dtype.name, purpose, chosen, cut, a, b, bias, rounded
+            )
+
+    def _sliced(self, dtype: Dtype) -> Dtype:
+        """What slices are multiplied in: whole numbers, which no algorithm may round."""
+        return Dtype(self.backend.dtype("float64"), f"{dtype.name}, reproducibly", "integral")
+
+    def _chosen(self, dtype: Dtype, purpose: str, geometry: Geometry) -> tuple[Geometry, Dtype]:
+        """What an algorithm is chosen for: a convolution, and what it is computed in."""
+        if self._exact(dtype):
+            count = reproducible.slots(dtype.name, reproducible.summed(geometry, purpose, dtype.name))
+            return reproducible.in_slices(geometry, count).extended, self._sliced(dtype)
+        return geometry.extended, computed_in(self.backend, dtype, self._slices)
+
+    def _copies(self, dtype: Dtype, purpose: str, geometry: Geometry, a: Any, b: Any) -> Copies:
+        exact = 0
+        if self._exact(dtype):
+            exact = reproducible.slots(dtype.name, reproducible.summed(geometry, purpose, dtype.name))
+        return copies(self.backend, dtype, geometry, purpose, a, b, self._slices, exact)
+
     def _choice(self, dtype: Dtype, purpose: str, geometry: Geometry, made: Copies) -> Choice:
-        own = computed_in(self.backend, dtype, self._slices)
-        strict = limits.workspace() is not None
-        return choose(self.algorithm, geometry.extended, self.backend, own, purpose, self._room(made), strict)
+        own, strict = self._chosen(dtype, purpose, geometry), limits.workspace() is not None
+        return choose(self.algorithm, own[0], self.backend, own[1], purpose, self._room(made), strict)
 
     def _parts(self, dtype: Dtype, purpose: str, a: Array, b: Array) -> tuple[tuple[Part, ...], Copies]:
         """Cut a product so that there is room for its copies; return the copies of the whole, too."""
-        made = copies(self.backend, dtype, self.geometry, purpose, a.dtype, b.dtype, self._slices)
+        made = self._copies(dtype, purpose, self.geometry, a.dtype, b.dtype)
         found = parts(self.geometry, purpose, made, self._room(made))
         if found is None and (asked := limits.workspace()) is None:
             return (whole(self.geometry),), made

@@ -91,7 +91,7 @@ def conv(
         long the padding is, as `numpy.pad` has it with "reflect", "edge" and "wrap".
     data_format : {"channels_first", "channels_last"}
         Where the channels of `x` and of the output are; `w` stays as it is.
-    precision : {"standard", "fast"}
+    precision : {"standard", "fast", "reproducible"}
         ``"standard"`` computes in the arrays' own dtype, never in TF32; ``"fast"`` lets the backend trade accuracy for
         speed.
     algorithm : {"auto", "winograd", "fft", "depthwise", "gemm", "direct"}
@@ -482,14 +482,17 @@ def backward(dout: Array, cache: Forward, transposed: bool = False) -> ConvGrads
             f"dout: got dtype {backend.dtype_name(dout.dtype)}, expected a real one, as the output's is"
         )
     arguments.exact_shape("dout", tuple(dout.shape), call.x_shape if transposed else call.out_shape)
+    of_x, of_w = (backend.dtype_name(array.dtype) for array in (x, w))
     if transposed:
-        dx = call.forward(common, dout, conjugate(backend, w), None)
-        dw = call.weight_grad(common, x, dout, adjoint_of="dout")
+        dx = call.forward(common, dout, conjugate(backend, w), None, of_x)
+        dw = call.weight_grad(common, x, dout, adjoint_of="dout", rounded=of_w)
     else:
         call.room(common, x, "x", x.shape, "x")
-        dx = call.input_grad(common, dout, w)
-        dw = call.weight_grad(common, dout, x)
-    db = None if b is None else narrow(backend, call.channel_sum(common, dout), b.dtype)
+        dx = call.input_grad(common, dout, w, rounded=of_x)
+        dw = call.weight_grad(common, dout, x, rounded=of_w)
+    db = None
+    if b is not None:
+        db = narrow(backend, call.channel_sum(common, dout, rounded=backend.dtype_name(b.dtype)), b.dtype)
     return ConvGrads(narrow(backend, dx, x.dtype), narrow(backend, dw, w.dtype), db)
 
 

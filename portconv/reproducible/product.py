@@ -1,0 +1,482 @@
+"""The three products of a convolution, the same bits however they are cut, shared and multiplied.
+
+Slices of operands lie side by side as groups of a convolution: one call of an algorithm multiplies all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import lru_cache
+from itertools import product
+from typing import NamedTuple
+
+from ..algorithms.columns import ALL, Index
+from ..backends import Array, Backend, Workspace
+from ..boundary import extend, fold, overlap
+from ..choice import Choice
+from ..geometry import Geometry, pieces
+from ..parts import Copies, Part, parts, whole
+from .limbs import carried, rounded
+from .probe import ready
+from .scales import LEAST_NORMAL, PARTS_OF, Operand, along, halves, operand, parts_of, plain, power
+from .slices import PRODUCTS, SIGNIFICANT, SIGNS, Slicing, addition, cut, slicing, weights
+from .specials import SLOTS, Counts, counted, indicators
+
+ROLES = {
+    "forward": ("sample", "filter"),
+    "input_grad": ("sample", "input channel"),
+    "weight_grad": ("channel", "channel"),
+}
+"""What shares a scale, of each operand."""
+LONG = 1 << 13
+"""Terms that two slices of 20 bits, or three, can sum; a longer sum over samples and rows is cut, and added up."""
+BYTES = 128
+"""What an element of a block takes while it is cut or rounded, to stay in cache with all that is made of it."""
+STEPS = 32
+"""Operations that it takes."""
+
+Chosen = Callable[[Geometry], Choice]
+
+
+class Problem(NamedTuple):
+    """A product with both operands, and how it is computed."""
+
+    backend: Backend
+    purpose: str
+    choose: Chosen
+    powers: Array
+    dtype: str
+    of_a: Operand
+    of_b: Operand
+    own: Slicing
+
+
+def in_slices(geometry: Geometry, count: int) -> Geometry:
+    """The convolution of so many slices side by side, as groups; in the order of memory that slices have."""
+    return replace(
+        geometry,
+        groups=count * geometry.groups,
+        in_channels=count * geometry.in_channels,
+        out_channels=count * geometry.out_channels,
+        channels_last=False,
+    )
+
+
+def summed(geometry: Geometry, purpose: str, dtype: str) -> int:
+    """How many products one exact sum has, at most."""
+    if purpose == "forward":
+        return geometry.group_in * geometry.taps
+    if purpose == "input_grad":
+        return geometry.group_out * geometry.taps * overlap(geometry)
+    return max(part.geometry.batch * part.geometry.positions for part in _short(geometry.extended, dtype))
+
+
+@lru_cache(maxsize=256)
+def _short(geometry: Geometry, dtype: str) -> tuple[Part, ...]:
+    """Parts of a weight gradient that few enough products are summed in."""
+    most = LONG // (2 if dtype in PARTS_OF else 1)
+    return parts(geometry, "weight_grad", Copies(geometry.positions, 0, 0, 0), most) or (whole(geometry),)
+
+
+def compute(
+    backend: Backend,
+    geometry: Geometry,
+    dtype: str,
+    purpose: str,
+    choose: Chosen,
+    some: Iterable[Part],
+    a: Array,
+    b: Array,
+    bias: Array | None = None,
+    rounded_to: str | None = None,
+) -> Array:
+    """Compute a product of operands as algorithms see them.
+
+    Parameters
+    ----------
+    backend : Backend
+    geometry : Geometry
+    dtype : str
+        What operands have in common.
+    purpose : str
+        "forward", "input_grad" or "weight_grad".
+    choose : callable
+        Gives the algorithm of a convolution of slices.
+    some : iterable of Part
+        The parts that the product is cut into.
+    a, b : array
+        The operands: `x` and `w`, `dout` and `w`, or `dout` and `x`.
+    bias : array, shape (F,), optional
+    rounded_to : str, optional
+        The dtype of the result, where that is another; of complex numbers rounded to real ones, the real part.
+
+    Returns
+    -------
+    array
+    """
+    powers, bits = ready(backend, a), SIGNIFICANT[dtype]
+    roles = zip((a, b), ROLES[purpose], strict=True)
+    operands = [operand(backend, geometry, powers, array, role, bits) for array, role in roles]
+    some = tuple(some)
+    terms = max(summed(part.geometry, purpose, dtype) for part in some)
+    problem = Problem(backend, purpose, choose, powers, dtype, *operands, slicing(dtype, terms))
+    made = rounded_to or dtype
+    exponents = _exponents(problem, geometry)
+    if purpose == "weight_grad":
+        return _weight_grad(problem, geometry, some, exponents, made)
+    forward = purpose == "forward"
+    shape = geometry.out_shape if forward else geometry.x_shape
+    out = backend.empty(shape, a, last=geometry.channels_last, dtype=backend.dtype(made))
+    for part in some:
+        at, of_a = (part.of_out, part.of_x) if forward else (part.of_x, part.of_out)
+        one, other = _of(problem.of_a, of_a), _of(problem.of_b, part.of_w)
+        products = _products(problem, part.geometry, one, other)
+        counts = _counts(problem, part.geometry, one, other)
+        own = None if bias is None else bias[part.of_w[0] if forward else part.of_x[1]]
+        target = out[(*at, ...)]
+        value = _rounded(problem, target, products, exponents[at[:2]], made, own, counts)
+        if not (backend.views and value is target):
+            out = backend.write(out, (*at, ...), value)
+    return out
+
+
+def _weight_grad(problem: Problem, geometry: Geometry, some: tuple[Part, ...], exponents: Array, made: str) -> Array:
+    backend = problem.backend
+    shape = (geometry.out_channels, geometry.group_in, *geometry.kernel)
+    grad = backend.empty(shape, problem.of_a.array, dtype=backend.dtype(made))
+    for first in sorted({part.of_w[0].start or 0 for part in some}):
+        same = [part for part in some if (part.of_w[0].start or 0) == first]
+        at = same[0].of_w
+        limbs: list[list[Array]] = []
+        counts: list[Counts] | None = None
+        target = grad[(*at, ...)]
+        several = len(same) > 1 or len(_short(same[0].geometry.extended, problem.dtype)) > 1
+        for part in same:
+            cells = _of(problem.of_b, part.of_x)
+            cells = cells._replace(array=extend(part.geometry, backend, cells.array))
+            for short in _short(part.geometry.extended, problem.dtype):
+                own = _of(_of(problem.of_a, part.of_out), short.of_out), _of(cells, short.of_x)
+                products = _products(problem, short.geometry, *own)
+                more = _counts(problem, short.geometry, *own)
+                if counts is not None and more is not None:
+                    more = [old + new for old, new in zip(counts, more, strict=True)]
+                counts = more
+                if several:
+                    found = _weights(problem, products, made, slot_axis=0)
+                    limbs = limbs or [[backend.xp.zeros_like(sums[0])] * (len(sums) + 1) for sums in found]
+                    limbs = [_added(problem, held, sums) for held, sums in zip(limbs, found, strict=True)]
+        if several:
+            value = _finished(problem, limbs, exponents[at], made, counts)
+        else:
+            value = _rounded(problem, target, products, exponents[at], made, None, counts)
+        if not (backend.views and value is target):
+            grad = backend.write(grad, (*at, ...), value)
+    return grad
+
+
+def _of(own: Operand, index: Index) -> Operand:
+    return own._replace(array=own.array[(*index, ...)], exponents=own.exponents[index[:2]])
+
+
+def _exponents(problem: Problem, geometry: Geometry) -> Array:
+    """The power of two that a result's sums count, for each element of its first two axes."""
+    xp, groups = problem.backend.xp, geometry.groups
+    one, other = problem.of_a.exponents, problem.of_b.exponents
+    fewer = 2 * (problem.own.bits - 1)
+    ins, outs = geometry.group_in, geometry.group_out
+    if problem.purpose == "weight_grad":
+        if not geometry.batch:
+            return xp.zeros((geometry.out_channels, ins), dtype=one.dtype, device=problem.backend.device_of(one))
+        rows = xp.reshape(one[0, :], (groups, outs, 1))
+        return xp.reshape(rows + xp.reshape(other[0, :], (groups, 1, ins)), (geometry.out_channels, ins)) - fewer
+    if problem.purpose == "forward":
+        samples, mine = one[:, ::ins], xp.reshape(other[:, 0], (1, groups, outs))
+    else:
+        samples, mine = one[:, ::outs], xp.reshape(other, (groups, outs, ins))[:, :1, :]
+        mine = xp.reshape(mine, (1, groups, ins))
+    return xp.reshape(samples[:, :, None] + mine, (one.shape[0], groups * mine.shape[2])) - fewer
+
+
+def _products(problem: Problem, geometry: Geometry, one: Operand, other: Operand) -> Array:
+    """The products of all slots: (N, slots, F, *P), (N, slots, C, *S), or (slots, F, C / G, *K)."""
+    own, backend = problem.own, problem.backend
+
+    def slices(side: int, part: Array, factors: list[Array], real: str, rare: bool) -> list[Array]:
+        found = []
+        for numbers in parts_of(backend, part):
+            numbers = plain(backend, numbers, real) if rare else backend.astype(numbers, backend.dtype("float64"))
+            for factor in factors:
+                numbers = numbers * factor
+            cuts = cut(backend, numbers, own)
+            found.append([cuts[i] if i == j else cuts[i] + cuts[j] for i, j in own.forms])
+        if len(found) < own.kinds // 2:  # the imaginary part of what is real
+            found.append([backend.xp.zeros_like(one) for one in found[0]])
+        chosen = [kind[side] for kind in PRODUCTS[: own.kinds]]
+        return [form for part in chosen for form in found[part]]
+
+    stacks = []
+    for side, this in enumerate((one, other)):
+        up = own.bits - 1 - this.exponents
+        # Powers beyond those of normal numbers are multiplied by in two steps.
+        powers = halves(problem.backend, up) if own.bits > 40 else (up,)
+        factors = [along(backend, power(backend, problem.powers, p), this.array.ndim - 2) for p in powers]
+        axis = 0 if side == 1 and problem.purpose != "weight_grad" else 1
+
+        def of(block: Index, side: int = side, this: Operand = this, factors: list[Array] = factors) -> list[Array]:
+            own_factors = [factor[(*block[:2], ...)] for factor in factors]
+            return slices(side, this.array[(*block, ...)], own_factors, this.real, this.rare)
+
+        stacks.append(_stacked(backend, this.array, len(own.slots), axis, of))
+    return _convolved(problem, geometry, len(own.slots), *stacks)
+
+
+def _stacked(backend: Backend, like: Array, count: int, axis: int, of: Callable[[Index], list[Array]]) -> Array:
+    """What `of` makes of each block of an operand, in float64, along a new axis."""
+    shape = (*like.shape[:axis], count, *like.shape[axis:])
+    stack = backend.empty(shape, like, dtype=backend.dtype("float64"))
+
+    def compute(block: Index, target: Array, workspace: Workspace) -> Array:
+        for slot, value in enumerate(of(block)):
+            target = backend.write(target, (*(ALL,) * axis, slot, ...), value)
+        return target
+
+    blocks = [((*block[:axis], ALL, *block[axis:]), block) for block in _blocks(backend, tuple(like.shape))]
+    return backend.fill(stack, blocks, compute, _least(backend, stack.shape))
+
+
+def _convolved(problem: Problem, geometry: Geometry, count: int, one: Array, other: Array) -> Array:
+    """Convolve what lies side by side, by the algorithm that serves; padding that is not of zeros is filled in."""
+    backend, xp, purpose = problem.backend, problem.backend.xp, problem.purpose
+    one = xp.reshape(one, _merged(one.shape, 1))
+    other = xp.reshape(other, _merged(other.shape, 1 if purpose == "weight_grad" else 0))
+    own = in_slices(geometry, count)
+    algorithm, bounds, _ = problem.choose(own.extended)
+    if purpose == "forward":
+        made = algorithm.forward(own.extended, backend, bounds, extend(own, backend, one), other, None)
+        return xp.reshape(made, (made.shape[0], count, *geometry.out_shape[1:]))
+    if purpose == "input_grad":
+        made = fold(own, backend, algorithm.input_grad(own.extended, backend, bounds, one, other))
+        return xp.reshape(made, (made.shape[0], count, *geometry.x_shape[1:]))
+    made = algorithm.weight_grad(own.extended, backend, bounds, one, extend(own, backend, other))
+    return xp.reshape(made, (count, *geometry.w_shape))
+
+
+def _merged(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    return (*shape[:axis], shape[axis] * shape[axis + 1], *shape[axis + 2 :])
+
+
+def _weights(problem: Problem, products: Array, made: str, slot_axis: int) -> list[list[Array]]:
+    """Sums by their weight, of the real part of a result and, where it has one, of the imaginary one."""
+    own = problem.own
+    forms = len(own.forms)
+
+    def of(kind: int) -> list[Array]:
+        return [products[(*(ALL,) * slot_axis, kind * forms + form, ...)] for form in range(forms)]
+
+    if own.kinds == 1:
+        return [weights(problem.backend, of(0), own)]
+    found = []
+    for first, second in ((0, 1), (2, 3))[: 2 if made in PARTS_OF else 1]:
+        pairs = zip(of(first), of(second), strict=True)
+        found.append(weights(problem.backend, [x * SIGNS[first] + y * SIGNS[second] for x, y in pairs], own))
+    return found
+
+
+def _added(problem: Problem, held: list[Array], sums: list[Array]) -> list[Array]:
+    """Add sums by weight to limbs, of which there is one more."""
+    both = [limb + more for limb, more in zip(held, sums, strict=False)]
+    return carried(problem.backend, [*both, held[-1]], problem.own.width)
+
+
+def _finished(
+    problem: Problem, limbs: list[list[Array]], exponents: Array, made: str, counts: list[Counts] | None
+) -> Array:
+    """Round the parts of a result, and put nans and infinities in."""
+    backend, width = problem.backend, problem.own.width
+    found = []
+    for i, own in enumerate(limbs):
+        value = rounded(backend, own, width, problem.powers, exponents, PARTS_OF.get(made, made))
+        found.append(value if counts is None else counts[i].put(backend, value))
+    return found[0] if made not in PARTS_OF else backend.complex(*found)
+
+
+def _rounded(
+    problem: Problem,
+    out: Array,
+    products: Array,
+    exponents: Array,
+    made: str,
+    bias: Array | None,
+    counts: list[Counts] | None,
+) -> Array:
+    """Round what products of slices add up to, block by block, into `out`; and add a bias."""
+    backend = problem.backend
+    axis = 0 if problem.purpose == "weight_grad" else 1
+
+    def compute(block: Index, target: Array, workspace: Workspace) -> Array:
+        own = products[(*block[:axis], ALL, *block[axis:], ...)]
+        sums = _weights(problem, own, made, axis)
+        limbs = [carried(backend, each, problem.own.width) for each in sums]
+        at = (*block, ...)
+        some = None if counts is None else [count.at(at) for count in counts]
+        value = _finished(problem, limbs, exponents[block[:2]], made, some)
+        if bias is not None:
+            value = biased(backend, value, bias[block[1]], made)
+        return value
+
+    blocks = [(block, block) for block in _blocks(backend, tuple(out.shape))]
+    return backend.fill(out, blocks, compute, _least(backend, out.shape))
+
+
+def biased(backend: Backend, value: Array, bias: Array, made: str) -> Array:
+    """Add a bias (F,) to a result (N, F, ...), in one addition of its dtype."""
+    given = backend.dtype_name(bias.dtype)
+    real = PARTS_OF.get(made, made)
+    halves_ = real in ("float16", "bfloat16")
+    wide = backend.dtype("float32" if halves_ else real)
+    xp, found = backend.xp, []
+    parts = parts_of(backend, bias)
+    for i, part in enumerate(parts_of(backend, value)):
+        if i >= len(parts):
+            found.append(part)
+            continue
+        low = 2.0 ** LEAST_NORMAL[PARTS_OF.get(given, given)]
+        own = backend.astype(parts[i], backend.dtype("float64"))
+        own = backend.astype(xp.where(xp.abs(own) < low, xp.zeros_like(own), own), wide)
+        # A sum of two halves in float32 is rounded to a half as the exact one would be.
+        total = backend.astype(part, wide) + xp.reshape(own, (1, -1, *(1,) * (value.ndim - 2)))
+        total = backend.astype(total, backend.dtype(real))
+        found.append(canonical(backend, total, real))
+    return found[0] if made not in PARTS_OF else backend.complex(*found)
+
+
+def canonical(backend: Backend, value: Array, real: str) -> Array:
+    """Subnormal numbers made zero, zeros positive, and one nan of all."""
+    xp, device = backend.xp, backend.device_of(value)
+    wide = backend.astype(value, backend.dtype("float64"))
+    value = xp.where(xp.abs(wide) < 2.0 ** LEAST_NORMAL[real], xp.zeros_like(value), value)
+    return xp.where(xp.isnan(wide), backend.asarray(float("nan"), value.dtype, device), value)
+
+
+def channel_sum(backend: Backend, geometry: Geometry, dtype: str, array: Array, rounded_to: str | None = None) -> Array:
+    """Add up the elements (N, C, *cells) of each channel: quantised, exactly, and rounded once.
+
+    Parameters
+    ----------
+    backend : Backend
+    geometry : Geometry
+    dtype : str
+        What says to how many bits the elements are quantised.
+    array : array
+    rounded_to : str, optional
+        The dtype of the result, where that is another; of complex numbers rounded to real ones, the real part.
+
+    Returns
+    -------
+    array, shape (C,)
+    """
+    xp, powers, bits = backend.xp, ready(backend, array), SIGNIFICANT[dtype]
+    this = operand(backend, geometry, powers, array, "channel", bits)
+    made = rounded_to or dtype
+    own = addition(bits, math.prod(array.shape) // array.shape[1])
+    names = ["nan", "infinite", "sign", "finite sign"]
+    axes = (0, *range(2, array.ndim))
+    kinds = range(2 if made in PARTS_OF else 1)
+    double = backend.dtype("float64")
+    nothing = xp.zeros((array.shape[1], 1), dtype=double, device=backend.device_of(array))
+    limbs = [[nothing] * own.count for _ in kinds]
+    counts = [[nothing] * len(names) for _ in kinds]
+    ups = halves(backend, bits - 1 - this.exponents)
+    factors = [along(backend, power(backend, powers, up), array.ndim - 2) for up in ups]
+
+    def summed(values: list[Array], held: list[Array], channels: slice) -> list[Array]:
+        sums = [xp.reshape(xp.sum(value, axis=axes), (-1, 1)) for value in values]
+        return [backend.add(old * 1.0, (channels, ...), new) for old, new in zip(held, sums, strict=True)]
+
+    for block in _blocks(backend, tuple(array.shape)):
+        for kind, part in zip(kinds, parts_of(backend, array[(*block, ...)]), strict=False):
+            numbers = plain(backend, part, this.real) if this.rare else backend.astype(part, double)
+            for factor in factors:
+                numbers = numbers * factor[(*block[:2], ...)]
+            limbs[kind] = summed(cut(backend, numbers, own), limbs[kind], block[1])
+            if not this.finite:
+                masks = indicators(backend, part, this.real, names)
+                counts[kind] = summed(masks, counts[kind], block[1])
+    exponents = this.exponents[0, :] - (bits - 1) if array.shape[0] else this.exponents[:0, 0]
+    exponents = xp.reshape(exponents, (-1, 1)) if array.shape[0] else xp.astype(nothing, xp.int64)
+    found = []
+    for kind in kinds:
+        exact = carried(backend, limbs[kind], own.width)
+        value = rounded(backend, exact, own.width, powers, exponents, PARTS_OF.get(made, made))
+        nans, infinite, signs, finite = counts[kind]
+        found.append(xp.reshape(Counts(nans, infinite, signs - finite).put(backend, value), (-1,)))
+    if made in PARTS_OF and len(parts_of(backend, array)) == 1:
+        found[1] = xp.zeros_like(found[0])
+    return found[0] if made not in PARTS_OF else backend.complex(*found)
+
+
+def _counts(problem: Problem, geometry: Geometry, one: Operand, other: Operand) -> list[Counts] | None:
+    """Count nans and infinities, for the real part of a result and the imaginary one; None where there can be none."""
+    if one.finite and other.finite:
+        return None
+    backend, purpose, own = problem.backend, problem.purpose, problem.own
+    padded_first = purpose != "weight_grad"
+    stacks = []
+    for side, this in enumerate((one, other)):
+        names = [slot[side if padded_first else 1 - side] for slot in SLOTS]
+
+        def of(block: Index, side: int = side, this: Operand = this, names: list[str] = names) -> list[Array]:
+            sides = [indicators(backend, part, this.real, names) for part in parts_of(backend, this.array[block])]
+            if len(sides) < own.kinds // 2:
+                nothing = backend.xp.zeros_like(sides[0][0])
+                sides.append(indicators(backend, nothing, this.real, names))
+            return [mask for kind in PRODUCTS[: own.kinds] for mask in sides[kind[side]]]
+
+        axis = 0 if side == 1 and padded_first else 1
+        stacks.append(_stacked(backend, this.array, len(SLOTS) * own.kinds, axis, of))
+    found = _convolved(problem, geometry, len(SLOTS) * own.kinds, *stacks)
+    kinds = []
+    for kind in range(own.kinds):
+        chosen = range(kind * len(SLOTS), (kind + 1) * len(SLOTS))
+        axis = 0 if purpose == "weight_grad" else 1
+        sums = [found[(*(ALL,) * axis, slot, ...)] for slot in chosen]
+        kinds.append(counted(sums, _every(problem, stacks, chosen[-1])).signed(SIGNS[kind]))
+    if own.kinds == 1:
+        return kinds
+    return [kinds[0] + kinds[1], kinds[2] + kinds[3]]
+
+
+def _every(problem: Problem, stacks: list[Array], slot: int) -> Array | None:
+    """How many terms have a nan or an infinity in the operand without padding, those with padding among them."""
+    xp = problem.backend.xp
+    if problem.purpose == "forward":
+        bad = stacks[1][slot, ...]
+        total = xp.sum(bad, axis=tuple(range(1, bad.ndim)))
+        return xp.reshape(total, (1, -1, *(1,) * (bad.ndim - 2)))
+    if problem.purpose == "weight_grad":
+        bad = stacks[0][:, slot, ...]
+        total = xp.sum(bad, axis=(0, *range(2, bad.ndim)))
+        return xp.reshape(total, (-1, *(1,) * (bad.ndim - 1)))
+    return None
+
+
+def _blocks(backend: Backend, shape: tuple[int, ...]) -> list[Index]:
+    """Blocks of an array that stay in cache with what is made of them: of its first three axes."""
+    first, second, *cells = shape
+    most = max(1, backend.block_bytes // BYTES)
+    row = math.prod(cells[1:])
+    rows, channels = math.prod(cells), second * math.prod(cells)
+    cuts = [
+        pieces(first, max(1, most // max(1, channels))),
+        pieces(second, max(1, most // max(1, rows))),
+    ]
+    if cells:
+        cuts.append(pieces(cells[0], max(1, most // max(1, row))))
+    rest = (ALL,) * (len(cells) - 1)
+    return [(*(slice(*piece) for piece in block), *rest) for block in product(*cuts)]
+
+
+def _least(backend: Backend, shape: tuple[int, ...]) -> int:
+    return backend.least_blocks(STEPS * math.prod(shape), 2)

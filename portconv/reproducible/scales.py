@@ -1,0 +1,120 @@
+"""The power of two at or above the largest magnitude of each group of elements that a sum mixes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..backends import Array, Backend
+from ..geometry import Geometry
+
+LOWEST, HIGHEST = -1022, 1023
+"""The powers of two that are normal float64."""
+LEAST_NORMAL = {"float16": -14, "bfloat16": -126, "float32": -126, "float64": -1022}
+"""The power of two that is a dtype's smallest normal number."""
+PARTS_OF = {"complex64": "float32", "complex128": "float64"}
+
+
+class Operand(NamedTuple):
+    """An operand of a product, and what is to know of its elements.
+
+    Attributes
+    ----------
+    array : array
+        As it was given, in any order of axes that algorithms see.
+    exponents : array of int
+        The power of two at or above its largest magnitude, for each element of its first two axes.
+    real : str
+        The dtype of its elements, or of their parts.
+    rare : bool
+        Whether it may hold what must be taken for zero: subnormal numbers, nans or infinities.
+    finite : bool
+    """
+
+    array: Array
+    exponents: Array
+    real: str
+    rare: bool
+    finite: bool
+
+
+def parts_of(backend: Backend, array: Array) -> list[Array]:
+    """The real and the imaginary part of complex numbers; real ones themselves."""
+    if backend.dtype_name(array.dtype) in PARTS_OF:
+        return [backend.xp.real(array), backend.xp.imag(array)]
+    return [array]
+
+
+def plain(backend: Backend, part: Array, real: str) -> Array:
+    """Real numbers in float64, with zeros for nans, infinities and subnormal numbers."""
+    xp, wide = backend.xp, backend.astype(part, backend.dtype("float64"))
+    kept = xp.isfinite(wide) & (xp.abs(wide) >= 2.0 ** LEAST_NORMAL[real])
+    return xp.where(kept, wide, xp.zeros_like(wide))
+
+
+def operand(backend: Backend, geometry: Geometry, powers: Array, array: Array, role: str, bits: int) -> Operand:
+    """Find the scales of an operand, quantised to `bits` bits; `role` is which axes share one.
+
+    "sample" for each sample and group, "filter" for each filter, "channel" for each of the second axis of a batch,
+    "input channel" for each input channel, of filters.
+    """
+    name = backend.dtype_name(array.dtype)
+    real = PARTS_OF.get(name, name)
+    parts = parts_of(backend, array)
+    finite = all(backend.all_finite(part) for part in parts)
+    if not finite:
+        parts = [plain(backend, part, real) for part in parts]
+    xp, first = backend.xp, array.shape[0]
+    groups = geometry.groups
+    most = None
+    for part in parts:
+        if role == "sample":
+            found = _largest(backend, part, (first, groups, part.shape[1] // groups, *part.shape[2:]), keep=(0, 1))
+        elif role == "input channel":
+            found = _largest(backend, part, (groups, first // groups, *part.shape[1:]), keep=(0, 2))
+        else:
+            found = _largest(backend, part, tuple(part.shape), keep=(0,) if role == "filter" else (1,))
+        most = found if most is None else xp.maximum(most, found)
+    least = LEAST_NORMAL[real]
+    # Where quanta are no smaller than twice the smallest normal number, what lies below that is rounded to zero.
+    rare = not finite or not bool(xp.all((most >= 2.0 ** (least + bits)) | (most == 0)))
+    found = xp.searchsorted(powers, xp.reshape(most, (-1,))) + LOWEST
+    found = xp.reshape(xp.astype(found, xp.int64), most.shape)
+    found = xp.where(most == 0, xp.zeros_like(found), found)
+    if role == "sample":
+        found = xp.broadcast_to(found[:, :, None], (first, groups, array.shape[1] // groups))
+    elif role == "input channel":
+        found = xp.broadcast_to(found[:, None, :], (groups, first // groups, array.shape[1]))
+    else:
+        found = xp.broadcast_to(found[:, None] if role == "filter" else found[None, :], array.shape[:2])
+    return Operand(array, xp.reshape(found, tuple(array.shape[:2])), real, rare, finite)
+
+
+def _largest(backend: Backend, part: Array, shape: tuple[int, ...], keep: tuple[int, ...]) -> Array:
+    """The largest magnitude along all axes but those kept, in float64."""
+    xp, double = backend.xp, backend.dtype("float64")
+    if 0 in shape:
+        kept = tuple(shape[axis] for axis in keep)
+        return xp.zeros(kept, dtype=double, device=backend.device_of(part))
+    if backend.dtype_name(part.dtype) == "bfloat16" or backend.dtype_name(part.dtype) == "float16":
+        part = backend.astype(part, backend.dtype("float32"))
+    axes = tuple(axis for axis in range(len(shape)) if axis not in keep)
+    seen = xp.reshape(part, shape)
+    return backend.astype(xp.maximum(xp.max(seen, axis=axes), -xp.min(seen, axis=axes)), double)
+
+
+def power(backend: Backend, powers: Array, exponents: Array) -> Array:
+    """Two to integer powers, which must be normal numbers."""
+    xp = backend.xp
+    found = xp.take(powers, xp.reshape(exponents, (-1,)) - LOWEST, axis=0)
+    return xp.reshape(found, tuple(exponents.shape))
+
+
+def halves(backend: Backend, exponents: Array) -> tuple[Array, Array]:
+    """Cut exponents in two, whose powers are normal numbers where those of the whole may not be."""
+    half = exponents // 2
+    return half, exponents - half
+
+
+def along(backend: Backend, scales: Array, dims: int) -> Array:
+    """Scales of the first two axes, to go with arrays that have `dims` more."""
+    return backend.xp.reshape(scales, (*scales.shape, *(1,) * dims))
