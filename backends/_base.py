@@ -283,17 +283,9 @@ class Backend:
 
         return at(target)[index].add(value)
 
-    def write_sum(self, target: Array, index: tuple[Any, ...], a: Array, b: Array) -> Array:
-        """`target` with `target[index] = a + b`."""
-        return self.write(target, index, a + b)
-
-    def write_difference(self, target: Array, index: tuple[Any, ...], a: Array, b: Array) -> Array:
-        """`target` with `target[index] = a - b`."""
-        return self.write(target, index, a - b)
-
-    def write_times(self, target: Array, index: tuple[Any, ...], a: Array, b: Array) -> Array:
-        """`target` with `target[index] = a * b`."""
-        return self.write(target, index, a * b)
+    def elementwise(self, name: str, target: Array, index: tuple[Any, ...], *operands: Any) -> Array:
+        """`target` with `target[index]` the namespace's function of that name of `operands`."""
+        return self.write(target, index, getattr(self.xp, name)(*operands))
 
     def view(self, array: Array, shape: tuple[int, ...], steps: tuple[int, ...]) -> Array:
         """A view of a contiguous array with these steps, in elements, along its axes, where `strided`."""

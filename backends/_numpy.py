@@ -93,16 +93,8 @@ class NumpyBackend(Backend):
     def complex(self, real: Array, imag: Array) -> Array:
         return np.stack((real, imag), axis=-1).view(np.result_type(real, np.complex64))[..., 0]
 
-    def write_sum(self, target: Array, index: tuple[Any, ...], a: Array, b: Array) -> Array:
-        np.add(a, b, out=target[index])
-        return target
-
-    def write_difference(self, target: Array, index: tuple[Any, ...], a: Array, b: Array) -> Array:
-        np.subtract(a, b, out=target[index])
-        return target
-
-    def write_times(self, target: Array, index: tuple[Any, ...], a: Array, b: Array) -> Array:
-        np.multiply(a, b, out=target[index])
+    def elementwise(self, name: str, target: Array, index: tuple[Any, ...], *operands: Any) -> Array:
+        getattr(np, name)(*operands, out=target[index])
         return target
 
     def view(self, array: Array, shape: tuple[int, ...], steps: tuple[int, ...]) -> Array:

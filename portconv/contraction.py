@@ -22,6 +22,8 @@ from .geometry import Geometry
 from .parts import Copies, Part, parts, whole
 
 Shape = tuple[int, ...]
+SLICES = 4
+"""How much more a reproducible call may take beside its result: its operands are several, in float64."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -263,7 +265,7 @@ class Contraction:
 
     def _room(self, made: Copies) -> int:
         """Bytes for the copies, where there are any, and as many for an algorithm's workspaces."""
-        room = limits.workspace() or self.spare
+        room = limits.workspace() or self.spare * (SLICES if self.precision == "reproducible" else 1)
         return room // 2 if made else room
 
     def _computed(

@@ -217,7 +217,7 @@ class _Spectral:
         shape = (*inputs.shape[:2], count, *inputs.shape[3:])
         room = workspace("products", shape, self.dtype)
         if not self.own.mixed:
-            return self.backend.write_times(room, (...,), inputs, filters[:, :, 0, ...])
+            return self.backend.elementwise("multiply", room, (...,), inputs, filters[:, :, 0, ...])
         turned = self._turned(inputs, workspace, "x")
         found = workspace("products at points", (*turned.shape[:3], count), self.dtype)
         found = self.backend.product(turned, xp.permute_dims(filters, (0, 1, 3, 2)), found)
@@ -237,9 +237,11 @@ class _Spectral:
             # Filters of a group are one axis, its one channel another.
             one, other = inputs[sample, :, None, ...], grads[sample, :, :, None, ...]
             if first and sample == 0:
-                target = backend.write_times(target, (...,), one, other)
+                target = backend.elementwise("multiply", target, (...,), one, other)
             else:
-                room = backend.write_times(workspace("products", target.shape, self.dtype), (...,), one, other)
+                room = backend.elementwise(
+                    "multiply", workspace("products", target.shape, self.dtype), (...,), one, other
+                )
                 target = backend.add(target, (...,), room)
         return target
 

@@ -145,7 +145,7 @@ def forward(geometry: Geometry, backend: Backend, bounds: Limits, x: Array, w: A
                 sums = backend.add(sums, (...,), found)
             else:
                 sums = backend.add(sums, (0, ...), found)
-                sums = backend.write_difference(sums, (1, ...), sums[1, ...], found)
+                sums = backend.elementwise("subtract", sums, (1, ...), sums[1, ...], found)
         sums = _folded(backend, sums, len(own.dims), workspace)
         for output in outputs:
             part = xp.reshape(sums[(*output.place, ...)], (*shape[1:3], *sizes))
@@ -249,12 +249,12 @@ def _input(backend: Backend, target: Array, index: Index, even: Array, odd: Arra
     count = even.shape[-1] - ahead
     here, there, into = (..., slice(count)), (..., slice(ahead, None)), (*index, ..., slice(count))
     if place == 0:
-        return backend.write_difference(target, into, even[here], even[there])
+        return backend.elementwise("subtract", target, into, even[here], even[there])
     if place == 1:
-        return backend.write_sum(target, into, odd[here], even[there])
+        return backend.elementwise("add", target, into, odd[here], even[there])
     if place == 2:
-        return backend.write_difference(target, into, even[there], odd[here])
-    return backend.write_difference(target, into, odd[there], odd[here])
+        return backend.elementwise("subtract", target, into, even[there], odd[here])
+    return backend.elementwise("subtract", target, into, odd[there], odd[here])
 
 
 def _output(backend: Backend, target: Array, index: Index, even: Array, odd: Array, ahead: int, place: int) -> Array:
@@ -262,7 +262,7 @@ def _output(backend: Backend, target: Array, index: Index, even: Array, odd: Arr
     into = (*index, ...)
     if place in (0, 3):
         return backend.write(target, into, odd if place else even)
-    return (backend.write_sum if place == 1 else backend.write_difference)(target, into, even, odd)
+    return backend.elementwise("add" if place == 1 else "subtract", target, into, even, odd)
 
 
 def _folded(backend: Backend, sums: Array, dims: int, workspace: Workspace) -> Array:
@@ -273,10 +273,10 @@ def _folded(backend: Backend, sums: Array, dims: int, workspace: Workspace) -> A
         first, second, third, fourth = (sums[(*before, place, ...)] for place in range(4))
         sums = workspace("led" if axis % 2 else "strips", (*sums.shape[:axis], 2, *sums.shape[axis + 1 :]))
         half = workspace("spread 1", second.shape)
-        half = backend.write_sum(half, (...,), second, third)
-        sums = backend.write_sum(sums, (*before, 0, ...), first, half)
-        half = backend.write_difference(half, (...,), second, third)
-        sums = backend.write_sum(sums, (*before, 1, ...), half, fourth)
+        half = backend.elementwise("add", half, (...,), second, third)
+        sums = backend.elementwise("add", sums, (*before, 0, ...), first, half)
+        half = backend.elementwise("subtract", half, (...,), second, third)
+        sums = backend.elementwise("add", sums, (*before, 1, ...), half, fourth)
     return sums
 
 

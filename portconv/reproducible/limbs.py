@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..backends import Array, Backend
+from ..backends import Array, Backend, Workspace
 from .scales import LEAST_NORMAL, LOWEST, along, halves, power
 
 DIGITS = {"float16": 11, "bfloat16": 8, "float32": 24, "float64": 53}
@@ -35,6 +35,38 @@ def rounded(backend: Backend, limbs: list[Array], width: int, powers: Array, exp
     else:
         value = _narrow(backend, _odd(backend, limbs, width), powers, exponents, real)
     return backend.astype(value, backend.dtype(real))
+
+
+def soon(
+    backend: Backend, target: Array, sums: list[Array], width: int, factor: Array, workspace: Workspace
+) -> tuple[Array, bool]:
+    """`target` with sums rounded to float32, and whether they are as `rounded` rounds them: nearly always.
+
+    Sums by weight are added up with rounding, and its largest error twice over is added to them, and subtracted: where
+    both come to the same number so does the sum itself (Ziv, "Fast evaluation of elementary mathematical functions with
+    correctly rounded last bit", ACM Transactions on Mathematical Software, 1991). None may be below the smallest normal
+    number; `factor` is the power of two that they count.
+    """
+    shape, dtype = tuple(sums[0].shape), sums[0].dtype
+    term, total, error = (workspace(name, shape, dtype) for name in ("term", "total", "error"))
+    value = sums[0]
+    for k, more in enumerate(sums[1:], start=1):
+        term = backend.elementwise("multiply", term, (...,), more, 2.0 ** (width * k))
+        value = total = backend.elementwise("add", total, (...,), value, term)
+        if k == 1:
+            error = backend.elementwise("abs", error, (...,), value)
+        else:
+            term = backend.elementwise("abs", term, (...,), value)
+            error = backend.elementwise("add", error, (...,), error, term)
+    total = backend.elementwise("multiply", total, (...,), total, factor)
+    # Each addition is off by 2**-53 of what it makes, and so is what is done with the error here.
+    error = backend.elementwise("multiply", error, (...,), error, factor * 2.0**-51)
+    term = backend.elementwise("subtract", term, (...,), total, error)
+    total = backend.elementwise("add", total, (...,), total, error)
+    low, high = (backend.astype(array, target.dtype) for array in (term, total))
+    same = bool(backend.xp.all(low == high))
+    # Zeros are positive.
+    return backend.elementwise("add", target, (...,), high, 0.0), same
 
 
 def _signs(backend: Backend, limbs: list[Array]) -> list[Array]:

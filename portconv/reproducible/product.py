@@ -18,10 +18,10 @@ from ..boundary import extend, fold, overlap
 from ..choice import Choice
 from ..geometry import Geometry, pieces
 from ..parts import Copies, Part, parts, whole
-from .limbs import carried, rounded
+from .limbs import DIGITS, carried, rounded, soon
 from .probe import ready
 from .scales import LEAST_NORMAL, PARTS_OF, Operand, along, halves, operand, parts_of, plain, power
-from .slices import PRODUCTS, SIGNIFICANT, SIGNS, Slicing, addition, cut, slicing, weights
+from .slices import PRODUCTS, SIGNIFICANT, SIGNS, Slicing, addition, cut, cut_into, slicing, weights
 from .specials import SLOTS, Counts, counted, indicators
 
 ROLES = {
@@ -202,45 +202,57 @@ def _exponents(problem: Problem, geometry: Geometry) -> Array:
 def _products(problem: Problem, geometry: Geometry, one: Operand, other: Operand) -> Array:
     """The products of all slots: (N, slots, F, *P), (N, slots, C, *S), or (slots, F, C / G, *K)."""
     own, backend = problem.own, problem.backend
-
-    def slices(side: int, part: Array, factors: list[Array], real: str, rare: bool) -> list[Array]:
-        found = []
-        for numbers in parts_of(backend, part):
-            numbers = plain(backend, numbers, real) if rare else backend.astype(numbers, backend.dtype("float64"))
-            for factor in factors:
-                numbers = numbers * factor
-            cuts = cut(backend, numbers, own)
-            found.append([cuts[i] if i == j else cuts[i] + cuts[j] for i, j in own.forms])
-        if len(found) < own.kinds // 2:  # the imaginary part of what is real
-            found.append([backend.xp.zeros_like(one) for one in found[0]])
-        chosen = [kind[side] for kind in PRODUCTS[: own.kinds]]
-        return [form for part in chosen for form in found[part]]
-
-    stacks = []
+    double, stacks = backend.dtype("float64"), []
     for side, this in enumerate((one, other)):
         up = own.bits - 1 - this.exponents
         # Powers beyond those of normal numbers are multiplied by in two steps.
-        powers = halves(problem.backend, up) if own.bits > 40 else (up,)
+        powers = halves(backend, up) if own.bits > 40 else (up,)
         factors = [along(backend, power(backend, problem.powers, p), this.array.ndim - 2) for p in powers]
         axis = 0 if side == 1 and problem.purpose != "weight_grad" else 1
 
-        def of(block: Index, side: int = side, this: Operand = this, factors: list[Array] = factors) -> list[Array]:
-            own_factors = [factor[(*block[:2], ...)] for factor in factors]
-            return slices(side, this.array[(*block, ...)], own_factors, this.real, this.rare)
+        def put(
+            target: Array,
+            block: Index,
+            workspace: Workspace,
+            side: int = side,
+            this: Operand = this,
+            factors: list[Array] = factors,
+            axis: int = axis,
+        ) -> Array:
+            parts = parts_of(backend, this.array[block])
+            for kind in range(own.kinds):
+                first = kind * len(own.forms)
+                if PRODUCTS[kind][side] >= len(parts):  # the imaginary part of what is real
+                    rest = (*(ALL,) * axis, slice(first, first + len(own.forms)), ...)
+                    target = backend.write(target, rest, 0.0)
+                    continue
+                part = parts[PRODUCTS[kind][side]]
+                part = plain(backend, part, this.real) if this.rare else part
+                numbers = workspace("numbers", tuple(part.shape), double)
+                for factor in factors:
+                    # Halves are no part of the standard, and their products with other dtypes not of all libraries.
+                    part = part if backend.bits(part.dtype) >= 32 else backend.astype(part, double)
+                    part = numbers = backend.elementwise("multiply", numbers, (...,), part, factor[(*block[:2], ...)])
 
-        stacks.append(_stacked(backend, this.array, len(own.slots), axis, of))
+                def at(form: int, first: int = first) -> Index:
+                    return (*(ALL,) * axis, first + form, ...)
+
+                target = cut_into(backend, target, at, numbers, own, workspace)
+            return target
+
+        stacks.append(_stacked(backend, this.array, len(own.slots), axis, put))
     return _convolved(problem, geometry, len(own.slots), *stacks)
 
 
-def _stacked(backend: Backend, like: Array, count: int, axis: int, of: Callable[[Index], list[Array]]) -> Array:
-    """What `of` makes of each block of an operand, in float64, along a new axis."""
+def _stacked(
+    backend: Backend, like: Array, count: int, axis: int, put: Callable[[Array, Index, Workspace], Array]
+) -> Array:
+    """What `put` makes of each block of an operand, in float64, along a new axis."""
     shape = (*like.shape[:axis], count, *like.shape[axis:])
     stack = backend.empty(shape, like, dtype=backend.dtype("float64"))
 
     def compute(block: Index, target: Array, workspace: Workspace) -> Array:
-        for slot, value in enumerate(of(block)):
-            target = backend.write(target, (*(ALL,) * axis, slot, ...), value)
-        return target
+        return put(target, block, workspace)
 
     blocks = [((*block[:axis], ALL, *block[axis:]), block) for block in _blocks(backend, tuple(like.shape))]
     return backend.fill(stack, blocks, compute, _least(backend, stack.shape))
@@ -312,22 +324,48 @@ def _rounded(
     counts: list[Counts] | None,
 ) -> Array:
     """Round what products of slices add up to, block by block, into `out`; and add a bias."""
-    backend = problem.backend
+    backend, own = problem.backend, problem.own
     axis = 0 if problem.purpose == "weight_grad" else 1
+    ordinary = bias is None or usual(backend, bias, made)
+    # No sum, which is a whole number of units, is below the smallest normal number.
+    normal = made == problem.dtype == "float32" and own.kinds == 1 and counts is None and out.ndim > 2 and ordinary
+    normal = normal and bool(backend.xp.all(exponents >= LEAST_NORMAL["float32"]))
+    factors = along(backend, power(backend, problem.powers, exponents), out.ndim - 2) if normal else None
+    if normal and bias is not None:
+        # Zeros are positive.
+        bias = backend.xp.reshape(backend.astype(bias, out.dtype) + 0.0, (1, -1, *(1,) * (out.ndim - 2)))
 
     def compute(block: Index, target: Array, workspace: Workspace) -> Array:
-        own = products[(*block[:axis], ALL, *block[axis:], ...)]
-        sums = _weights(problem, own, made, axis)
-        limbs = [carried(backend, each, problem.own.width) for each in sums]
-        at = (*block, ...)
-        some = None if counts is None else [count.at(at) for count in counts]
+        found = products[(*block[:axis], ALL, *block[axis:])]
+        if normal:
+            forms = [found[(*(ALL,) * axis, form, ...)] for form in range(len(own.forms))]
+            each = weights(backend, forms, own, workspace)
+            factor = factors[(*block[:2], ...)]
+            target, held = soon(backend, target, each, own.width, factor, workspace)
+            if not held:
+                exact = carried(backend, each, own.width)
+                target = backend.write(
+                    target, (...,), rounded(backend, exact, own.width, problem.powers, exponents[block[:2]], made)
+                )
+            if bias is not None:
+                target = backend.elementwise("add", target, (...,), target, bias[:, block[1], ...])
+            return target
+        limbs = [carried(backend, each, own.width) for each in _weights(problem, found, made, axis)]
+        some = None if counts is None else [count.at(block) for count in counts]
         value = _finished(problem, limbs, exponents[block[:2]], made, some)
-        if bias is not None:
-            value = biased(backend, value, bias[block[1]], made)
-        return value
+        return value if bias is None else biased(backend, value, bias[block[1]], made)
 
     blocks = [(block, block) for block in _blocks(backend, tuple(out.shape))]
     return backend.fill(out, blocks, compute, _least(backend, out.shape))
+
+
+def usual(backend: Backend, bias: Array, made: str) -> bool:
+    """Whether sums with a bias are neither subnormal nor nan: it is finite, and far from the smallest normal number."""
+    if backend.dtype_name(bias.dtype) != made:
+        return False
+    xp, size = backend.xp, backend.xp.abs(bias)
+    far = 2.0 ** (LEAST_NORMAL[PARTS_OF.get(made, made)] + DIGITS[PARTS_OF.get(made, made)] + 2)
+    return bool(xp.all(xp.isfinite(size) & ((size == 0) | (size >= far))))
 
 
 def biased(backend: Backend, value: Array, bias: Array, made: str) -> Array:
@@ -427,15 +465,27 @@ def _counts(problem: Problem, geometry: Geometry, one: Operand, other: Operand) 
     for side, this in enumerate((one, other)):
         names = [slot[side if padded_first else 1 - side] for slot in SLOTS]
 
-        def of(block: Index, side: int = side, this: Operand = this, names: list[str] = names) -> list[Array]:
+        axis = 0 if side == 1 and padded_first else 1
+
+        def put(
+            target: Array,
+            block: Index,
+            workspace: Workspace,
+            side: int = side,
+            this: Operand = this,
+            names: list[str] = names,
+            axis: int = axis,
+        ) -> Array:
             sides = [indicators(backend, part, this.real, names) for part in parts_of(backend, this.array[block])]
             if len(sides) < own.kinds // 2:
                 nothing = backend.xp.zeros_like(sides[0][0])
                 sides.append(indicators(backend, nothing, this.real, names))
-            return [mask for kind in PRODUCTS[: own.kinds] for mask in sides[kind[side]]]
+            masks = [mask for kind in PRODUCTS[: own.kinds] for mask in sides[kind[side]]]
+            for slot, mask in enumerate(masks):
+                target = backend.write(target, (*(ALL,) * axis, slot, ...), mask)
+            return target
 
-        axis = 0 if side == 1 and padded_first else 1
-        stacks.append(_stacked(backend, this.array, len(SLOTS) * own.kinds, axis, of))
+        stacks.append(_stacked(backend, this.array, len(SLOTS) * own.kinds, axis, put))
     found = _convolved(problem, geometry, len(SLOTS) * own.kinds, *stacks)
     kinds = []
     for kind in range(own.kinds):

@@ -97,9 +97,14 @@ def _largest(backend: Backend, part: Array, shape: tuple[int, ...], keep: tuple[
         return xp.zeros(kept, dtype=double, device=backend.device_of(part))
     if backend.dtype_name(part.dtype) == "bfloat16" or backend.dtype_name(part.dtype) == "float16":
         part = backend.astype(part, backend.dtype("float32"))
-    axes = tuple(axis for axis in range(len(shape)) if axis not in keep)
-    seen = xp.reshape(part, shape)
-    return backend.astype(xp.maximum(xp.max(seen, axis=axes), -xp.min(seen, axis=axes)), double)
+    most = least = xp.reshape(part, shape)
+    last = max(keep) + 1
+    # The last axes at once, which lie side by side; of those before them one by one, while rows are long.
+    for axes in (*((axis,) for axis in range(last) if axis not in keep), tuple(range(last, len(shape)))):
+        if axes:
+            most, least = xp.max(most, axis=axes, keepdims=True), xp.min(least, axis=axes, keepdims=True)
+    found = xp.reshape(xp.maximum(most, -least), tuple(shape[axis] for axis in keep))
+    return backend.astype(found, double)
 
 
 def power(backend: Backend, powers: Array, exponents: Array) -> Array:

@@ -8,10 +8,12 @@ n (n + 1) / 2 products instead of n * n.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
-from ..backends import Array, Backend
+from ..algorithms.columns import Index
+from ..backends import Array, Backend, Workspace
 from .probe import EXACT
 
 SIGNIFICANT = {"float16": 40, "bfloat16": 40, "float32": 40, "float64": 60, "complex64": 40, "complex128": 60}
@@ -90,12 +92,36 @@ def cut(backend: Backend, numbers: Array, own: Slicing) -> list[Array]:
     return [xp.round(numbers), *reversed(found)]
 
 
-def weights(backend: Backend, products: list[Array], own: Slicing) -> list[Array]:
+def cut_into(
+    backend: Backend, target: Array, at: Callable[[int], Index], numbers: Array, own: Slicing, workspace: Workspace
+) -> Array:
+    """`target` with the slices of numbers, and their sums, as `cut` makes them; `at` says where each of `forms` is.
+
+    The numbers are not kept.
+    """
+    form = {both: at(i) for i, both in enumerate(own.forms)}
+    step = workspace("step", tuple(numbers.shape), numbers.dtype)
+    for i in range(own.count - 1, 0, -1):
+        here = form[i, i]
+        target = backend.elementwise("multiply", target, here, numbers, 2.0 ** (-own.width * i))
+        target = backend.elementwise("round", target, here, target[here])
+        step = backend.elementwise("multiply", step, (...,), target[here], 2.0 ** (own.width * i))
+        numbers = backend.elementwise("subtract", numbers, (...,), numbers, step)
+    target = backend.elementwise("round", target, form[0, 0], numbers)
+    for (i, j), here in form.items():
+        if i != j:
+            target = backend.elementwise("add", target, here, target[form[i, i]], target[form[j, j]])
+    return target
+
+
+def weights(backend: Backend, products: list[Array], own: Slicing, workspace: Workspace | None = None) -> list[Array]:
     """Add up products of slices, in the order of `forms`, by their weight: the power of `2**width` that they have."""
     made = dict(zip(own.forms, products, strict=True))
     found: list[Array] = [None] * (2 * own.count - 1)
     for (i, j), value in made.items():
         if i != j:
-            value = value - made[i, i] - made[j, j]
+            room = None if workspace is None else workspace(f"mixed {i} {j}", tuple(value.shape), value.dtype)
+            for less in (made[i, i], made[j, j]):
+                value = value - less if room is None else backend.elementwise("subtract", room, (...,), value, less)
         found[i + j] = value if found[i + j] is None else found[i + j] + value
     return found

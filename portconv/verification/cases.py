@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -37,7 +37,10 @@ class Inputs(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """One convolution with its gradients, in one dtype; the fields are those of `portconv.conv`."""
+    """One convolution with its gradients, in one dtype; the fields are those of `portconv.conv`.
+
+    `w` and `b` are numbers of its own, where they are not made up.
+    """
 
     name: str
     x_shape: Shape
@@ -51,6 +54,8 @@ class Case:
     data_format: str = "channels_first"
     algorithm: str = "auto"
     dtype: str = "float32"
+    w: Floats | None = field(default=None, compare=False, repr=False)
+    b: Floats | None = field(default=None, compare=False, repr=False)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -96,14 +101,14 @@ class Case:
         return self.geometry.operations
 
     def inputs(self) -> Inputs:
-        """Make the case's numbers: in [-1, 1), rounded to its dtype, and the same in every process."""
+        """Make the case's numbers, but its own: in [-1, 1), rounded to its dtype, and the same in every process."""
         x, w, b, dout = (
-            _numbers(f"{self.name} {which}", shape, self.dtype)
-            for which, shape in (
-                ("x", self.x_shape),
-                ("w", self.w_shape),
-                ("b", self.w_shape[:1]),
-                ("dout", self.out_shape),
+            _numbers(f"{self.name} {which}", shape, self.dtype) if own is None else _frozen(own.astype(self.dtype))
+            for which, shape, own in (
+                ("x", self.x_shape, None),
+                ("w", self.w_shape, self.w),
+                ("b", self.w_shape[:1], self.b),
+                ("dout", self.out_shape, None),
             )
         )
         return Inputs(x, w, b if self.bias else None, dout)
@@ -113,9 +118,12 @@ def _numbers(label: str, shape: Shape, dtype: str) -> Floats:
     # A bit generator's raw numbers stay the same from one NumPy to the next; what Generator makes of them may not.
     raw = np.asarray(np.random.PCG64(zlib.crc32(label.encode())).random_raw(math.prod(shape)), np.uint64)
     # Multiples of 2**-52: a product of two is 0 or at least 2**-104, so none underflows in float32 either.
-    made = ((raw >> np.uint64(11)) * 2.0**-52 - 1.0).reshape(shape).astype(dtype)
-    made.flags.writeable = False
-    return made
+    return _frozen(((raw >> np.uint64(11)) * 2.0**-52 - 1.0).reshape(shape).astype(dtype))
+
+
+def _frozen(array: Floats) -> Floats:
+    array.flags.writeable = False
+    return array
 
 
 def cases(dtypes: Sequence[str] = DTYPES) -> tuple[Case, ...]:
@@ -136,7 +144,12 @@ def cases(dtypes: Sequence[str] = DTYPES) -> tuple[Case, ...]:
     >>> sorted({case.dtype for case in cases(["float64"])})
     ['float64']
     """
-    return tuple(Case(**{**fields, "dtype": dtype}) for dtype in dtypes for fields in _GEOMETRIES)
+    return in_dtypes([Case(**fields) for fields in _GEOMETRIES], dtypes)
+
+
+def in_dtypes(layers: Sequence[Case], dtypes: Sequence[str]) -> tuple[Case, ...]:
+    """Repeat cases in each of `dtypes`."""
+    return tuple(replace(case, dtype=dtype) for dtype in dtypes for case in layers)
 
 
 def _of(name: str, x_shape: Shape, w_shape: Shape, **options: Any) -> dict[str, Any]:

@@ -2,47 +2,62 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .. import backends as registry
 from ..backends import Backend
-from ..convolution import conv_backward, conv_forward
+from ..convolution import conv_backward, conv_forward, explain
+from ..errors import PortconvError
 from .bounds import Exact, exact
 from .cases import Case, Inputs
+from .figures import Figures, Host, Plane, figures
 from .tiles import Doubles
+from .variants import Variant, pairs, plain
 
 Array = Any
-Host = NDArray[np.floating[Any]]
 
 PURPOSES = {"out": "forward", "dx": "input_grad", "dw": "weight_grad"}
 """The product that each quantity is, which chooses an algorithm for itself."""
+WHOLE = slice(None)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One quantity of one case: a backend's against the exact values, or against another backend's.
+    """One quantity of one case: a variant's against the exact values, or against another variant's.
 
     Attributes
     ----------
     backend, other : str
-        `other` is None where the exact values are what `backend` is held against.
+        The labels of variants; `other` is None where the exact values are what `backend` is held against.
     case, dtype, quantity : str
         `quantity` is "out", "dx", "dw" or "db".
     units : float
-        The largest error, in units of what rounding can explain; infinite where there is no number to compare.
+        The largest error, in units of what rounding can explain; infinite where there is no number to compare, and
+        where bits differ that must be equal.
     ulps : float
         The largest error, in units in the last place of the exact value in `dtype`, where that is not 0.
     elements, equal : int
         How many elements there are, and how many have equal bits (the exact value's being rounded to `dtype`).
     problem : str, optional
         What was wrong before any value could be compared.
+    precision, algorithm : str
+        What was asked for.
+    served : str, optional
+        The algorithms that computed what `backend` gave.
+    where, got, expected
+        The index of the worst element and both values there; None where there is no error.
+    counts : tuple of int
+        How many errors there are of each size: see `figures.EDGES`.
+    sha256 : str, optional
+        Of the bytes of what `backend` gave, where it is held against the exact values.
+    plane : Plane, optional
+        A map of the errors about the worst element.
     """
 
     backend: str
@@ -55,48 +70,78 @@ class Comparison:
     elements: int
     equal: int
     problem: str | None = None
+    precision: str = "standard"
+    algorithm: str = "auto"
+    served: str | None = None
+    where: tuple[int, ...] | None = None
+    got: float | None = None
+    expected: float | None = None
+    counts: tuple[int, ...] = ()
+    sha256: str | None = None
+    plane: Plane | None = field(default=None, compare=False, repr=False)
 
     @property
     def held(self) -> bool:
         return self.problem is None and self.units <= 1
 
+    @property
+    def to_the_bit(self) -> bool:
+        """Whether nothing but equal bits was allowed."""
+        return self.precision == "reproducible" and self.other is not None
+
     def __str__(self) -> str:
         names = self.backend if self.other is None else f"{self.backend} and {self.other}"
-        away = "off" if self.other is None else "apart"
-        found = self.problem or f"{away} by {self.units:.3g} times the bound, {self.ulps:.3g} ulps"
-        return f"{names}: {self.case} {self.dtype} {self.quantity}: {found}"
+        what = f"{names}: {self.case} {self.dtype} {self.quantity}"
+        if self.precision != "standard":
+            what = f"{what}, {self.precision}"
+        if self.problem:
+            return f"{what}: {self.problem}"
+        if self.to_the_bit:
+            unequal = self.elements - self.equal
+            found = f"bits differ in {unequal} of {self.elements} elements, {self.ulps:.3g} ulps"
+        else:
+            away = "off" if self.other is None else "apart"
+            found = f"{away} by {self.units:.3g} times the bound, {self.ulps:.3g} ulps"
+        if self.where is None:
+            return f"{what}: {found}"
+        other = "exact" if self.other is None else "and"
+        return f"{what}: {found} at {list(self.where)}: {self.got!r}, {other} {self.expected!r}"
 
 
-def unsupported(backend: Backend, dtype: str) -> str | None:
-    """Say why a backend cannot hold a dtype where it puts arrays by default; None where it can.
+def unserved(case: Case, precision: str = "standard") -> str | None:
+    """Say why the algorithm that a case names cannot serve it, whatever the backend; None where it can.
 
     Parameters
     ----------
-    backend : Backend
-    dtype : str
+    case : Case
+    precision : {"standard", "fast", "reproducible"}
 
     Returns
     -------
     str or None
     """
-    info = getattr(backend.xp, "__array_namespace_info__", None)
-    known = hasattr(backend.xp, dtype) if info is None else dtype in info().dtypes()
-    return None if known else f"has no {dtype} on its default device"
+    # Of the arrays, only their shapes and dtypes matter.
+    x, w = (np.broadcast_to(np.zeros((), case.dtype), shape) for shape in (case.x_shape, case.w_shape))
+    try:
+        explain(x, w, **case.options, precision=precision, algorithm=case.algorithm)
+    except PortconvError as error:  # any other is for the results to show
+        return str(error) if str(error).startswith("algorithm:") else None
+    return None
 
 
 def compare(
-    case: Case, backends: Sequence[Backend], precision: str = "standard", inputs: Inputs | None = None
+    case: Case, ways: Sequence[Backend | Variant], precision: str = "standard", inputs: Inputs | None = None
 ) -> list[Comparison]:
-    """Run a case on backends, and hold their results against the exact values and against one another.
+    """Run a case in several ways, and hold the results against the exact values and against one another.
 
-    Whatever a backend raises is a failure of its own and ends nothing.
+    Whatever a backend raises is a failure of its own and ends nothing. Reproducible results must have equal bits.
 
     Parameters
     ----------
     case : Case
-    backends : sequence of Backend
-        All of them must work here and hold the case's dtype.
-    precision : {"standard", "fast"}
+    ways : sequence of Backend or Variant
+        All of them must work here and hold the case's dtype. See `variants.pairs` for which of them are compared.
+    precision : {"standard", "fast", "reproducible"}
     inputs : Inputs, optional
         Other numbers than the case's own.
 
@@ -106,62 +151,113 @@ def compare(
     """
     given = case.inputs() if inputs is None else inputs
     truth = exact(case, given)
+    variants = plain(ways)
     made: list[Comparison] = []
     sound: dict[str, dict[str, Host]] = {name: {} for name in case.quantities}
-    served: dict[str, dict[str, str]] = {}
-    for backend in backends:
-        found, served[backend.name] = _results(case, backend, given, precision, truth)
+    served: dict[str, dict[str, tuple[str, ...]]] = {}
+
+    def bound(label: str, quantity: str) -> Doubles:
+        own = truth[quantity]
+        reaches = [own.reach(case.dtype, precision, name) for name in served[label][quantity]]
+        return reaches[0] if len(reaches) == 1 else np.maximum.reduce(reaches)
+
+    def comparison(one: str, other: str | None, quantity: str, found: Figures, **more: Any) -> Comparison:
+        by = "+".join(served[one][quantity]) if quantity in PURPOSES else None
+        common = {"precision": precision, "algorithm": case.algorithm, "served": by}
+        return Comparison(one, other, case.name, case.dtype, quantity, **{**common, **more}, **vars(found))
+
+    for variant in variants:
+        label = variant.label
+        found, served[label] = _results(case, variant, given, precision, truth)
         for quantity, result in found.items():
             if isinstance(result, str):
-                made.append(
-                    Comparison(backend.name, None, case.name, case.dtype, quantity, math.inf, math.inf, 0, 0, result)
-                )
+                nothing = Figures(math.inf, math.inf, 0, 0, ())
+                made.append(comparison(label, None, quantity, nothing, problem=result))
                 continue
-            sound[quantity][backend.name] = result
+            sound[quantity][label] = result
             true = truth[quantity]
-            bound = true.reach(case.dtype, precision, served[backend.name][quantity]) + true.radius
-            figures = _figures(result, true.value, bound, case.dtype, true)
-            made.append(Comparison(backend.name, None, case.name, case.dtype, quantity, *figures))
+            told = figures(result, true.value, bound(label, quantity) + true.radius, true.value, case, quantity)
+            made.append(comparison(label, None, quantity, told, sha256=_digest(result)))
     for quantity, results in sound.items():
-        true = truth[quantity]
-        for (one, ones), (other, others) in combinations(results.items(), 2):
-            own, their = (true.reach(case.dtype, precision, served[name][quantity]) for name in (one, other))
-            figures = _figures(ones, others, own + their, case.dtype, true)
-            made.append(Comparison(one, other, case.name, case.dtype, quantity, *figures))
+        for one, other in ((one.label, other.label) for one, other in pairs(variants)):
+            if one in results and other in results:
+                alike = precision == "reproducible"
+                allowed = None if alike else bound(one, quantity) + bound(other, quantity)
+                told = figures(results[one], results[other], allowed, truth[quantity].value, case, quantity)
+                made.append(comparison(one, other, quantity, told))
     return made
 
 
+def _digest(result: Host) -> str:
+    """Of the numbers as they are, whatever the machine's byte order."""
+    return hashlib.sha256(np.ascontiguousarray(result, result.dtype.newbyteorder("<")).data).hexdigest()
+
+
 def _results(
-    case: Case, backend: Backend, inputs: Inputs, precision: str, truth: dict[str, Exact]
+    case: Case, variant: Variant, inputs: Inputs, precision: str, truth: dict[str, Exact]
+) -> tuple[dict[str, Host | str], dict[str, tuple[str, ...]]]:
+    """Each quantity on the host, or in words why it cannot be compared; and which algorithms served it."""
+    if not variant.halves:
+        with variant.held():
+            found, served = _run(case, variant, inputs, precision, truth)
+        return found, {name: (algorithm,) for name, algorithm in served.items()}
+    batch = case.geometry.batch
+    if len(case.x_shape) < len(case.w_shape) or batch < 2:
+        return {}, {}
+    half = batch // 2
+    parts, taken = [], []
+    for cut in (slice(half), slice(half, None)):
+        with variant.held():
+            found, served = _run(case, variant, inputs, precision, truth, cut)
+        parts.append(found)
+        taken.append(served)
+    joined: dict[str, Host | str] = {}
+    for name in ("out", "dx"):
+        first, second = (part[name] for part in parts)
+        if isinstance(first, str) or isinstance(second, str):
+            joined[name] = first if isinstance(first, str) else str(second)
+        else:
+            joined[name] = np.concatenate([first, second])
+    return joined, {name: tuple(dict.fromkeys(served[name] for served in taken)) for name in joined}
+
+
+def _run(
+    case: Case, variant: Variant, inputs: Inputs, precision: str, truth: dict[str, Exact], cut: slice = WHOLE
 ) -> tuple[dict[str, Host | str], dict[str, str]]:
-    """Each quantity on the host, or in words why it cannot be compared; and which algorithm served it."""
+    """Run a case, or the samples of it that `cut` names."""
+    backend = variant.backend
     served = dict.fromkeys(case.quantities, case.algorithm)
+    shapes = {name: true.value.shape for name, true in truth.items()}
+    if cut != WHOLE:
+        inputs = inputs._replace(x=inputs.x[cut], dout=inputs.dout[cut])
+        shapes |= {"out": inputs.dout.shape, "dx": inputs.x.shape}
+    device = {} if variant.device is None else {"device": variant.device}
     try:
         # Copies: a library may share the host's memory, and no other may see what it did there.
-        x, w, b, dout = (None if a is None else backend.asarray(a.copy(), dtype=case.dtype) for a in inputs)
+        x, w, b, dout = (None if a is None else backend.asarray(a.copy(), dtype=case.dtype, **device) for a in inputs)
         out, cache = conv_forward(x, w, b, **case.options, precision=precision, algorithm=case.algorithm)
     except Exception as error:
         return dict.fromkeys(case.quantities, _words(error)), served
     served |= {name: cache.call.served(purpose) for name, purpose in PURPOSES.items()}
-    results: dict[str, Host | str] = {"out": _host(backend, x, out, truth["out"])}
+    results: dict[str, Host | str] = {"out": _host(backend, x, out, shapes["out"])}
     try:
         grads = conv_backward(dout, cache)._asdict()
     except Exception as error:
         return results | dict.fromkeys(case.quantities[1:], _words(error)), served
-    results |= {name: _host(backend, x, grads[name], truth[name]) for name in case.quantities[1:]}
+    results |= {name: _host(backend, x, grads[name], shapes[name]) for name in case.quantities[1:]}
     if b is None and grads["db"] is not None:
         results["db"] = f"got {type(grads['db']).__name__}, expected None where there is no bias"
     return results, served
 
 
-def _host(backend: Backend, like: Array, result: Array, true: Exact) -> Host | str:
+def _host(backend: Backend, like: Array, result: Array, shape: tuple[int, ...]) -> Host | str:
     """A result of the right form, copied to the host; or what is wrong with its form."""
     try:
         found = registry.of(result)
         if found is not backend:
             return f"got an array of {found.name}, expected one of {backend.name}"
-        if tuple(result.shape) != true.value.shape:
-            return f"got shape {tuple(result.shape)}, expected {true.value.shape}"
+        if tuple(result.shape) != shape:
+            return f"got shape {tuple(result.shape)}, expected {shape}"
         if result.dtype != like.dtype:
             return f"got dtype {result.dtype}, expected {like.dtype}"
         if backend.device_of(result) != backend.device_of(like):
@@ -173,23 +269,3 @@ def _host(backend: Backend, like: Array, result: Array, true: Exact) -> Host | s
 
 def _words(error: Exception) -> str:
     return f"raised {type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def _figures(
-    found: Host, reference: NDArray[np.floating[Any]], bound: Doubles, dtype: str, true: Exact
-) -> tuple[float, float, int, int]:
-    """The largest error in units of `bound` and in ulps, how many elements there are, and how many are equal."""
-    with np.errstate(invalid="ignore"):
-        error = np.abs(found.astype(np.float64) - reference.astype(np.float64))
-    ulp = np.spacing(np.abs(true.value).astype(dtype)).astype(np.float64)
-    ulp[true.value == 0] = np.inf  # which has no size to be far from, and is not 0 where spectra are multiplied
-    bits = np.dtype(f"u{found.dtype.itemsize}")
-    same = np.ascontiguousarray(found).view(bits) == np.ascontiguousarray(reference.astype(dtype)).view(bits)
-    return _largest(error, bound), _largest(error, ulp), found.size, int(np.count_nonzero(same))
-
-
-def _largest(error: Doubles, unit: Doubles) -> float:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.where(error == 0, 0.0, error / unit)
-    # A nan, and any error where none is allowed, is beyond measure.
-    return float(np.max(np.where(np.isnan(ratio), np.inf, ratio), initial=0.0))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .cases import QUANTITIES
 from .comparison import Comparison
+from .figures import EDGES
+from .variants import Variant
 
 
 @dataclass(frozen=True)
@@ -16,16 +20,24 @@ class Row:
 
     Attributes
     ----------
-    backend, other, dtype, quantity : str
-        What they have in common; `other` and `quantity` are None where they have not.
+    backend, other, dtype, quantity, precision, algorithm : str
+        What they have in common; `other`, `quantity` and `algorithm` are None where they have not.
     count, failed : int
         How many they are, and how many of them did not hold.
     units, ulps : float
         The largest error in units of the bound, and in ulps.
     equal : float
         The share of elements with equal bits; nan where there were no elements.
+    unequal : int
+        How many elements have other bits.
     worst : str
         The case with the largest error in units of the bound.
+    worst_quantity, where, got, expected
+        Its quantity, the index of the worst element and both values there; None where there is no error.
+    counts : tuple of int
+        How many errors there are of each size: see `figures.EDGES`.
+    equal_in : dict of str to float
+        The share of elements with equal bits by quantity.
     """
 
     backend: str
@@ -38,6 +50,26 @@ class Row:
     ulps: float
     equal: float
     worst: str
+    precision: str
+    algorithm: str | None
+    unequal: int
+    worst_quantity: str
+    where: tuple[int, ...] | None
+    got: float | None
+    expected: float | None
+    counts: tuple[int, ...]
+    equal_in: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Digest:
+    """One number for all results of a variant in a dtype and a precision: equal where every bit is."""
+
+    backend: str
+    dtype: str
+    precision: str
+    algorithm: str | None
+    sha256: str
 
 
 @dataclass
@@ -47,50 +79,105 @@ class Report:
     Attributes
     ----------
     comparisons : list of Comparison
+        Without their planes, which `worst` has.
     skipped : list of (str, str)
         Backends, and in words why they or one of their dtypes were left out.
+    left_out : dict of str to int
+        In words what else was, and how many.
+    variants : list of Variant
+        What was run, where that is more than backends as they are.
+    by_algorithm : bool
+        Whether algorithms were asked for by name, so that each has rows of its own.
+    expected : tuple of str
+        The digests that are expected, if any are.
+    worst : dict of bool to Comparison
+        The worst comparison with a plane: whether between variants, or else against the exact values.
     """
 
     comparisons: list[Comparison] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
+    variants: list[Variant] = field(default_factory=list)
+    by_algorithm: bool = False
+    expected: tuple[str, ...] = ()
+    worst: dict[bool, Comparison] = field(default_factory=dict)
+
+    def take(self, made: Iterable[Comparison]) -> None:
+        """Add comparisons, and keep the plane of the worst alone."""
+        for one in made:
+            kind = one.other is not None
+            if one.plane is not None and (kind not in self.worst or _badness(one) > _badness(self.worst[kind])):
+                self.worst[kind] = one
+            self.comparisons.append(replace(one, plane=None))
+
+    def leave_out(self, what: str) -> None:
+        self.left_out[what] = self.left_out.get(what, 0) + 1
 
     @property
     def failures(self) -> list[Comparison]:
         return [made for made in self.comparisons if not made.held]
 
     @property
-    def backends(self) -> list[str]:
-        """The backends of which anything was compared, in order."""
+    def ran(self) -> list[str]:
+        """The labels of what anything was compared of, in order."""
         return list(dict.fromkeys(made.backend for made in self.comparisons if made.other is None))
 
     @property
+    def backends(self) -> list[str]:
+        """The backends of which anything was compared, in order."""
+        names = {variant.label: variant.backend.name for variant in self.variants}
+        return list(dict.fromkeys(names.get(label, label) for label in self.ran))
+
+    @property
+    def unexpected(self) -> list[Digest]:
+        """The digests that are none of those expected."""
+        return [digest for digest in self.digests() if self.expected and digest.sha256 not in self.expected]
+
+    @property
     def held(self) -> bool:
-        """Whether anything was compared, and all of it within its bounds."""
-        return bool(self.comparisons) and not self.failures
+        """Whether anything was compared, all of it within its bounds, and its digests are those expected."""
+        return bool(self.comparisons) and not self.failures and not self.unexpected
 
     def against_truth(self) -> list[Row]:
-        """Return a row for each backend, dtype and quantity."""
-        kinds: dict[tuple[str, str, int], list[Comparison]] = {}
+        """Return a row for each variant, dtype, precision, algorithm and quantity."""
+        kinds: dict[tuple[Any, ...], list[Comparison]] = {}
         for made in self.comparisons:
             if made.other is None:
-                kind = (made.backend, made.dtype, QUANTITIES.index(made.quantity))
+                kind = (made.backend, *self._common(made), QUANTITIES.index(made.quantity))
                 kinds.setdefault(kind, []).append(made)
-        return [_row(kinds[kind], QUANTITIES[kind[2]]) for kind in sorted(kinds)]
+        return [self._row(kinds[kind], QUANTITIES[kind[-1]]) for kind in sorted(kinds)]
 
     def pairs(self) -> list[Row]:
-        """Return a row for each pair of backends and dtype."""
-        kinds: dict[tuple[str, str, str], list[Comparison]] = {}
+        """Return a row for each pair of variants, dtype, precision and algorithm."""
+        kinds: dict[tuple[Any, ...], list[Comparison]] = {}
         for made in self.comparisons:
             if made.other is not None:
-                kinds.setdefault((made.backend, made.other, made.dtype), []).append(made)
-        return [_row(kinds[kind], None) for kind in sorted(kinds)]
+                kinds.setdefault((made.backend, made.other, *self._common(made)), []).append(made)
+        return [self._row(kinds[kind], None) for kind in sorted(kinds)]
+
+    def digests(self) -> list[Digest]:
+        """Return a digest of all that each variant gave whole, by dtype, precision and algorithm."""
+        halves = {variant.label for variant in self.variants if variant.halves}
+        found: dict[tuple[Any, ...], Any] = {}
+        for made in self.comparisons:
+            if made.other is None and made.backend not in halves:
+                digest = found.setdefault((made.backend, *self._common(made)), hashlib.sha256())
+                digest.update(f"{made.case} {made.quantity} {made.sha256}\n".encode())
+        return [
+            Digest(backend, dtype, precision, algorithm or None, digest.hexdigest())
+            for (backend, dtype, precision, algorithm), digest in sorted(found.items(), key=lambda item: item[0])
+        ]
 
     def summary(self) -> str:
         """Say it all in one line."""
         if not self.comparisons:
             return "nothing was compared"
-        counts = f"{_counted(len(self.comparisons), 'comparison')} on {_counted(len(self.backends), 'backend')}"
-        return f"{counts}: {f'{len(self.failures)} out of bounds' if self.failures else 'all within bounds'}"
+        counts = f"{counted(len(self.comparisons), 'comparison')} on {counted(len(self.backends), 'backend')}"
+        if len(self.ran) > len(self.backends):
+            counts = f"{counts} run in {len(self.ran)} ways"
+        found = f"{len(self.failures)} out of bounds" if self.failures else "all within bounds"
+        others = f", {counted(len(self.unexpected), 'digest')} not as expected" if self.unexpected else ""
+        return f"{counts}: {found}{others}"
 
     def as_json(self) -> dict[str, Any]:
         """Everything in plain types; a figure is None where it is not finite, which JSON cannot say."""
@@ -99,33 +186,78 @@ class Report:
             "comparisons": len(self.comparisons),
             "out_of_bounds": len(self.failures),
             "backends": self.backends,
+            "variants": [
+                {
+                    "label": variant.label,
+                    "backend": variant.backend.name,
+                    "device": variant.device_name or None,
+                    "threads": variant.threads,
+                    "halves": variant.halves,
+                }
+                for variant in self.variants
+            ],
             "skipped": [{"backend": name, "reason": reason} for name, reason in self.skipped],
+            "left_out": [{"what": what, "count": count} for what, count in self.left_out.items()],
             "against_truth": [_plain(row) for row in self.against_truth()],
             "pairs": [_plain(row) for row in self.pairs()],
+            "digests": [_plain(digest) for digest in self.digests()],
+            "expected_digests": list(self.expected),
             "failures": [{**_plain(made), "message": str(made)} for made in self.failures],
+            "error_sizes": list(EDGES),
+            "results": [_plain(made) for made in self.comparisons],
         }
 
+    def _common(self, made: Comparison) -> tuple[str, str, str]:
+        """What the comparisons of a row have in common, beside who they are of."""
+        return made.dtype, made.precision, made.algorithm if self.by_algorithm else ""
 
-def _row(members: list[Comparison], quantity: str | None) -> Row:
-    first, elements = members[0], sum(made.elements for made in members)
-    worst = max(members, key=lambda made: made.units)
-    return Row(
-        first.backend,
-        first.other,
-        first.dtype,
-        quantity,
-        count=len(members),
-        failed=sum(not made.held for made in members),
-        units=worst.units,
-        ulps=max(made.ulps for made in members),
-        equal=sum(made.equal for made in members) / elements if elements else math.nan,
-        worst=worst.case,
-    )
+    def _row(self, members: Sequence[Comparison], quantity: str | None) -> Row:
+        first = members[0]
+        worst = max(members, key=_badness)
+        quantities = dict.fromkeys(made.quantity for made in members)
+        return Row(
+            first.backend,
+            first.other,
+            first.dtype,
+            quantity,
+            count=len(members),
+            failed=sum(not made.held for made in members),
+            units=worst.units,
+            ulps=max(made.ulps for made in members),
+            equal=_equal(members),
+            worst=worst.case,
+            precision=first.precision,
+            algorithm=first.algorithm if self.by_algorithm else None,
+            unequal=sum(made.elements - made.equal for made in members),
+            worst_quantity=worst.quantity,
+            where=worst.where,
+            got=worst.got,
+            expected=worst.expected,
+            counts=tuple(map(sum, zip(*(made.counts for made in members if made.counts), strict=True))),
+            equal_in={name: _equal([made for made in members if made.quantity == name]) for name in quantities},
+        )
 
 
-def _plain(record: Row | Comparison) -> dict[str, Any]:
-    return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in vars(record).items()}
+def _badness(made: Comparison) -> tuple[float, float]:
+    """By what the worst of several comparisons is found: errors that are all beyond measure differ in ulps."""
+    return made.units, made.ulps
 
 
-def _counted(number: int, what: str) -> str:
+def _equal(members: Sequence[Comparison]) -> float:
+    elements = sum(made.elements for made in members)
+    return sum(made.equal for made in members) / elements if elements else math.nan
+
+
+def _plain(record: Row | Comparison | Digest) -> dict[str, Any]:
+    return {name: _value(value) for name, value in vars(record).items() if name != "plane"}
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _value(own) for name, own in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def counted(number: int, what: str) -> str:
+    """So many of something, in words."""
     return f"{number} {what}{'' if number == 1 else 's'}"
