@@ -1,6 +1,7 @@
 """Convolution and its gradients for every array library, written once against the Python Array API."""
 
 from . import backends
+from .bounds import error_bound
 from .choice import Explanation, algorithms
 from .convolution import (
     ConvGrads,
@@ -39,6 +40,7 @@ __all__ = [
     "conv_transpose_backward",
     "conv_transpose_forward",
     "conv_weight_grad",
+    "error_bound",
     "explain",
     "fold",
     "num_threads",

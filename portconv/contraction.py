@@ -80,18 +80,18 @@ class Contraction:
             return product
 
         with self._held(dtype, x):
-            (cut, made), seen = self._parts(dtype, "forward", x, w), self._seen(x)
+            (cut, made), seen = self._parts(dtype, "forward", x, w), self.seen(x)
             if self._exact(dtype):
-                return self._given(self._reproducible(dtype, "forward", cut, made, seen, w, b, rounded))
+                return self.given(self._reproducible(dtype, "forward", cut, made, seen, w, b, rounded))
             terms = self.geometry.group_in * self.geometry.taps
             if len(cut) == 1:
-                return self._given(self._computed(dtype, of(cut[0]), terms, seen, w, b))
+                return self.given(self._computed(dtype, of(cut[0]), terms, seen, w, b))
             out = self._empty(dtype, self.geometry.out_shape, x)
             for part in cut:
                 bias = None if b is None else b[part.of_w[0]]
                 own = _of(seen, part.of_x), _of(w, part.of_w)
                 out = self.backend.write(out, (*part.of_out, ...), self._computed(dtype, of(part), terms, *own, bias))
-            return self._given(out)
+            return self.given(out)
 
     def input_grad(
         self,
@@ -117,19 +117,19 @@ class Contraction:
             return product
 
         with self._held(dtype, dout):
-            (cut, made), seen = self._parts(dtype, "input_grad", dout, w), self._seen(dout)
+            (cut, made), seen = self._parts(dtype, "input_grad", dout, w), self.seen(dout)
             w = conjugate(self.backend, w) if adjoint else w
             if self._exact(dtype):
-                return self._given(self._reproducible(dtype, "input_grad", cut, made, seen, w, b, rounded))
+                return self.given(self._reproducible(dtype, "input_grad", cut, made, seen, w, b, rounded))
             terms = self.geometry.group_out * self.geometry.taps * overlap(self.geometry)
             if len(cut) == 1:
-                return self._given(self._computed(dtype, of(cut[0]), terms, seen, w, b))
+                return self.given(self._computed(dtype, of(cut[0]), terms, seen, w, b))
             grad = self._empty(dtype, self.geometry.x_shape, dout)
             for part in cut:
                 bias = None if b is None else b[part.of_x[1]]
                 own = _of(seen, part.of_out), _of(w, part.of_w)
                 grad = self.backend.write(grad, (*part.of_x, ...), self._computed(dtype, of(part), terms, *own, bias))
-            return self._given(grad)
+            return self.given(grad)
 
     def weight_grad(
         self, dtype: Dtype, dout: Array, x: Array, adjoint_of: str = "x", rounded: str | None = None
@@ -149,7 +149,7 @@ class Contraction:
             return product
 
         with self._held(dtype, dout):
-            (cut, made), seen, cells = self._parts(dtype, "weight_grad", dout, x), self._seen(dout), self._seen(x)
+            (cut, made), seen, cells = self._parts(dtype, "weight_grad", dout, x), self.seen(dout), self.seen(x)
             if self._exact(dtype):
                 one, other = (
                     conjugate(self.backend, array) if adjoint_of == name else array
@@ -178,7 +178,7 @@ class Contraction:
         """
         with self._held(dtype, array):
             xp, wide = self.backend.xp, summable(self.backend, dtype)
-            seen = self._seen(array)
+            seen = self.seen(array)
             if self._exact(dtype):
                 with self.backend.quiet():
                     return reproducible.channel_sum(self.backend, self.geometry, dtype.name, seen, rounded)
@@ -281,7 +281,7 @@ class Contraction:
         """A result of any contents, which lies in memory as the caller has it."""
         return self.backend.empty(shape, like, last=self.geometry.channels_last, dtype=dtype.dtype)
 
-    def _seen(self, array: Array) -> Array:
+    def seen(self, array: Array) -> Array:
         """An array as algorithms see it: (N, C, *cells)."""
         if self.unbatched:
             array = self.backend.xp.reshape(array, (1, *array.shape))
@@ -289,7 +289,7 @@ class Contraction:
             array = self.backend.xp.permute_dims(array, (0, array.ndim - 1, *range(1, array.ndim - 1)))
         return array
 
-    def _given(self, array: Array) -> Array:
+    def given(self, array: Array) -> Array:
         """An array as the caller has it."""
         if self.geometry.channels_last:
             array = self.backend.xp.permute_dims(array, (0, *range(2, array.ndim), 1))

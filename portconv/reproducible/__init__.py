@@ -9,7 +9,8 @@ what nans and infinities make of a result, `probe` finds out whether a library's
 `product` puts it together, by whichever algorithm multiplies the slices.
 """
 
-from .product import channel_sum, compute, in_slices, summed
+from .product import channel_sum, compute, in_slices, quanta, summed
+from .scales import LEAST_NORMAL, parts_of, real
 from .slices import slots
 
-__all__ = ["channel_sum", "compute", "in_slices", "slots", "summed"]
+__all__ = ["LEAST_NORMAL", "channel_sum", "compute", "in_slices", "parts_of", "quanta", "real", "slots", "summed"]

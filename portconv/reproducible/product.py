@@ -20,7 +20,7 @@ from ..geometry import Geometry, pieces
 from ..parts import Copies, Part, parts, whole
 from .limbs import DIGITS, carried, rounded, soon
 from .probe import ready
-from .scales import LEAST_NORMAL, PARTS_OF, Operand, along, halves, operand, parts_of, plain, power
+from .scales import HIGHEST, LEAST_NORMAL, LOWEST, PARTS_OF, Operand, along, halves, operand, parts_of, plain, power
 from .slices import PRODUCTS, SIGNIFICANT, SIGNS, Slicing, addition, cut, cut_into, slicing, weights
 from .specials import SLOTS, Counts, counted, indicators
 
@@ -140,6 +140,18 @@ def compute(
         if not (backend.views and value is target):
             out = backend.write(out, (*at, ...), value)
     return out
+
+
+def quanta(backend: Backend, geometry: Geometry, dtype: str, purpose: str, a: Array, b: Array) -> tuple[Array, Array]:
+    """How far from its own value each element of the operands can be once it is quantised, in float64."""
+    xp, powers, found = backend.xp, ready(backend, a), []
+    for array, role in zip((a, b), ROLES[purpose], strict=True):
+        this = operand(backend, geometry, powers, array, role, SIGNIFICANT[dtype])
+        half = power(backend, powers, xp.clip(this.exponents - SIGNIFICANT[dtype], LOWEST, HIGHEST))
+        # What is subnormal is taken for zero.
+        half = xp.clip(half, 2.0 ** LEAST_NORMAL[this.real], None)
+        found.append(xp.broadcast_to(along(backend, half, array.ndim - 2), tuple(array.shape)) * 1.0)
+    return found[0], found[1]
 
 
 def _weight_grad(problem: Problem, geometry: Geometry, some: tuple[Part, ...], exponents: Array, made: str) -> Array:

@@ -37,6 +37,11 @@ class Operand(NamedTuple):
     finite: bool
 
 
+def real(dtype: str) -> str:
+    """The dtype of the parts of complex numbers; of real ones their own."""
+    return PARTS_OF.get(dtype, dtype)
+
+
 def parts_of(backend: Backend, array: Array) -> list[Array]:
     """The real and the imaginary part of complex numbers; real ones themselves."""
     if backend.dtype_name(array.dtype) in PARTS_OF:
@@ -57,12 +62,11 @@ def operand(backend: Backend, geometry: Geometry, powers: Array, array: Array, r
     "sample" for each sample and group, "filter" for each filter, "channel" for each of the second axis of a batch,
     "input channel" for each input channel, of filters.
     """
-    name = backend.dtype_name(array.dtype)
-    real = PARTS_OF.get(name, name)
+    own = real(backend.dtype_name(array.dtype))
     parts = parts_of(backend, array)
     finite = all(backend.all_finite(part) for part in parts)
     if not finite:
-        parts = [plain(backend, part, real) for part in parts]
+        parts = [plain(backend, part, own) for part in parts]
     xp, first = backend.xp, array.shape[0]
     groups = geometry.groups
     most = None
@@ -74,7 +78,7 @@ def operand(backend: Backend, geometry: Geometry, powers: Array, array: Array, r
         else:
             found = _largest(backend, part, tuple(part.shape), keep=(0,) if role == "filter" else (1,))
         most = found if most is None else xp.maximum(most, found)
-    least = LEAST_NORMAL[real]
+    least = LEAST_NORMAL[own]
     # Where quanta are no smaller than twice the smallest normal number, what lies below that is rounded to zero.
     rare = not finite or not bool(xp.all((most >= 2.0 ** (least + bits)) | (most == 0)))
     found = xp.searchsorted(powers, xp.reshape(most, (-1,))) + LOWEST
@@ -86,7 +90,7 @@ def operand(backend: Backend, geometry: Geometry, powers: Array, array: Array, r
         found = xp.broadcast_to(found[:, None, :], (groups, first // groups, array.shape[1]))
     else:
         found = xp.broadcast_to(found[:, None] if role == "filter" else found[None, :], array.shape[:2])
-    return Operand(array, xp.reshape(found, tuple(array.shape[:2])), real, rare, finite)
+    return Operand(array, xp.reshape(found, tuple(array.shape[:2])), own, rare, finite)
 
 
 def _largest(backend: Backend, part: Array, shape: tuple[int, ...], keep: tuple[int, ...]) -> Array:

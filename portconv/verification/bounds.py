@@ -9,21 +9,22 @@ what bounds products of spectra is put in the form of sums: see `spectra`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
 
+from .. import backends, reproducible
 from ..algorithms import fft, winograd
+from ..arguments import Dtype
+from ..bounds import EPSILON, gamma, relative
+from ..contraction import Contraction
 from ..convolution import conv_backward, conv_forward
 from .cases import Case, Inputs
 from .spectra import spectral
 from .tiles import Doubles, Sums, tiled
-
-TF32_OPERAND = 2.0**-10
-"""The largest relative error of a float32 cut to TF32's 10 explicit bits: NVIDIA, "NVIDIA A100 Tensor Core GPU
-Architecture" (2020)."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +41,27 @@ class Exact:
         The like by the name of an algorithm that makes other sums, where it can serve: `winograd` and `fft`.
     products : bool
         Whether the terms are products, which fast arithmetic may round more coarsely.
+    quantising : callable
+        Gives what quantising the operands changes, at most, per element, as reproducible arithmetic does.
+    roundings : int
+        How often a reproducible result is rounded: once, and where there is a bias once more.
     """
 
     value: Doubles
     plain: Sums
     others: Mapping[str, Sums]
     products: bool
+    quantising: Callable[[], Doubles]
+    roundings: int = 1
 
     def reach(self, dtype: str, precision: str, algorithm: str = "direct") -> Doubles:
         """How far a result in `dtype`, by that algorithm, can be from the exact value, per element."""
+        if precision == "reproducible":
+            unit, tiny = EPSILON[dtype] / 2, 2.0 ** reproducible.LEAST_NORMAL[dtype]
+            off = self.quantising() * (1 + 4 * gamma(2 * self.plain.terms + 4))
+            # A sum before a bias is added may be larger than what it comes to.
+            size = np.abs(self.value) if self.roundings == 1 else self.plain.magnitude
+            return off + self.roundings * (unit * (1 + 2 * unit) * (size + off) + tiny)
         terms, magnitude = self.others.get(algorithm, self.plain)
         # The sum of magnitudes was itself rounded in float64, perhaps down.
         return relative(terms, dtype, precision, self.products) * magnitude / (1 - gamma(terms))
@@ -57,24 +70,6 @@ class Exact:
     def radius(self) -> Doubles:
         """How far `value` can be from the exact value, per element."""
         return self.reach("float64", "standard")
-
-
-def gamma(terms: int, unit: float = 2.0**-53) -> float:
-    """Compute gamma_n for `terms` terms and the unit roundoff `unit`, which is float64's unless given."""
-    return terms * unit / (1 - terms * unit)
-
-
-def relative(terms: int, dtype: str, precision: str, products: bool) -> float:
-    """Bound the error of a sum of `terms` terms, relative to the sum of their magnitudes.
-
-    Fast arithmetic in float32 may cut both factors of a product to TF32, and its sums may be truncated where others are
-    rounded, which doubles u: Fasi, Higham, Mikaitis and Pranesh, "Numerical behavior of NVIDIA tensor cores" (PeerJ
-    Computer Science, 2021), section 4.
-    """
-    eps = float(np.finfo(dtype).eps)
-    if precision == "fast" and dtype == "float32" and products:
-        return (1 + TF32_OPERAND) ** 2 * (1 + gamma(terms, eps)) - 1
-    return gamma(terms, eps / 2)
 
 
 def exact(case: Case, inputs: Inputs | None = None) -> dict[str, Exact]:
@@ -96,12 +91,19 @@ def exact(case: Case, inputs: Inputs | None = None) -> dict[str, Exact]:
     values = _direct(case, *doubles)
     sizes = [None if array is None else np.abs(array) for array in doubles]
     plain, others = _direct(case, *sizes), _others(case, *sizes)
+
+    @cache
+    def quantising() -> dict[str, Doubles]:
+        return _quantising(case, given)
+
     return {
         name: Exact(
             values[name],
             Sums(case.terms[name], plain[name]),
             {algorithm: sums[name] for algorithm, sums in others.items() if name in sums},
             products=name != "db",
+            quantising=lambda name=name: quantising()[name],
+            roundings=2 if name == "out" and case.bias else 1,
         )
         for name in case.quantities
     }
@@ -114,23 +116,54 @@ def _direct(case: Case, x: Any, w: Any, b: Any, dout: Any) -> dict[str, Doubles]
 
 def _others(case: Case, x: Any, w: Any, b: Any, dout: Any) -> dict[str, dict[str, Sums]]:
     """The sums of the algorithms that make others than plain ones, of magnitudes as the case has them."""
-    geometry = case.geometry
-    last, channels = case.data_format == "channels_last", -1 - geometry.dims
-    cells, grads = (np.moveaxis(a, -1, channels) if last else a for a in (x, dout))
-    given = (cells.reshape(geometry.x_shape), w, b, grads.reshape(geometry.out_shape))
-    found = {}
+    geometry, found = case.geometry, {}
+    cells, grads = _batched(case, x, dout)
+    given = (cells, w, b, grads)
     if fft.objection(geometry) is None:
         found["fft"] = spectral(geometry, *given)
     if winograd.objection(geometry) is None and geometry.extended is geometry:
         found["winograd"] = tiled(geometry, *given)
 
-    def seen(name: str, magnitude: Doubles) -> Doubles:
-        if name == "dw":
-            return magnitude
-        magnitude = magnitude.reshape((cells if name == "dx" else grads).shape)
-        return np.moveaxis(magnitude, channels, -1) if last else magnitude
-
     return {
-        algorithm: {name: Sums(sums.terms, seen(name, sums.magnitude)) for name, sums in by_name.items()}
+        algorithm: {name: Sums(sums.terms, _seen(case, name, sums.magnitude)) for name, sums in by_name.items()}
         for algorithm, by_name in found.items()
     }
+
+
+def _quantising(case: Case, given: Inputs) -> dict[str, Doubles]:
+    """What quantising operands changes in results, at most: products with what each can be off by."""
+    backend, geometry = backends.get("numpy"), replace(case.geometry, channels_last=False)
+    cells, grads = _batched(case, given.x, given.dout)
+    doubles = Dtype(np.dtype(np.float64), "float64", "real floating")
+    call = Contraction(backend, doubles, geometry, "direct", False, "standard", backend.spare(cells))
+    products = {
+        "out": ("forward", cells, given.w, lambda a, b: call.forward(doubles, a, b, None)),
+        "dx": ("input_grad", grads, given.w, lambda a, b: call.input_grad(doubles, a, b)),
+        "dw": ("weight_grad", grads, cells, lambda a, b: call.weight_grad(doubles, a, b)),
+    }
+    found = {}
+    for name, (purpose, a, b, product) in products.items():
+        of_a, of_b = reproducible.quanta(backend, geometry, case.dtype, purpose, a, b)
+        sizes = [np.abs(array.astype(np.float64)) for array in (a, b)]
+        found[name] = _seen(case, name, product(sizes[0], of_b) + product(of_a, sizes[1] + of_b))
+    of_dout, _ = reproducible.quanta(backend, geometry, case.dtype, "weight_grad", grads, cells)
+    found["db"] = np.sum(of_dout, axis=(0, *range(2, of_dout.ndim)))
+    return found
+
+
+def _batched(case: Case, x: Any, dout: Any) -> tuple[Any, Any]:
+    """The input and the gradient of the output as the geometry has them: (N, C, *S) and (N, F, *P)."""
+    geometry, last = case.geometry, case.data_format == "channels_last"
+    cells, grads = (np.moveaxis(a, -1, -1 - geometry.dims) if last else a for a in (x, dout))
+    return cells.reshape(geometry.x_shape), grads.reshape(geometry.out_shape)
+
+
+def _seen(case: Case, name: str, magnitude: Doubles) -> Doubles:
+    """What is (N, C, *cells) as the case has it; what is of filters as it is."""
+    if name == "dw":
+        return magnitude
+    last = case.data_format == "channels_last"
+    shape = case.x_shape if name == "dx" else case.out_shape
+    channels_first = (*shape[: -1 - case.geometry.dims], shape[-1], *shape[-1 - case.geometry.dims : -1])
+    magnitude = magnitude.reshape(channels_first if last else shape)
+    return np.moveaxis(magnitude, -1 - case.geometry.dims, -1) if last else magnitude

@@ -16,11 +16,9 @@ import numpy as np
 
 from .. import backends
 from ..boundary import extend, overlap
+from ..bounds import transform_terms
 from ..geometry import Geometry
 from .tiles import Doubles, Sums
-
-STAGES = 12
-"""Unit roundoffs for each doubling of the points: more than the error of a stage of 2, 3 or 5 for each."""
 
 
 def spectral(geometry: Geometry, x: Any, w: Any, b: Any, dout: Any) -> dict[str, Sums]:
@@ -39,18 +37,10 @@ def spectral(geometry: Geometry, x: Any, w: Any, b: Any, dout: Any) -> dict[str,
     dw = _whole(np.einsum("ngf,ngc->gfc", many, _norms(inputs)), own.w_shape)
     tiles = own.batch * math.prod(-(-n // extent) for n, extent in zip(own.out, own.extent, strict=True))
     return {
-        "out": Sums(_terms(own) + 3 * group_in + (b is not None), out),
-        "dx": Sums(_terms(mirror) + 3 * group_out + (most if most > 1 else 0), dx),
-        "dw": Sums(_terms(own) + 3 * tiles, dw),
+        "out": Sums(transform_terms(own) + 3 * group_in + (b is not None), out),
+        "dx": Sums(transform_terms(mirror) + 3 * group_out + (most if most > 1 else 0), dx),
+        "dw": Sums(transform_terms(own) + 3 * tiles, dw),
     }
-
-
-def _terms(geometry: Geometry) -> int:
-    """The roundings of three transforms: of n points log2(n) stages, and one more that splits a real one's halves.
-
-    And two more along each dimension, of 1 / n and by it.
-    """
-    return sum(3 * STAGES * (max(1, n).bit_length() + 1) + 2 for n in geometry.padded)
 
 
 def _planes(array: Any, shape: tuple[int, ...]) -> Doubles:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..bounds import tile_terms
 from ..geometry import Geometry
 
 Doubles = NDArray[np.float64]
@@ -43,12 +44,11 @@ def tiled(geometry: Geometry, x: Any, w: Any, b: Any, dout: Any) -> dict[str, Su
     # by each addition to the sum of as many terms as there are taps that G is, along all of them at once; once as a
     # product; and once by each addition to the sum, over channels or over tiles.
     dims = geometry.kernel.count(3)
-    mixed = 3**dims - 1
     tiles = geometry.batch * math.prod(_tiles(geometry))
     return {
-        "out": Sums(geometry.group_in + 3 * dims + mixed + (b is not None), out),
-        "dx": Sums(geometry.group_out + 3 * dims + mixed, _outputs(mirror, dout, turned)),
-        "dw": Sums(tiles + 2 * dims + mixed, _weights(geometry, x, dout)),
+        "out": Sums(tile_terms(geometry) + (b is not None), out),
+        "dx": Sums(tile_terms(mirror), _outputs(mirror, dout, turned)),
+        "dw": Sums(tiles + 2 * dims + 3**dims - 1, _weights(geometry, x, dout)),
     }
 
 

@@ -1,0 +1,225 @@
+"""How far from the exact value a result can be: the bounds of docs/accuracy.md, in the arrays' own library."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from . import arguments, reproducible
+from .arguments import Dtype, Ints, Padding
+from .arithmetic import HALVES
+from .backends import Array, Backend
+from .boundary import extend
+from .contraction import Contraction
+from .convolution import ConvCache, prepare
+from .geometry import Geometry
+
+EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
+"""From 1 to the next larger number of a dtype."""
+LARGEST = {"float16": 65504.0, "bfloat16": 2.0**128 - 2.0**120, "float32": 2.0**128 - 2.0**104}
+TF32_OPERAND = 2.0**-10
+"""The largest relative error of a float32 cut to TF32's 10 explicit bits: NVIDIA, "NVIDIA A100 Tensor Core GPU
+Architecture" (2020)."""
+STAGES = 12
+"""Unit roundoffs for each doubling of a transform's points: more than the error of a stage of 2, 3 or 5 for each."""
+
+
+def gamma(terms: int, unit: float = 2.0**-53) -> float:
+    """Compute gamma_n for `terms` terms and the unit roundoff `unit`, which is float64's unless given."""
+    return terms * unit / (1 - terms * unit) if terms * unit < 1 else math.inf
+
+
+def relative(terms: int, dtype: str, precision: str, products: bool) -> float:
+    """Bound the error of a sum of `terms` terms, relative to the sum of their magnitudes.
+
+    Fast arithmetic in float32 may cut both factors of a product to TF32, and its sums may be truncated where others are
+    rounded, which doubles u: Fasi, Higham, Mikaitis and Pranesh, "Numerical behavior of NVIDIA tensor cores" (PeerJ
+    Computer Science, 2021), section 4.
+    """
+    eps = EPSILON[dtype]
+    if precision == "fast" and dtype == "float32" and products:
+        return (1 + TF32_OPERAND) ** 2 * (1 + gamma(terms, eps)) - 1
+    return gamma(terms, eps / 2)
+
+
+def tile_terms(geometry: Geometry) -> int:
+    """How often a term of an output is rounded on its way through Winograd's tiles, at most."""
+    dims = geometry.kernel.count(3)
+    return geometry.group_in + 3 * dims + 3**dims - 1
+
+
+def transform_terms(geometry: Geometry) -> int:
+    """The roundings of three transforms: of n points log2(n) stages, and one more that splits a real one's halves.
+
+    And two more along each dimension, of 1 / n and by it.
+    """
+    return sum(3 * STAGES * (max(1, n).bit_length() + 1) + 2 for n in geometry.padded)
+
+
+def error_bound(
+    x: Array,
+    w: Array,
+    b: Array | None = None,
+    *,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    data_format: str = "channels_first",
+    precision: str = "standard",
+    algorithm: str = "auto",
+) -> Array:
+    """Bound the error of each element that `conv` returns for the same arguments.
+
+    The bounds are derived in docs/accuracy.md from Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed.
+    (2002), section 3.1; those of "reproducible" from what quantising changes, and from one rounding. They ask nothing
+    of the order in which a library adds, and are worst cases: errors are usually far below.
+
+    Parameters
+    ----------
+    x, w, b, stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm
+        As for `conv`.
+
+    Returns
+    -------
+    array, shape of the output
+        What ``abs(conv(...) - exact)`` cannot exceed, real, in the output's dtype or that of its parts; infinite where
+        the output may be no finite number. Of integers, which are exact modulo 2**bits, 0.
+
+    Raises
+    ------
+    ConvShapeError, ConvValueError, ConvTypeError, BackendError
+        As for `conv`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, w = np.ones((1, 1, 5), np.float32), np.ones((1, 1, 3), np.float32) / 3
+    >>> bound = portconv.error_bound(x, w)
+    >>> bound.max() < 4 * np.finfo(np.float32).eps
+    True
+    >>> exact = x[:, :, :3] * np.float64(w[0, 0, 0]) * 3
+    >>> bool(np.all(np.abs(portconv.conv(x, w) - exact) <= bound))
+    True
+    """
+    options = (stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
+    cache = prepare(x, w, b, *options)
+    call, dtype, backend = cache.call, cache.dtype, cache.call.backend
+    xp = backend.xp
+    if dtype.kind == "integral":
+        return backend.zeros(call.out_shape, backend.empty((), x, dtype=dtype.dtype))
+    real = reproducible.real(dtype.name)
+    wide = Dtype(backend.dtype("float64" if backend.holds("float64", x) else "float32"), "wide", "real floating")
+    with backend.during_call(x, "standard"), backend.quiet():
+        bound = _Bound(cache, call, wide, real, dtype.kind == "complex floating")
+        found = bound.of_reproducible() if precision == "reproducible" else bound.of_rounding()
+        # Up, so that no rounding here or to the result's dtype makes it too small.
+        found = found * (1 + 4 * EPSILON[real])
+        if dtype.kind == "complex floating":
+            found = found * math.sqrt(2)
+        found = xp.where(xp.isnan(found), backend.asarray(math.inf, found.dtype, backend.device_of(found)), found)
+        return call.given(backend.astype(found, backend.dtype(real)))
+
+
+class _Bound:
+    """A call whose errors are bounded, with its magnitudes: (N, C, *S), (F, C / G, *K) and (F,), in float64."""
+
+    def __init__(self, cache: ConvCache, call: Contraction, wide: Dtype, real: str, parts: bool) -> None:
+        self.cache, self.call, self.wide, self.real = cache, call, wide, real
+        self.backend: Backend = call.backend
+        self.geometry = replace(call.geometry, channels_last=False)
+        # A part of a product of complex numbers is a sum of two, of real ones.
+        self.parts = 2 if parts else 1
+        self.x, self.w = self.sizes(call.seen(cache.x)), self.sizes(cache.w)
+        self.b = None if cache.b is None else self.sizes(cache.b)
+
+    def sizes(self, array: Array) -> Array:
+        """Magnitudes; of complex numbers the sums of both parts'."""
+        found = [self.backend.xp.abs(self.backend.astype(part, self.wide.dtype)) for part in self.split(array)]
+        return found[0] + found[1] if len(found) > 1 else found[0]
+
+    def split(self, array: Array) -> list[Array]:
+        return reproducible.parts_of(self.backend, array)
+
+    def convolved(self, geometry: Geometry, x: Array, w: Array, b: Array | None = None) -> Array:
+        call = Contraction(self.backend, self.wide, geometry, "gemm", False, "standard", self.call.spare)
+        return call.forward(self.wide, x, w, b)
+
+    @property
+    def terms(self) -> int:
+        return self.geometry.group_in * self.geometry.taps
+
+    @property
+    def tiny(self) -> float:
+        """The smallest normal number, which is as much as a number loses that is taken for zero."""
+        return 2.0 ** reproducible.LEAST_NORMAL[self.real]
+
+    def of_rounding(self) -> Array:
+        """Bound sums that are rounded as they go, by the algorithm that makes them."""
+        algorithm = self.call.served("forward")
+        own, more = self.geometry.extended, 0 if self.b is None else 1
+        if algorithm == "winograd":
+            magnitude, terms = self.of_tiles(), tile_terms(own) + more
+        elif algorithm == "fft":
+            magnitude, terms = self.of_spectra(), transform_terms(own) + 3 * own.group_in + more
+        else:
+            magnitude, terms = self.convolved(self.geometry, self.x, self.w, self.b), self.parts * self.terms + more
+        half = self.real in HALVES
+        unit = relative(terms, "float32" if half else self.real, self.call.precision, products=True)
+        # The magnitudes are rounded too, perhaps down.
+        magnitude = magnitude * (1 + 2 * gamma(terms, EPSILON[self.wide_name] / 2))
+        found = unit * magnitude
+        if half:
+            found = found + EPSILON[self.real] / 2 * (magnitude + found)
+        return self.finite(found + terms * self.tiny, magnitude + found)
+
+    @property
+    def wide_name(self) -> str:
+        return self.backend.dtype_name(self.wide.dtype)
+
+    def finite(self, bound: Array, magnitude: Array) -> Array:
+        """Of results that may be too large for their dtype there is no bound."""
+        xp, most = self.backend.xp, LARGEST.get(self.real, math.inf)
+        return xp.where(magnitude < most, bound, xp.full_like(bound, math.inf))
+
+    def of_tiles(self) -> Array:
+        """|A^T| ((|G| |w|) * (|B^T| |x|)), with the sum of a filter's taps for each of them."""
+        xp, dims = self.backend.xp, self.geometry.dims
+        taps = xp.sum(self.w, axis=tuple(range(2, 2 + dims)), keepdims=True)
+        for axis, kernel in enumerate(self.geometry.kernel):
+            if kernel == 3:
+                row = [2.0, 1.0, 2.0]
+                device = self.backend.device_of(taps)
+                shape = tuple(3 if at == axis else 1 for at in range(dims))
+                taps = taps * xp.reshape(self.backend.asarray(row, self.wide.dtype, device), (1, 1, *shape))
+        return self.convolved(self.geometry, self.x, taps * 1.0, self.b)
+
+    def of_spectra(self) -> Array:
+        """Norms of planes times sums of taps; of complex numbers those of their absolute values."""
+        xp, own = self.backend.xp, self.geometry.extended
+        cells = extend(self.geometry, self.backend, self.x)
+        planes = xp.reshape(cells, (own.batch, own.in_channels, 1, -1))
+        norms = xp.sqrt(xp.sum(planes * planes, axis=3))
+        sums = xp.reshape(xp.sum(self.w, axis=tuple(range(2, self.w.ndim))), (own.out_channels, own.group_in, 1))
+        one = arguments.geometry(tuple(norms.shape), tuple(sums.shape), 1, 0, 1, own.groups)
+        found = xp.reshape(self.convolved(one, norms, sums, self.b), (own.batch, own.out_channels, *(1,) * own.dims))
+        return xp.broadcast_to(found, own.out_shape) * 1.0
+
+    def of_reproducible(self) -> Array:
+        """Bound what quantising changes, and one rounding; and the addition of a bias."""
+        backend, xp, own, cache = self.backend, self.backend.xp, self.geometry, self.cache
+        call = replace(self.call, geometry=own, unbatched=False)
+        x = self.call.seen(cache.x)
+        of_x, of_w = reproducible.quanta(backend, own, cache.dtype.name, "forward", x, cache.w)
+        # A part of a complex number is a sum of two products.
+        found = self.convolved(own, self.x, self.parts * of_w) + self.convolved(own, of_x, self.parts * (self.w + of_w))
+        found = found * (1 + 4 * gamma(self.parts * self.terms + 4))
+        unit = EPSILON[self.real] / 2
+        out = call.forward(cache.dtype, x, cache.w, None)
+        found = found + unit * self.sizes(out) + self.tiny
+        if cache.b is not None:
+            bias = xp.reshape(cache.b, (1, -1, *(1,) * own.dims))
+            # What is added is off by its own rounding, and by a bias that is taken for zero.
+            found = found + unit * (1 + 2 * unit) * (self.sizes(out) + self.sizes(bias)) + 2 * self.tiny
+        return self.finite(found, self.sizes(out) + found)
