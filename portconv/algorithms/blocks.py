@@ -76,9 +76,9 @@ def limits(geometry: Geometry, backend: Backend, bits: int, room: int) -> Limits
     least = backend.least_blocks(geometry.operations, geometry.batch)
     # Of few filters the columns take longer than the product, and threads share those.
     whole = (
-        geometry.batch == 1
+        geometry.batch == geometry.groups == 1
         and geometry.group_out >= FEW_FILTERS
-        and backend.whole(geometry.operations // geometry.groups)
+        and backend.whole(geometry.operations)
     )
     return Limits(elements, backend.block_columns, least, room * 8 // bits, whole)
 

@@ -6,7 +6,7 @@ Slices of operands lie side by side as groups of a convolution: one call of an a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 from itertools import product
@@ -16,7 +16,7 @@ from ..algorithms.columns import ALL, Index
 from ..backends import Array, Backend, Workspace
 from ..boundary import extend, fold, overlap
 from ..choice import Choice
-from ..geometry import Geometry, pieces
+from ..geometry import Geometry, Range, pieces
 from ..parts import Copies, Part, parts, whole
 from .limbs import DIGITS, carried, rounded, soon
 from .probe import ready
@@ -32,6 +32,8 @@ ROLES = {
 """What shares a scale, of each operand."""
 LONG = 1 << 13
 """Terms that two slices of 20 bits, or three, can sum; a longer sum over samples and rows is cut, and added up."""
+PARTIAL = 1 << 21
+"""Elements of filters that the chunks of one convolution may have."""
 BYTES = 128
 """What an element of a block takes while it is cut or rounded, to stay in cache with all that is made of it."""
 STEPS = 32
@@ -70,14 +72,49 @@ def summed(geometry: Geometry, purpose: str, dtype: str) -> int:
         return geometry.group_in * geometry.taps
     if purpose == "input_grad":
         return geometry.group_out * geometry.taps * overlap(geometry)
-    return max(part.geometry.batch * part.geometry.positions for part in _short(geometry.extended, dtype))
+    return _shares(geometry.extended, dtype).terms
+
+
+class Shares(NamedTuple):
+    """How a weight gradient's sum over samples and positions is cut: its chunks are groups of one convolution each.
+
+    Attributes
+    ----------
+    samples : int
+        In a chunk.
+    calls : tuple of (int, int)
+        The samples of each convolution.
+    rows : tuple of Part
+        What it has of a sample.
+    """
+
+    samples: int
+    calls: tuple[Range, ...]
+    rows: tuple[Part, ...]
+
+    @property
+    def terms(self) -> int:
+        """How many products one exact sum has, at most."""
+        return self.samples * max(part.geometry.positions for part in self.rows)
+
+    @property
+    def several(self) -> bool:
+        """Whether there is more than one chunk."""
+        return len(self.calls) > 1 or len(self.rows) > 1 or self.calls[0][1] > 1
 
 
 @lru_cache(maxsize=256)
-def _short(geometry: Geometry, dtype: str) -> tuple[Part, ...]:
-    """Parts of a weight gradient that few enough products are summed in."""
+def _shares(geometry: Geometry, dtype: str) -> Shares:
+    """Cut a weight gradient so that few enough products are summed in each chunk."""
     most = LONG // (2 if dtype in PARTS_OF else 1)
-    return parts(geometry, "weight_grad", Copies(geometry.positions, 0, 0, 0), most) or (whole(geometry),)
+    one = replace(geometry, batch=1)
+    rows = parts(one, "weight_grad", Copies(geometry.positions, 0, 0, 0), most) or (whole(one),)
+    fits = max(1, most // max(1, geometry.positions))
+    samples = max((n for n in range(1, fits + 1) if geometry.batch % n == 0), default=1)
+    if geometry.batch * geometry.positions <= most:
+        samples = max(1, geometry.batch)
+    chunks = max(1, PARTIAL // geometry.weights)
+    return Shares(samples, pieces(max(1, geometry.batch // samples), chunks), rows)
 
 
 def compute(
@@ -123,9 +160,9 @@ def compute(
     terms = max(summed(part.geometry, purpose, dtype) for part in some)
     problem = Problem(backend, purpose, choose, powers, dtype, *operands, slicing(dtype, terms))
     made = rounded_to or dtype
-    exponents = _exponents(problem, geometry)
     if purpose == "weight_grad":
-        return _weight_grad(problem, geometry, some, exponents, made)
+        return _weight_grad(problem, geometry, some, made)
+    exponents = _exponents(problem, geometry)
     forward = purpose == "forward"
     shape = geometry.out_shape if forward else geometry.x_shape
     out = backend.empty(shape, a, last=geometry.channels_last, dtype=backend.dtype(made))
@@ -154,38 +191,49 @@ def quanta(backend: Backend, geometry: Geometry, dtype: str, purpose: str, a: Ar
     return found[0], found[1]
 
 
-def _weight_grad(problem: Problem, geometry: Geometry, some: tuple[Part, ...], exponents: Array, made: str) -> Array:
+def _weight_grad(problem: Problem, geometry: Geometry, some: tuple[Part, ...], made: str) -> Array:
     backend = problem.backend
     shape = (geometry.out_channels, geometry.group_in, *geometry.kernel)
     grad = backend.empty(shape, problem.of_a.array, dtype=backend.dtype(made))
+    if not geometry.batch:
+        return backend.zeroed(grad)
+    exponents = _exponents(problem, geometry)
     for first in sorted({part.of_w[0].start or 0 for part in some}):
         same = [part for part in some if (part.of_w[0].start or 0) == first]
         at = same[0].of_w
         limbs: list[list[Array]] = []
         counts: list[Counts] | None = None
         target = grad[(*at, ...)]
-        several = len(same) > 1 or len(_short(same[0].geometry.extended, problem.dtype)) > 1
+        several = len(same) > 1 or _shares(same[0].geometry.extended, problem.dtype).several
         for part in same:
-            cells = _of(problem.of_b, part.of_x)
+            grads, cells = _of(problem.of_a, part.of_out), _of(problem.of_b, part.of_x)
             cells = cells._replace(array=extend(part.geometry, backend, cells.array))
-            for short in _short(part.geometry.extended, problem.dtype):
-                own = _of(_of(problem.of_a, part.of_out), short.of_out), _of(cells, short.of_x)
-                products = _products(problem, short.geometry, *own)
-                more = _counts(problem, short.geometry, *own)
+            for one, chunks, own in _chunks(_shares(part.geometry.extended, problem.dtype), grads, cells):
+                products = _products(problem, one, *own, chunks)
+                more = _counts(problem, one, *own, chunks)
                 if counts is not None and more is not None:
                     more = [old + new for old, new in zip(counts, more, strict=True)]
                 counts = more
                 if several:
-                    found = _weights(problem, products, made, slot_axis=0)
-                    limbs = limbs or [[backend.xp.zeros_like(sums[0])] * (len(sums) + 1) for sums in found]
-                    limbs = [_added(problem, held, sums) for held, sums in zip(limbs, found, strict=True)]
+                    limbs = _added(problem, limbs, _weights(problem, products, made, axis=1))
         if several:
             value = _finished(problem, limbs, exponents[at], made, counts)
         else:
-            value = _rounded(problem, target, products, exponents[at], made, None, counts)
+            value = _rounded(problem, target, products[0, ...], exponents[at], made, None, counts)
         if not (backend.views and value is target):
             grad = backend.write(grad, (*at, ...), value)
     return grad
+
+
+def _chunks(shares: Shares, grads: Operand, cells: Operand) -> Iterator[tuple[Geometry, int, tuple[Operand, Operand]]]:
+    """One call after the other: its convolution, into how many chunks its samples are cut, and its operands."""
+    count = shares.samples
+    for first, end in shares.calls:
+        samples = slice(first * count, end * count)
+        for part in shares.rows:
+            own = replace(part.geometry, batch=count * (end - first))
+            index = (samples, *part.of_out[1:]), (samples, *part.of_x[1:])
+            yield own, end - first, (_of(grads, index[0]), _of(cells, index[1]))
 
 
 def _of(own: Operand, index: Index) -> Operand:
@@ -199,8 +247,6 @@ def _exponents(problem: Problem, geometry: Geometry) -> Array:
     fewer = 2 * (problem.own.bits - 1)
     ins, outs = geometry.group_in, geometry.group_out
     if problem.purpose == "weight_grad":
-        if not geometry.batch:
-            return xp.zeros((geometry.out_channels, ins), dtype=one.dtype, device=problem.backend.device_of(one))
         rows = xp.reshape(one[0, :], (groups, outs, 1))
         return xp.reshape(rows + xp.reshape(other[0, :], (groups, 1, ins)), (geometry.out_channels, ins)) - fewer
     if problem.purpose == "forward":
@@ -211,8 +257,8 @@ def _exponents(problem: Problem, geometry: Geometry) -> Array:
     return xp.reshape(samples[:, :, None] + mine, (one.shape[0], groups * mine.shape[2])) - fewer
 
 
-def _products(problem: Problem, geometry: Geometry, one: Operand, other: Operand) -> Array:
-    """The products of all slots: (N, slots, F, *P), (N, slots, C, *S), or (slots, F, C / G, *K)."""
+def _products(problem: Problem, geometry: Geometry, one: Operand, other: Operand, chunks: int = 1) -> Array:
+    """The products of all slots: (N, slots, F, *P), (N, slots, C, *S), or (chunks, slots, F, C / G, *K)."""
     own, backend = problem.own, problem.backend
     double, stacks = backend.dtype("float64"), []
     for side, this in enumerate((one, other)):
@@ -253,7 +299,7 @@ def _products(problem: Problem, geometry: Geometry, one: Operand, other: Operand
             return target
 
         stacks.append(_stacked(backend, this.array, len(own.slots), axis, put))
-    return _convolved(problem, geometry, len(own.slots), *stacks)
+    return _convolved(problem, geometry, len(own.slots), *stacks, chunks)
 
 
 def _stacked(
@@ -270,12 +316,19 @@ def _stacked(
     return backend.fill(stack, blocks, compute, _least(backend, stack.shape))
 
 
-def _convolved(problem: Problem, geometry: Geometry, count: int, one: Array, other: Array) -> Array:
-    """Convolve what lies side by side, by the algorithm that serves; padding that is not of zeros is filled in."""
+def _convolved(problem: Problem, geometry: Geometry, count: int, one: Array, other: Array, chunks: int = 1) -> Array:
+    """Convolve what lies side by side, by the algorithm that serves; padding that is not of zeros is filled in.
+
+    Of a weight gradient every so manieth sample makes up one of the chunks, which are groups as well.
+    """
     backend, xp, purpose = problem.backend, problem.backend.xp, problem.purpose
-    one = xp.reshape(one, _merged(one.shape, 1))
-    other = xp.reshape(other, _merged(other.shape, 1 if purpose == "weight_grad" else 0))
     own = in_slices(geometry, count)
+    if purpose == "weight_grad":
+        own = in_slices(replace(geometry, batch=geometry.batch // chunks), count * chunks)
+        one, other = xp.reshape(one, own.out_shape), xp.reshape(other, own.x_shape)
+    else:
+        one = xp.reshape(one, own.x_shape if purpose == "forward" else own.out_shape)
+        other = xp.reshape(other, own.w_shape)
     algorithm, bounds, _ = problem.choose(own.extended)
     if purpose == "forward":
         made = algorithm.forward(own.extended, backend, bounds, extend(own, backend, one), other, None)
@@ -284,20 +337,16 @@ def _convolved(problem: Problem, geometry: Geometry, count: int, one: Array, oth
         made = fold(own, backend, algorithm.input_grad(own.extended, backend, bounds, one, other))
         return xp.reshape(made, (made.shape[0], count, *geometry.x_shape[1:]))
     made = algorithm.weight_grad(own.extended, backend, bounds, one, extend(own, backend, other))
-    return xp.reshape(made, (count, *geometry.w_shape))
+    return xp.reshape(made, (chunks, count, *geometry.w_shape))
 
 
-def _merged(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
-    return (*shape[:axis], shape[axis] * shape[axis + 1], *shape[axis + 2 :])
-
-
-def _weights(problem: Problem, products: Array, made: str, slot_axis: int) -> list[list[Array]]:
+def _weights(problem: Problem, products: Array, made: str, axis: int) -> list[list[Array]]:
     """Sums by their weight, of the real part of a result and, where it has one, of the imaginary one."""
     own = problem.own
     forms = len(own.forms)
 
     def of(kind: int) -> list[Array]:
-        return [products[(*(ALL,) * slot_axis, kind * forms + form, ...)] for form in range(forms)]
+        return [products[(*(ALL,) * axis, kind * forms + form, ...)] for form in range(forms)]
 
     if own.kinds == 1:
         return [weights(problem.backend, of(0), own)]
@@ -308,10 +357,15 @@ def _weights(problem: Problem, products: Array, made: str, slot_axis: int) -> li
     return found
 
 
-def _added(problem: Problem, held: list[Array], sums: list[Array]) -> list[Array]:
-    """Add sums by weight to limbs, of which there is one more."""
-    both = [limb + more for limb, more in zip(held, sums, strict=False)]
-    return carried(problem.backend, [*both, held[-1]], problem.own.width)
+def _added(problem: Problem, held: list[list[Array]], sums: list[list[Array]]) -> list[list[Array]]:
+    """Add the sums of chunks, by weight, to limbs, of which there is one more."""
+    backend, width, found = problem.backend, problem.own.width, []
+    for part, own in enumerate(sums):
+        limbs = carried(backend, [*own, backend.xp.zeros_like(own[0])], width)
+        limbs = [backend.xp.sum(limb, axis=0) for limb in limbs]
+        limbs = [old + new for old, new in zip(held[part], limbs, strict=True)] if held else limbs
+        found.append(carried(backend, limbs, width))
+    return found
 
 
 def _finished(
@@ -467,7 +521,7 @@ def channel_sum(backend: Backend, geometry: Geometry, dtype: str, array: Array, 
     return found[0] if made not in PARTS_OF else backend.complex(*found)
 
 
-def _counts(problem: Problem, geometry: Geometry, one: Operand, other: Operand) -> list[Counts] | None:
+def _counts(problem: Problem, geometry: Geometry, one: Operand, other: Operand, chunks: int = 1) -> list[Counts] | None:
     """Count nans and infinities, for the real part of a result and the imaginary one; None where there can be none."""
     if one.finite and other.finite:
         return None
@@ -498,12 +552,12 @@ def _counts(problem: Problem, geometry: Geometry, one: Operand, other: Operand) 
             return target
 
         stacks.append(_stacked(backend, this.array, len(SLOTS) * own.kinds, axis, put))
-    found = _convolved(problem, geometry, len(SLOTS) * own.kinds, *stacks)
+    found = _convolved(problem, geometry, len(SLOTS) * own.kinds, *stacks, chunks)
     kinds = []
     for kind in range(own.kinds):
         chosen = range(kind * len(SLOTS), (kind + 1) * len(SLOTS))
-        axis = 0 if purpose == "weight_grad" else 1
-        sums = [found[(*(ALL,) * axis, slot, ...)] for slot in chosen]
+        sums = [found[:, slot, ...] for slot in chosen]
+        sums = [backend.xp.sum(array, axis=0) for array in sums] if purpose == "weight_grad" else sums
         kinds.append(counted(sums, _every(problem, stacks, chosen[-1])).signed(SIGNS[kind]))
     if own.kinds == 1:
         return kinds
