@@ -65,7 +65,7 @@ def parts(geometry: Geometry, purpose: str, copies: Copies, room: int) -> tuple[
     left = room - -(-of_filters // len(some)) * (1 if len(some) == 1 else 2)
     if of_sample <= left:
         cuts_of_samples = pieces(geometry.batch, left // max(1, of_sample))
-        return tuple(_with_samples(part, samples) for part, samples in product(some, cuts_of_samples))
+        return tuple(with_samples(part, samples) for part, samples in product(some, cuts_of_samples))
     rows = geometry.size[0] if purpose == "input_grad" else geometry.out[0]
     # What a part reads beyond its share, of the other array: a window's length of it, at most.
     reach = geometry.extent[0] + geometry.stride[0]
@@ -75,7 +75,7 @@ def parts(geometry: Geometry, purpose: str, copies: Copies, room: int) -> tuple[
         return None
     found = []
     for part, sample, cut in product(some, range(geometry.batch), pieces(rows, most)):
-        one = _with_samples(part, (sample, sample + 1))
+        one = with_samples(part, (sample, sample + 1))
         found.append(_rows_of_x(one, cut) if purpose == "input_grad" else _rows_of_out(one, cut))
     return tuple(found)
 
@@ -105,7 +105,8 @@ def _of_filters(geometry: Geometry, purpose: str, cuts: int) -> Iterator[Part]:
             yield Part(own, every, (slice(first, end), ALL), (ALL, slice(first, end)))
 
 
-def _with_samples(part: Part, samples: Range) -> Part:
+def with_samples(part: Part, samples: Range) -> Part:
+    """Some samples of a part that has all of them."""
     own = replace(part.geometry, batch=samples[1] - samples[0])
     return Part(own, (slice(*samples), part.of_x[1]), part.of_w, (slice(*samples), part.of_out[1]))
 

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
-from itertools import product
 from typing import NamedTuple
 
 from ..algorithms.columns import ALL, Index
@@ -17,10 +16,24 @@ from ..backends import Array, Backend, Workspace
 from ..boundary import extend, fold, overlap
 from ..choice import Choice
 from ..geometry import Geometry, Range, pieces
-from ..parts import Copies, Part, parts, whole
+from ..parts import Copies, Part, parts, whole, with_samples
+from .blocks import blocks, least, planes
 from .limbs import DIGITS, carried, rounded, soon
 from .probe import ready
-from .scales import HIGHEST, LEAST_NORMAL, LOWEST, PARTS_OF, Operand, along, halves, operand, parts_of, plain, power
+from .scales import (
+    HIGHEST,
+    LEAST_NORMAL,
+    LOWEST,
+    PARTS_OF,
+    Operand,
+    along,
+    halves,
+    operand,
+    parts_of,
+    plain,
+    power,
+    real,
+)
 from .slices import PRODUCTS, SIGNIFICANT, SIGNS, Slicing, addition, cut, cut_into, slicing, weights
 from .specials import SLOTS, Counts, counted, indicators
 
@@ -32,13 +45,10 @@ ROLES = {
 """What shares a scale, of each operand."""
 LONG = 1 << 13
 """Terms that two slices of 20 bits, or three, can sum; a longer sum over samples and rows is cut, and added up."""
+BLOCKS = 6
+"""Blocks that slices may be as large as: arrays of more than 32 MiB are made of fresh memory each time."""
 PARTIAL = 1 << 21
 """Elements of filters that the chunks of one convolution may have."""
-BYTES = 128
-"""What an element of a block takes while it is cut or rounded, to stay in cache with all that is made of it."""
-STEPS = 32
-"""Operations that it takes."""
-
 Chosen = Callable[[Geometry], Choice]
 
 
@@ -53,6 +63,10 @@ class Problem(NamedTuple):
     of_a: Operand
     of_b: Operand
     own: Slicing
+
+    def axis(self, side: int) -> int:
+        """Where the slices of an operand lie among its axes: before those of filters, after the samples."""
+        return 0 if side == 1 and self.purpose != "weight_grad" else 1
 
 
 def in_slices(geometry: Geometry, count: int) -> Geometry:
@@ -104,7 +118,7 @@ class Shares(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def _shares(geometry: Geometry, dtype: str) -> Shares:
+def _shares(geometry: Geometry, dtype: str, elements: int = 1 << 20) -> Shares:
     """Cut a weight gradient so that few enough products are summed in each chunk."""
     most = LONG // (2 if dtype in PARTS_OF else 1)
     one = replace(geometry, batch=1)
@@ -113,7 +127,18 @@ def _shares(geometry: Geometry, dtype: str) -> Shares:
     samples = max((n for n in range(1, fits + 1) if geometry.batch % n == 0), default=1)
     if geometry.batch * geometry.positions <= most:
         samples = max(1, geometry.batch)
-    chunks = max(1, PARTIAL // geometry.weights)
+    chunks = max(
+        1,
+        min(
+            PARTIAL // geometry.weights,
+            elements
+            // max(
+                1,
+                samples * geometry.out_channels * geometry.positions,
+                samples * geometry.in_channels * math.prod(geometry.size),
+            ),
+        ),
+    )
     return Shares(samples, pieces(max(1, geometry.batch // samples), chunks), rows)
 
 
@@ -166,10 +191,14 @@ def compute(
     forward = purpose == "forward"
     shape = geometry.out_shape if forward else geometry.x_shape
     out = backend.empty(shape, a, last=geometry.channels_last, dtype=backend.dtype(made))
-    for part in some:
+    sliced: tuple[Index, Array] | None = None
+    for part in _few_samples(problem, some):
         at, of_a = (part.of_out, part.of_x) if forward else (part.of_x, part.of_out)
         one, other = _of(problem.of_a, of_a), _of(problem.of_b, part.of_w)
-        products = _products(problem, part.geometry, one, other)
+        if sliced is None or sliced[0] != part.of_w:
+            sliced = None  # or the next filters' slices would be one more
+            sliced = part.of_w, _sliced(problem, 1, other)
+        products = _convolved(problem, part.geometry, len(problem.own.slots), _sliced(problem, 0, one), sliced[1])
         counts = _counts(problem, part.geometry, one, other)
         own = None if bias is None else bias[part.of_w[0] if forward else part.of_x[1]]
         target = out[(*at, ...)]
@@ -177,6 +206,16 @@ def compute(
         if not (backend.views and value is target):
             out = backend.write(out, (*at, ...), value)
     return out
+
+
+def _few_samples(problem: Problem, some: Iterable[Part]) -> Iterator[Part]:
+    """The parts, cut into as few samples as make arrays that memory at hand is used again for."""
+    for part in some:
+        own = part.geometry
+        most = max(own.in_channels * math.prod(own.size), own.out_channels * own.positions) * len(problem.own.slots)
+        for samples in pieces(own.batch, max(1, problem.backend.block_bytes * BLOCKS // (8 * max(1, most)))):
+            first = part.of_x[0].start or 0
+            yield with_samples(part, (first + samples[0], first + samples[1]))
 
 
 def quanta(backend: Backend, geometry: Geometry, dtype: str, purpose: str, a: Array, b: Array) -> tuple[Array, Array]:
@@ -209,7 +248,8 @@ def _weight_grad(problem: Problem, geometry: Geometry, some: tuple[Part, ...], m
             grads, cells = _of(problem.of_a, part.of_out), _of(problem.of_b, part.of_x)
             cells = cells._replace(array=extend(part.geometry, backend, cells.array))
             for one, chunks, own in _chunks(_shares(part.geometry.extended, problem.dtype), grads, cells):
-                products = _products(problem, one, *own, chunks)
+                slices = [_sliced(problem, side, this) for side, this in enumerate(own)]
+                products = _convolved(problem, one, len(problem.own.slots), *slices, chunks)
                 more = _counts(problem, one, *own, chunks)
                 if counts is not None and more is not None:
                     more = [old + new for old, new in zip(counts, more, strict=True)]
@@ -257,49 +297,38 @@ def _exponents(problem: Problem, geometry: Geometry) -> Array:
     return xp.reshape(samples[:, :, None] + mine, (one.shape[0], groups * mine.shape[2])) - fewer
 
 
-def _products(problem: Problem, geometry: Geometry, one: Operand, other: Operand, chunks: int = 1) -> Array:
-    """The products of all slots: (N, slots, F, *P), (N, slots, C, *S), or (chunks, slots, F, C / G, *K)."""
+def _sliced(problem: Problem, side: int, this: Operand) -> Array:
+    """The first or the second operand in slices: (N, slots, channels, *cells), or (slots, F, C / G, *K)."""
     own, backend = problem.own, problem.backend
-    double, stacks = backend.dtype("float64"), []
-    for side, this in enumerate((one, other)):
-        up = own.bits - 1 - this.exponents
-        # Powers beyond those of normal numbers are multiplied by in two steps.
-        powers = halves(backend, up) if own.bits > 40 else (up,)
-        factors = [along(backend, power(backend, problem.powers, p), this.array.ndim - 2) for p in powers]
-        axis = 0 if side == 1 and problem.purpose != "weight_grad" else 1
+    double, axis = backend.dtype("float64"), problem.axis(side)
+    up = own.bits - 1 - this.exponents
+    # Powers beyond those of normal numbers are multiplied by in two steps.
+    powers = halves(backend, up) if own.bits > 40 else (up,)
+    factors = [along(backend, power(backend, problem.powers, p), this.array.ndim - 2) for p in powers]
 
-        def put(
-            target: Array,
-            block: Index,
-            workspace: Workspace,
-            side: int = side,
-            this: Operand = this,
-            factors: list[Array] = factors,
-            axis: int = axis,
-        ) -> Array:
-            parts = parts_of(backend, this.array[block])
-            for kind in range(own.kinds):
-                first = kind * len(own.forms)
-                if PRODUCTS[kind][side] >= len(parts):  # the imaginary part of what is real
-                    rest = (*(ALL,) * axis, slice(first, first + len(own.forms)), ...)
-                    target = backend.write(target, rest, 0.0)
-                    continue
-                part = parts[PRODUCTS[kind][side]]
-                part = plain(backend, part, this.real) if this.rare else part
-                numbers = workspace("numbers", tuple(part.shape), double)
-                for factor in factors:
-                    # Halves are no part of the standard, and their products with other dtypes not of all libraries.
-                    part = part if backend.bits(part.dtype) >= 32 else backend.astype(part, double)
-                    part = numbers = backend.elementwise("multiply", numbers, (...,), part, factor[(*block[:2], ...)])
+    def put(target: Array, block: Index, workspace: Workspace) -> Array:
+        parts = parts_of(backend, this.array[block])
+        for kind in range(own.kinds):
+            first = kind * len(own.forms)
+            if PRODUCTS[kind][side] >= len(parts):  # the imaginary part of what is real
+                rest = (*(ALL,) * axis, slice(first, first + len(own.forms)), ...)
+                target = backend.write(target, rest, 0.0)
+                continue
+            part = parts[PRODUCTS[kind][side]]
+            # Halves are no part of the standard, and their products with other dtypes not of all libraries.
+            part = part if backend.bits(part.dtype) >= 32 else backend.astype(part, double)
+            part = plain(backend, part, this.real) if this.rare else part
+            numbers = workspace("numbers", tuple(part.shape), double)
+            for factor in factors:
+                part = numbers = backend.elementwise("multiply", numbers, (...,), part, factor[(*block[:2], ...)])
 
-                def at(form: int, first: int = first) -> Index:
-                    return (*(ALL,) * axis, first + form, ...)
+            def at(form: int, first: int = first) -> Index:
+                return (*(ALL,) * axis, first + form, ...)
 
-                target = cut_into(backend, target, at, numbers, own, workspace)
-            return target
+            target = cut_into(backend, target, at, numbers, own, workspace)
+        return target
 
-        stacks.append(_stacked(backend, this.array, len(own.slots), axis, put))
-    return _convolved(problem, geometry, len(own.slots), *stacks, chunks)
+    return _stacked(backend, this.array, len(own.slots), axis, put)
 
 
 def _stacked(
@@ -312,8 +341,8 @@ def _stacked(
     def compute(block: Index, target: Array, workspace: Workspace) -> Array:
         return put(target, block, workspace)
 
-    blocks = [((*block[:axis], ALL, *block[axis:]), block) for block in _blocks(backend, tuple(like.shape))]
-    return backend.fill(stack, blocks, compute, _least(backend, stack.shape))
+    cut = [((*block[:axis], ALL, *block[axis:]), block) for block in blocks(backend, tuple(like.shape))]
+    return backend.fill(stack, cut, compute, least(backend, stack.shape))
 
 
 def _convolved(problem: Problem, geometry: Geometry, count: int, one: Array, other: Array, chunks: int = 1) -> Array:
@@ -421,8 +450,8 @@ def _rounded(
         value = _finished(problem, limbs, exponents[block[:2]], made, some)
         return value if bias is None else biased(backend, value, bias[block[1]], made)
 
-    blocks = [(block, block) for block in _blocks(backend, tuple(out.shape))]
-    return backend.fill(out, blocks, compute, _least(backend, out.shape))
+    cut = [(block, block) for block in blocks(backend, tuple(out.shape))]
+    return backend.fill(out, cut, compute, least(backend, out.shape))
 
 
 def usual(backend: Backend, bias: Array, made: str) -> bool:
@@ -485,40 +514,38 @@ def channel_sum(backend: Backend, geometry: Geometry, dtype: str, array: Array, 
     this = operand(backend, geometry, powers, array, "channel", bits)
     made = rounded_to or dtype
     own = addition(bits, math.prod(array.shape) // array.shape[1])
-    names = ["nan", "infinite", "sign", "finite sign"]
-    axes = (0, *range(2, array.ndim))
-    kinds = range(2 if made in PARTS_OF else 1)
-    double = backend.dtype("float64")
-    nothing = xp.zeros((array.shape[1], 1), dtype=double, device=backend.device_of(array))
-    limbs = [[nothing] * own.count for _ in kinds]
-    counts = [[nothing] * len(names) for _ in kinds]
-    ups = halves(backend, bits - 1 - this.exponents)
-    factors = [along(backend, power(backend, powers, up), array.ndim - 2) for up in ups]
+    names = [] if this.finite else ["nan", "infinite", "sign", "finite sign"]
+    each = own.count + len(names)
+    kinds = range(len(parts_of(backend, array[:0, ...])))
+    double, axes = backend.dtype("float64"), tuple(range(2, array.ndim))
+    factors = [
+        along(backend, power(backend, powers, up), array.ndim - 2) for up in halves(backend, bits - 1 - this.exponents)
+    ]
 
-    def summed(values: list[Array], held: list[Array], channels: slice) -> list[Array]:
-        sums = [xp.reshape(xp.sum(value, axis=axes), (-1, 1)) for value in values]
-        return [backend.add(old * 1.0, (channels, ...), new) for old, new in zip(held, sums, strict=True)]
-
-    for block in _blocks(backend, tuple(array.shape)):
-        for kind, part in zip(kinds, parts_of(backend, array[(*block, ...)]), strict=False):
+    def of(block: Index) -> list[Array]:
+        found = []
+        for part in parts_of(backend, array[block]):
             numbers = plain(backend, part, this.real) if this.rare else backend.astype(part, double)
             for factor in factors:
                 numbers = numbers * factor[(*block[:2], ...)]
-            limbs[kind] = summed(cut(backend, numbers, own), limbs[kind], block[1])
-            if not this.finite:
-                masks = indicators(backend, part, this.real, names)
-                counts[kind] = summed(masks, counts[kind], block[1])
-    exponents = this.exponents[0, :] - (bits - 1) if array.shape[0] else this.exponents[:0, 0]
-    exponents = xp.reshape(exponents, (-1, 1)) if array.shape[0] else xp.astype(nothing, xp.int64)
+            found += cut(backend, numbers, own)
+            found += indicators(backend, part, this.real, names) if names else []
+        return [xp.sum(value, axis=axes) for value in found]
+
+    sums = xp.sum(planes(backend, array, each * len(kinds), of), axis=(0, 2))
+    exponents = xp.max(this.exponents, axis=0) - (bits - 1) if array.shape[0] else xp.astype(sums[0, :], xp.int64)
     found = []
     for kind in kinds:
-        exact = carried(backend, limbs[kind], own.width)
-        value = rounded(backend, exact, own.width, powers, exponents, PARTS_OF.get(made, made))
-        nans, infinite, signs, finite = counts[kind]
-        found.append(xp.reshape(Counts(nans, infinite, signs - finite).put(backend, value), (-1,)))
-    if made in PARTS_OF and len(parts_of(backend, array)) == 1:
-        found[1] = xp.zeros_like(found[0])
-    return found[0] if made not in PARTS_OF else backend.complex(*found)
+        mine = [xp.reshape(sums[kind * each + i, :], (-1, 1)) for i in range(each)]
+        exact = carried(backend, mine[: own.count], own.width)
+        value = rounded(backend, exact, own.width, powers, xp.reshape(exponents, (-1, 1)), real(made))
+        if names:
+            nans, infinite, signs, finite = mine[own.count :]
+            value = Counts(nans, infinite, signs - finite).put(backend, value)
+        found.append(xp.reshape(value, (-1,)))
+    if made not in PARTS_OF:
+        return found[0]
+    return backend.complex(found[0], found[1] if len(found) > 1 else xp.zeros_like(found[0]))
 
 
 def _counts(problem: Problem, geometry: Geometry, one: Operand, other: Operand, chunks: int = 1) -> list[Counts] | None:
@@ -531,7 +558,7 @@ def _counts(problem: Problem, geometry: Geometry, one: Operand, other: Operand, 
     for side, this in enumerate((one, other)):
         names = [slot[side if padded_first else 1 - side] for slot in SLOTS]
 
-        axis = 0 if side == 1 and padded_first else 1
+        axis = problem.axis(side)
 
         def put(
             target: Array,
@@ -576,23 +603,3 @@ def _every(problem: Problem, stacks: list[Array], slot: int) -> Array | None:
         total = xp.sum(bad, axis=(0, *range(2, bad.ndim)))
         return xp.reshape(total, (-1, *(1,) * (bad.ndim - 1)))
     return None
-
-
-def _blocks(backend: Backend, shape: tuple[int, ...]) -> list[Index]:
-    """Blocks of an array that stay in cache with what is made of them: of its first three axes."""
-    first, second, *cells = shape
-    most = max(1, backend.block_bytes // BYTES)
-    row = math.prod(cells[1:])
-    rows, channels = math.prod(cells), second * math.prod(cells)
-    cuts = [
-        pieces(first, max(1, most // max(1, channels))),
-        pieces(second, max(1, most // max(1, rows))),
-    ]
-    if cells:
-        cuts.append(pieces(cells[0], max(1, most // max(1, row))))
-    rest = (ALL,) * (len(cells) - 1)
-    return [(*(slice(*piece) for piece in block), *rest) for block in product(*cuts)]
-
-
-def _least(backend: Backend, shape: tuple[int, ...]) -> int:
-    return backend.least_blocks(STEPS * math.prod(shape), 2)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ..algorithms.columns import Index
 from ..backends import Array, Backend
 from ..geometry import Geometry
+from .blocks import planes
 
 LOWEST, HIGHEST = -1022, 1023
 """The powers of two that are normal float64."""
@@ -62,22 +64,27 @@ def operand(backend: Backend, geometry: Geometry, powers: Array, array: Array, r
     "sample" for each sample and group, "filter" for each filter, "channel" for each of the second axis of a batch,
     "input channel" for each input channel, of filters.
     """
-    own = real(backend.dtype_name(array.dtype))
-    parts = parts_of(backend, array)
-    finite = all(backend.all_finite(part) for part in parts)
-    if not finite:
-        parts = [plain(backend, part, own) for part in parts]
-    xp, first = backend.xp, array.shape[0]
-    groups = geometry.groups
-    most = None
-    for part in parts:
-        if role == "sample":
-            found = _largest(backend, part, (first, groups, part.shape[1] // groups, *part.shape[2:]), keep=(0, 1))
-        elif role == "input channel":
-            found = _largest(backend, part, (groups, first // groups, *part.shape[1:]), keep=(0, 2))
+    own, xp, first, groups = real(backend.dtype_name(array.dtype)), backend.xp, array.shape[0], geometry.groups
+    if role in ("sample", "channel"):
+        most, finite = _of_planes(backend, array, own)
+        if role == "channel":
+            most = (
+                xp.max(most, axis=0)
+                if first
+                else xp.zeros(most.shape[1:], dtype=most.dtype, device=backend.device_of(most))
+            )
         else:
-            found = _largest(backend, part, tuple(part.shape), keep=(0,) if role == "filter" else (1,))
-        most = found if most is None else xp.maximum(most, found)
+            most = xp.max(xp.reshape(most, (first, groups, array.shape[1] // groups)), axis=2)
+    else:
+        most, finite = None, True
+        for part in parts_of(backend, array):
+            if not backend.all_finite(part):
+                part, finite = plain(backend, part, own), False
+            if role == "filter":
+                found = _largest(backend, part, tuple(part.shape), keep=(0,))
+            else:
+                found = _largest(backend, part, (groups, first // groups, *part.shape[1:]), keep=(0, 2))
+            most = found if most is None else xp.maximum(most, found)
     least = LEAST_NORMAL[own]
     # Where quanta are no smaller than twice the smallest normal number, what lies below that is rounded to zero.
     rare = not finite or not bool(xp.all((most >= 2.0 ** (least + bits)) | (most == 0)))
@@ -93,12 +100,29 @@ def operand(backend: Backend, geometry: Geometry, powers: Array, array: Array, r
     return Operand(array, xp.reshape(found, tuple(array.shape[:2])), own, rare, finite)
 
 
+def _of_planes(backend: Backend, array: Array, own: str) -> tuple[Array, bool]:
+    """The largest magnitude of each sample's channel (N, C, *cells), and whether all elements are finite."""
+    xp = backend.xp
+
+    def of(block: Index) -> list[Array]:
+        part = array[block]
+        if 0 in part.shape:
+            return []
+        found, odd = None, False
+        for one in parts_of(backend, part):
+            if not backend.all_finite(one):
+                one, odd = plain(backend, one, own), True
+            most = _largest(backend, one, tuple(one.shape), keep=(0, 1))
+            found = most if found is None else xp.maximum(found, most)
+        return [found, xp.full_like(found, float(odd))]
+
+    found = xp.max(planes(backend, array, 2, of), axis=0)
+    return found[0, ...], not bool(xp.any(found[1, ...] > 0))
+
+
 def _largest(backend: Backend, part: Array, shape: tuple[int, ...], keep: tuple[int, ...]) -> Array:
     """The largest magnitude along all axes but those kept, in float64."""
     xp, double = backend.xp, backend.dtype("float64")
-    if 0 in shape:
-        kept = tuple(shape[axis] for axis in keep)
-        return xp.zeros(kept, dtype=double, device=backend.device_of(part))
     if backend.dtype_name(part.dtype) == "bfloat16" or backend.dtype_name(part.dtype) == "float16":
         part = backend.astype(part, backend.dtype("float32"))
     most = least = xp.reshape(part, shape)

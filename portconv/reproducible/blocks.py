@@ -1,0 +1,56 @@
+"""Blocks of arrays that stay in cache with all that is made of them, for threads to share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import product
+
+from ..algorithms.columns import ALL, Index
+from ..backends import Array, Backend, Workspace
+from ..geometry import pieces
+
+BYTES = 128
+"""What an element takes while it is cut or rounded, with what is made of it on the way."""
+STEPS = 32
+"""Operations that it takes."""
+
+
+def blocks(backend: Backend, shape: tuple[int, ...]) -> list[Index]:
+    """Cut an array into blocks, along its first three axes."""
+    first, second, *cells = shape
+    most = max(1, backend.block_bytes // BYTES)
+    row = math.prod(cells[1:])
+    rows, channels = math.prod(cells), second * math.prod(cells)
+    cuts = [pieces(first, max(1, most // max(1, channels))), pieces(second, max(1, most // max(1, rows)))]
+    if cells:
+        cuts.append(pieces(cells[0], max(1, most // max(1, row))))
+    rest = (ALL,) * (len(cells) - 1)
+    return [(*(slice(*piece) for piece in block), *rest) for block in product(*cuts)]
+
+
+def least(backend: Backend, shape: tuple[int, ...]) -> int:
+    """Into how many blocks an array is cut at the least, for threads to share."""
+    return backend.least_blocks(STEPS * math.prod(shape), 2)
+
+
+def planes(backend: Backend, array: Array, count: int, of: Callable[[Index], list[Array]]) -> Array:
+    """What `of` makes of the cells of each block (N, C, *cells): so many numbers for each sample and channel, float64.
+
+    Returns
+    -------
+    array, shape (parts, count, N, C)
+        With as many parts as blocks have a sample's channel in.
+    """
+    cut = blocks(backend, tuple(array.shape))
+    starts = sorted({block[2].start for block in cut if isinstance(block[2], slice)}) if array.ndim > 2 else [0]
+    shape = (max(1, len(starts)), count, *array.shape[:2])
+    out = backend.zeros(shape, backend.empty((), array, dtype=backend.dtype("float64")))
+
+    def compute(block: Index, target: Array, workspace: Workspace) -> Array:
+        for i, value in enumerate(of(block)):
+            target = backend.write(target, (i, ...), value)
+        return target
+
+    indices = [(starts.index(block[2].start) if isinstance(block[2], slice) else 0, ALL, *block[:2]) for block in cut]
+    return backend.fill(out, list(zip(indices, cut, strict=True)), compute, least(backend, tuple(array.shape)))
