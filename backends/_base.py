@@ -212,7 +212,7 @@ class Backend:
 
     def dtype(self, name: str) -> Any:
         """The dtype of that name, as arrays have it."""
-        found = getattr(self.xp, name)
+        found = bfloat16() if name == "bfloat16" and not hasattr(self.xp, name) else getattr(self.xp, name)
         # NumPy and CuPy name their scalar types so, not the dtypes that arrays have.
         return self.xp.dtype(found) if isinstance(found, type) and hasattr(self.xp, "dtype") else found
 

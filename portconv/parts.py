@@ -106,9 +106,9 @@ def _of_filters(geometry: Geometry, purpose: str, cuts: int) -> Iterator[Part]:
 
 
 def with_samples(part: Part, samples: Range) -> Part:
-    """Some samples of a part that has all of them."""
+    """Some samples of a part, as the whole counts them."""
     own = replace(part.geometry, batch=samples[1] - samples[0])
-    return Part(own, (slice(*samples), part.of_x[1]), part.of_w, (slice(*samples), part.of_out[1]))
+    return Part(own, (slice(*samples), *part.of_x[1:]), part.of_w, (slice(*samples), *part.of_out[1:]))
 
 
 def _rows_of_out(part: Part, rows: Range) -> Part:

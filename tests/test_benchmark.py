@@ -435,6 +435,32 @@ def test_the_summary_has_each_pass_and_each_kind(report: Report) -> None:
     ]
 
 
+def test_the_summary_has_what_reproducible_costs_on_dense_layers(report: Report) -> None:
+    assert report.summary()["reproducible_over_standard"] is None
+    rows = [
+        row(DENSE, portconv=1.0, same_bits=4.0),
+        row(DENSE, "backward", portconv=1.0, same_bits=6.0),
+        row(POINTWISE, portconv=0.5, same_bits=8.0),
+        row(DEPTHWISE, portconv=1.0, same_bits=99.0),
+    ]
+    assert Report(rows).summary()["reproducible_over_standard"] == {
+        "forward": pytest.approx(8),  # 4 and 16
+        "backward": pytest.approx(6),
+        "worst": {"layer": POINTWISE.name, "pass": "forward", "ratio": pytest.approx(16)},
+    }
+
+
+def test_reproducible_is_timed_and_held_to_the_bounds() -> None:
+    (found,) = (
+        row
+        for row in measure(layer("small 3x3 3-8@8 b1"), NUMPY, [KNOWN["same-bits"]], "auto", 1)
+        if row.name == "forward"
+    )
+    assert found.times["same-bits"] > 0
+    # Rounded once, so by half an epsilon of the largest element at most, and by what quantising changes.
+    assert found.errors["same-bits"].epsilons < 0.51
+
+
 def test_a_summary_of_nothing_has_no_figures() -> None:
     summary = Report().summary()
     assert summary["speedup"]["all"] == {"over_torch": None, "over_best": None}

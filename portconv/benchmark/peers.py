@@ -113,10 +113,12 @@ class Peer:
         raise NotImplementedError
 
 
-def portconv_itself(name: str, problem: Problem, backend: Backend, algorithm: str) -> Candidate:
+def portconv_itself(
+    name: str, problem: Problem, backend: Backend, algorithm: str, precision: str = "standard"
+) -> Candidate:
     """Our own two passes, on a backend's default device."""
     x, w, b, dout = (backend.asarray(array) for array in problem.arrays)
-    options: dict[str, Any] = {**problem.layer.options, "algorithm": algorithm}
+    options: dict[str, Any] = {**problem.layer.options, "algorithm": algorithm, "precision": precision}
     cache = conv_forward(x, w, b, **options)[1]
 
     def forward() -> Results:
@@ -151,6 +153,13 @@ class Direct(Peer):
 
     def prepare(self, problem: Problem, backend: Backend, threads: int) -> Candidate:
         return portconv_itself(self.name, problem, backend, "direct")
+
+
+class Reproducible(Peer):
+    """portconv's own results with the same bits everywhere, and what they cost."""
+
+    def prepare(self, problem: Problem, backend: Backend, threads: int) -> Candidate:
+        return portconv_itself(self.name, problem, backend, "auto", precision="reproducible")
 
 
 class Product(Peer):
@@ -334,5 +343,6 @@ PEERS: tuple[Peer, ...] = (
         note="has a thread for each CPU, however many the others have",
     ),
     Direct("direct", "portconv's direct", default=False, rival=False),
+    Reproducible("same-bits", "portconv with precision 'reproducible'", default=False, rival=False),
     Product("product", "matrix products of as many operations", rival=False),
 )

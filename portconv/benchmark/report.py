@@ -112,6 +112,21 @@ class Report:
         rows = [row for row in self.rows if row.layer.dense and best(row) is not None]
         return max(rows, key=_over_best, default=None)
 
+    def reproducible(self) -> dict[str, Any] | None:
+        """How many times as long as "standard" "reproducible" takes on dense layers: geometric means, and the worst."""
+        who = "same-bits"
+        found = {
+            (row.layer.name, row.name): 1 / ratios(row)[who]
+            for row in self.rows
+            if row.layer.dense and who in row.times
+        }
+        if not found:
+            return None
+        layer, name = max(found, key=found.__getitem__)
+        passes = {own: [ratio for (_, at), ratio in found.items() if at == own] for own in PASSES}
+        means = {own: geometric_mean(some) for own, some in passes.items() if some}
+        return {**means, "worst": {"layer": layer, "pass": name, "ratio": found[layer, name]}}
+
     def kernel_growth(self) -> list[dict[str, Any]]:
         """Our time with kernels of 31 over that with kernels of 15, for layers that differ in nothing else."""
         own = {(row.layer, row.name): row.times[OURS] for row in self.rows}
@@ -136,6 +151,7 @@ class Report:
             if worst is None
             else {"layer": worst.layer.name, "pass": worst.name, "peer": best(worst), "ratio": _over_best(worst)},
             "kernel_31_over_15": self.kernel_growth(),
+            "reproducible_over_standard": self.reproducible(),
         }
 
     def verdict(self) -> str:

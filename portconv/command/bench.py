@@ -267,6 +267,13 @@ def _conclusions(report: Report) -> list[str]:
     if worst := summary["worst_dense"]:
         where = f"{worst['layer']}, {worst['pass']}"
         lines.append(f"worst dense layer: {where}: {worst['ratio']:.2f} times the time of {worst['peer']}")
+    if cost := summary["reproducible_over_standard"]:
+        passes = ", ".join(f"{name} {cost[name]:.1f}" for name in PASSES if name in cost)
+        worst = cost["worst"]
+        lines.append(
+            f"reproducible over standard on dense layers, geometric mean: {passes} times the time "
+            f"(worst: {worst['ratio']:.1f}, {worst['layer']}, {worst['pass']})"
+        )
     lines += [
         f"kernel 31 over kernel 15: {pair['ratio']:.2f} times the time ({pair['long']}, {pair['pass']})"
         for pair in summary["kernel_31_over_15"]
