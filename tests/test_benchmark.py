@@ -369,7 +369,7 @@ FINE = Errors(1.5, 0.01)
 
 
 def row(layer: Layer, name: str = "forward", **times: float) -> Row:
-    known = {"torch_last": "torch-last"}
+    known = {"torch_last": "torch-last", "same_bits": "same-bits"}
     found = {known.get(who, who): taken for who, taken in times.items()}
     return Row(layer, name, found, {who: FINE for who in found if who != "product"}, {"portconv": 3 << 20})
 
