@@ -26,6 +26,9 @@ from .geometry import Geometry
 WORTH = 1.25
 """How much faster spectra must be to be taken: their errors are small beside the largest sums of a tile alone."""
 
+SLICED = "slices"
+"""The kind of a dtype that holds whole numbers which no algorithm may round."""
+
 _NAMES = ("winograd", "fft", "depthwise", "gemm", "direct")
 
 
@@ -212,6 +215,8 @@ def _least(geometry: Geometry, backend: Backend, dtype: Dtype, purpose: str) -> 
 
 def _unserved(name: str, backend: Backend, dtype: Dtype) -> str | None:
     """Say what dtypes an algorithm serves where it does not this one."""
+    if dtype.kind == SLICED and name in ("winograd", "fft"):
+        return "a precision other than 'reproducible'"
     # Tiles halve integers, and the bound of their error is one of real numbers; spectra round integers.
     if name == "winograd" and dtype.kind != "real floating":
         return "real floating point"

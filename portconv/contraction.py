@@ -16,7 +16,7 @@ from .arguments import Dtype
 from .arithmetic import Product, compute, computed_in, conjugate, copies, summable, with_bias
 from .backends import Array, Backend
 from .boundary import extend, fold, overlap
-from .choice import Choice, Explanation, choose, explanation
+from .choice import SLICED, Choice, Explanation, choose, explanation
 from .errors import ConvValueError
 from .geometry import Geometry
 from .parts import Copies, Part, parts, whole
@@ -229,8 +229,8 @@ class Contraction:
             )
 
     def _sliced(self, dtype: Dtype) -> Dtype:
-        """What slices are multiplied in: whole numbers, which no algorithm may round."""
-        return Dtype(self.backend.dtype("float64"), f"{dtype.name}, reproducibly", "integral")
+        """What slices are multiplied in."""
+        return Dtype(self.backend.dtype("float64"), dtype.name, SLICED)
 
     def _chosen(self, dtype: Dtype, purpose: str, geometry: Geometry) -> tuple[Geometry, Dtype]:
         """What an algorithm is chosen for: a convolution, and what it is computed in."""

@@ -93,7 +93,7 @@ def conv(
         Where the channels of `x` and of the output are; `w` stays as it is.
     precision : {"standard", "fast", "reproducible"}
         ``"standard"`` computes in the arrays' own dtype, never in TF32; ``"fast"`` lets the backend trade accuracy for
-        speed.
+        speed; ``"reproducible"`` gives the same bits on every library, device, number of threads and batch.
     algorithm : {"auto", "winograd", "fft", "depthwise", "gemm", "direct"}
         How to compute it; ``"auto"`` takes the fastest, by estimate: see `explain`.
 

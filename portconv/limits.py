@@ -19,9 +19,9 @@ def workspace_limit(nbytes: int) -> AbstractContextManager[None]:
     """Limit the memory that a call takes beside its result.
 
     Without one, the variable ``PORTCONV_WORKSPACE_LIMIT``, read once, is the limit of the process; without that calls
-    take 64 MiB on a CPU and 512 MiB on a GPU, or as much as it takes where nothing can do with as little. Blocks become
-    smaller under a smaller limit, and algorithms that want more are not considered; the result may differ in its last
-    bits.
+    take 64 MiB on a CPU and 512 MiB on a GPU, reproducible ones four times that, or as much as it takes where nothing
+    can do with as little. Blocks become smaller under a smaller limit, and algorithms that want more are not
+    considered; the result may differ in its last bits, unless it is reproducible.
 
     Parameters
     ----------
