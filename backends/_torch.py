@@ -50,7 +50,7 @@ class TorchBackend(Backend):
         return not (like.device.type == "mps" and name in ("float64", "complex128"))
 
     def to_numpy(self, array: Array) -> Any:
-        host = array.detach().cpu()
+        host = array.detach().cpu().resolve_conj()
         if self.dtype_name(array.dtype) == "bfloat16":
             return host.view(self.xp.int16).numpy().view(bfloat16())
         return host.numpy()

@@ -97,7 +97,7 @@ def error_bound(
     >>> import numpy as np
     >>> x, w = np.ones((1, 1, 5), np.float32), np.ones((1, 1, 3), np.float32) / 3
     >>> bound = portconv.error_bound(x, w)
-    >>> bound.max() < 4 * np.finfo(np.float32).eps
+    >>> bool(bound.max() < 4 * np.finfo(np.float32).eps)
     True
     >>> exact = x[:, :, :3] * np.float64(w[0, 0, 0]) * 3
     >>> bool(np.all(np.abs(portconv.conv(x, w) - exact) <= bound))
