@@ -15,6 +15,7 @@ import nox
 ROOT = Path(__file__).parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 GROUPS = PYPROJECT["dependency-groups"]
+PYTEST = next(name for name in GROUPS["tests"] if name.startswith("pytest>"))
 
 # What each backend's environment holds besides the core; PyTorch's other versions bring gigabytes of CUDA.
 LIBRARIES = {
@@ -57,9 +58,11 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def typecheck(session: nox.Session) -> None:
     """Check types, on the installed wheel and from elsewhere: checkers do not follow `backends/` to its package."""
-    install(session, *GROUPS["typecheck"], extras="[cli]")
+    install(session, *GROUPS["typecheck"], PYTEST, extras="[cli]")
     session.chdir(session.create_tmp())
     session.run("mypy", "--config-file", str(ROOT / "pyproject.toml"), "-p", "portconv")
+    shutil.copy(ROOT / "_portconv_pytest.py", ".")
+    session.run("mypy", "--config-file", str(ROOT / "pyproject.toml"), "_portconv_pytest.py")
 
 
 @nox.session
@@ -83,7 +86,7 @@ def chosen(backend: str, reason: str) -> tuple[str, ...]:
     if reason:
         return ("tests/test_backends.py",)  # which has how a backend without a device is refused
     # What is about NumPy alone runs beside it alone, and what compares libraries in `consistency`.
-    elsewhere = ["benchmark", "verification"] + ["calibration", "gemm", "limits"] * (backend != "numpy")
+    elsewhere = ["benchmark", "testing", "verification"] + ["calibration", "gemm", "limits"] * (backend != "numpy")
     left = tuple(f"--ignore=tests/test_{name}.py" for name in elsewhere)
     if backend == "numpy":
         return left
@@ -119,7 +122,7 @@ def consistency(session: nox.Session) -> None:
     install(session, "array-api-strict", *LIBRARIES["torch"], *GROUPS["tests"], extras="[cli]")
     backends = [part for name in ("numpy", "array_api_strict", "torch") for part in ("--backend", name)]
     commands = ("command_backends", "command_bench", "command_run", "command_verify")
-    together = ("arguments", "backends", "benchmark", *commands, "verification")
+    together = ("arguments", "backends", "benchmark", *commands, "testing", "verification")
     files = (f"tests/test_{name}.py" for name in together)
     session.run("pytest", "--numprocesses=auto", *backends, *(session.posargs or files))
     session.run("portconv", "backends")
@@ -153,6 +156,7 @@ def package(session: nox.Session) -> None:
         (wheel,) = Path(folder).glob("*.whl")
         names = zipfile.ZipFile(wheel).namelist()
         modules = {f"portconv/backends/{path.name}" for path in (ROOT / "backends").glob("*.py")}
+        modules |= {"_portconv_pytest.py"}  # beside the package, as pytest imports it in every session
         modules |= {str(path.relative_to(ROOT)) for path in (ROOT / "portconv").rglob("*.py")}
         shipped = {name for name in names if name.endswith(".py")}
         if shipped != modules:
@@ -162,13 +166,14 @@ def package(session: nox.Session) -> None:
         session.install(str(wheel))
         session.chdir(folder)
         dotted = [re.sub(r"/__init__$", "", name.removesuffix(".py")).replace("/", ".") for name in sorted(shipped)]
-        bare = [name for name in dotted if not name.startswith("portconv.command.") and not name.endswith("__main__")]
+        needing = ("portconv.command.", "_portconv_pytest")
+        bare = [name for name in dotted if not name.startswith(needing) and not name.endswith("__main__")]
         session.run("python", "-c", "; ".join(f"import {name}" for name in bare))
         session.run("python", "-c", "import backends", success_codes=[1], silent=True)
         said = str(session.run("portconv", "--help", success_codes=[1], silent=True))
         if "pip install 'portconv[cli]'" not in said:
             session.error(f"without its libraries the command says {said!r}, not how to install them")
-        session.install(f"{wheel}[cli]")
+        session.install(f"{wheel}[cli]", PYTEST)
         session.run("python", "-c", "; ".join(f"import {name}" for name in dotted if not name.endswith("__main__")))
         points = "from importlib.metadata import distribution as d; [p.load() for p in d('portconv').entry_points]"
         session.run("python", "-c", points)
