@@ -235,14 +235,14 @@ class Contraction:
     def _chosen(self, dtype: Dtype, purpose: str, geometry: Geometry) -> tuple[Geometry, Dtype]:
         """What an algorithm is chosen for: a convolution, and what it is computed in."""
         if self._exact(dtype):
-            count = reproducible.slots(dtype.name, reproducible.summed(geometry, purpose, dtype.name))
+            count = reproducible.slots(dtype.name, reproducible.summed(self.backend, geometry, purpose, dtype.name))
             return reproducible.in_slices(geometry, count).extended, self._sliced(dtype)
         return geometry.extended, computed_in(self.backend, dtype, self._slices)
 
     def _copies(self, dtype: Dtype, purpose: str, geometry: Geometry, a: Any, b: Any) -> Copies:
         exact = 0
         if self._exact(dtype):
-            exact = reproducible.slots(dtype.name, reproducible.summed(geometry, purpose, dtype.name))
+            exact = reproducible.slots(dtype.name, reproducible.summed(self.backend, geometry, purpose, dtype.name))
         return copies(self.backend, dtype, geometry, purpose, a, b, self._slices, exact)
 
     def _choice(self, dtype: Dtype, purpose: str, geometry: Geometry, made: Copies) -> Choice:

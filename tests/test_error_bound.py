@@ -8,9 +8,10 @@ a one of the dtype, and the roundings in float64, less than a further epsilon; a
 from __future__ import annotations
 
 import numpy as np
-import portconv
 import pytest
 from oracle import Problem, gamma
+
+import portconv
 from portconv.verification.tiles import tiled
 
 PROBLEMS = {

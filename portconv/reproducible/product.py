@@ -80,13 +80,13 @@ def in_slices(geometry: Geometry, count: int) -> Geometry:
     )
 
 
-def summed(geometry: Geometry, purpose: str, dtype: str) -> int:
+def summed(backend: Backend, geometry: Geometry, purpose: str, dtype: str) -> int:
     """How many products one exact sum has, at most."""
     if purpose == "forward":
         return geometry.group_in * geometry.taps
     if purpose == "input_grad":
         return geometry.group_out * geometry.taps * overlap(geometry)
-    return _shares(geometry.extended, dtype).terms
+    return _shares(geometry.extended, dtype, _elements(backend, slicing(dtype, 1))).terms
 
 
 class Shares(NamedTuple):
@@ -118,28 +118,26 @@ class Shares(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def _shares(geometry: Geometry, dtype: str, elements: int = 1 << 20) -> Shares:
-    """Cut a weight gradient so that few enough products are summed in each chunk."""
+def _shares(geometry: Geometry, dtype: str, elements: int) -> Shares:
+    """Cut a weight gradient so that few enough products are summed in each chunk; slices have so many `elements`."""
     most = LONG // (2 if dtype in PARTS_OF else 1)
     one = replace(geometry, batch=1)
     rows = parts(one, "weight_grad", Copies(geometry.positions, 0, 0, 0), most) or (whole(one),)
-    fits = max(1, most // max(1, geometry.positions))
+    together = elements // max(1, _larger(geometry))
+    fits = max(1, min(together, most // max(1, geometry.positions)))
     samples = max((n for n in range(1, fits + 1) if geometry.batch % n == 0), default=1)
-    if geometry.batch * geometry.positions <= most:
-        samples = max(1, geometry.batch)
-    chunks = max(
-        1,
-        min(
-            PARTIAL // geometry.weights,
-            elements
-            // max(
-                1,
-                samples * geometry.out_channels * geometry.positions,
-                samples * geometry.in_channels * math.prod(geometry.size),
-            ),
-        ),
-    )
+    chunks = max(1, min(PARTIAL // geometry.weights, together // samples))
     return Shares(samples, pieces(max(1, geometry.batch // samples), chunks), rows)
+
+
+def _larger(geometry: Geometry) -> int:
+    """Elements of a sample's input or output, whichever has more."""
+    return max(geometry.in_channels * math.prod(geometry.size), geometry.out_channels * geometry.positions)
+
+
+def _elements(backend: Backend, own: Slicing) -> int:
+    """How many elements slices are best made of at a time."""
+    return backend.block_bytes * BLOCKS // (8 * len(own.slots))
 
 
 def compute(
@@ -182,7 +180,7 @@ def compute(
     roles = zip((a, b), ROLES[purpose], strict=True)
     operands = [operand(backend, geometry, powers, array, role, bits) for array, role in roles]
     some = tuple(some)
-    terms = max(summed(part.geometry, purpose, dtype) for part in some)
+    terms = max(summed(backend, part.geometry, purpose, dtype) for part in some)
     problem = Problem(backend, purpose, choose, powers, dtype, *operands, slicing(dtype, terms))
     made = rounded_to or dtype
     if purpose == "weight_grad":
@@ -192,13 +190,15 @@ def compute(
     shape = geometry.out_shape if forward else geometry.x_shape
     out = backend.empty(shape, a, last=geometry.channels_last, dtype=backend.dtype(made))
     sliced: tuple[Index, Array] | None = None
+    workspace = backend.workspace(a)  # one for all parts: fresh memory takes longer to get than to fill
     for part in _few_samples(problem, some):
         at, of_a = (part.of_out, part.of_x) if forward else (part.of_x, part.of_out)
         one, other = _of(problem.of_a, of_a), _of(problem.of_b, part.of_w)
         if sliced is None or sliced[0] != part.of_w:
             sliced = None  # or the next filters' slices would be one more
-            sliced = part.of_w, _sliced(problem, 1, other)
-        products = _convolved(problem, part.geometry, len(problem.own.slots), _sliced(problem, 0, one), sliced[1])
+            sliced = part.of_w, _sliced(problem, 1, other, workspace)
+        slices = _sliced(problem, 0, one, workspace), sliced[1]
+        products = _convolved(problem, part.geometry, len(problem.own.slots), *slices)
         counts = _counts(problem, part.geometry, one, other)
         own = None if bias is None else bias[part.of_w[0] if forward else part.of_x[1]]
         target = out[(*at, ...)]
@@ -212,8 +212,7 @@ def _few_samples(problem: Problem, some: Iterable[Part]) -> Iterator[Part]:
     """The parts, cut into as few samples as make arrays that memory at hand is used again for."""
     for part in some:
         own = part.geometry
-        most = max(own.in_channels * math.prod(own.size), own.out_channels * own.positions) * len(problem.own.slots)
-        for samples in pieces(own.batch, max(1, problem.backend.block_bytes * BLOCKS // (8 * max(1, most)))):
+        for samples in pieces(own.batch, max(1, _elements(problem.backend, problem.own) // max(1, _larger(own)))):
             first = part.of_x[0].start or 0
             yield with_samples(part, (first + samples[0], first + samples[1]))
 
@@ -236,19 +235,20 @@ def _weight_grad(problem: Problem, geometry: Geometry, some: tuple[Part, ...], m
     grad = backend.empty(shape, problem.of_a.array, dtype=backend.dtype(made))
     if not geometry.batch:
         return backend.zeroed(grad)
-    exponents = _exponents(problem, geometry)
+    exponents, workspace = _exponents(problem, geometry), backend.workspace(problem.of_a.array)
     for first in sorted({part.of_w[0].start or 0 for part in some}):
         same = [part for part in some if (part.of_w[0].start or 0) == first]
         at = same[0].of_w
         limbs: list[list[Array]] = []
         counts: list[Counts] | None = None
         target = grad[(*at, ...)]
-        several = len(same) > 1 or _shares(same[0].geometry.extended, problem.dtype).several
+        elements = _elements(backend, slicing(problem.dtype, 1))
+        several = len(same) > 1 or _shares(same[0].geometry.extended, problem.dtype, elements).several
         for part in same:
             grads, cells = _of(problem.of_a, part.of_out), _of(problem.of_b, part.of_x)
             cells = cells._replace(array=extend(part.geometry, backend, cells.array))
-            for one, chunks, own in _chunks(_shares(part.geometry.extended, problem.dtype), grads, cells):
-                slices = [_sliced(problem, side, this) for side, this in enumerate(own)]
+            for one, chunks, own in _chunks(_shares(part.geometry.extended, problem.dtype, elements), grads, cells):
+                slices = [_sliced(problem, side, this, workspace) for side, this in enumerate(own)]
                 products = _convolved(problem, one, len(problem.own.slots), *slices, chunks)
                 more = _counts(problem, one, *own, chunks)
                 if counts is not None and more is not None:
@@ -297,7 +297,7 @@ def _exponents(problem: Problem, geometry: Geometry) -> Array:
     return xp.reshape(samples[:, :, None] + mine, (one.shape[0], groups * mine.shape[2])) - fewer
 
 
-def _sliced(problem: Problem, side: int, this: Operand) -> Array:
+def _sliced(problem: Problem, side: int, this: Operand, workspace: Workspace) -> Array:
     """The first or the second operand in slices: (N, slots, channels, *cells), or (slots, F, C / G, *K)."""
     own, backend = problem.own, problem.backend
     double, axis = backend.dtype("float64"), problem.axis(side)
@@ -328,15 +328,21 @@ def _sliced(problem: Problem, side: int, this: Operand) -> Array:
             target = cut_into(backend, target, at, numbers, own, workspace)
         return target
 
-    return _stacked(backend, this.array, len(own.slots), axis, put)
+    return _stacked(
+        backend, this.array, len(own.slots), axis, put, lambda shape: workspace(f"slices {side}", shape, double)
+    )
 
 
 def _stacked(
-    backend: Backend, like: Array, count: int, axis: int, put: Callable[[Array, Index, Workspace], Array]
+    backend: Backend,
+    like: Array,
+    count: int,
+    axis: int,
+    put: Callable[[Array, Index, Workspace], Array],
+    room: Callable[[tuple[int, ...]], Array],
 ) -> Array:
-    """What `put` makes of each block of an operand, in float64, along a new axis."""
-    shape = (*like.shape[:axis], count, *like.shape[axis:])
-    stack = backend.empty(shape, like, dtype=backend.dtype("float64"))
+    """What `put` makes of each block of an operand, along a new axis, in an array that `room` gives."""
+    stack = room((*like.shape[:axis], count, *like.shape[axis:]))
 
     def compute(block: Index, target: Array, workspace: Workspace) -> Array:
         return put(target, block, workspace)
@@ -555,6 +561,10 @@ def _counts(problem: Problem, geometry: Geometry, one: Operand, other: Operand, 
     backend, purpose, own = problem.backend, problem.purpose, problem.own
     padded_first = purpose != "weight_grad"
     stacks = []
+
+    def room(shape: tuple[int, ...]) -> Array:
+        return backend.empty(shape, one.array, dtype=backend.dtype("float64"))
+
     for side, this in enumerate((one, other)):
         names = [slot[side if padded_first else 1 - side] for slot in SLOTS]
 
@@ -578,7 +588,7 @@ def _counts(problem: Problem, geometry: Geometry, one: Operand, other: Operand, 
                 target = backend.write(target, (*(ALL,) * axis, slot, ...), mask)
             return target
 
-        stacks.append(_stacked(backend, this.array, len(SLOTS) * own.kinds, axis, put))
+        stacks.append(_stacked(backend, this.array, len(SLOTS) * own.kinds, axis, put, room))
     found = _convolved(problem, geometry, len(SLOTS) * own.kinds, *stacks, chunks)
     kinds = []
     for kind in range(own.kinds):
