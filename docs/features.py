@@ -777,7 +777,7 @@ TABLES = (
             ),
             *(
                 row(f'`precision="{name}"`', replace(SKEWED, options={**SKEWED.options, "precision": name}))
-                for name in ("standard", "fast")
+                for name in ("standard", "fast", "reproducible")
             ),
         ),
         "Forward and backward.",

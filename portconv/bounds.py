@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from . import arguments, reproducible
+from . import arguments
 from .arguments import Dtype, Ints, Padding
 from .arithmetic import HALVES
 from .backends import Array, Backend
@@ -13,6 +13,7 @@ from .boundary import extend
 from .contraction import Contraction
 from .convolution import ConvCache, prepare
 from .geometry import Geometry
+from .reproducible.scales import LEAST_NORMAL, parts_of, real
 
 EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
 """From 1 to the next larger number of a dtype."""
@@ -109,17 +110,17 @@ def error_bound(
     xp = backend.xp
     if dtype.kind == "integral":
         return backend.zeros(call.out_shape, backend.empty((), x, dtype=dtype.dtype))
-    real = reproducible.real(dtype.name)
+    own = real(dtype.name)
     wide = Dtype(backend.dtype("float64" if backend.holds("float64", x) else "float32"), "wide", "real floating")
     with backend.during_call(x, "standard"), backend.quiet():
-        bound = _Bound(cache, call, wide, real, dtype.kind == "complex floating")
+        bound = _Bound(cache, call, wide, own, dtype.kind == "complex floating")
         found = bound.of_reproducible() if precision == "reproducible" else bound.of_rounding()
         # Up, so that no rounding here or to the result's dtype makes it too small.
-        found = found * (1 + 4 * EPSILON[real])
+        found = found * (1 + 4 * EPSILON[own])
         if dtype.kind == "complex floating":
             found = found * math.sqrt(2)
         found = xp.where(xp.isnan(found), backend.asarray(math.inf, found.dtype, backend.device_of(found)), found)
-        return call.given(backend.astype(found, backend.dtype(real)))
+        return call.given(backend.astype(found, backend.dtype(own)))
 
 
 class _Bound:
@@ -140,7 +141,7 @@ class _Bound:
         return found[0] + found[1] if len(found) > 1 else found[0]
 
     def split(self, array: Array) -> list[Array]:
-        return reproducible.parts_of(self.backend, array)
+        return parts_of(self.backend, array)
 
     def convolved(self, geometry: Geometry, x: Array, w: Array, b: Array | None = None) -> Array:
         call = Contraction(self.backend, self.wide, geometry, "gemm", False, "standard", self.call.spare)
@@ -153,7 +154,7 @@ class _Bound:
     @property
     def tiny(self) -> float:
         """The smallest normal number, which is as much as a number loses that is taken for zero."""
-        return 2.0 ** reproducible.LEAST_NORMAL[self.real]
+        return 2.0 ** LEAST_NORMAL[self.real]
 
     def of_rounding(self) -> Array:
         """Bound sums that are rounded as they go, by the algorithm that makes them."""
@@ -208,10 +209,12 @@ class _Bound:
 
     def of_reproducible(self) -> Array:
         """Bound what quantising changes, and one rounding; and the addition of a bias."""
+        from .reproducible.product import quanta  # which takes as long to import as half the rest
+
         backend, xp, own, cache = self.backend, self.backend.xp, self.geometry, self.cache
         call = replace(self.call, geometry=own, unbatched=False)
         x = self.call.seen(cache.x)
-        of_x, of_w = reproducible.quanta(backend, own, cache.dtype.name, "forward", x, cache.w)
+        of_x, of_w = quanta(backend, own, cache.dtype.name, "forward", x, cache.w)
         # A part of a complex number is a sum of two products.
         found = self.convolved(own, self.x, self.parts * of_w) + self.convolved(own, of_x, self.parts * (self.w + of_w))
         found = found * (1 + 4 * gamma(self.parts * self.terms + 4))

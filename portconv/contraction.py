@@ -6,12 +6,15 @@ into that form and back here: layouts, single samples, padding modes and dtypes.
 
 from __future__ import annotations
 
+import importlib
 import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
 from typing import Any
 
-from . import arguments, limits, reproducible
+from . import arguments, limits
 from .arguments import Dtype
 from .arithmetic import Product, compute, computed_in, conjugate, copies, summable, with_bias
 from .backends import Array, Backend
@@ -181,7 +184,7 @@ class Contraction:
             seen = self.seen(array)
             if self._exact(dtype):
                 with self.backend.quiet():
-                    return reproducible.channel_sum(self.backend, self.geometry, dtype.name, seen, rounded)
+                    return _product().channel_sum(self.backend, self.geometry, dtype.name, seen, rounded)
             if self.geometry.channels_last:
                 cells = xp.permute_dims(seen, (0, *range(2, seen.ndim), 1))
                 sums = xp.sum(self.backend.astype(cells, wide), axis=tuple(range(seen.ndim - 1)), dtype=wide)
@@ -224,7 +227,7 @@ class Contraction:
             return choose(self.algorithm, geometry, self.backend, own, purpose, self._room(made), strict)
 
         with self.backend.quiet():
-            return reproducible.compute(
+            return _product().compute(
                 self.backend, self.geometry, dtype.name, purpose, chosen, cut, a, b, bias, rounded
             )
 
@@ -235,14 +238,12 @@ class Contraction:
     def _chosen(self, dtype: Dtype, purpose: str, geometry: Geometry) -> tuple[Geometry, Dtype]:
         """What an algorithm is chosen for: a convolution, and what it is computed in."""
         if self._exact(dtype):
-            count = reproducible.slots(dtype.name, reproducible.summed(self.backend, geometry, purpose, dtype.name))
-            return reproducible.in_slices(geometry, count).extended, self._sliced(dtype)
+            count = _product().slots(self.backend, geometry, purpose, dtype.name)
+            return _product().in_slices(geometry, count).extended, self._sliced(dtype)
         return geometry.extended, computed_in(self.backend, dtype, self._slices)
 
     def _copies(self, dtype: Dtype, purpose: str, geometry: Geometry, a: Any, b: Any) -> Copies:
-        exact = 0
-        if self._exact(dtype):
-            exact = reproducible.slots(dtype.name, reproducible.summed(self.backend, geometry, purpose, dtype.name))
+        exact = _product().slots(self.backend, geometry, purpose, dtype.name) if self._exact(dtype) else 0
         return copies(self.backend, dtype, geometry, purpose, a, b, self._slices, exact)
 
     def _choice(self, dtype: Dtype, purpose: str, geometry: Geometry, made: Copies) -> Choice:
@@ -294,6 +295,12 @@ class Contraction:
         if self.geometry.channels_last:
             array = self.backend.xp.permute_dims(array, (0, *range(2, array.ndim), 1))
         return array[0, ...] if self.unbatched else array
+
+
+@cache
+def _product() -> ModuleType:
+    """Import what reproducible products are made by when one is first asked for: it takes as long as half the rest."""
+    return importlib.import_module(".reproducible.product", __package__)
 
 
 def _of(array: Array, index: tuple[slice, ...]) -> Array:

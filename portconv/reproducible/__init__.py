@@ -8,9 +8,3 @@ applications", Numerical Algorithms 59, 2012), `limbs` adds up what comes of the
 what nans and infinities make of a result, `probe` finds out whether a library's products are exact at all, and
 `product` puts it together, by whichever algorithm multiplies the slices.
 """
-
-from .product import channel_sum, compute, in_slices, quanta, summed
-from .scales import LEAST_NORMAL, parts_of, real
-from .slices import slots
-
-__all__ = ["LEAST_NORMAL", "channel_sum", "compute", "in_slices", "parts_of", "quanta", "real", "slots", "summed"]

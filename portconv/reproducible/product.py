@@ -117,6 +117,11 @@ class Shares(NamedTuple):
         return len(self.calls) > 1 or len(self.rows) > 1 or self.calls[0][1] > 1
 
 
+def slots(backend: Backend, geometry: Geometry, purpose: str, dtype: str) -> int:
+    """How many products of slices a whole one is made of."""
+    return len(slicing(dtype, summed(backend, geometry, purpose, dtype)).slots)
+
+
 @lru_cache(maxsize=256)
 def _shares(geometry: Geometry, dtype: str, elements: int) -> Shares:
     """Cut a weight gradient so that few enough products are summed in each chunk; slices have so many `elements`."""

@@ -73,11 +73,6 @@ def addition(bits: int, terms: int) -> Slicing:
     return Slicing(bits, -(-bits // count), count, 1)
 
 
-def slots(dtype: str, terms: int) -> int:
-    """How many products a whole is made of."""
-    return len(slicing(dtype, terms).slots)
-
-
 def cut(backend: Backend, numbers: Array, own: Slicing) -> list[Array]:
     """Cut numbers, scaled so that they have `bits` bits before the point, into slices, the lowest first.
 

@@ -16,12 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from .. import backends, reproducible
+from .. import backends
 from ..algorithms import fft, winograd
 from ..arguments import Dtype
 from ..bounds import EPSILON, gamma, relative
 from ..contraction import Contraction
 from ..convolution import conv_backward, conv_forward
+from ..reproducible.product import quanta
+from ..reproducible.scales import LEAST_NORMAL
 from .cases import Case, Inputs
 from .spectra import spectral
 from .tiles import Doubles, Sums, tiled
@@ -57,7 +59,7 @@ class Exact:
     def reach(self, dtype: str, precision: str, algorithm: str = "direct") -> Doubles:
         """How far a result in `dtype`, by that algorithm, can be from the exact value, per element."""
         if precision == "reproducible":
-            unit, tiny = EPSILON[dtype] / 2, 2.0 ** reproducible.LEAST_NORMAL[dtype]
+            unit, tiny = EPSILON[dtype] / 2, 2.0 ** LEAST_NORMAL[dtype]
             off = self.quantising() * (1 + 4 * gamma(2 * self.plain.terms + 4))
             # A sum before a bias is added may be larger than what it comes to.
             size = np.abs(self.value) if self.roundings == 1 else self.plain.magnitude
@@ -143,10 +145,10 @@ def _quantising(case: Case, given: Inputs) -> dict[str, Doubles]:
     }
     found = {}
     for name, (purpose, a, b, product) in products.items():
-        of_a, of_b = reproducible.quanta(backend, geometry, case.dtype, purpose, a, b)
+        of_a, of_b = quanta(backend, geometry, case.dtype, purpose, a, b)
         sizes = [np.abs(array.astype(np.float64)) for array in (a, b)]
         found[name] = _seen(case, name, product(sizes[0], of_b) + product(of_a, sizes[1] + of_b))
-    of_dout, _ = reproducible.quanta(backend, geometry, case.dtype, "weight_grad", grads, cells)
+    of_dout, _ = quanta(backend, geometry, case.dtype, "weight_grad", grads, cells)
     found["db"] = np.sum(of_dout, axis=(0, *range(2, of_dout.ndim)))
     return found
 
