@@ -46,7 +46,7 @@ def relative(terms: int, dtype: str, precision: str, products: bool) -> float:
 def tile_terms(geometry: Geometry) -> int:
     """How often a term of an output is rounded on its way through Winograd's tiles, at most."""
     dims = geometry.kernel.count(3)
-    return geometry.group_in + 3 * dims + 3**dims - 1
+    return geometry.group_in + 3 * dims + int(3**dims) - 1
 
 
 def transform_terms(geometry: Geometry) -> int:

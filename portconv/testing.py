@@ -24,7 +24,7 @@ from .arithmetic import HALVES
 from .backends import Array, Backend
 from .convolution import ConvGrads, prepare
 from .errors import BackendError, ConvShapeError, ConvTypeError, ConvValueError
-from .reproducible import LEAST_NORMAL, real
+from .reproducible.scales import LEAST_NORMAL, real
 from .verification import Case, exact
 from .verification.cases import Inputs
 

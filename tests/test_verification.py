@@ -25,9 +25,9 @@ from portconv import backends
 from portconv.algorithms import fft, gemm
 from portconv.algorithms.blocks import limits
 from portconv.arguments import DATA_FORMATS, PADDING_MODES
+from portconv.bounds import gamma, relative
 from portconv.contraction import Contraction
 from portconv.verification import Case, Comparison, Report, cases, compare, comparison, exact, unsupported
-from portconv.verification.bounds import gamma, relative
 from portconv.verification.cases import Inputs
 
 NUMPY = backends.get("numpy")

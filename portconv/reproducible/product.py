@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..algorithms.columns import ALL, Index
 from ..backends import Array, Backend, Workspace
@@ -183,10 +183,10 @@ def compute(
     """
     powers, bits = ready(backend, a), SIGNIFICANT[dtype]
     roles = zip((a, b), ROLES[purpose], strict=True)
-    operands = [operand(backend, geometry, powers, array, role, bits) for array, role in roles]
+    one, other = (operand(backend, geometry, powers, array, role, bits) for array, role in roles)
     some = tuple(some)
     terms = max(summed(backend, part.geometry, purpose, dtype) for part in some)
-    problem = Problem(backend, purpose, choose, powers, dtype, *operands, slicing(dtype, terms))
+    problem = Problem(backend, purpose, choose, powers, dtype, one, other, slicing(dtype, terms))
     made = rounded_to or dtype
     if purpose == "weight_grad":
         return _weight_grad(problem, geometry, some, made)
@@ -253,8 +253,8 @@ def _weight_grad(problem: Problem, geometry: Geometry, some: tuple[Part, ...], m
             grads, cells = _of(problem.of_a, part.of_out), _of(problem.of_b, part.of_x)
             cells = cells._replace(array=extend(part.geometry, backend, cells.array))
             for one, chunks, own in _chunks(_shares(part.geometry.extended, problem.dtype, elements), grads, cells):
-                slices = [_sliced(problem, side, this, workspace) for side, this in enumerate(own)]
-                products = _convolved(problem, one, len(problem.own.slots), *slices, chunks)
+                first_slices, second_slices = (_sliced(problem, side, own[side], workspace) for side in (0, 1))
+                products = _convolved(problem, one, len(problem.own.slots), first_slices, second_slices, chunks)
                 more = _counts(problem, one, *own, chunks)
                 if counts is not None and more is not None:
                     more = [old + new for old, new in zip(counts, more, strict=True)]
@@ -327,7 +327,7 @@ def _sliced(problem: Problem, side: int, this: Operand, workspace: Workspace) ->
             for factor in factors:
                 part = numbers = backend.elementwise("multiply", numbers, (...,), part, factor[(*block[:2], ...)])
 
-            def at(form: int, first: int = first) -> Index:
+            def at(form: int, first: int = first) -> tuple[Any, ...]:
                 return (*(ALL,) * axis, first + form, ...)
 
             target = cut_into(backend, target, at, numbers, own, workspace)
@@ -436,7 +436,7 @@ def _rounded(
     # No sum, which is a whole number of units, is below the smallest normal number.
     normal = made == problem.dtype == "float32" and own.kinds == 1 and counts is None and out.ndim > 2 and ordinary
     normal = normal and bool(backend.xp.all(exponents >= LEAST_NORMAL["float32"]))
-    factors = along(backend, power(backend, problem.powers, exponents), out.ndim - 2) if normal else None
+    factors: Array = along(backend, power(backend, problem.powers, exponents), out.ndim - 2) if normal else None
     if normal and bias is not None:
         # Zeros are positive.
         bias = backend.xp.reshape(backend.astype(bias, out.dtype) + 0.0, (1, -1, *(1,) * (out.ndim - 2)))
@@ -526,7 +526,7 @@ def channel_sum(backend: Backend, geometry: Geometry, dtype: str, array: Array, 
     made = rounded_to or dtype
     own = addition(bits, math.prod(array.shape) // array.shape[1])
     names = [] if this.finite else ["nan", "infinite", "sign", "finite sign"]
-    each = own.count + len(names)
+    each = own.number + len(names)
     kinds = range(len(parts_of(backend, array[:0, ...])))
     double, axes = backend.dtype("float64"), tuple(range(2, array.ndim))
     factors = [
@@ -548,10 +548,10 @@ def channel_sum(backend: Backend, geometry: Geometry, dtype: str, array: Array, 
     found = []
     for kind in kinds:
         mine = [xp.reshape(sums[kind * each + i, :], (-1, 1)) for i in range(each)]
-        exact = carried(backend, mine[: own.count], own.width)
+        exact = carried(backend, mine[: own.number], own.width)
         value = rounded(backend, exact, own.width, powers, xp.reshape(exponents, (-1, 1)), real(made))
         if names:
-            nans, infinite, signs, finite = mine[own.count :]
+            nans, infinite, signs, finite = mine[own.number :]
             value = Counts(nans, infinite, signs - finite).put(backend, value)
         found.append(xp.reshape(value, (-1,)))
     if made not in PARTS_OF:
@@ -594,7 +594,7 @@ def _counts(problem: Problem, geometry: Geometry, one: Operand, other: Operand, 
             return target
 
         stacks.append(_stacked(backend, this.array, len(SLOTS) * own.kinds, axis, put, room))
-    found = _convolved(problem, geometry, len(SLOTS) * own.kinds, *stacks, chunks)
+    found = _convolved(problem, geometry, len(SLOTS) * own.kinds, stacks[0], stacks[1], chunks)
     kinds = []
     for kind in range(own.kinds):
         chosen = range(kind * len(SLOTS), (kind + 1) * len(SLOTS))

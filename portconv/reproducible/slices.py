@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from ..algorithms.columns import Index
 from ..backends import Array, Backend, Workspace
 from .probe import EXACT
 
@@ -28,18 +27,18 @@ class Slot(NamedTuple):
 
 
 class Slicing(NamedTuple):
-    """How the operands of a product are cut: `count` slices of `width` bits, of numbers of `bits` bits."""
+    """How the operands of a product are cut: into `number` slices of `width` bits, of numbers of `bits` bits."""
 
     bits: int
     width: int
-    count: int
+    number: int
     kinds: int
     """How many products of parts there are: one of real numbers, four of complex ones."""
 
     @property
     def forms(self) -> list[tuple[int, int]]:
         """The slices, or pairs of slices, that are multiplied."""
-        return [(i, j) for i in range(self.count) for j in range(i, self.count)]
+        return [(i, j) for i in range(self.number) for j in range(i, self.number)]
 
     @property
     def slots(self) -> list[Slot]:
@@ -80,7 +79,7 @@ def cut(backend: Backend, numbers: Array, own: Slicing) -> list[Array]:
     of two alone, so that a fused multiplication and addition makes no difference.
     """
     xp, found = backend.xp, []
-    for i in range(own.count - 1, 0, -1):
+    for i in range(own.number - 1, 0, -1):
         slice_ = xp.round(numbers * 2.0 ** (-own.width * i))
         numbers = numbers - slice_ * 2.0 ** (own.width * i)
         found.append(slice_)
@@ -88,7 +87,12 @@ def cut(backend: Backend, numbers: Array, own: Slicing) -> list[Array]:
 
 
 def cut_into(
-    backend: Backend, target: Array, at: Callable[[int], Index], numbers: Array, own: Slicing, workspace: Workspace
+    backend: Backend,
+    target: Array,
+    at: Callable[[int], tuple[Any, ...]],
+    numbers: Array,
+    own: Slicing,
+    workspace: Workspace,
 ) -> Array:
     """`target` with the slices of numbers, and their sums, as `cut` makes them; `at` says where each of `forms` is.
 
@@ -96,7 +100,7 @@ def cut_into(
     """
     form = {both: at(i) for i, both in enumerate(own.forms)}
     step = workspace("step", tuple(numbers.shape), numbers.dtype)
-    for i in range(own.count - 1, 0, -1):
+    for i in range(own.number - 1, 0, -1):
         here = form[i, i]
         target = backend.elementwise("multiply", target, here, numbers, 2.0 ** (-own.width * i))
         target = backend.elementwise("round", target, here, target[here])
@@ -112,7 +116,7 @@ def cut_into(
 def weights(backend: Backend, products: list[Array], own: Slicing, workspace: Workspace | None = None) -> list[Array]:
     """Add up products of slices, in the order of `forms`, by their weight: the power of `2**width` that they have."""
     made = dict(zip(own.forms, products, strict=True))
-    found: list[Array] = [None] * (2 * own.count - 1)
+    found: list[Array] = [None] * (2 * own.number - 1)
     for (i, j), value in made.items():
         if i != j:
             room = None if workspace is None else workspace(f"mixed {i} {j}", tuple(value.shape), value.dtype)

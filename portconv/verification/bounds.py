@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -104,11 +104,15 @@ def exact(case: Case, inputs: Inputs | None = None) -> dict[str, Exact]:
             Sums(case.terms[name], plain[name]),
             {algorithm: sums[name] for algorithm, sums in others.items() if name in sums},
             products=name != "db",
-            quantising=lambda name=name: quantising()[name],
+            quantising=partial(_item, quantising, name),
             roundings=2 if name == "out" and case.bias else 1,
         )
         for name in case.quantities
     }
+
+
+def _item(made: Callable[[], dict[str, Doubles]], name: str) -> Doubles:
+    return made()[name]
 
 
 def _direct(case: Case, x: Any, w: Any, b: Any, dout: Any) -> dict[str, Doubles]:
@@ -138,12 +142,12 @@ def _quantising(case: Case, given: Inputs) -> dict[str, Doubles]:
     cells, grads = _batched(case, given.x, given.dout)
     doubles = Dtype(np.dtype(np.float64), "float64", "real floating")
     call = Contraction(backend, doubles, geometry, "direct", False, "standard", backend.spare(cells))
-    products = {
+    products: dict[str, tuple[str, Any, Any, Callable[[Any, Any], Any]]] = {
         "out": ("forward", cells, given.w, lambda a, b: call.forward(doubles, a, b, None)),
         "dx": ("input_grad", grads, given.w, lambda a, b: call.input_grad(doubles, a, b)),
         "dw": ("weight_grad", grads, cells, lambda a, b: call.weight_grad(doubles, a, b)),
     }
-    found = {}
+    found: dict[str, Doubles] = {}
     for name, (purpose, a, b, product) in products.items():
         of_a, of_b = quanta(backend, geometry, case.dtype, purpose, a, b)
         sizes = [np.abs(array.astype(np.float64)) for array in (a, b)]
