@@ -1,0 +1,787 @@
+"""The precision "reproducible": bit for bit what its definition says, whatever computes it.
+
+`rational` is that definition in whole numbers, written without a look at what it is to check.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from rational import DTYPES, FORMATS, PARTS, Layer, array_of, kept, numpy_dtype, part_format, promoted
+from threadpoolctl import threadpool_info
+
+import portconv
+from portconv import backends
+
+PRECISE: dict[str, Any] = {"precision": "reproducible"}
+RESULTS = ("out", "dx", "dw", "db")
+
+
+class Case(NamedTuple):
+    """A call's options as a user gives them, and what they mean, worked out by hand."""
+
+    layer: Layer
+    options: dict[str, Any]
+
+
+def one_dimension(x, w, stride=1, pads=(0, 0), dilation=1, groups=1, mode="zeros") -> Layer:
+    return Layer(x, w, (stride,), (pads,), (dilation,), groups, mode)
+
+
+MIXED = Case(
+    Layer((2, 4, 5, 4), (4, 2, 3, 2), (2, 1), ((1, 2), (0, 1)), (1, 2), 2),
+    {"stride": (2, 1), "padding": ((1, 2), (0, 1)), "dilation": (1, 2), "groups": 2},
+)
+ONES = ((1, 1), (1, 1))
+CASES = {
+    "1d": Case(one_dimension((2, 3, 7), (4, 3, 3)), {}),
+    "1d gaps": Case(one_dimension((2, 2, 11), (3, 2, 2), 5, (2, 2), 3), {"stride": 5, "padding": 2, "dilation": 3}),
+    "1d one cell": Case(one_dimension((1, 1, 1), (1, 1, 1)), {}),
+    # 9 cells at stride 2 make 5 outputs, which read 2 * 4 + 4 = 12 cells: 3 more.
+    "1d same": Case(one_dimension((2, 2, 9), (3, 2, 4), 2, (1, 2)), {"stride": 2, "padding": "same"}),
+    "1d same lower": Case(one_dimension((2, 2, 9), (3, 2, 4), 2, (2, 1)), {"stride": 2, "padding": "same_lower"}),
+    "1d full": Case(one_dimension((2, 2, 4), (3, 2, 3), 1, (4, 4), 2), {"padding": "full", "dilation": 2}),
+    "1d valid": Case(one_dimension((2, 2, 6), (3, 2, 3)), {"padding": "valid"}),
+    "2d": Case(Layer((2, 3, 5, 4), (4, 3, 3, 3), (1, 1), ONES, (1, 1)), {"padding": 1}),
+    "2d mixed": MIXED,
+    "2d depthwise": Case(
+        Layer((2, 3, 5, 4), (6, 1, 3, 2), (1, 2), ((2, 2), (0, 0)), (1, 1), 3),
+        {"stride": (1, 2), "padding": (2, 0), "groups": 3},
+    ),
+    "2d pointwise": Case(Layer((2, 4, 3, 4), (3, 4, 1, 1), (1, 1), ((0, 0),) * 2, (1, 1)), {}),
+    "3d": Case(
+        Layer((1, 2, 3, 3, 4), (2, 2, 2, 3, 2), (1, 2, 1), ((0, 0), (1, 1), (1, 1)), (1, 1, 2)),
+        {"stride": (1, 2, 1), "padding": (0, 1, 1), "dilation": (1, 1, 2)},
+    ),
+    "no samples": Case(one_dimension((0, 2, 5), (3, 2, 2)), {}),
+    "no cells": Case(one_dimension((2, 2, 0), (3, 2, 2), 1, (2, 1)), {"padding": ((2, 1),)}),
+}
+for _mode in ("reflect", "replicate", "circular"):
+    CASES[f"1d {_mode} beyond"] = Case(
+        one_dimension((2, 2, 3), (2, 2, 4), 2, (5, 7), 1, 1, _mode), {"stride": 2, "padding": ((5, 7),)}
+    )
+    CASES[f"2d {_mode}"] = Case(
+        replace(MIXED.layer, x=(2, 4, 4, 3), pads=((3, 1), (2, 2)), mode=_mode),
+        {**MIXED.options, "padding": ((3, 1), (2, 2))},
+    )
+
+# Of a transposed convolution the layer is the one that it is adjoint to: its x has the shape of the output.
+TRANSPOSED = {
+    "1d": Case(one_dimension((2, 2, 6), (3, 2, 3)), {}),
+    "1d gaps": Case(one_dimension((2, 3, 12), (2, 3, 2), 5), {"stride": 5}),
+    # No tap reaches the last cell: zeros, and the bias.
+    "1d beyond": Case(
+        one_dimension((1, 2, 9), (2, 2, 2), 4, (0, -3)), {"stride": 4, "padding": 0, "output_padding": 3}
+    ),
+    "1d output padding": Case(
+        one_dimension((2, 2, 9), (2, 2, 2), 3, (0, -1)), {"stride": 3, "padding": ((0, 1),), "output_padding": 2}
+    ),
+    "2d groups": Case(
+        Layer((2, 4, 6, 4), (4, 2, 3, 3), (2, 2), ((1, 0), (1, 0)), (1, 1), 2),
+        {"stride": 2, "groups": 2, "output_padding": 1, "padding": 1},
+    ),
+    "2d depthwise": Case(
+        Layer((2, 3, 6, 7), (3, 1, 2, 3), (1, 1), ((0, 0), (0, 0)), (2, 2), 3), {"groups": 3, "dilation": 2}
+    ),
+    "3d": Case(
+        Layer((1, 2, 3, 6, 4), (2, 2, 2, 3, 3), (1, 2, 1), ((0, 0), (1, 0), (1, 1)), (1, 1, 1)),
+        {"stride": (1, 2, 1), "padding": (0, 1, 1), "output_padding": (0, 1, 0)},
+    ),
+}
+
+CONTENTS = ("random", "wide", "outliers", "cancelling", "ties", "tiny", "subnormal", "huge", "special")
+
+
+def numbers(rng, form, shape, low, high) -> np.ndarray:
+    """Patterns of normal numbers of random signs and fractions, with exponents from `low` to `high`."""
+    bias = 2 ** (form.exponent - 1) - 1
+    exponents = np.clip(rng.integers(low, high, shape, endpoint=True) + bias, 1, 2 * bias)
+    signs, fractions = rng.integers(0, 2, shape), rng.integers(0, 2**form.fraction, shape)
+    return (signs.astype("u8") << (form.bits - 1)) + (exponents.astype("u8") << form.fraction) + fractions.astype("u8")
+
+
+def tied(rng, form, shape, bits) -> np.ndarray:
+    """Patterns of numbers of one digit or two, at distances at which halves of last places are."""
+    powers = rng.choice((0, 0, -1, 1, -form.fraction - 1, -form.fraction - 2, -bits, -bits - 1, 1 - bits), shape)
+    found = numbers(rng, form, shape, powers, powers)
+    fractions = rng.choice((0, 0, 1 << (form.fraction - 1), 1, 2**form.fraction - 1), shape).astype("u8")
+    return (found >> form.fraction << form.fraction) + fractions
+
+
+def sprinkled(rng, patterns, choices, rate) -> np.ndarray:
+    """`patterns`, some of them replaced by some of these."""
+    return np.where(rng.random(patterns.shape) < rate, rng.choice(np.array(choices, "u8"), patterns.shape), patterns)
+
+
+def operand(rng, name, shape, contents, role) -> np.ndarray:
+    """x, w, b or dout, of contents of one kind, straight from patterns."""
+    form = part_format(name)
+    least = 2 - 2 ** (form.exponent - 1)
+    sign = 1 << (form.bits - 1)
+    low, high = {
+        "wide": (least, 1 - least),
+        "tiny": (least // 2 - 2, least // 2 + 1),
+        "subnormal": (-1, 3) if role == "w" else (least - 1, least + 1),
+        "huge": (-least // 2 - 2, -least // 2 + 1),
+    }.get(contents, (-4, 1))
+    if role == "b" and contents in ("tiny", "huge"):
+        low, high = (least, least + 1) if contents == "tiny" else (-least, 1 - least)
+    patterns = []
+    for _ in range(2 if name in PARTS else 1):
+        part = numbers(rng, form, shape, low, high)
+        if contents == "ties" and part.size:
+            part = tied(rng, form, shape, kept(name))
+        if contents in ("tiny", "subnormal", "special"):
+            part = sprinkled(rng, part, [0, sign, 1, sign + 3, 2**form.fraction - 1, sign + 2**form.fraction], 0.2)
+        if contents == "special":
+            infinity = form.infinity
+            unusual = [infinity, sign + infinity, infinity + 5, sign + form.nan]
+            part = sprinkled(rng, part, unusual, 0.03)
+            if role != "b" and part.size:
+                part.flat[rng.integers(part.size)] = rng.choice(np.array(unusual, "u8"))
+        if contents == "outliers" and part.size and role in ("x", "w", "dout"):
+            # A million times the others, where that is in range, beside filters that are as much smaller.
+            factor = min(20, -least // 2) << form.fraction
+            channels = part[:, 0] if role == "x" or role == "w" else part[:, -1]
+            channels += np.uint64(factor) if role != "w" else np.uint64(2**64 - factor)
+        if contents == "cancelling":
+            part = cancelling(rng, part, sign, role)
+        patterns.append(part)
+    return array_of(patterns, shape, name)
+
+
+def cancelling(rng, part, sign, role) -> np.ndarray:
+    """Pairs of samples, channels and filters that differ in the last place, or not, and in sign in one operand."""
+    last = rng.integers(0, 2, part.shape).astype("u8")
+    for axis in range(min(2, part.ndim)):
+        one, other = ([slice(None)] * part.ndim for _ in range(2))
+        many = part.shape[axis] // 2 * 2
+        one[axis], other[axis] = slice(0, many, 2), slice(1, many, 2)
+        part[tuple(other)] = part[tuple(one)] ^ np.uint64(sign if role == "w" or (role, axis) == ("dout", 0) else 0)
+    return part ^ last
+
+
+@cache
+def operands(layer: Layer, names: tuple[str, ...], contents: str, transposed: bool = False, seed: int = 0) -> Any:
+    """x, w, b and dout, in dtypes of these names."""
+    rng = np.random.default_rng(seed)
+    x, dout = (layer.out, layer.x) if transposed else (layer.x, layer.out)
+    along = zip(("x", "w", "b", "dout"), names, (x, layer.w, dout[1:2], dout), strict=True)
+    found = tuple(operand(rng, name, shape, contents, role) for role, name, shape in along)
+    for array in found:
+        array.flags.writeable = False
+    return found
+
+
+@cache
+def truth(layer: Layer, names: tuple[str, ...], contents: str, transposed: bool = False, seed: int = 0) -> Any:
+    given = operands(layer, names, contents, transposed, seed)
+    return (layer.all_transposed if transposed else layer.all)(*given)
+
+
+def skip_without(target, *names):
+    """Skip where the device lacks one of these dtypes, or float64, which everything is computed in."""
+    like = target.array(np.zeros(1, "float32"))
+    for name in ("float64", *names):
+        if not target.backend.holds(name, like):
+            pytest.skip(f"{target.backend.name} has no {name} here")
+    if "bfloat16" in names:
+        pytest.importorskip("ml_dtypes", reason="ml_dtypes, NumPy's bfloat16, is not installed")
+
+
+def skip_most_on_jax(target, *few):
+    if target.backend.name not in backends.names() and not all(few):
+        pytest.skip(f"{target.backend.name} compiles each shape anew, which takes minutes for as many as these")
+
+
+def put(target, array: np.ndarray) -> Any:
+    name = array.dtype.name
+    if target.backend.name == "numpy":
+        return target.array(array)
+    # PyTorch takes no bfloat16 of ml_dtypes'; from float32 it makes the same numbers, subnormal ones too.
+    source = array.astype("float32") if name == "bfloat16" and target.backend.name == "torch" else array
+    return target.backend.asarray(np.array(source), dtype=name, device=target.device)
+
+
+def moved(array: Any, last: bool, alone: bool) -> Any:
+    array = np.ascontiguousarray(np.moveaxis(array, 1, -1)) if last else array
+    return array[0] if alone else array
+
+
+def run(target, given, options, transposed=False, last=False, alone=False) -> dict[str, np.ndarray]:
+    """Forward and backward; kinds are checked, and results returned as a batch with channels first."""
+    x, w, b, dout = given
+    arrays = [put(target, moved(x, last, alone)), put(target, w), None if b is None else put(target, b)]
+    forward, backward = (
+        (portconv.conv_transpose_forward, portconv.conv_transpose_backward)
+        if transposed
+        else (portconv.conv_forward, portconv.conv_backward)
+    )
+    layout = {"data_format": "channels_last"} if last else {}
+    out, cache = forward(*arrays, **{**PRECISE, **options, **layout})
+    found = dict(zip(RESULTS, (out, *backward(put(target, moved(dout, last, alone)), cache)), strict=True))
+    if b is None:
+        assert found.pop("db") is None
+    for name, result in found.items():
+        assert target.owns(result), name
+        array = target.numpy(result)
+        if name in ("out", "dx"):
+            array = array[None] if alone else array
+            array = np.moveaxis(array, -1, 1) if last else array
+        found[name] = np.ascontiguousarray(array)
+    return found
+
+
+def patterns_of(array: np.ndarray) -> np.ndarray:
+    return array.reshape(*array.shape, 1).view(f"u{part_format(array.dtype.name).bits // 8}")
+
+
+def same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    """Every bit is the same; of what is not, the first that differ are shown."""
+    assert {*found} == {*expected}
+    for name, truth in expected.items():
+        result = found[name]
+        assert (result.dtype, result.shape) == (truth.dtype, truth.shape), name
+        one, other = patterns_of(result), patterns_of(truth)
+        wrong = np.argwhere(one != other)
+        few = [(tuple(at.tolist()), hex(one[tuple(at)]), hex(other[tuple(at)])) for at in wrong[:4]]
+        assert not len(wrong), f"{name}: {len(wrong)} of {one.size} differ: (where, found, expected) {few}"
+
+
+every_dtype = pytest.mark.parametrize("name", DTYPES)
+
+
+# --- The definition itself ---
+
+
+class Sum(NamedTuple):
+    """One output of one window: x and w, its bias, and what it is, all in one dtype."""
+
+    name: str
+    x: list[float]
+    w: list[float]
+    out: float
+    b: float | None = None
+
+
+LEAST = {name: 2.0 ** (2 - 2 ** (form.exponent - 1)) for name, form in FORMATS.items()}
+MOST = {name: 2.0 ** (2 ** (form.exponent - 1) - 1) * (2 - 2.0**-form.fraction) for name, form in FORMATS.items()}
+SUMS = {
+    # Half a last place: to the even neighbour, below and above.
+    "tie down": Sum("float32", [1, 2.0**-24], [1, 1], 1),
+    "tie up": Sum("float32", [1 + 2.0**-23, 2.0**-24], [1, 1], 1 + 2.0**-22),
+    "tie in float64": Sum("float64", [1 + 2.0**-52, 2.0**-53], [1, 1], 1 + 2.0**-51),
+    "over a tie": Sum("float32", [1, 2.0**-24, 2.0**-38], [1, 1, 1], 1 + 2.0**-23),
+    # 2**-38 would not survive on the way through float32, and 1 + 2**-11 is a tie.
+    "once, not by way of float32": Sum("float16", [1, 2.0**-11, 2.0**-14], [1, 1, 2.0**-14], 1 + 2.0**-10),
+    "once in bfloat16": Sum("bfloat16", [1, 2.0**-8, 2.0**-30], [1, 1, 1], 1 + 2.0**-7),
+    # 40 bits below 1, of which one is the sign: steps of 2**-39.
+    "quantised tie down": Sum("float32", [1, 2.0**-40], [0, 1], 0),
+    "quantised tie up": Sum("float32", [1, 3 * 2.0**-40], [0, 1], 2.0**-38),
+    "quantised over a tie": Sum("float32", [1, 2.0**-40 * (1 + 2.0**-23)], [0, 1], 2.0**-39),
+    "quantised negative": Sum("float32", [1, -3 * 2.0**-40], [0, 1], -(2.0**-38)),
+    "quantised filters": Sum("bfloat16", [0, 1], [1, 3 * 2.0**-40], 2.0**-38),
+    "quantised in float64": Sum("float64", [1, 3 * 2.0**-60], [0, 1], 2.0**-58),
+    "quantised tie in float64": Sum("float64", [1, 2.0**-60], [0, 1], 0),
+    # The next power of two above what is a hair larger than one.
+    "scale": Sum("float32", [1 + 2.0**-23, 2.0**-39], [0, 1], 0),
+    "scale of a power": Sum("float32", [-1, 2.0**-39], [0, 1], 2.0**-39),
+    "all of float16": Sum("float16", [2.0**15, 2.0**-14 * (1 + 2.0**-10)], [0, 1], 2.0**-14 * (1 + 2.0**-10)),
+    "cancels": Sum("float32", [1e30, 1, -1e30], [1, 1, 1], 0),
+    "cancels but for what is kept": Sum("float32", [2.0**30, 1, -(2.0**30)], [1, 1, 1], 1),
+    "overflows on the way": Sum("float32", [MOST["float32"], 2.0**127, -MOST["float32"]], [2, 1, 2], 2.0**127),
+    "overflows": Sum("float32", [MOST["float32"], 2.0**103], [1, 1], math.inf),
+    "does not overflow": Sum("float32", [MOST["float32"], 2.0**102 * 1.5], [1, 1], MOST["float32"]),
+    "overflows in float64": Sum("float64", [-MOST["float64"], -MOST["float64"]], [1, 1], -math.inf),
+    "overflows in float16": Sum("float16", [MOST["float16"], 16], [1, 1], math.inf),
+    "the next below in float16": Sum("float16", [MOST["float16"], 15.9921875], [1, 1], MOST["float16"]),
+    # A hair below the smallest normal number: half a subnormal step below it is a tie, and that number even.
+    "rounded up to normal": Sum("float32", [LEAST["float32"] * (1 + 2.0**-23)], [1 - 2.0**-23], LEAST["float32"]),
+    "tied up to normal": Sum("float32", [LEAST["float32"]], [1 - 2.0**-24], LEAST["float32"]),
+    "tied up to normal in float64": Sum("float64", [-LEAST["float64"]], [1 - 2.0**-53], -LEAST["float64"]),
+    "tied up to normal in float16": Sum("float16", [LEAST["float16"]], [1 - 2.0**-11], LEAST["float16"]),
+    "subnormal": Sum("float32", [LEAST["float32"] * (1 + 2.0**-23)], [1 - 2.0**-22], 0),
+    "subnormal and negative": Sum("float64", [-LEAST["float64"]], [0.75], 0),
+    "far below": Sum("float64", [1e-200], [-1e-200], 0),
+    "of subnormal numbers": Sum("float32", [LEAST["float32"] * (1 - 2.0**-23)], [2.0**60], 0),
+    "of subnormal filters": Sum("float16", [2.0**15], [2.0**-15], 0),
+    "of a negative zero": Sum("float32", [-0.0], [1], 0),
+    "bias after rounding": Sum("float32", [1, 2.0**-24], [1, 1], 1, 2.0**-24),
+    "bias": Sum("float32", [1, 2.0**-24], [1, 1], 1 + 2.0**-23, 1.5 * 2.0**-24),
+    "bias to subnormal": Sum("float32", [LEAST["float32"] * 1.5], [1], 0, -LEAST["float32"]),
+    "subnormal bias": Sum("float32", [LEAST["float32"] * 1.5], [1], LEAST["float32"] * 1.5, -LEAST["float32"] / 2),
+    "bias of a negative zero": Sum("float64", [0], [1], 0, -0.0),
+    "bias that cancels": Sum("float64", [-3], [1], 0, 3),
+    "bias that overflows": Sum("float16", [MOST["float16"]], [1], math.inf, 16),
+    "infinite bias": Sum("float32", [1], [1], -math.inf, -math.inf),
+    "infinite bias beside an infinity": Sum("float32", [math.inf], [1], math.nan, -math.inf),
+    "bias is nan": Sum("float64", [1], [1], math.nan, math.nan),
+    "infinite": Sum("float32", [math.inf, 1], [-2, 1], -math.inf),
+    "infinite beside what overflows": Sum("float32", [math.inf, -MOST["float32"]], [1, MOST["float32"]], math.inf),
+    "infinite twice": Sum("float32", [math.inf, -math.inf], [1, -1], math.inf),
+    "infinities of both signs": Sum("float32", [math.inf, math.inf], [1, -1], math.nan),
+    "infinite times zero": Sum("float32", [math.inf, 1], [-0.0, 1], math.nan),
+    "infinite times subnormal": Sum("float32", [math.inf], [2.0**-130], math.nan),
+    # Quantised, it would be 0; it is not what is infinite times it.
+    "infinite times what is quantised away": Sum("float32", [1, math.inf], [1, -(2.0**-60)], -math.inf),
+    "infinite filter": Sum("bfloat16", [1, 2.0**-60], [1, -math.inf], -math.inf),
+    "nan": Sum("float16", [math.nan, 1], [0, math.inf], math.nan),
+}
+
+
+def one_sum(given: Sum) -> tuple[Any, ...]:
+    dtype = numpy_dtype(given.name)
+    arrays = [np.array(a, "float64").reshape(1, 1, -1).astype(dtype) for a in (given.x, given.w, given.out)]
+    b = None if given.b is None else np.array([given.b], "float64").astype(dtype)
+    out = arrays[2]
+    return (*arrays[:2], b), array_of([[part_format(given.name).nan]], out.shape, given.name) if np.isnan(out) else out
+
+
+@pytest.mark.parametrize("given", SUMS.values(), ids=SUMS)
+def test_the_definition_by_hand(given):
+    pytest.importorskip("ml_dtypes", reason="ml_dtypes, NumPy's bfloat16, is not installed")
+    (x, w, b), out = one_sum(given)
+    same({"out": one_dimension(x.shape, w.shape).forward(x, w, b)}, {"out": out})
+
+
+def test_sums_by_hand(target):
+    # All in one test, for JAX: the windows have three lengths.
+    skip_without(target)
+    wrong = {}
+    for label, given in SUMS.items():
+        if not target.backend.holds(given.name, target.array(np.zeros(1, "float32"))):
+            continue
+        if given.name == "bfloat16":
+            pytest.importorskip("ml_dtypes", reason="ml_dtypes, NumPy's bfloat16, is not installed")
+        arrays, out = one_sum(given)
+        found = portconv.conv(*(None if a is None else put(target, a) for a in arrays), **PRECISE)
+        try:
+            same({"out": target.numpy(found)}, {"out": out})
+        except AssertionError as error:
+            wrong[label] = str(error)
+    assert not wrong
+
+
+# --- What is computed, bit for bit ---
+
+
+@every_dtype
+@pytest.mark.parametrize("case", CASES)
+def test_every_layer(target, case, name):
+    skip_without(target, name)
+    skip_most_on_jax(target, case in ("2d mixed", "2d reflect"), name in ("float32", "complex128"))
+    layer, options = CASES[case]
+    options = {**options, "padding_mode": layer.mode}
+    for i, contents in enumerate(("random", "special")):
+        given, expected = (of(layer, (name,) * 4, contents) for of in (operands, truth))
+        same(run(target, given, options, last=i == 1), expected)
+
+
+@every_dtype
+@pytest.mark.parametrize("contents", CONTENTS)
+def test_every_kind_of_contents(target, contents, name):
+    skip_without(target, name)
+    skip_most_on_jax(target, name in ("float32", "bfloat16"))
+    layer, options = MIXED
+    for seed in range(1, 2 if target.backend.name not in backends.names() else 4):
+        given, expected = (of(layer, (name,) * 4, contents, seed=seed) for of in (operands, truth))
+        same(run(target, given, options), expected)
+
+
+@every_dtype
+@pytest.mark.parametrize("case", TRANSPOSED)
+def test_every_transposed_layer(target, case, name):
+    skip_without(target, name)
+    skip_most_on_jax(target, case == "2d groups", name in ("float32", "complex128"))
+    layer, options = TRANSPOSED[case]
+    for i, contents in enumerate(("random", "special", "cancelling", "wide")):
+        given, expected = (of(layer, (name,) * 4, contents, True) for of in (operands, truth))
+        same(run(target, given, options, transposed=True, last=i % 2 == 1), expected)
+
+
+@pytest.mark.parametrize("name", ["float32", "complex128"])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_one_sample_without_a_batch_axis_or_a_bias(target, name, transposed):
+    skip_without(target, name)
+    skip_most_on_jax(target, name == "float32")
+    layer, options = TRANSPOSED["2d groups"] if transposed else MIXED
+    layer = replace(layer, x=(1, *layer.x[1:]))
+    x, w, _, dout = operands(layer, (name,) * 4, "random", transposed)
+    expected = (layer.all_transposed if transposed else layer.all)(x, w, None, dout)
+    for last in (False, True):
+        same(run(target, (x, w, None, dout), options, transposed, last, alone=True), expected)
+
+
+MIXTURES = [
+    ("float16", "float32", "float32", "float32"),
+    ("float32", "float16", "float16", "float32"),
+    ("bfloat16", "float32", "bfloat16", "bfloat16"),
+    ("bfloat16", "float16", "float32", "float32"),
+    ("float32", "float64", "float32", "float32"),
+    ("float64", "float32", "float32", "float64"),
+    ("float32", "float32", "float64", "float32"),
+    ("float32", "float32", "float32", "float64"),
+    ("float32", "complex64", "float32", "complex64"),
+    ("complex64", "float32", "float32", "float32"),
+    ("complex64", "float64", "complex64", "float32"),
+    ("float64", "complex64", "float16", "complex128"),
+    ("float16", "complex64", "complex64", "complex64"),
+]
+
+
+def promotes(target, *names):
+    """Skip where the library does not promote these dtypes to what NumPy and others do."""
+    arrays = [put(target, np.zeros(1, numpy_dtype(name))) for name in names]
+    try:
+        found = target.backend.dtype_name(target.backend.xp.result_type(*(a.dtype for a in arrays)))
+    except (TypeError, RuntimeError):
+        found = "nothing"
+    if found != promoted(*names):
+        pytest.skip(f"{target.backend.name} promotes {', '.join(names)} to {found}")
+
+
+@pytest.mark.parametrize("names", MIXTURES, ids="-".join)
+def test_operands_of_several_dtypes(target, names):
+    skip_without(target, *names)
+    skip_most_on_jax(target, names == MIXTURES[0])
+    promotes(target, *names)
+    promotes(target, *names[:3])
+    for transposed, (layer, options) in ((False, MIXED), (True, TRANSPOSED["2d groups"])):
+        for contents in ("random", "special", "subnormal"):
+            given, expected = (of(layer, names, contents, transposed) for of in (operands, truth))
+            same(run(target, given, options, transposed), expected)
+
+
+@pytest.mark.parametrize(
+    "names", [("float32",) * 2, ("complex128",) * 2, ("float64", "float32"), ("float32", "complex64")], ids="-".join
+)
+def test_gradients_by_themselves(target, names):
+    skip_without(target, *names)
+    skip_most_on_jax(target, names == ("float32", "float32"))
+    layer, options = CASES["2d circular"]
+    options = {**options, "padding_mode": layer.mode}
+    own, other = names
+    for contents in ("random", "special"):
+        x, w, _, dout = operands(layer, (other, other, other, own), contents)
+        arrays = [put(target, a) for a in (x, w, dout)]
+        dx = portconv.conv_input_grad(arrays[2], arrays[1], layer.x, **options, **PRECISE)
+        dw = portconv.conv_weight_grad(arrays[2], arrays[0], layer.w, **options, **PRECISE)
+        found = {"dx": target.numpy(dx), "dw": target.numpy(dw)}
+        same(found, {"dx": layer.input_grad(dout, w), "dw": layer.weight_grad(dout, x)})
+
+
+@pytest.mark.parametrize("name", ["float32", "float64", "complex64"])
+@pytest.mark.parametrize("role", ["x", "w", "b", "dout"])
+def test_what_is_not_finite_in_one_operand_alone(target, role, name):
+    skip_without(target, name)
+    skip_most_on_jax(target, name == "float32")
+    for transposed, (layer, options) in ((False, MIXED), (False, CASES["2d reflect"]), (True, TRANSPOSED["2d groups"])):
+        usual, special = (operands(layer, (name,) * 4, kind, transposed, 5) for kind in ("random", "special"))
+        at = ("x", "w", "b", "dout").index(role)
+        given = (*usual[:at], special[at], *usual[at + 1 :])
+        assert not all(np.all(np.isfinite(a)) for a in given) or role == "b"
+        expected = (layer.all_transposed if transposed else layer.all)(*given)
+        mode = {} if transposed else {"padding_mode": layer.mode}
+        same(run(target, given, {**options, **mode}, transposed), expected)
+
+
+def test_what_is_not_finite_changes_no_other_output(target):
+    # Far larger than all else, it would move the scale of the others, which share its sample, filter and channels.
+    skip_without(target)
+    layer, options = CASES["2d"]
+    x, w, b, dout = operands(layer, ("float32",) * 4, "random")
+    before = run(target, (x, w, b, dout), options)
+    for value in (math.nan, -math.inf):
+        changed = [a.copy() for a in (x, w, b, dout)]
+        changed[0][1, 2, 3, 3] = changed[3][0, 1, 0, 0] = value
+        after = run(target, changed, options)
+        read = {name: ~np.isfinite(after[name]) for name in before}
+        assert read["out"][1, :, 2:, 2:].all()
+        assert read["dx"][0, :, :2, :2].all()
+        assert read["out"].sum() == 4 * 3 * 2
+        assert read["dx"].sum() == 3 * 2 * 2
+        assert read["db"].tolist() == [False, True, False, False]
+        zeroed = [np.where(np.isfinite(a), a, np.float32(0)) for a in changed]
+        for name, expected in layer.all(*zeroed).items():
+            assert np.array_equal(after[name][~read[name]], expected[~read[name]]), name
+
+
+def test_integers_are_what_they_are(target):
+    rng = np.random.default_rng(0)
+    layer, options = MIXED
+    for name in ("int8", "int32", "uint16"):
+        given = [
+            rng.integers(np.iinfo(name).min, np.iinfo(name).max, shape, name, endpoint=True)
+            for shape in (layer.x, layer.w, layer.w[:1], layer.out)
+        ]
+        arrays = [target.array(a) for a in given]
+        found = []
+        for precision in ("standard", "reproducible"):
+            out, cache = portconv.conv_forward(*arrays[:3], precision=precision, **options)
+            found.append((out, *portconv.conv_backward(arrays[3], cache)))
+        for one, other in zip(*found, strict=True):
+            assert one.dtype == other.dtype
+            assert np.array_equal(target.numpy(one), target.numpy(other))
+
+
+# --- Whatever computes it ---
+
+WIDE = Case(
+    Layer((3, 4, 12, 17), (6, 2, 3, 3), (1, 1), ((1, 1), (0, 2)), (1, 1), 2), {"padding": ((1, 1), (0, 2)), "groups": 2}
+)
+DEEP = Case(Layer((2, 5, 9, 8), (10, 1, 3, 3), (1, 1), ONES, (1, 1), 5), {"padding": 1, "groups": 5})
+
+
+def serving(target, case: Case, given) -> Iterator[str]:
+    """The algorithms that say they serve."""
+    x, w, *_ = (put(target, a) for a in given)
+    for name in ("auto", *portconv.algorithms()):
+        try:
+            portconv.explain(x, w, algorithm=name, **case.options, **PRECISE)
+        except portconv.ConvValueError as error:
+            assert str(error).startswith("algorithm: got ")  # noqa: PT017
+            continue
+        yield name
+
+
+@pytest.mark.parametrize("name", ["float32", "float64", "complex64"])
+@pytest.mark.parametrize("case", [WIDE, DEEP], ids=["groups", "depthwise"])
+def test_every_algorithm_that_serves(target, case, name):
+    skip_without(target, name)
+    skip_most_on_jax(target, name == "float32", case is DEEP)
+    served = []
+    for contents in ("cancelling", "special"):
+        given, expected = (of(case.layer, (name,) * 4, contents) for of in (operands, truth))
+        for algorithm in serving(target, case, given):
+            same(run(target, given, {**case.options, "algorithm": algorithm}), expected)
+            served.append(algorithm)
+    assert {"auto", "gemm", "direct"} <= {*served}
+    assert case is WIDE or "depthwise" in served
+
+
+@pytest.mark.parametrize("name", ["float32", "complex128"])
+def test_threads_and_memory(target, name):
+    skip_without(target, name)
+    skip_most_on_jax(target)
+    for layer, options in (WIDE, DEEP):
+        given, expected = (of(layer, (name,) * 4, "wide") for of in (operands, truth))
+        for threads in (1, 2):
+            with portconv.num_threads(threads):
+                same(run(target, given, options), expected)
+        usual = portconv.explain(put(target, given[0]), put(target, given[1]), **options, **PRECISE).workspace_bytes
+        refused = served = 0
+        for kibibytes in (1, 64, 96, 128, 192, 256, 512, 700, 1000, 1400):
+            with portconv.workspace_limit(kibibytes << 10):
+                try:
+                    found = run(target, given, options)
+                except portconv.ConvValueError as error:
+                    # Less than any algorithm needs, which is not what is tested here.
+                    assert str(error).startswith("workspace_limit: got ")  # noqa: PT017
+                    refused += 1
+                    continue
+            served += kibibytes << 10 < usual
+            same(found, expected)
+        assert refused
+        assert served
+
+
+@pytest.mark.parametrize("name", ["float32", "complex128"])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_sample_is_the_same_in_any_batch(target, name, transposed):
+    skip_without(target, name)
+    skip_most_on_jax(target)
+    layer, options = TRANSPOSED["2d groups"] if transposed else WIDE
+    x, w, b, dout = operands(layer, (name,) * 4, "wide", transposed)
+    whole = run(target, (x, w, b, dout), options, transposed)
+    batch = len(x)
+    for chosen in ([0], [batch - 1], [1, 0, 1], [*range(batch)] * 4):
+        part = run(target, (x[chosen], w, b, dout[chosen]), options, transposed)
+        for one in ("out", "dx"):
+            assert part[one].tobytes() == whole[one][chosen].tobytes(), one
+
+
+# Of 40 bits, two slices of 20 add up exactly over 2**15 products or so, and of 60 three over 2**13: beyond, sums are
+# cut, and what is added up there is as exact.
+LONG = {"float32": 2**15, "float64": 2**13, "complex64": 2**14, "complex128": 2**12}
+
+
+@cache
+def long_operands(layer: Layer, name: str, contents: str) -> Any:
+    if contents == "cancelling":
+        return operands(layer, (name,) * 4, contents)
+    # Every slice at its most, and all of one sign: the largest sums there are, and no last place that is even.
+    shapes = (layer.x, layer.w, layer.w[:1], layer.out)
+    return tuple(np.full(shape, 1 - np.finfo(name).epsneg, name) for shape in shapes)
+
+
+@cache
+def long_truth(layer: Layer, name: str, contents: str) -> Any:
+    return layer.all(*long_operands(layer, name, contents))
+
+
+@pytest.mark.parametrize("contents", ["cancelling", "largest"])
+@pytest.mark.parametrize("name", LONG)
+def test_long_sums(target, name, contents):
+    skip_without(target, name)
+    skip_most_on_jax(target, name == "float32", contents == "cancelling")
+    many = LONG[name]
+    # Of a weight gradient over positions, of an output over channels, and of an input gradient over filters.
+    positions = one_dimension((2, 2, many // 2 + 40), (2, 2, 2))
+    channels = one_dimension((1, many // 2 + 7, 3), (1, many // 2 + 7, 3))
+    filters = one_dimension((1, 1, 3), (many // 2 + 7, 1, 3))
+    for layer in (positions, channels, filters):
+        given, expected = (of(layer, name, contents) for of in (long_operands, long_truth))
+        same(run(target, given, {}), expected)
+        if target.backend.name == "numpy":
+            # The sums may be cut in other ways, and the results are one.
+            for threads in (1, 2):
+                with portconv.num_threads(threads):
+                    same(run(target, given, {"algorithm": "gemm"}), expected)
+
+
+CHILD = """
+import hashlib, json, sys
+import numpy as np, portconv
+from threadpoolctl import threadpool_info
+
+rng = np.random.default_rng(7)
+digest = hashlib.sha256()
+for name in ("float32", "float64", "complex64"):
+    for shape, kernel in (((3, 40, 20, 21), (24, 40, 3, 3)), ((2, 7, 64, 30), (9, 7, 2, 5))):
+        x, w = ((rng.standard_normal(s) * 2.0 ** rng.integers(-30, 30, s)).astype(name) for s in (shape, kernel))
+        out, cache = portconv.conv_forward(x, w, padding=1, precision="reproducible")
+        for array in (out, *portconv.conv_backward(np.flip(out).copy(), cache)[:2]):
+            digest.update(array.tobytes())
+blas = [info.get("architecture", "") for info in threadpool_info() if info["user_api"] == "blas"]
+print(json.dumps([digest.hexdigest(), blas]))
+"""
+
+
+def test_kernels_of_other_processors():
+    kinds = {info["internal_api"] for info in threadpool_info() if info["user_api"] == "blas"}
+    if "openblas" not in kinds or platform.machine().lower() not in ("x86_64", "amd64"):
+        pytest.skip(f"the BLAS is {', '.join(kinds) or 'unknown'} on {platform.machine()}: no kernels to choose from")
+    found = {}
+    for core in (None, "Prescott", "Haswell", "SkylakeX"):
+        environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_CORETYPE"}
+        environment |= {"OPENBLAS_CORETYPE": core} if core else {}
+        done = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, env=environment)
+        if done.returncode < 0:
+            continue  # this processor lacks instructions that those kernels have
+        assert done.returncode == 0, done.stderr
+        digest, architectures = json.loads(done.stdout)
+        found[" ".join(architectures)] = digest
+    if len(found) < 2:
+        pytest.skip(f"OpenBLAS has no kernels but those of {', '.join(found)} here")
+    assert len({*found.values()}) == 1, found
+
+
+def test_without_float64_it_is_refused_in_words():
+    pytest.importorskip("jax", reason="JAX is not installed")
+    code = (
+        "import jax.numpy as jnp, portconv\n"
+        "x = jnp.ones((1, 1, 4), 'float32')\n"
+        "try:\n"
+        "    portconv.conv(x, x, precision='reproducible')\n"
+        "except portconv.BackendError as error:\n"
+        "    print(error)\n"
+    )
+    environment = {**os.environ, "JAX_ENABLE_X64": "0", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert "precision" in done.stdout
+    assert "float64" in done.stdout
+    assert "jax_enable_x64" in done.stdout
+
+
+def test_devices_without_float64_are_refused_in_words():
+    strict = pytest.importorskip("array_api_strict", reason="array-api-strict is not installed")
+    info = strict.__array_namespace_info__()
+    without = [device for device in info.devices() if "float64" not in info.dtypes(device=device)]
+    if not without:
+        pytest.skip("every device of this version of array-api-strict has float64")
+    for device in without:
+        x = strict.ones((1, 1, 4), dtype=strict.float32, device=device)
+        for call in (
+            lambda x: portconv.conv(x, x, **PRECISE),
+            lambda x: portconv.conv_transpose(x, x, **PRECISE),
+            lambda x: portconv.conv_input_grad(x[..., :1], x, (1, 1, 4), **PRECISE),
+            lambda x: portconv.conv_weight_grad(x[..., :1], x, (1, 1, 4), **PRECISE),
+        ):
+            with pytest.raises(portconv.BackendError, match=r"precision.*float64"):
+                call(x)
+
+
+def test_any_layout_of_memory_and_byte_order():
+    layer, options = MIXED
+    for name in ("float32", "complex128", "float16"):
+        given, expected = (of(layer, (name,) * 4, "special") for of in (operands, truth))
+        for change in (
+            lambda a: np.flip(np.flip(a).copy()),
+            lambda a: np.repeat(a[..., None], 3, axis=-1)[..., 1],
+            lambda a: np.ascontiguousarray(a.T).T,
+            lambda a: a.astype(a.dtype.newbyteorder()),
+        ):
+            x, w, b, dout = map(change, given)
+            out, cache = portconv.conv_forward(x, w, b, **options, **PRECISE)
+            found = dict(zip(RESULTS, (out, *portconv.conv_backward(dout, cache)), strict=True))
+            same({label: np.ascontiguousarray(array) for label, array in found.items()}, expected)
+
+
+# --- Calls drawn at random ---
+
+
+def layer_of(call) -> Layer:
+    """What a call drawn by `strategies` means."""
+    if not call.transposed:
+        return Layer(call.x, call.w, call.stride, call.pads, call.dilation, call.groups, call.mode)
+    along = zip(call.x[2:], call.stride, call.dilation, call.w[2:], call.pads, call.out[2:], strict=True)
+    pads = tuple((lo, (n - 1) * s + d * (k - 1) + 1 - lo - out) for n, s, d, k, (lo, _), out in along)
+    return Layer(call.out, call.w, call.stride, pads, call.dilation, call.groups)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_calls_drawn_at_random(target, transposed):
+    hypothesis = pytest.importorskip("hypothesis", reason="hypothesis, which draws the calls, is not installed")
+    import strategies
+
+    skip_without(target)
+    skip_most_on_jax(target)
+    many = strategies.EXAMPLES[strategies.PROFILE][0 if target.backend.name == "numpy" else 1]
+    settings = hypothesis.settings(
+        max_examples=2 * many,
+        derandomize=strategies.PROFILE == "default",
+        deadline=None,
+        database=None,
+        print_blob=True,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    drawn = strategies.transposed_calls if transposed else strategies.calls
+
+    @settings
+    @hypothesis.given(
+        call=drawn(target, kinds=("real", "complex")),
+        contents=hypothesis.strategies.sampled_from(CONTENTS),
+    )
+    def check(call, contents):
+        names = tuple(call.dtypes.get(role, call.dtypes["x"]) for role in ("x", "w", "b", "dout"))
+        for several in (names[:3], names):
+            hypothesis.assume(strategies.common(target, *several) == promoted(*several))
+        layer = layer_of(call)
+        x, w, b, dout = operands.__wrapped__(layer, names, contents, transposed, call.seed)
+        given = (x, w, b if "b" in call.dtypes else None, dout)
+        expected = (layer.all_transposed if transposed else layer.all)(*given)
+        options = {name: value for name, value in call.options.items() if name != "data_format"}
+        same(run(target, given, options, transposed, call.channels_last, call.unbatched), expected)
+
+    check()
