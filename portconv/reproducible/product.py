@@ -17,8 +17,9 @@ from ..boundary import extend, fold, overlap
 from ..choice import Choice
 from ..geometry import Geometry, Range, pieces
 from ..parts import Copies, Part, parts, whole, with_samples
-from .blocks import blocks, least, planes
-from .limbs import DIGITS, carried, rounded, soon
+from .bias import biased, usual
+from .blocks import blocks, least
+from .limbs import carried, rounded, soon
 from .probe import ready
 from .scales import (
     HIGHEST,
@@ -34,7 +35,7 @@ from .scales import (
     power,
     real,
 )
-from .slices import PRODUCTS, SIGNIFICANT, SIGNS, Slicing, addition, cut, cut_into, slicing, weights
+from .slices import PRODUCTS, SIGNIFICANT, SIGNS, Slicing, cut_into, slicing, weights
 from .specials import SLOTS, Counts, counted, indicators
 
 ROLES = {
@@ -415,7 +416,7 @@ def _finished(
     backend, width = problem.backend, problem.own.width
     found = []
     for i, own in enumerate(limbs):
-        value = rounded(backend, own, width, problem.powers, exponents, PARTS_OF.get(made, made))
+        value = rounded(backend, own, width, problem.powers, exponents, real(made))
         found.append(value if counts is None else counts[i].put(backend, value))
     return found[0] if made not in PARTS_OF else backend.complex(*found)
 
@@ -432,10 +433,10 @@ def _rounded(
     """Round what products of slices add up to, block by block, into `out`; and add a bias."""
     backend, own = problem.backend, problem.own
     axis = 0 if problem.purpose == "weight_grad" else 1
-    ordinary = bias is None or usual(backend, bias, made)
-    # No sum, which is a whole number of units, is below the smallest normal number.
-    normal = made == problem.dtype == "float32" and own.kinds == 1 and counts is None and out.ndim > 2 and ordinary
-    normal = normal and bool(backend.xp.all(exponents >= LEAST_NORMAL["float32"]))
+    # No sum, which is a whole number of units, is below the smallest normal number, and none with a bias either.
+    normal = made == problem.dtype == "float32" and counts is None and out.ndim > 2
+    normal = normal and bool(backend.xp.all(exponents >= LEAST_NORMAL[made]))
+    normal = normal and (bias is None or usual(backend, bias, made))
     factors: Array = along(backend, power(backend, problem.powers, exponents), out.ndim - 2) if normal else None
     if normal and bias is not None:
         # Zeros are positive.
@@ -463,100 +464,6 @@ def _rounded(
 
     cut = [(block, block) for block in blocks(backend, tuple(out.shape))]
     return backend.fill(out, cut, compute, least(backend, out.shape))
-
-
-def usual(backend: Backend, bias: Array, made: str) -> bool:
-    """Whether sums with a bias are neither subnormal nor nan: it is finite, and far from the smallest normal number."""
-    if backend.dtype_name(bias.dtype) != made:
-        return False
-    xp, size = backend.xp, backend.xp.abs(bias)
-    far = 2.0 ** (LEAST_NORMAL[PARTS_OF.get(made, made)] + DIGITS[PARTS_OF.get(made, made)] + 2)
-    return bool(xp.all(xp.isfinite(size) & ((size == 0) | (size >= far))))
-
-
-def biased(backend: Backend, value: Array, bias: Array, made: str) -> Array:
-    """Add a bias (F,) to a result (N, F, ...), in one addition of its dtype."""
-    given = backend.dtype_name(bias.dtype)
-    real = PARTS_OF.get(made, made)
-    halves_ = real in ("float16", "bfloat16")
-    wide = backend.dtype("float32" if halves_ else real)
-    xp, found = backend.xp, []
-    parts = parts_of(backend, bias)
-    for i, part in enumerate(parts_of(backend, value)):
-        if i >= len(parts):
-            found.append(part)
-            continue
-        low = 2.0 ** LEAST_NORMAL[PARTS_OF.get(given, given)]
-        own = backend.astype(parts[i], backend.dtype("float64"))
-        own = backend.astype(xp.where(xp.abs(own) < low, xp.zeros_like(own), own), wide)
-        # A sum of two halves in float32 is rounded to a half as the exact one would be.
-        total = backend.astype(part, wide) + xp.reshape(own, (1, -1, *(1,) * (value.ndim - 2)))
-        total = backend.astype(total, backend.dtype(real))
-        found.append(canonical(backend, total, real))
-    return found[0] if made not in PARTS_OF else backend.complex(*found)
-
-
-def canonical(backend: Backend, value: Array, real: str) -> Array:
-    """Subnormal numbers made zero, zeros positive, and one nan of all."""
-    xp, device = backend.xp, backend.device_of(value)
-    wide = backend.astype(value, backend.dtype("float64"))
-    value = xp.where(xp.abs(wide) < 2.0 ** LEAST_NORMAL[real], xp.zeros_like(value), value)
-    return xp.where(xp.isnan(wide), backend.asarray(float("nan"), value.dtype, device), value)
-
-
-def channel_sum(backend: Backend, geometry: Geometry, dtype: str, array: Array, rounded_to: str | None = None) -> Array:
-    """Add up the elements (N, C, *cells) of each channel: quantised, exactly, and rounded once.
-
-    Parameters
-    ----------
-    backend : Backend
-    geometry : Geometry
-    dtype : str
-        What says to how many bits the elements are quantised.
-    array : array
-    rounded_to : str, optional
-        The dtype of the result, where that is another; of complex numbers rounded to real ones, the real part.
-
-    Returns
-    -------
-    array, shape (C,)
-    """
-    xp, powers, bits = backend.xp, ready(backend, array), SIGNIFICANT[dtype]
-    this = operand(backend, geometry, powers, array, "channel", bits)
-    made = rounded_to or dtype
-    own = addition(bits, math.prod(array.shape) // array.shape[1])
-    names = [] if this.finite else ["nan", "infinite", "sign", "finite sign"]
-    each = own.number + len(names)
-    kinds = range(len(parts_of(backend, array[:0, ...])))
-    double, axes = backend.dtype("float64"), tuple(range(2, array.ndim))
-    factors = [
-        along(backend, power(backend, powers, up), array.ndim - 2) for up in halves(backend, bits - 1 - this.exponents)
-    ]
-
-    def of(block: Index) -> list[Array]:
-        found = []
-        for part in parts_of(backend, array[block]):
-            numbers = plain(backend, part, this.real) if this.rare else backend.astype(part, double)
-            for factor in factors:
-                numbers = numbers * factor[(*block[:2], ...)]
-            found += cut(backend, numbers, own)
-            found += indicators(backend, part, this.real, names) if names else []
-        return [xp.sum(value, axis=axes) for value in found]
-
-    sums = xp.sum(planes(backend, array, each * len(kinds), of), axis=(0, 2))
-    exponents = xp.max(this.exponents, axis=0) - (bits - 1) if array.shape[0] else xp.astype(sums[0, :], xp.int64)
-    found = []
-    for kind in kinds:
-        mine = [xp.reshape(sums[kind * each + i, :], (-1, 1)) for i in range(each)]
-        exact = carried(backend, mine[: own.number], own.width)
-        value = rounded(backend, exact, own.width, powers, xp.reshape(exponents, (-1, 1)), real(made))
-        if names:
-            nans, infinite, signs, finite = mine[own.number :]
-            value = Counts(nans, infinite, signs - finite).put(backend, value)
-        found.append(xp.reshape(value, (-1,)))
-    if made not in PARTS_OF:
-        return found[0]
-    return backend.complex(found[0], found[1] if len(found) > 1 else xp.zeros_like(found[0]))
 
 
 def _counts(problem: Problem, geometry: Geometry, one: Operand, other: Operand, chunks: int = 1) -> list[Counts] | None:

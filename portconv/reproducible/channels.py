@@ -1,0 +1,70 @@
+"""The gradient of a bias: the elements of each channel, quantised and added up exactly."""
+
+from __future__ import annotations
+
+import math
+
+from ..algorithms.columns import Index
+from ..backends import Array, Backend
+from ..geometry import Geometry
+from .blocks import planes
+from .limbs import carried, rounded
+from .probe import ready
+from .scales import PARTS_OF, along, halves, operand, parts_of, plain, power, real
+from .slices import SIGNIFICANT, addition, cut
+from .specials import Counts, indicators
+
+
+def channel_sum(backend: Backend, geometry: Geometry, dtype: str, array: Array, rounded_to: str | None = None) -> Array:
+    """Add up the elements (N, C, *cells) of each channel: quantised, exactly, and rounded once.
+
+    Parameters
+    ----------
+    backend : Backend
+    geometry : Geometry
+    dtype : str
+        What says to how many bits the elements are quantised.
+    array : array
+    rounded_to : str, optional
+        The dtype of the result, where that is another; of complex numbers rounded to real ones, the real part.
+
+    Returns
+    -------
+    array, shape (C,)
+    """
+    xp, powers, bits = backend.xp, ready(backend, array), SIGNIFICANT[dtype]
+    this = operand(backend, geometry, powers, array, "channel", bits)
+    made = rounded_to or dtype
+    own = addition(bits, math.prod(array.shape) // array.shape[1])
+    names = [] if this.finite else ["nan", "infinite", "sign", "finite sign"]
+    each = own.number + len(names)
+    kinds = range(len(parts_of(backend, array[:0, ...])))
+    double, axes = backend.dtype("float64"), tuple(range(2, array.ndim))
+    factors = [
+        along(backend, power(backend, powers, up), array.ndim - 2) for up in halves(backend, bits - 1 - this.exponents)
+    ]
+
+    def of(block: Index) -> list[Array]:
+        found = []
+        for part in parts_of(backend, array[block]):
+            numbers = plain(backend, part, this.real) if this.rare else backend.astype(part, double)
+            for factor in factors:
+                numbers = numbers * factor[(*block[:2], ...)]
+            found += cut(backend, numbers, own)
+            found += indicators(backend, part, this.real, names) if names else []
+        return [xp.sum(value, axis=axes) for value in found]
+
+    sums = xp.sum(planes(backend, array, each * len(kinds), of), axis=(0, 2))
+    exponents = xp.max(this.exponents, axis=0) - (bits - 1) if array.shape[0] else xp.astype(sums[0, :], xp.int64)
+    found = []
+    for kind in kinds:
+        mine = [xp.reshape(sums[kind * each + i, :], (-1, 1)) for i in range(each)]
+        exact = carried(backend, mine[: own.number], own.width)
+        value = rounded(backend, exact, own.width, powers, xp.reshape(exponents, (-1, 1)), real(made))
+        if names:
+            nans, infinite, signs, finite = mine[own.number :]
+            value = Counts(nans, infinite, signs - finite).put(backend, value)
+        found.append(xp.reshape(value, (-1,)))
+    if made not in PARTS_OF:
+        return found[0]
+    return backend.complex(found[0], found[1] if len(found) > 1 else xp.zeros_like(found[0]))
