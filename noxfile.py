@@ -25,6 +25,8 @@ LIBRARIES = {
     "cupy": tuple(PYPROJECT["project"]["optional-dependencies"]["cupy"]),
     "generic": ("jax",),
 }
+VERIFICATION = ("layers", "onnx_model", "report_page", "verification")
+"""Tests of what `portconv verify` is made of."""
 MODULES = {"array_api_strict", "torch", "cupy", "jax"}
 
 nox.options.sessions = [
@@ -86,7 +88,7 @@ def chosen(backend: str, reason: str) -> tuple[str, ...]:
     if reason:
         return ("tests/test_backends.py",)  # which has how a backend without a device is refused
     # What is about NumPy alone runs beside it alone, and what compares libraries in `consistency`.
-    elsewhere = ["benchmark", "testing", "verification"] + ["calibration", "gemm", "limits"] * (backend != "numpy")
+    elsewhere = ["benchmark", "testing", *VERIFICATION] + ["calibration", "gemm", "limits", "probe"] * (backend != "numpy")
     left = tuple(f"--ignore=tests/test_{name}.py" for name in elsewhere)
     if backend == "numpy":
         return left
@@ -98,7 +100,7 @@ def chosen(backend: str, reason: str) -> tuple[str, ...]:
     own = ("direct", "winograd", "fft", "depthwise-", "test_depthwise", "tiles")
     others = (*own, "float64", "whole_numbers", "adjoint", "differences")
     fewer = f"generic and (on_any_library or not ({' or '.join(others)}))"
-    once = ("channels_last", "dtypes", "padding_modes", "transposed", "windows")
+    once = ("channels_last", "dtypes", "error_bound", "padding_modes", "reproducible", "transposed", "windows")
     return ("-k", fewer, *left, *(f"--ignore=tests/test_{name}.py" for name in once))
 
 
@@ -119,10 +121,10 @@ def no_device(session: nox.Session, backend: str) -> str:
 @nox.session
 def consistency(session: nox.Session) -> None:
     """Run all CPU backends together: what compares them, the command, and their agreement."""
-    install(session, "array-api-strict", *LIBRARIES["torch"], *GROUPS["tests"], extras="[cli]")
+    install(session, "array-api-strict", *LIBRARIES["torch"], *GROUPS["tests"], extras="[cli,onnx]")
     backends = [part for name in ("numpy", "array_api_strict", "torch") for part in ("--backend", name)]
     commands = ("command_backends", "command_bench", "command_run", "command_verify")
-    together = ("arguments", "backends", "benchmark", *commands, "testing", "verification")
+    together = ("arguments", "backends", "benchmark", *commands, "testing", *VERIFICATION)
     files = (f"tests/test_{name}.py" for name in together)
     session.run("pytest", "--numprocesses=auto", *backends, *(session.posargs or files))
     session.run("portconv", "backends")

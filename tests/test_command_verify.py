@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from portconv import backends
 from portconv.algorithms import gemm
-from portconv.verification import Case, cases
+from portconv.verification import Case, cases, comparison
 
 MISSING = "the command's libraries are not installed: pip install 'portconv[cli]'"
 testing = pytest.importorskip("click.testing", reason=MISSING)
@@ -183,7 +188,7 @@ def test_a_library_that_breaks_on_import_is_skipped(run: Verify, monkeypatch: py
 
 
 def test_a_dtype_that_a_library_lacks_is_skipped(run: Verify, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "unsupported", lambda backend, dtype: "has none" if dtype == "float64" else None)
+    monkeypatch.setattr(verify, "unsupported", lambda backend, dtype, *_: "has none" if dtype == "float64" else None)
     done = run("--backend", "numpy")
     assert done.exit_code == 0
     assert "skipped numpy: has none" in done.stdout.splitlines()
@@ -191,7 +196,7 @@ def test_a_dtype_that_a_library_lacks_is_skipped(run: Verify, monkeypatch: pytes
 
 
 def test_nothing_compared_is_no_success(run: Verify, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "unsupported", lambda backend, dtype: "has none")
+    monkeypatch.setattr(verify, "unsupported", lambda *_: "has none")
     done = run("--backend", "numpy")
     assert done.exit_code == 1
     assert done.stdout.splitlines()[-1] == "nothing was compared"
@@ -217,6 +222,312 @@ def test_bad_arguments_are_refused(run: Verify, arguments: tuple[str, ...]) -> N
     assert done.exit_code == 2
     assert done.stdout == ""
     assert arguments[-1] in done.stderr
+
+
+@pytest.fixture
+def layers(tmp_path: Path) -> str:
+    """A file of two layers of the user's own."""
+    path = tmp_path / "layers.json"
+    entries = [
+        {"name": "own[bold]", "x_shape": [3, 2, 9, 8], "w_shape": [4, 2, 3, 3], "padding": "same", "bias": True},
+        {"name": "strided", "x_shape": [2, 2, 9], "w_shape": [4, 1, 3], "stride": 2, "groups": 2},
+    ]
+    path.write_text(json.dumps(entries))
+    return str(path)
+
+
+def test_layers_of_a_file_take_the_matrixs_place(run: Verify, layers: str) -> None:
+    done = run("--backend", "numpy", "--layers", layers, "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["comparisons"] == 2 * (4 + 3)
+    assert {(made["case"], made["dtype"]) for made in found["results"]} == {
+        (name, dtype) for name in ("own[bold]", "strided") for dtype in ("float32", "float64")
+    }
+    text = run("--backend", "numpy", "--layers", layers).stdout
+    assert any(line.split()[:3] == ["numpy", "float32", "db"] and "own[bold]" in line for line in text.splitlines())
+
+
+def test_json_has_each_comparison_with_its_worst_element(run: Verify) -> None:
+    found = json.loads(run("--backend", "numpy", "--dtype", "float32", "--json").stdout)
+    assert len(found["results"]) == found["comparisons"] == 15
+    for made in found["results"]:
+        assert sum(made["counts"]) == made["elements"]
+        assert len(made["counts"]) == len(found["error_sizes"]) + 1
+        assert (made["where"] is None) == (made["units"] == 0)
+        assert len(made["sha256"]) == 64
+        if made["where"]:
+            assert made["got"] != made["expected"]
+    row = next(row for row in found["against_truth"] if row["quantity"] == "out")
+    worst = max((made for made in found["results"] if made["quantity"] == "out"), key=lambda made: made["units"])
+    told = ("worst", "units", "where", "got", "expected")
+    assert [row[key] for key in told] == [worst[key] for key in ("case", *told[1:])]
+    counts = [made["counts"] for made in found["results"] if made["quantity"] == "out"]
+    assert row["counts"] == [sum(sizes) for sizes in zip(*counts, strict=True)]
+    assert found["about"]["python"] == platform.python_version()
+    assert found["about"]["command"] == "portconv verify --backend numpy --dtype float32 --json"
+
+
+def test_devices_are_chosen_by_name(run: Verify) -> None:
+    other = pytest.importorskip(
+        "array_api_strict", reason="a second library is not installed: pip install array-api-strict"
+    )
+    known = [str(device) for device in other.__array_namespace_info__().devices()]
+    both = ("--backend", "array_api_strict", "--backend", "numpy", "--json")
+    found = json.loads(run(*both, "--device", "device1", "--device", known[2]).stdout)
+    assert [(made["label"], made["device"]) for made in found["variants"]] == [
+        ("array_api_strict (device1)", "device1"),
+        ("array_api_strict (device2)", "device2"),
+    ]
+    assert found["backends"] == ["array_api_strict"]
+    assert {"backend": "numpy", "reason": f"has no device device1 or {known[2]}"} in found["skipped"]
+    assert [(row["backend"], row["other"]) for row in found["pairs"]] == [
+        ("array_api_strict (device1)", "array_api_strict (device2)")
+    ] * 2
+    found = json.loads(run(*both, "--device", "all", "--dtype", "float64").stdout)
+    labels = {row["backend"] for row in found["against_truth"]}
+    assert labels == {"array_api_strict", "array_api_strict (device1)", "array_api_strict (device2)", "numpy"}
+    lacking = {"backend": "array_api_strict (no_float64)", "reason": "has no float64 on device no_float64"}
+    assert lacking in found["skipped"]
+
+
+def test_threads_are_compared(run: Verify) -> None:
+    found = json.loads(run("--backend", "numpy", "--threads", "1", "--threads", "2", "--json").stdout)
+    assert [(made["label"], made["threads"]) for made in found["variants"]] == [
+        ("numpy (1 thread)", 1),
+        ("numpy (2 threads)", 2),
+    ]
+    assert found["backends"] == ["numpy"]
+    assert [(row["backend"], row["other"]) for row in found["pairs"]] == [("numpy (1 thread)", "numpy (2 threads)")] * 2
+    assert {row["equal"] for row in found["pairs"]} == {1.0}
+
+
+def test_algorithms_are_taken_by_name_and_what_they_cannot_serve_is_counted(run: Verify) -> None:
+    arguments = ("--backend", "numpy", "--dtype", "float32", "--algorithm", "winograd", "--algorithm", "direct")
+    done = run(*arguments, "--json")
+    assert done.exit_code == 0
+    found = json.loads(done.stdout)
+    # Three of the four cases have a kernel of 3 and stride 1.
+    assert found["left_out"] == [{"what": "float32 cases that winograd cannot serve, standard", "count": 1}]
+    assert {(row["algorithm"], row["count"]) for row in found["against_truth"] if row["quantity"] == "out"} == {
+        ("winograd", 3),
+        ("direct", 4),
+    }
+    assert {made["served"] for made in found["results"] if made["quantity"] == "dw"} == {"winograd", "direct"}
+    lines = run(*arguments).stdout.splitlines()
+    assert "left out: 1 float32 cases that winograd cannot serve, standard" in lines
+    assert "Largest errors against the exact values, standard, winograd" in map(str.strip, lines)
+
+
+def test_several_precisions_have_rows_of_their_own(run: Verify) -> None:
+    found = json.loads(run("--backend", "numpy", "--precision", "standard", "--precision", "fast", "--json").stdout)
+    assert (found["precision"], found["precisions"]) == (None, ["standard", "fast"])
+    assert found["comparisons"] == 60
+    assert {(row["precision"], row["count"]) for row in found["against_truth"] if row["quantity"] == "out"} == {
+        ("standard", 4),
+        ("fast", 4),
+    }
+
+
+def test_reproducible_results_are_compared_to_the_bit(run: Verify) -> None:
+    names = [backend.name for backend in backends.available()]
+    done = run("--precision", "reproducible", "--dtype", "float32", "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    ways = ("", " (1 thread)", " (2 threads)", " (halves)")
+    assert {made["label"] for made in found["variants"]} == {name + way for name in names for way in ways}
+    assert len(found["pairs"]) == 3 * len(names) + len(names) * (len(names) - 1) // 2
+    for row in found["pairs"]:
+        assert (row["equal"], row["unequal"], row["failed"], row["units"]) == (1.0, 0, 0, 0.0)
+        assert row["equal_in"].keys() == {"out", "dx"} | (set() if "halves" in row["other"] else {"dw", "db"})
+    assert len({digest["sha256"] for digest in found["digests"]}) == 1
+    assert len(found["digests"]) == 3 * len(names)
+    lines = run("--backend", "numpy", "--precision", "reproducible", "--dtype", "float32").stdout.splitlines()
+    assert "reproducible: bits equal, forward and all gradients, in 3 of 3 pairs" in lines
+    assert f"digest float32 {found['digests'][0]['sha256']}: in all 3 ways" in lines
+    assert lines[-1].endswith("on 1 backend run in 4 ways: all within bounds")
+
+
+def test_a_bit_that_differs_fails_and_is_told(run: Verify, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = comparison.conv_backward
+
+    def changed(dout: Any, cache: Any) -> Any:
+        grads = original(dout, cache)
+        if len(dout) == 1:  # half of a batch
+            grads.dx[0, 0, 0] *= 1 + 2.0**-23
+        return grads
+
+    monkeypatch.setattr(comparison, "conv_backward", changed)
+    done = run("--backend", "numpy", "--precision", "reproducible", "--dtype", "float32")
+    assert done.exit_code == 1
+    lines = done.stdout.splitlines()
+    assert "reproducible: bits equal, forward and all gradients, in 2 of 3 pairs" in lines
+    failed = [line for line in lines if line.startswith("FAILED numpy and numpy (halves): 2d float32 dx")]
+    assert len(failed) == 1
+    assert "reproducible: bits differ in 18 of 432 elements" in failed[0]  # a row of 9 in each half
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="OpenBLAS's kernels are named here for x86")
+def test_reproducible_digests_are_those_of_other_kernels_too(run: Verify, layers: str) -> None:
+    arguments = ["--backend", "numpy", "--precision", "reproducible", "--layers", layers]
+    digests = json.loads(run(*arguments, "--json").stdout)["digests"]
+    expected = sorted({digest["sha256"] for digest in digests})
+    assert len(expected) == 2  # of two dtypes
+    more = [part for sha256 in expected for part in ("--expect-digest", sha256)]
+    for kernels in ("Haswell", "Nehalem"):
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "portconv", "verify", *arguments, *more, "--json"],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "OPENBLAS_CORETYPE": kernels},
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+        found = json.loads(done.stdout)
+        assert found["about"]["OPENBLAS_CORETYPE"] == kernels
+        assert {digest["sha256"] for digest in found["digests"]} == {*expected}
+
+
+def test_a_digest_that_is_not_expected_fails(run: Verify) -> None:
+    done = run("--backend", "numpy", "--dtype", "float32", "--expect-digest", "0" * 64)
+    assert done.exit_code == 1
+    lines = done.stdout.splitlines()
+    (failed,) = [line for line in lines if line.startswith("FAILED")]
+    assert failed.startswith("FAILED digest of numpy, standard float32: ")
+    assert failed.endswith(": not as expected")
+    assert lines[-1] == "15 comparisons on 1 backend: all within bounds, 1 digest not as expected"
+    sha256 = failed.split(": ")[1]
+    assert run("--backend", "numpy", "--dtype", "float32", "--expect-digest", sha256.upper()).exit_code == 0
+
+
+class Text(HTMLParser):
+    """The words of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.words = ""
+        self.feed(page)
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+@pytest.mark.usefixtures("broken")
+def test_a_page_is_written_beside_the_rest(run: Verify, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    done = run("--backend", "numpy", "--html", str(path))
+    assert done.exit_code == 1
+    assert f"report in {path}" in done.stdout.splitlines()
+    words = Text(path.read_text(encoding="utf-8")).words
+    assert "30 comparisons on 1 backend: 3 out of bounds" in words
+    assert "What failed" in words
+    assert "numpy: 2d-groups2 float32 dw: off by" in words
+    assert f"portconv verify --backend numpy --html {path}" in words
+    assert json.loads(run("--backend", "numpy", "--html", str(path), "--json").stdout)["held"] is False
+
+
+def nothing_may_run(*arguments: Any) -> Any:
+    raise AssertionError("work was done before the refusal")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("report.pdf", "got the ending '.pdf', expected one of html, htm"),
+        ("none/report.html", "no directory"),
+        ("folder.html", "a directory, expected a file"),
+    ],
+)
+def test_a_page_that_cannot_be_written_is_refused_before_the_work(
+    run: Verify, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, words: str
+) -> None:
+    (tmp_path / "folder.html").mkdir()
+    monkeypatch.setattr(verify, "compare", nothing_may_run)
+    done = run("--backend", "numpy", "--html", str(tmp_path / name))
+    assert done.exit_code == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"Error: --html {tmp_path / name}: {words}")
+
+
+def refusals(folder: Path) -> Iterator[tuple[tuple[str, ...], str]]:
+    bad = folder / "bad.toml"
+    bad.write_text("[[layers]]\nname = 'a'\nx_shape = [1, 2, 5]\nw_shape = [3, 2, 9]\n")
+    large = folder / "large.json"
+    large.write_text(json.dumps([{"name": "huge", "x_shape": [10**12, 2, 5], "w_shape": [3, 2, 3]}]))
+    yield ("--layers", str(bad)), f"{bad}: layer 1 ('a'): w_shape: got a kernel of 9"
+    yield ("--layers", str(folder / "none.toml")), f"{folder / 'none.toml'}: cannot be read: No such file"
+    yield ("--layers", str(large)), "layer 'huge': verifying it takes about"
+    yield ("--batch", "2"), "--batch: got a size without a model, expected --onnx FILE beside it"
+    yield ("--dim", "a=2"), "--dim: got a size without a model"
+    yield ("--onnx", str(bad), "--dim", "a"), "--dim: got 'a', expected NAME=SIZE with a positive size"
+    yield ("--onnx", str(bad), "--dim", "a=0"), "--dim: got 'a=0', expected NAME=SIZE"
+    yield ("--expect-digest", "abc"), "--expect-digest: got 'abc', expected 64 hexadecimal digits"
+    yield ("--device", "cuda:9"), "--device: got 'cuda:9', expected 'all' or a device of a backend (numpy: cpu)"
+
+
+@pytest.mark.parametrize("which", range(9))
+def test_bad_input_is_refused_in_one_line_before_the_work(
+    run: Verify, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, which: int
+) -> None:
+    monkeypatch.setattr(verify, "compare", nothing_may_run)
+    arguments, words = list(refusals(tmp_path))[which]
+    done = run("--backend", "numpy", *arguments)
+    assert done.exit_code == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"Error: {words}")
+
+
+def test_exact_values_that_cannot_be_computed_are_refused(run: Verify, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(verify, "compare", full)
+    done = run("--backend", "numpy")
+    assert done.exit_code == 2
+    assert done.stderr == "Error: layer '1d-stride2': its exact values do not fit into memory\n"
+
+
+def test_a_model_is_verified_by_its_own_weights(run: Verify, layers: str, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install 'portconv[onnx]'")
+    make = onnx.helper
+    w = onnx.numpy_helper.from_array(np.full((4, 3, 2, 2), 0.75, "float32"), "w")
+    graph = make.make_graph(
+        [make.make_node("Conv", ["x", "w"], ["y"], name="/net/conv1"), make.make_node("QLinearConv", ["x"] * 8, ["q"])],
+        "graph",
+        [make.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", 3, "size", 7])],
+        [make.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+        [w],
+    )
+    path = tmp_path / "model.onnx"
+    onnx.save(make.make_model(graph, opset_imports=[make.make_opsetid("", 18)]), path)
+    arguments = ("--backend", "numpy", "--dtype", "float32", "--onnx", str(path))
+    done = run(*arguments)
+    assert done.exit_code == 2
+    assert done.stderr == f"Error: {path}: input 'x': got no size 'size', expected it as --dim size=SIZE\n"
+    found = json.loads(run(*arguments, "--batch", "3", "--dim", "size=6", "--json").stdout)
+    assert found["left_out"] == [{"what": "of the model: nodes of the kind QLinearConv", "count": 1}]
+    # 3 samples, 4 filters and 5 by 6 cells, of which each is 0.75 times a sum.
+    assert [(made["case"], made["quantity"], made["elements"]) for made in found["results"]] == [
+        ("/net/conv1", "out", 3 * 4 * 5 * 6),
+        ("/net/conv1", "dx", 3 * 3 * 6 * 7),
+        ("/net/conv1", "dw", 4 * 3 * 2 * 2),
+    ]
+    both = json.loads(run(*arguments, "--dim", "size=6", "--layers", layers, "--json").stdout)
+    assert {made["case"] for made in both["results"]} == {"/net/conv1", "own[bold]", "strided"}
+
+
+def test_without_onnx_the_command_to_install_it_is_said(
+    run: Verify, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"")
+    done = run("--onnx", str(path))
+    assert done.exit_code == 2
+    assert done.stderr.endswith("needs onnx, which is not installed: pip install 'portconv[onnx]'\n")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_fast_precision_has_its_own_bound(run: Verify) -> None:

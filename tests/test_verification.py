@@ -19,15 +19,30 @@ import pytest
 from oracle import Problem
 from portconv.backends import Backend
 from portconv.backends._numpy import FEW_OPERATIONS
+from threadpoolctl import threadpool_info
 
 import portconv
 from portconv import backends
+from portconv import limits as call_limits
 from portconv.algorithms import fft, gemm
 from portconv.algorithms.blocks import limits
 from portconv.arguments import DATA_FORMATS, PADDING_MODES
 from portconv.bounds import gamma, relative
 from portconv.contraction import Contraction
-from portconv.verification import Case, Comparison, Report, cases, compare, comparison, exact, unsupported
+from portconv.verification import (
+    Case,
+    Comparison,
+    Report,
+    Variant,
+    cases,
+    compare,
+    comparison,
+    exact,
+    figures,
+    unserved,
+    unsupported,
+    variants,
+)
 from portconv.verification.cases import Inputs
 
 NUMPY = backends.get("numpy")
@@ -446,7 +461,9 @@ def test_nan_and_infinity_are_caught(monkeypatch: pytest.MonkeyPatch, bad: float
     spoil(monkeypatch, "dx", change)
     (found,) = failures(CASE)
     assert (found.quantity, found.units, found.ulps) == ("dx", np.inf, np.inf)
-    assert str(found) == "numpy: 2d-stride2 float32 dx: off by inf times the bound, inf ulps"
+    assert (found.where, str(found.got)) == ((0, 1, 2, 1), str(bad))
+    words = "numpy: 2d-stride2 float32 dx: off by inf times the bound, inf ulps at [0, 1, 2, 1]"
+    assert str(found) == f"{words} (got {bad}, exact {found.expected:.9g})"
 
 
 def test_an_error_where_none_is_allowed_is_beyond_measure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -562,6 +579,235 @@ def test_a_dtype_that_a_library_lacks_is_said_in_words() -> None:
     assert unsupported(Single(), "float32") is None
     assert unsupported(Single(), "float64") == "has no float64 on its default device"
     assert unsupported(NUMPY, "float64") is None
+
+
+def test_a_device_that_lacks_a_dtype_is_said_in_words() -> None:
+    other = other_backend()
+    devices = {str(device): device for device in other.devices()}
+    lacking = devices["array_api_strict.Device('no_float64')"]
+    assert unsupported(other, "float32", lacking, "no_float64") is None
+    assert unsupported(other, "float64", lacking, "no_float64") == "has no float64 on device no_float64"
+
+
+def test_the_worst_element_is_told_with_a_map_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = exact(CASE)["dx"]
+    bound = true.reach("float32", "standard") + true.radius
+
+    def change(result: Any) -> Any:
+        result[1, 2, 7, 3] = true.value[1, 2, 7, 3] - 5 * bound[1, 2, 7, 3]
+        result[1, 2, 0, 9] = true.value[1, 2, 0, 9] + 3 * bound[1, 2, 0, 9]
+        return result
+
+    spoil(monkeypatch, "dx", change)
+    (found,) = failures(CASE)
+    assert found.where == (1, 2, 7, 3)
+    assert found.expected == true.value[1, 2, 7, 3]
+    assert found.got == pytest.approx(true.value[1, 2, 7, 3] - 5 * bound[1, 2, 7, 3], rel=1e-6)
+    assert found.units == pytest.approx(5, rel=0.1)
+    assert (sum(found.counts), found.counts[-1]) == (true.value.size, 2)
+    plane = found.plane
+    assert plane is not None
+    assert (plane.index, plane.rows, plane.columns, plane.size) == ("[1, 2, :, :]", "row", "column", (9, 10))
+    assert plane.cell == (7, 3)
+    assert plane.values[7, 3] == found.units
+    assert np.argwhere(plane.values > 1).tolist() == [[0, 9], [7, 3]]
+
+
+@pytest.mark.parametrize(
+    ("case", "quantity", "index", "expected"),
+    [
+        (Case("wide", (1, 2, 3, 130), (4, 2, 3, 3), padding=1), "out", (0, 3, 2, 129), ("row", "column", (2, 43))),
+        (
+            Case("last", (2, 5, 6, 3), (4, 3, 1, 1), data_format="channels_last"),
+            "dx",
+            (1, 4, 2, 0),
+            ("row", "column", (4, 2)),
+        ),
+        (Case("one", (2, 3, 9), (4, 3, 1)), "dw", (3, 1, 0), ("filter", "channel", (3, 1))),
+        (Case("line", (2, 3, 9), (4, 3, 3)), "out", (1, 2, 5), ("filter", "cell", (2, 5))),
+        (Case("bias", (2, 3, 9), (4, 3, 3), bias=True), "db", (2,), ("", "filter", (0, 2))),
+        (Case("single", (3, 4, 5), (2, 3, 1, 1)), "dx", (2, 3, 1), ("row", "column", (3, 1))),
+    ],
+    ids=lambda value: value.name if isinstance(value, Case) else "",
+)
+def test_a_map_is_of_the_axes_with_most_to_see(
+    case: Case, quantity: str, index: tuple[int, ...], expected: tuple[str, str, tuple[int, int]]
+) -> None:
+    true = exact(case)[quantity].value
+    found = true.astype(np.float32)
+    found[index] += 1
+    plane = figures.figures(found, true, np.full(true.shape, 0.5), true, case, quantity).plane
+    assert plane is not None
+    assert (plane.rows, plane.columns, plane.cell) == expected
+    assert plane.values[plane.cell] == plane.values.max() == pytest.approx(2, abs=1e-3)
+    assert max(plane.values.shape) <= figures.MOST_CELLS
+
+
+def test_errors_are_counted_by_size() -> None:
+    case = Case("sizes", (1, 1, 6), (1, 1, 1))
+    true = np.ones((1, 1, 6))
+    found = true + np.array([0, 2.0**-13, 2.0**-12, 0.5, 1, 1.5]) / 4
+    counted = figures.figures(found, true, np.full(true.shape, 0.25), true, replace(case, dtype="float64"), "out")
+    assert [(place, count) for place, count in enumerate(counted.counts) if count] == [
+        (0, 1),
+        (1, 2),
+        (12, 1),
+        (13, 1),
+        (14, 1),
+    ]
+    assert (counted.units, counted.where, counted.equal) == (1.5, (0, 0, 5), 1)
+
+
+def rounded_apart(monkeypatch: pytest.MonkeyPatch, change: Change, when: Callable[[Any], bool]) -> None:
+    """Change reproducible outputs, of inputs that `when` holds of."""
+    original = comparison.conv_forward
+
+    def changed(x: Any, *arguments: Any, **options: Any) -> Any:
+        out, cache = original(x, *arguments, **options)
+        return (change(out) if when(x) else out), cache
+
+    monkeypatch.setattr(comparison, "conv_forward", changed)
+
+
+def next_number(out: Any) -> Any:
+    out[0, 1, 2, 3] = np.nextafter(out[0, 1, 2, 3], np.float32(9))
+    return out
+
+
+def other_zero(out: Any) -> Any:
+    out[0, 1, 2, 3] = -0.0
+    return out
+
+
+def test_reproducible_results_have_equal_bits_in_every_way() -> None:
+    ways = [Variant(NUMPY), Variant(NUMPY, threads=1), Variant(NUMPY, threads=2), Variant(NUMPY, halves=True)]
+    found = compare(CASES["2d-blocks"], ways, "reproducible")
+    assert all(made.held for made in found)
+    assert [(made.other, made.quantity) for made in found if made.to_the_bit] == [
+        *((f"numpy ({way})", "out") for way in ("1 thread", "2 threads", "halves")),
+        *((f"numpy ({way})", "dx") for way in ("1 thread", "2 threads", "halves")),
+        *((f"numpy ({way})", name) for name in ("dw", "db") for way in ("1 thread", "2 threads")),
+    ]
+    assert {(made.units, made.elements - made.equal) for made in found if made.to_the_bit} == {(0.0, 0)}
+
+
+def test_one_other_bit_is_a_failure_of_reproducible_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounded_apart(monkeypatch, next_number, lambda x: len(x) == 1)  # what halves alone have
+    ways = [Variant(NUMPY), Variant(NUMPY, halves=True)]
+    found = [made for made in compare(CASES["2d-bias"], ways, "reproducible") if not made.held and made.to_the_bit]
+    assert [(made.backend, made.other, made.quantity, made.where) for made in found] == [
+        ("numpy", "numpy (halves)", "out", (0, 1, 2, 3))
+    ]
+    # The first sample of each half.
+    words = "numpy and numpy (halves): 2d-bias float32 out, reproducible: bits differ in 2 of 576 elements, "
+    assert str(found[0]).startswith(words)
+
+
+def test_another_zero_is_another_number_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = other_backend()
+    empty = Inputs(*(np.zeros_like(array) for array in CASE.inputs()))
+    assert all(made.held for made in compare(CASE, [NUMPY, other], "reproducible", empty))
+    rounded_apart(monkeypatch, other_zero, lambda x: isinstance(x, np.ndarray))
+    found = [made for made in compare(CASE, [NUMPY, other], "reproducible", empty) if not made.held]
+    assert [(made.other, made.quantity, made.units) for made in found] == [("array_api_strict", "out", np.inf)]
+    assert all(made.held for made in compare(CASE, [NUMPY, other], inputs=empty))
+
+
+def test_which_ways_are_compared() -> None:
+    other = other_backend()
+    elsewhere = {"device": other.devices()[1], "device_name": "device1"}
+    ways = [
+        Variant(NUMPY),
+        Variant(NUMPY, threads=2),
+        Variant(other),
+        Variant(other, **elsewhere),
+        Variant(other, **elsewhere, halves=True),
+    ]
+    assert [(one.label, two.label) for one, two in variants.pairs(ways)] == [
+        ("numpy", "array_api_strict"),
+        ("numpy", "array_api_strict (device1)"),
+        ("array_api_strict", "array_api_strict (device1)"),
+        ("numpy", "numpy (2 threads)"),
+        ("array_api_strict (device1)", "array_api_strict (device1, halves)"),
+    ]
+    assert all(made.held for made in compare(CASE, ways))
+
+
+def test_results_are_computed_where_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = other_backend()
+    device = other.devices()[1]
+    seen = []
+    original = comparison.conv_forward
+    monkeypatch.setattr(comparison, "conv_forward", lambda x, *a, **o: (seen.append(x.device), original(x, *a, **o))[1])
+    assert all(made.held for made in compare(CASE, [Variant(other, device, "device1")]))
+    assert seen == [device]
+
+
+def test_a_way_holds_the_threads_of_portconv_and_of_the_libraries_beneath() -> None:
+    def threads() -> list[int]:
+        return [pool["num_threads"] for pool in threadpool_info()]
+
+    before = threads()
+    with Variant(NUMPY, threads=1).held():
+        assert call_limits.threads() == 1
+        assert set(threads()) <= {1}
+    assert (call_limits.threads(), threads()) == (None, before)
+
+
+def test_an_algorithm_that_cannot_serve_is_said() -> None:
+    assert unserved(CASES["2d-winograd"]) is None
+    assert str(unserved(replace(CASES["2d-stride2"], algorithm="winograd"))).startswith("algorithm: got 'winograd'")
+    assert unserved(CASES["2d-winograd"], "reproducible") is not None
+
+
+def test_numbers_of_a_cases_own_are_taken() -> None:
+    w, b = np.full((4, 3, 3, 3), 0.5), np.arange(4.0)
+    for dtype in ("float32", "float64"):
+        own = replace(CASES["2d-bias"], w=w, b=b, dtype=dtype).inputs()
+        assert (own.w.dtype, own.b.dtype) == (dtype, dtype)
+        assert np.array_equal(own.w, w)
+        assert np.array_equal(own.b, b)
+        assert np.array_equal(own.x, replace(CASES["2d-bias"], dtype=dtype).inputs().x)
+
+
+def test_a_report_keeps_the_map_of_the_worst_alone() -> None:
+    made = compare(CASE, [NUMPY, other_backend()])
+    report = Report()
+    report.take(made)
+    assert all(one.plane is None for one in report.comparisons)
+    assert report.comparisons == made
+    against = [one for one in made if one.other is None]
+    assert report.worst[False].units == max(one.units for one in against)
+    assert report.worst[False].plane is not None
+    report.take([replace(against[0], units=1e-9)])
+    assert report.worst[False].units == max(one.units for one in against)
+
+
+def test_digests_are_equal_where_every_bit_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    ways = [Variant(NUMPY), Variant(NUMPY, threads=1), Variant(NUMPY, halves=True)]
+
+    def digests() -> dict[str, str]:
+        report = Report(variants=ways)
+        for case in (CASES["2d-bias"], CASES["1d"]):
+            report.take(compare(case, ways, "reproducible"))
+        return {digest.backend: digest.sha256 for digest in report.digests()}
+
+    # Halves have no gradients of filters to take part with.
+    first = digests()
+    assert list(first) == ["numpy", "numpy (1 thread)"]
+    assert len(set(first.values())) == 1
+    assert digests() == first
+    rounded_apart(monkeypatch, next_number, lambda x: x.ndim == 4 and call_limits.threads() == 1)
+    changed = digests()
+    assert changed["numpy"] == first["numpy"] != changed["numpy (1 thread)"]
+
+
+def test_a_digest_of_a_result_is_that_of_its_bytes() -> None:
+    found = next(made for made in compare(CASE, [NUMPY]) if made.quantity == "dw")
+    x, w, b, dout = CASE.inputs()
+    _, cache = portconv.conv_forward(x, w, b, **CASE.options)
+    dw = portconv.conv_backward(dout, cache).dw
+    assert found.sha256 == hashlib.sha256(dw.astype("<f4").tobytes()).hexdigest()
 
 
 def test_a_report_of_nothing_has_not_held() -> None:

@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from ..convolution import conv_backward, conv_forward, explain
 from ..errors import PortconvError
 from .bounds import Exact, exact
 from .cases import Case, Inputs
-from .figures import Figures, Host, Plane, figures
+from .figures import Figures, Host, Plane, figures, written
 from .tiles import Doubles
 from .variants import Variant, pairs, plain
 
@@ -102,10 +103,16 @@ class Comparison:
         else:
             away = "off" if self.other is None else "apart"
             found = f"{away} by {self.units:.3g} times the bound, {self.ulps:.3g} ulps"
-        if self.where is None:
-            return f"{what}: {found}"
-        other = "exact" if self.other is None else "and"
-        return f"{what}: {found} at {list(self.where)}: {self.got!r}, {other} {self.expected!r}"
+        return f"{what}: {found}{self.place}"
+
+    @property
+    def place(self) -> str:
+        """Where the worst element is, and both values, in words."""
+        if self.where is None or self.got is None or self.expected is None:
+            return ""
+        one, other = ("got", "exact") if self.other is None else ("one", "other")
+        got, expected = (written(value, self.dtype) for value in (self.got, self.expected))
+        return f" at {list(self.where)} ({one} {got}, {other} {expected})"
 
 
 def unserved(case: Case, precision: str = "standard") -> str | None:
@@ -156,9 +163,12 @@ def compare(
     sound: dict[str, dict[str, Host]] = {name: {} for name in case.quantities}
     served: dict[str, dict[str, tuple[str, ...]]] = {}
 
+    @cache
+    def reach(quantity: str, algorithm: str) -> Doubles:
+        return truth[quantity].reach(case.dtype, precision, algorithm)
+
     def bound(label: str, quantity: str) -> Doubles:
-        own = truth[quantity]
-        reaches = [own.reach(case.dtype, precision, name) for name in served[label][quantity]]
+        reaches = [reach(quantity, algorithm) for algorithm in served[label][quantity]]
         return reaches[0] if len(reaches) == 1 else np.maximum.reduce(reaches)
 
     def comparison(one: str, other: str | None, quantity: str, found: Figures, **more: Any) -> Comparison:

@@ -71,6 +71,10 @@ class Digest:
     algorithm: str | None
     sha256: str
 
+    def __str__(self) -> str:
+        by = f" by {self.algorithm}" if self.algorithm else ""
+        return f"digest of {self.backend}, {self.precision} {self.dtype}{by}: {self.sha256}"
+
 
 @dataclass
 class Report:
@@ -168,6 +172,34 @@ class Report:
             for (backend, dtype, precision, algorithm), digest in sorted(found.items(), key=lambda item: item[0])
         ]
 
+    @property
+    def firsts(self) -> list[Variant]:
+        """The first way of each backend and device, with which its others are compared."""
+        return list({variant.place: variant for variant in reversed(self.variants)}.values())[::-1]
+
+    def told(self, rows: Sequence[Row]) -> list[Row]:
+        """Choose the rows of the first ways, and whichever others did not hold."""
+        firsts = {first.label for first in self.firsts}
+        return [row for row in rows if row.backend in firsts or row.failed or not firsts]
+
+    def in_bits(self) -> list[str]:
+        """Say of reproducible results which have equal bits, a line each."""
+        lines = []
+        rows = [row for row in self.pairs() if row.precision == "reproducible"]
+        if rows:
+            alike = sum(row.unequal == 0 and not row.failed for row in rows)
+            lines.append(f"reproducible: bits equal, forward and all gradients, in {alike} of {len(rows)} pairs")
+        kinds: dict[tuple[str, str], dict[str, list[str]]] = {}
+        for digest in self.digests():
+            if digest.precision == "reproducible":
+                by = f" by {digest.algorithm}" if digest.algorithm else ""
+                kinds.setdefault((digest.dtype, by), {}).setdefault(digest.sha256, []).append(digest.backend)
+        for (dtype, by), found in kinds.items():
+            for sha256, who in found.items():
+                which = ", ".join(who) if len(found) > 1 else f"in {'all ' * (len(who) > 1)}{counted(len(who), 'way')}"
+                lines.append(f"digest {dtype}{by} {sha256}: {which}")
+        return lines
+
     def summary(self) -> str:
         """Say it all in one line."""
         if not self.comparisons:
@@ -256,6 +288,39 @@ def _value(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _value(own) for name, own in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def grouped(title: str, rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    """Cut rows into those of one precision and algorithm, under a title that says which where there are several."""
+    groups: dict[tuple[str, str | None], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.precision, row.algorithm), []).append(row)
+    if len(groups) == 1:
+        return [(title, list(rows))]
+    return [
+        (f"{title}, {precision}{f', {algorithm}' if algorithm else ''}", own)
+        for (precision, algorithm), own in groups.items()
+    ]
+
+
+def figure(number: float, places: int) -> str:
+    """Write a figure short: with so many places where it has some, and else in powers of ten."""
+    if number == 0 or 10.0**-places <= number < 1000:
+        return f"{number:.{places}f}"
+    return f"{number:.0e}".replace("e+0", "e+").replace("e-0", "e-")
+
+
+def both(row: Row) -> str:
+    """Name what a pair is of, and another way of the same backend by what sets it apart alone."""
+    own, _, apart = (row.other or "").partition(" (")
+    return f"{row.backend}, {f'({apart}' if apart and row.backend.partition(' (')[0] == own else row.other}"
+
+
+def share(row: Row) -> str:
+    """Write the share of equal bits; "all" is every single one."""
+    if math.isnan(row.equal):
+        return ""
+    return "all" if row.unequal == 0 else f"{math.floor(1000 * row.equal) / 10:.1f}%"
 
 
 def counted(number: int, what: str) -> str:

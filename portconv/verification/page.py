@@ -1,0 +1,282 @@
+"""A report as one page of HTML that needs nothing else: no script, no font, no picture from elsewhere.
+
+It is built as a tree, so whatever names come from files are escaped as they are written.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+from xml.etree import ElementTree
+
+from .cases import QUANTITIES
+from .comparison import Comparison
+from .drawing import heat_map, histogram, sizes
+from .report import Report, Row, both, counted, figure, grouped, share
+
+Element = ElementTree.Element
+
+MOST_FAILURES = 200
+"""How many failures a page tells one by one."""
+
+FIGURES = {"error/bound": "number", "ulps": "number", "cases": "number"}
+"""Columns that tables have in common."""
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1d2329; --quiet: #57606a; --paper: #fff; --card: #f5f7f9; --line: #d5dbe1;
+  --bar: #1f6fb2; --bad: #b42318; --good: #1a7f4b; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e9ee; --quiet: #a3adb8; --paper: #14181d; --card: #1d232a;
+  --line: #38424d; --bar: #5aa9e6; --bad: #ff7b6b; --good: #56c98a; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink); font: 1rem/1.5 system-ui, sans-serif; }
+main { max-width: 70rem; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.6rem; margin: 0.5rem 0; } h2 { font-size: 1.25rem; margin: 2rem 0 0.5rem; }
+h3 { font-size: 1rem; margin: 0 0 0.25rem; }
+p, ul { margin: 0.5rem 0; max-width: 46rem; } li { margin: 0.25rem 0; }
+p, li, dd, h3, td.name { overflow-wrap: anywhere; }
+.verdict { font-size: 1.15rem; font-weight: 600; padding: 0.6rem 0.9rem; border-left: 0.4rem solid var(--good);
+  background: var(--card); max-width: none; }
+.verdict.bad { border-color: var(--bad); }
+.bad { color: var(--bad); } .good { color: var(--good); } .verdict.bad { color: inherit; }
+.quiet { color: var(--quiet); }
+.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 0.4rem; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.35rem 0.6rem; text-align: left; white-space: nowrap; vertical-align: top;
+  border-bottom: 1px solid var(--line); }
+tr:last-child > td { border-bottom: 0; }
+td.name { white-space: normal; min-width: 20rem; }
+th { background: var(--card); font-weight: 600; }
+th.number, td.number { text-align: right; }
+.cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); }
+.card { background: var(--card); border: 1px solid var(--line); border-radius: 0.4rem; padding: 0.75rem; margin: 0;
+  min-width: 0; }
+.card p { margin: 0.25rem 0; }
+svg { display: block; width: 100%; height: auto; margin: 0.5rem 0; }
+svg text { font: 16px system-ui, sans-serif; fill: var(--quiet); }
+svg.map { border: 1px solid var(--line); background: var(--paper); }
+.bar { fill: var(--bar); } .beyond { fill: var(--bad); } .axis { stroke: var(--line); fill: none; }
+.mark { fill: none; stroke: var(--ink); stroke-width: 2; vector-effect: non-scaling-stroke; }
+dl { display: grid; grid-template-columns: minmax(6rem, max-content) 1fr; gap: 0.25rem 1rem; margin: 0.5rem 0; }
+dt { color: var(--quiet); } dd { margin: 0; min-width: 0; }
+code { font: 1em ui-monospace, monospace; overflow-wrap: anywhere; }
+summary { cursor: pointer; padding: 0.25rem 0; }
+@media (max-width: 30rem) { dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: 0.5rem; } }
+@media print { .scroll { overflow: visible; } }
+"""
+
+
+def page(report: Report, about: Mapping[str, str]) -> str:
+    """Write a report as a page.
+
+    Parameters
+    ----------
+    report : Report
+    about : mapping of str to str
+        What a reader must know of the run: the command, versions, the machine.
+
+    Returns
+    -------
+    str
+    """
+    html = Element("html", {"lang": "en"})
+    head = _in(html, "head")
+    _in(head, "meta", charset="utf-8")
+    _in(head, "meta", name="viewport", content="width=device-width, initial-scale=1")
+    _in(head, "title", f"portconv verify: {report.summary()}")
+    _in(head, "style", STYLE)
+    main = _in(_in(html, "body"), "main")
+    _in(main, "h1", "portconv verify")
+    _in(main, "p", report.summary(), kind="verdict" if report.held else "verdict bad")
+    _in(
+        main,
+        "p",
+        "Each result is a convolution's output (out), or its gradient for the input (dx), the filters (dw) or the bias "
+        "(db). An error of 1 times the bound is the most that rounding can explain: correct arithmetic stays below, "
+        "whatever its order, and a mistake goes far above. Ulps are units in the last place of the exact value. They "
+        "have no limit, as a result may be small beside what it was summed from.",
+    )
+    for section in (_bits, _failures, _worst, _truth, _pairs, _histograms, _left):
+        section(main, report)
+    _in(main, "h2", "How this was made")
+    _listed(main, about)
+    return f"<!doctype html>\n{ElementTree.tostring(html, encoding='unicode', method='html')}\n"
+
+
+def _in(parent: Element, tag: str, text: str | None = None, kind: str | None = None, **attributes: str) -> Element:
+    made = ElementTree.SubElement(parent, tag, {**attributes, **({"class": kind} if kind else {})})
+    made.text = text
+    return made
+
+
+def _listed(parent: Element, about: Mapping[str, str]) -> None:
+    listed = _in(parent, "dl")
+    for key, value in about.items():
+        _in(listed, "dt", key)
+        _in(_in(listed, "dd"), "code", value)
+
+
+def _table(parent: Element, headings: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table that scrolls inside itself; headings have their columns' class, and a cell may have one of its own."""
+    # Who may use no pointer scrolls it by keys.
+    around = _in(parent, "div", kind="scroll", tabindex="0", role="group", **{"aria-label": "table"})
+    table = _in(around, "table")
+    line = _in(_in(table, "thead"), "tr")
+    for heading, kind in headings.items():
+        _in(line, "th", heading, kind=kind or None, scope="col")
+    body = _in(table, "tbody")
+    for row in rows:
+        line = _in(body, "tr")
+        for cell, kind in zip(row, headings.values(), strict=True):
+            text, own = cell if isinstance(cell, tuple) else (cell, kind)
+            _in(line, "td", text, kind=own or None)
+
+
+def _bits(main: Element, report: Report) -> None:
+    lines = report.in_bits()
+    if not lines and not report.unexpected:
+        return
+    _in(main, "h2", "Equal bits")
+    listed = _in(main, "ul")
+    for line in lines:
+        _in(_in(listed, "li"), "code", line) if line.startswith("digest") else _in(listed, "li", line)
+    for digest in report.unexpected:
+        _in(listed, "li", f"{digest}: not as expected", kind="bad")
+
+
+def _failures(main: Element, report: Report) -> None:
+    failures = report.failures
+    if not failures:
+        return
+    _in(main, "h2", "What failed")
+    listed = _in(main, "ul")
+    for failure in failures[:MOST_FAILURES]:
+        _in(listed, "li", str(failure), kind="bad")
+    if len(failures) > MOST_FAILURES:
+        _in(main, "p", f"and {len(failures) - MOST_FAILURES} more")
+
+
+def _worst(main: Element, report: Report) -> None:
+    if not report.worst:
+        return
+    _in(main, "h2", "The worst case")
+    _in(
+        main,
+        "p",
+        "Errors over the plane of the array that has the worst element in it. The stronger the colour, the nearer to "
+        "the largest error within the bound; red is beyond it. A frame marks the worst element.",
+    )
+    cards = _in(main, "div", kind="cards")
+    for kind, title in ((False, "Largest error against the exact values"), (True, "Largest difference")):
+        if kind in report.worst:
+            _map(_in(cards, "figure", kind="card"), title, report.worst[kind])
+
+
+def _map(card: Element, title: str, made: Comparison) -> None:
+    _in(card, "h3", title)
+    _in(card, "p", str(made))
+    if (plane := made.plane) is None:
+        return
+    card.append(heat_map(plane))
+    rows, columns = plane.size
+    down = f"{plane.rows}s down ({rows}) and " if plane.rows else ""
+    text = f"{made.quantity}{plane.index}: {down}{plane.columns}s across ({columns})"
+    if plane.values.shape != plane.size:
+        text = f"{text}, each cell the largest error of a block"
+    _in(card, "figcaption", text, kind="quiet")
+
+
+def _figures(row: Row) -> list[str]:
+    return [figure(row.units, 3), figure(row.ulps, 1), str(row.count)]
+
+
+def _place(row: Row) -> str:
+    at = f" {list(row.where)}" if row.where else ""
+    return f"{row.worst}, {row.worst_quantity}{at}" if row.other else f"{row.worst}{at}"
+
+
+def _verdict(row: Row) -> tuple[str, str]:
+    return (f"{row.failed} FAILED", "bad") if row.failed else ("ok", "good")
+
+
+def _truth(main: Element, report: Report) -> None:
+    rows = report.against_truth()
+    told = report.told(rows)
+    for title, own in grouped("Against the exact values", told):
+        _in(main, "h2", title)
+        _truth_table(main, own)
+    if others := [row for row in rows if row not in told]:
+        folded = _in(main, "details")
+        _in(folded, "summary", f"{counted(len(others), 'row')} of other ways, all ok")
+        for title, own in grouped("Other ways", others):
+            _in(folded, "h3", title)
+            _truth_table(folded, own)
+
+
+def _truth_table(parent: Element, rows: Sequence[Row]) -> None:
+    headings = {"": "", "backend": "", "dtype": "", "array": "", **FIGURES, "exact bits": "number", "worst": "name"}
+    told = [
+        [_verdict(row), row.backend, row.dtype, row.quantity, *_figures(row), share(row), _place(row)] for row in rows
+    ]
+    _table(parent, headings, told)
+
+
+def _pairs(main: Element, report: Report) -> None:
+    headings = {"": "", "backends": "", "dtype": "", **FIGURES, "equal bits": "number"}
+    headings |= {**{f"in {name}": "number" for name in QUANTITIES}, "worst": "name"}
+    for title, rows in grouped("Against one another", report.pairs()):
+        _in(main, "h2", title)
+        told = []
+        for row in rows:
+            equal = [_share(row.equal_in.get(name)) for name in QUANTITIES]
+            place = _place(row) if row.where else ""
+            told.append([_verdict(row), both(row), row.dtype, *_figures(row), share(row), *equal, place])
+        _table(main, headings, told)
+
+
+def _share(equal: float | None) -> str:
+    return "" if equal is None or math.isnan(equal) else "all" if equal == 1 else f"{min(equal, 0.999):.1%}"
+
+
+def _histograms(main: Element, report: Report) -> None:
+    """A histogram for each dtype and precision, of all that have the very same one."""
+    kinds: dict[tuple[str, str, str | None], dict[str, list[tuple[int, ...]]]] = {}
+    for row in report.against_truth():
+        if row.counts:
+            kind = (row.dtype, row.precision, row.algorithm)
+            kinds.setdefault(kind, {}).setdefault(row.backend, []).append(row.counts)
+    if not kinds:
+        return
+    _in(main, "h2", "How large the errors are")
+    _in(
+        main,
+        "p",
+        "Elements by the size of their error, in units of the bound: none at the left, 1 where rounding can explain no "
+        "more. Bars are as high as the logarithm of the number.",
+    )
+    cards = _in(main, "div", kind="cards")
+    for (dtype, precision, algorithm), by_name in kinds.items():
+        alike: dict[tuple[int, ...], list[str]] = {}
+        for name, counts in by_name.items():
+            alike.setdefault(tuple(map(sum, zip(*counts, strict=True))), []).append(name)
+        for total, names in alike.items():
+            card = _in(cards, "figure", kind="card")
+            _in(card, "h3", f"{', '.join(names)}: {precision} {dtype}{f' by {algorithm}' if algorithm else ''}")
+            card.append(histogram(total))
+            caption = _in(card, "figcaption")
+            _in(caption, "p", f"{sum(total):,} elements, {total[0] / max(1, sum(total)):.1%} without error")
+            numbers = _in(caption, "details")
+            _in(numbers, "summary", "in numbers")
+            found = [(what, (f"{count:,}", "number")) for what, count in zip(sizes(), total, strict=True) if count]
+            _table(numbers, {"error/bound": "", "elements": "number"}, found)
+
+
+def _left(main: Element, report: Report) -> None:
+    if not report.skipped and not report.left_out:
+        return
+    _in(main, "h2", "What was left out")
+    listed = _in(main, "ul")
+    for name, reason in report.skipped:
+        _in(listed, "li", f"{name}: {' '.join(reason.split())}")
+    for what, count in report.left_out.items():
+        _in(listed, "li", f"{count} {what}")

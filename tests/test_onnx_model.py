@@ -1,0 +1,291 @@
+"""Convolutions that `portconv verify` reads from ONNX models: the same numbers as ONNX's own evaluator gives."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import portconv
+from portconv.verification import Case, layers, onnx_model
+
+onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install 'portconv[onnx]'")
+
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+from onnx.reference import ReferenceEvaluator  # noqa: E402
+
+FLOAT = TensorProto.FLOAT
+
+
+def numbers(name: str, *shape: int, dtype: str = "float32") -> Any:
+    made = np.random.default_rng(len(name)).standard_normal(shape).astype(dtype)
+    return numpy_helper.from_array(made, name)
+
+
+def model(nodes: Any, x_shape: Any, initializers: Any) -> Any:
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("x", FLOAT, x_shape)],
+        [helper.make_tensor_value_info("y", FLOAT, None)],
+        initializers,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+
+
+def one(x_shape: Any, w_shape: Any, bias: bool = False, op: str = "Conv", **attributes: Any) -> Any:
+    """A model of one convolution."""
+    names = ["x", "w", "b"][: 2 + bias]
+    filters = w_shape[1] * attributes.get("group", 1) if op == "ConvTranspose" else w_shape[0]
+    held = [numbers("w", *w_shape), *[numbers("b", filters)][:bias]]
+    return model([helper.make_node(op, names, ["y"], **attributes)], x_shape, held)
+
+
+def saved(folder: Path, made: Any) -> Path:
+    path = folder / "model.onnx"
+    onnx.save(made, path)
+    return path
+
+
+def refusal(path: Path, **options: Any) -> str:
+    with pytest.raises(layers.Unusable) as caught:
+        onnx_model.read(path, **options)
+    words = str(caught.value)
+    assert words.startswith(f"{path}: ")
+    assert "\n" not in words
+    return words.removeprefix(f"{path}: ")
+
+
+def evaluated(made: Any, x: np.ndarray) -> np.ndarray:
+    (found,) = ReferenceEvaluator(made).run(None, {"x": x})
+    return np.asarray(found)
+
+
+def convolved(case: Case, x: np.ndarray) -> np.ndarray:
+    inputs = case.inputs()
+    return np.asarray(portconv.conv(x, inputs.w, inputs.b, **case.options))
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        one((2, 3, 9), (4, 3, 4)),
+        one((2, 3, 9, 8), (4, 3, 3, 2), bias=True, strides=[2, 1], pads=[1, 0, 2, 3], kernel_shape=[3, 2]),
+        one((2, 4, 9, 8), (6, 2, 3, 2), group=2, dilations=[1, 3], auto_pad="VALID"),
+        one((2, 3, 9, 8), (4, 3, 4, 2), bias=True, auto_pad="SAME_UPPER", strides=[2, 3]),
+        one((2, 3, 9, 8), (4, 3, 4, 2), auto_pad="SAME_LOWER", strides=[2, 3]),
+        one((1, 2, 5, 6, 7), (3, 2, 2, 3, 1), pads=[1, 0, 2, 0, 1, 0]),
+    ],
+    ids=["1d", "pads", "groups", "same upper", "same lower", "3d"],
+)
+def test_a_convolution_is_what_onnx_makes_of_it(tmp_path: Path, made: Any) -> None:
+    (case,) = onnx_model.read(saved(tmp_path, made)).cases
+    x = case.inputs().x
+    expected = evaluated(made, x)
+    assert case.out_shape == expected.shape
+    np.testing.assert_allclose(convolved(case, x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {},
+        {"strides": [2, 3], "pads": [1, 0, 0, 2]},
+        {"strides": [2, 3], "pads": [1, 1, 1, 1], "output_padding": [1, 2], "dilations": [2, 1]},
+        {"strides": [2, 2], "output_shape": [12, 13]},
+        {"strides": [3, 2], "output_shape": [16, 13], "auto_pad": "SAME_UPPER"},
+        {"strides": [2, 3], "auto_pad": "SAME_LOWER"},
+    ],
+)
+def test_a_transposed_convolution_is_the_adjoint_of_its_case(tmp_path: Path, attributes: dict[str, Any]) -> None:
+    runtime = pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed: pip install onnxruntime")
+    made = one((2, 4, 6, 7), (4, 3, 3, 4), op="ConvTranspose", **attributes)
+    (case,) = onnx_model.read(saved(tmp_path, made)).cases
+    assert case.name == "y (as its adjoint)"
+    made.ir_version = 10
+    session = runtime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
+    dout = case.inputs().dout
+    (expected,) = session.run(None, {"x": dout})
+    assert case.x_shape == expected.shape
+    found = portconv.conv_input_grad(dout, case.inputs().w, case.x_shape, **case.options)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_transposed_convolutions_bias_is_no_part_of_its_case(tmp_path: Path) -> None:
+    (case,) = onnx_model.read(saved(tmp_path, one((1, 4, 6), (4, 3, 2), op="ConvTranspose", bias=True))).cases
+    assert case.quantities == ("out", "dx", "dw")
+
+
+def network(batch: Any, height: Any) -> Any:
+    """Two convolutions with a pooling between, on inputs of open sizes."""
+    nodes = [
+        helper.make_node("Conv", ["x", "first", "bias"], ["a"], name="/stem/Conv", pads=[1, 1, 1, 1]),
+        helper.make_node("MaxPool", ["a"], ["p"], kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Conv", ["p", "second"], ["y"]),
+    ]
+    held = [numbers("first", 4, 3, 3, 3), numbers("bias", 4), numbers("second", 5, 4, 1, 1)]
+    return model(nodes, (batch, 3, height, 10), held)
+
+
+def test_open_sizes_are_settled_through_the_model(tmp_path: Path) -> None:
+    path = saved(tmp_path, network("N", "height"))
+    for options, batch in (({}, 1), ({"batch": 5}, 5)):
+        found = onnx_model.read(path, sizes={"height": 8}, **options).cases
+        shapes = [(case.name, case.x_shape, case.bias) for case in found]
+        assert shapes == [("/stem/Conv", (batch, 3, 8, 10), True), ("y", (batch, 4, 4, 5), False)]
+    assert onnx_model.read(path, sizes={"height": 8, "N": 7}).cases[1].x_shape == (7, 4, 4, 5)
+    # The batch may be another where the model fixes it, too.
+    assert onnx_model.read(saved(tmp_path, network(2, 8)), batch=3).cases[1].x_shape == (3, 4, 4, 5)
+
+
+def test_an_open_size_that_nobody_says_is_asked_for(tmp_path: Path) -> None:
+    path = saved(tmp_path, network("N", "height"))
+    assert refusal(path) == "input 'x': got no size 'height', expected it as --dim height=SIZE"
+    words = "got the size 'hieght', expected one of N, height"
+    assert refusal(path, sizes={"hieght": 8}) == words
+    assert refusal(saved(tmp_path, network(None, None)), sizes={}).endswith("expected it as --dim x[2]=SIZE")
+    assert refusal(saved(tmp_path, network(2, 8)), sizes={"N": 1}).endswith("as the model leaves no size open")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_weights_are_the_models_own(tmp_path: Path, dtype: str) -> None:
+    values = np.array([[[1.5, -(2.0**-20), 3.0e-7, 2.0**-13]]], dtype)
+    held = numpy_helper.from_array(values, "w")
+    path = saved(tmp_path, model([helper.make_node("Conv", ["x", "w"], ["y"])], (1, 1, 9), [held]))
+    (case,) = onnx_model.read(path).cases
+    assert np.array_equal(case.inputs().w, values.astype("float32"))
+    assert not case.inputs().w.flags.writeable
+
+
+def test_no_product_of_a_models_weights_underflows(tmp_path: Path) -> None:
+    # As pruning and weight decay leave them: subnormal, tiny, and one filter of tiny ones alone beside ordinary ones.
+    values = np.array([[[1e-44, 1e-30, 0.75]], [[1e-20, -1e-21, 0.0]]], "float32")
+    for given in (values, values[1:], np.zeros_like(values)):
+        held = numpy_helper.from_array(given, "w")
+        path = saved(tmp_path, model([helper.make_node("Conv", ["x", "w"], ["y"])], (1, 1, 9), [held]))
+        w = onnx_model.read(path).cases[0].inputs().w
+        assert np.all((w == 0) | (np.abs(w) >= 2.0**-74))
+        largest = np.abs(given).max()
+        assert np.all(np.abs(w.astype(float) - given) <= max(largest * 2.0**-52, 2.0**-75))
+
+
+def test_weights_in_constants_count_and_computed_ones_are_made_up(tmp_path: Path) -> None:
+    w = numpy_helper.to_array(numbers("w", 4, 3, 2))
+    nodes = [
+        helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(w)),
+        helper.make_node("Abs", ["w"], ["size"]),
+        helper.make_node("Conv", ["x", "w"], ["a"]),
+        helper.make_node("Conv", ["x", "size"], ["y"]),
+    ]
+    found = onnx_model.read(saved(tmp_path, model(nodes, (1, 3, 9), [])))
+    own, made_up = found.cases
+    assert np.array_equal(own.inputs().w, w)
+    assert made_up.w is None
+    assert made_up.w_shape == (4, 3, 2)
+    assert found.left_out == ["weights that it does not hold itself, made up instead"]
+
+
+def test_functions_are_looked_into(tmp_path: Path) -> None:
+    inner = helper.make_function(
+        "own", "Block", ["i", "w"], ["o"], [helper.make_node("Conv", ["i", "w"], ["o"])], [helper.make_opsetid("", 18)]
+    )
+    made = model([helper.make_node("Block", ["x", "w"], ["y"], domain="own")], (1, 3, 9), [numbers("w", 4, 3, 2)])
+    made.functions.append(inner)
+    made.opset_import.append(helper.make_opsetid("own", 1))
+    (case,) = onnx_model.read(saved(tmp_path, made)).cases
+    assert (case.x_shape, case.w_shape) == ((1, 3, 9), (4, 3, 2))
+    assert case.w is not None
+
+
+def test_what_cannot_be_run_is_counted_in_words(tmp_path: Path) -> None:
+    branch = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["inner"])],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("inner", FLOAT, None)],
+    )
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["y"]),
+        helper.make_node("Conv", ["x", "w"], ["cut"], pads=[-1, 0]),
+        helper.make_node("NonZero", ["x"], ["places"]),
+        helper.make_node("Cast", ["places"], ["floats"], to=FLOAT),
+        helper.make_node("Unsqueeze", ["floats", "first"], ["open"]),
+        helper.make_node("Conv", ["open", "w"], ["unknown"]),
+        helper.make_node("If", ["yes"], ["chosen"], then_branch=branch, else_branch=branch),
+        helper.make_node("FusedConv", ["x", "w"], ["fused"], domain="com.microsoft"),
+    ]
+    held = [
+        numbers("w", 4, 3, 2),
+        numpy_helper.from_array(np.array([0]), "first"),
+        numpy_helper.from_array(np.array(True), "yes"),
+    ]
+    made = model(nodes, (1, 3, 9), held)
+    made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    found = onnx_model.read(saved(tmp_path, made))
+    assert [case.name for case in found.cases] == ["y"]
+    assert found.left_out == [
+        "convolutions with a negative padding",
+        "convolutions whose input has a shape that the model does not say",
+        "convolutions within a branch or a loop",
+        "convolutions within a branch or a loop",
+        "nodes of the kind FusedConv",
+    ]
+
+
+def test_a_model_without_a_convolution_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path, model([helper.make_node("Relu", ["x"], ["y"])], (1, 3, 9), []))
+    assert refusal(path) == (
+        "got a model without a convolution that can be run (nothing like it), expected at least one"
+    )
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (one((1, 3, 9, 8), (4, 3, 2)), "node 'y': got an input of shape (1, 3, 9, 8) for weights of shape (4, 3, 2)"),
+        (one((1, 3, 9), (4, 2, 2)), "node 'y': w_shape: got shape (4, 2, 2), for 2 input channels"),
+        (one((1, 3, 9), (4, 3, 2), pads=[1]), "node 'y': pads: got (1,), expected 2 ints"),
+        (one((1, 3, 9), (4, 3, 2), strides=[0]), "node 'y': stride[0]: got 0, expected an int of at least 1"),
+        (one((1, 3, 9), (4, 3, 2), auto_pad="SOME"), "node 'y': auto_pad: got 'SOME', expected one of SAME_UPPER"),
+    ],
+)
+def test_nodes_that_fit_nothing_are_refused_by_name(tmp_path: Path, made: Any, words: str) -> None:
+    assert refusal(saved(tmp_path, made)).startswith(words)
+
+
+@pytest.mark.parametrize(("value", "words"), [(np.nan, "with a nan or an infinity"), (1e30, "of up to 1e+30")])
+def test_weights_that_no_sum_holds_are_refused(tmp_path: Path, value: float, words: str) -> None:
+    held = numpy_helper.from_array(np.full((1, 1, 2), value, "float32"), "w")
+    path = saved(tmp_path, model([helper.make_node("Conv", ["x", "w"], ["y"], name="n")], (1, 1, 9), [held]))
+    assert refusal(path).startswith(f"node 'n': got weights {words}")
+
+
+@pytest.mark.parametrize("content", [b"", b"no model at all " * 40, b"\x08\x08"])
+def test_files_that_are_no_model_are_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    assert refusal(path).startswith("not an ONNX model: ")
+
+
+def test_missing_files_are_refused(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "none.onnx") == "cannot be read: No such file or directory"
+    path = tmp_path / "outside.onnx"
+    onnx.save_model(one((1, 3, 9), (400, 3, 2)), path, save_as_external_data=True, location="weights.bin")
+    assert len(onnx_model.read(path).cases) == 1
+    (tmp_path / "weights.bin").unlink()
+    assert "weights.bin" in refusal(path)
+
+
+def test_names_that_cannot_be_printed_are_written_out(tmp_path: Path) -> None:
+    node = helper.make_node("Conv", ["x", "w"], ["y"], name="\x1b[31mred\n")
+    (case,) = onnx_model.read(saved(tmp_path, model([node], (1, 3, 9), [numbers("w", 4, 3, 2)]))).cases
+    assert case.name == "\\x1b[31mred\\n"
+
+
+def test_without_onnx_the_command_to_install_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path, network(1, 8))
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert refusal(path) == "reading a model needs onnx, which is not installed: pip install 'portconv[onnx]'"
