@@ -88,7 +88,9 @@ def chosen(backend: str, reason: str) -> tuple[str, ...]:
     if reason:
         return ("tests/test_backends.py",)  # which has how a backend without a device is refused
     # What is about NumPy alone runs beside it alone, and what compares libraries in `consistency`.
-    elsewhere = ["benchmark", "testing", *VERIFICATION] + ["calibration", "gemm", "limits", "probe"] * (backend != "numpy")
+    elsewhere = ["benchmark", "testing", *VERIFICATION] + ["calibration", "gemm", "limits", "probe"] * (
+        backend != "numpy"
+    )
     left = tuple(f"--ignore=tests/test_{name}.py" for name in elsewhere)
     if backend == "numpy":
         return left
