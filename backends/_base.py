@@ -102,6 +102,8 @@ class Backend:
     """Whether `array[index] = value` is allowed."""
     views = False
     """Whether a slice shares its array's memory, so that what is written there needs no writing back."""
+    propagates = False
+    """Whether the largest and the smallest of elements are nan where any of them is."""
     strided = False
     """Whether `view` gives views of any strides."""
     block_bytes = 4 << 20

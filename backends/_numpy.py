@@ -36,6 +36,7 @@ class NumpyBackend(Backend):
     array_class = "ndarray"
     install = "pip install numpy"
     views = True
+    propagates = True
     strided = True
     block_bytes = 4 << 20
     block_columns = 4096

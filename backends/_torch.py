@@ -18,6 +18,7 @@ class TorchBackend(Backend):
     array_class = "Tensor"
     install = "pip install 'portconv[torch]'"
     views = True
+    propagates = True
 
     def load(self) -> Any:
         try:

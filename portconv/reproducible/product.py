@@ -130,7 +130,9 @@ def _shares(geometry: Geometry, dtype: str, elements: int) -> Shares:
     one = replace(geometry, batch=1)
     rows = parts(one, "weight_grad", Copies(geometry.positions, 0, 0, 0), most) or (whole(one),)
     together = elements // max(1, _larger(geometry))
-    fits = max(1, min(together, most // max(1, geometry.positions)))
+    fits = max(1, most // max(1, geometry.positions))
+    if geometry.weights < _larger(geometry):  # or adding up chunks would take longer than making them of fresh memory
+        fits = max(1, min(fits, together))
     samples = max((n for n in range(1, fits + 1) if geometry.batch % n == 0), default=1)
     chunks = max(1, min(PARTIAL // geometry.weights, together // samples))
     return Shares(samples, pieces(max(1, geometry.batch // samples), chunks), rows)

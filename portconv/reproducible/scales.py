@@ -110,9 +110,12 @@ def _of_planes(backend: Backend, array: Array, own: str) -> tuple[Array, bool]:
             return []
         found, odd = None, False
         for one in parts_of(backend, part):
-            if not backend.all_finite(one):
-                one, odd = plain(backend, one, own), True
-            most = _largest(backend, one, tuple(one.shape), keep=(0, 1))
+            most = None
+            if backend.propagates or backend.all_finite(one):
+                most = _largest(backend, one, tuple(one.shape), keep=(0, 1))
+            # Where a nan or an infinity goes through, that of the elements says as much as theirs.
+            if most is None or not backend.all_finite(most):
+                most, odd = _largest(backend, plain(backend, one, own), tuple(one.shape), keep=(0, 1)), True
             found = most if found is None else xp.maximum(found, most)
         return [found, xp.full_like(found, float(odd))]
 
