@@ -457,7 +457,8 @@ def test_every_transposed_layer(target, case, name):
     skip_without(target, name)
     skip_most_on_jax(target, case == "2d groups", name == "float32")
     layer, options = TRANSPOSED[case]
-    for i, contents in enumerate(("random", "special", "cancelling", "wide")):
+    every = ("special", "wide", "random", "cancelling")
+    for i, contents in enumerate(every if target.backend.name == "numpy" else every[:2]):
         given, expected = (of(layer, (name,) * 4, contents, True) for of in (operands, truth))
         same(run(target, given, options, transposed=True, last=i % 2 == 1), expected)
 
@@ -689,6 +690,8 @@ def long_truth(layer: Layer, name: str, contents: str) -> Any:
 def test_long_sums(target, name, contents):
     skip_without(target, name)
     skip_most_on_jax(target)
+    if name in PARTS and target.backend.name != "numpy":
+        pytest.skip("complex numbers take the same steps, on NumPy")
     many = LONG[name]
     # Of a weight gradient over positions, of an output over channels, and of an input gradient over filters.
     positions = one_dimension((2, 2, many // 2 + 40), (2, 2, 2))
