@@ -14,6 +14,7 @@ from .choice import Explanation, algorithms
 from .contraction import Contraction, given
 from .errors import ConvTypeError
 from .geometry import Geometry
+from .reproducible.scales import remembering
 
 
 class ConvGrads(NamedTuple):
@@ -483,16 +484,17 @@ def backward(dout: Array, cache: Forward, transposed: bool = False) -> ConvGrads
         )
     arguments.exact_shape("dout", tuple(dout.shape), call.x_shape if transposed else call.out_shape)
     of_x, of_w = (backend.dtype_name(array.dtype) for array in (x, w))
-    if transposed:
-        dx = call.forward(common, dout, conjugate(backend, w), None, of_x)
-        dw = call.weight_grad(common, x, dout, adjoint_of="dout", rounded=of_w)
-    else:
-        call.room(common, x, "x", x.shape, "x")
-        dx = call.input_grad(common, dout, w, rounded=of_x)
-        dw = call.weight_grad(common, dout, x, rounded=of_w)
-    db = None
-    if b is not None:
-        db = narrow(backend, call.channel_sum(common, dout, rounded=backend.dtype_name(b.dtype)), b.dtype)
+    with remembering():
+        if transposed:
+            dx = call.forward(common, dout, conjugate(backend, w), None, of_x)
+            dw = call.weight_grad(common, x, dout, adjoint_of="dout", rounded=of_w)
+        else:
+            call.room(common, x, "x", x.shape, "x")
+            dx = call.input_grad(common, dout, w, rounded=of_x)
+            dw = call.weight_grad(common, dout, x, rounded=of_w)
+        db = None
+        if b is not None:
+            db = narrow(backend, call.channel_sum(common, dout, rounded=backend.dtype_name(b.dtype)), b.dtype)
     return ConvGrads(narrow(backend, dx, x.dtype), narrow(backend, dw, w.dtype), db)
 
 

@@ -10,7 +10,7 @@ from ..algorithms.columns import ALL, Index
 from ..backends import Array, Backend, Workspace
 from ..geometry import pieces
 
-BYTES = 128
+BYTES = 64
 """What an element takes while it is cut or rounded, with what is made of it on the way."""
 STEPS = 32
 """Operations that it takes."""

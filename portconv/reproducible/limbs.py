@@ -45,7 +45,7 @@ def soon(
     Sums by weight are added up with rounding, and its largest error twice over is added to them, and subtracted: where
     both come to the same number so does the sum itself (Ziv, "Fast evaluation of elementary mathematical functions with
     correctly rounded last bit", ACM Transactions on Mathematical Software, 1991). None may be below the smallest normal
-    number; `factor` is the power of two that they count.
+    number; `factor` is the power of two that they count, in float32. Zeros may be negative.
     """
     shape, dtype = tuple(sums[0].shape), sums[0].dtype
     term, total, error = (workspace(name, shape, dtype) for name in ("term", "total", "error"))
@@ -58,15 +58,13 @@ def soon(
         else:
             term = backend.elementwise("abs", term, (...,), value)
             error = backend.elementwise("add", error, (...,), error, term)
-    total = backend.elementwise("multiply", total, (...,), total, factor)
     # Each addition is off by 2**-53 of what it makes, and so is what is done with the error here.
-    error = backend.elementwise("multiply", error, (...,), error, factor * 2.0**-51)
+    error = backend.elementwise("multiply", error, (...,), error, 2.0**-51)
     term = backend.elementwise("subtract", term, (...,), total, error)
     total = backend.elementwise("add", total, (...,), total, error)
     low, high = (backend.astype(array, target.dtype) for array in (term, total))
     same = bool(backend.xp.all(low == high))
-    # Zeros are positive.
-    return backend.elementwise("add", target, (...,), high, 0.0), same
+    return backend.elementwise("multiply", target, (...,), high, factor), same
 
 
 def _signs(backend: Backend, limbs: list[Array]) -> list[Array]:

@@ -437,12 +437,14 @@ def _rounded(
     axis = 0 if problem.purpose == "weight_grad" else 1
     # No sum, which is a whole number of units, is below the smallest normal number, and none with a bias either.
     normal = made == problem.dtype == "float32" and counts is None and out.ndim > 2
-    normal = normal and bool(backend.xp.all(exponents >= LEAST_NORMAL[made]))
+    normal = normal and bool(backend.xp.all((exponents >= LEAST_NORMAL[made]) & (exponents <= -LEAST_NORMAL[made])))
     normal = normal and (bias is None or usual(backend, bias, made))
-    factors: Array = along(backend, power(backend, problem.powers, exponents), out.ndim - 2) if normal else None
-    if normal and bias is not None:
-        # Zeros are positive.
-        bias = backend.xp.reshape(backend.astype(bias, out.dtype) + 0.0, (1, -1, *(1,) * (out.ndim - 2)))
+    if normal:
+        factors: Array = along(backend, power(backend, problem.powers, exponents), out.ndim - 2)
+        factors = backend.astype(factors, out.dtype)
+        # What is added to zeros makes them positive.
+        more = backend.zeros((out.shape[1],), out) if bias is None else backend.astype(bias, out.dtype) + 0.0
+        more = backend.xp.reshape(more, (1, -1, *(1,) * (out.ndim - 2)))
 
     def compute(block: Index, target: Array, workspace: Workspace) -> Array:
         found = products[(*block[:axis], ALL, *block[axis:])]
@@ -456,9 +458,7 @@ def _rounded(
                 target = backend.write(
                     target, (...,), rounded(backend, exact, own.width, problem.powers, exponents[block[:2]], made)
                 )
-            if bias is not None:
-                target = backend.elementwise("add", target, (...,), target, bias[:, block[1], ...])
-            return target
+            return backend.elementwise("add", target, (...,), target, more[:, block[1], ...])
         limbs = [carried(backend, each, own.width) for each in _weights(problem, found, made, axis)]
         some = None if counts is None else [count.at(block) for count in counts]
         value = _finished(problem, limbs, exponents[block[:2]], made, some)

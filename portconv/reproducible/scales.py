@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple
 
 from ..algorithms.columns import Index
@@ -100,8 +103,31 @@ def operand(backend: Backend, geometry: Geometry, powers: Array, array: Array, r
     return Operand(array, xp.reshape(found, tuple(array.shape[:2])), own, rare, finite)
 
 
+_remembered: ContextVar[dict[int, tuple[Array, tuple[Array, bool]]] | None] = ContextVar("remembered", default=None)
+
+
+@contextmanager
+def remembering() -> Iterator[None]:
+    """Look for the largest magnitudes of each array once: what is a gradient's operand more than once, say."""
+    token = _remembered.set({})
+    try:
+        yield
+    finally:
+        _remembered.reset(token)
+
+
 def _of_planes(backend: Backend, array: Array, own: str) -> tuple[Array, bool]:
     """The largest magnitude of each sample's channel (N, C, *cells), and whether all elements are finite."""
+    known = _remembered.get()
+    if known is not None and id(array) in known:
+        return known[id(array)][1]
+    found = _looked_for(backend, array, own)
+    if known is not None:
+        known[id(array)] = array, found  # the array too, or another might have its place in memory
+    return found
+
+
+def _looked_for(backend: Backend, array: Array, own: str) -> tuple[Array, bool]:
     xp = backend.xp
 
     def of(block: Index) -> list[Array]:
