@@ -141,6 +141,8 @@ def choose(
     option("algorithm", algorithm, ("auto", *_NAMES))
     bits = backend.bits(dtype.dtype)
     bounds = limits(geometry, backend, bits, room)
+    if dtype.kind == SLICED:  # whose filters are several, and read again for each block
+        bounds = bounds._replace(elements=2 * bounds.elements)
     if not strict:
         name = "gemm" if algorithm == "auto" else algorithm
         smallest = _one(name, geometry, backend, dtype, purpose, limits(geometry, backend, bits, 8))
