@@ -14,6 +14,9 @@ from .scales import PARTS_OF, along, halves, operand, parts_of, plain, power, re
 from .slices import SIGNIFICANT, addition, cut
 from .specials import Counts, indicators
 
+MOST_BITS = 40
+"""Up to so many a plane's sum fits in int64, and powers of two are within those of float64 in one step."""
+
 
 def channel_sum(backend: Backend, geometry: Geometry, dtype: str, array: Array, rounded_to: str | None = None) -> Array:
     """Add up the elements (N, C, *cells) of each channel: quantised, exactly, and rounded once.
@@ -40,9 +43,9 @@ def channel_sum(backend: Backend, geometry: Geometry, dtype: str, array: Array, 
     each = own.number + len(names)
     kinds = range(len(parts_of(backend, array[:0, ...])))
     double, axes = backend.dtype("float64"), tuple(range(2, array.ndim))
-    factors = [
-        along(backend, power(backend, powers, up), array.ndim - 2) for up in halves(backend, bits - 1 - this.exponents)
-    ]
+    up = bits - 1 - this.exponents
+    short = bits <= MOST_BITS and math.prod(array.shape[2:]) <= 2 ** (63 - bits)
+    factors = [along(backend, power(backend, powers, p), len(axes)) for p in ((up,) if short else halves(backend, up))]
 
     def of(block: Index) -> list[Array]:
         found = []
@@ -50,9 +53,15 @@ def channel_sum(backend: Backend, geometry: Geometry, dtype: str, array: Array, 
             numbers = plain(backend, part, this.real) if this.rare else backend.astype(part, double)
             for factor in factors:
                 numbers = numbers * factor[(*block[:2], ...)]
-            found += cut(backend, numbers, own)
-            found += indicators(backend, part, this.real, names) if names else []
-        return [xp.sum(value, axis=axes) for value in found]
+            if short:
+                total = xp.sum(xp.astype(xp.round(numbers), xp.int64), axis=axes, dtype=xp.int64)
+                high = total >> own.width
+                found += [backend.astype(one, double) for one in (total - (high << own.width), high)]
+            else:
+                found += [xp.sum(one, axis=axes) for one in cut(backend, numbers, own)]
+            if names:
+                found += [xp.sum(one, axis=axes) for one in indicators(backend, part, this.real, names)]
+        return found
 
     sums = xp.sum(planes(backend, array, each * len(kinds), of), axis=(0, 2))
     exponents = xp.max(this.exponents, axis=0) - (bits - 1) if array.shape[0] else xp.astype(sums[0, :], xp.int64)
