@@ -733,7 +733,7 @@ def test_kernels_of_other_processors():
     for core in (None, "Prescott", "Haswell", "SkylakeX"):
         environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_CORETYPE"}
         environment |= {"OPENBLAS_CORETYPE": core} if core else {}
-        done = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, env=environment)
+        done = subprocess.run([sys.executable, "-P", "-c", CHILD], capture_output=True, text=True, env=environment)
         if done.returncode < 0:
             continue  # this processor lacks instructions that those kernels have
         assert done.returncode == 0, done.stderr
@@ -755,7 +755,9 @@ def test_without_float64_it_is_refused_in_words():
         "    print(error)\n"
     )
     environment = {**os.environ, "JAX_ENABLE_X64": "0", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
     assert "precision" in done.stdout
     assert "float64" in done.stdout
     assert "jax_enable_x64" in done.stdout
