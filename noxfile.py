@@ -96,7 +96,7 @@ def chosen(backend: str, reason: str) -> tuple[str, ...]:
         return left
     if backend != "generic":
         # Wide numbers take the same steps, on NumPy.
-        return ("-k", "not (float64 and (fft or depthwise))", *left)
+        return ("-k", "not (float64 and (fft or depthwise) or test_reproducible and complex128)", *left)
     # JAX compiles each new shape, and its arrays are immutable: the whole matrix takes half an hour there. `gemm` in
     # float32 is the matrix of it; docs/features.py runs all that there is once.
     own = ("direct", "winograd", "fft", "depthwise-", "test_depthwise", "tiles")
