@@ -13,9 +13,9 @@ from .boundary import extend
 from .contraction import Contraction
 from .convolution import ConvCache, prepare
 from .geometry import Geometry
-from .reproducible.scales import LEAST_NORMAL, parts_of, real
+from .reproducible.scales import DIGITS, LEAST_NORMAL, parts_of, real
 
-EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
+EPSILON = {name: 2.0 ** (1 - digits) for name, digits in DIGITS.items()}
 """From 1 to the next larger number of a dtype."""
 LARGEST = {"float16": 65504.0, "bfloat16": 2.0**128 - 2.0**120, "float32": 2.0**128 - 2.0**104}
 TF32_OPERAND = 2.0**-10
@@ -137,11 +137,10 @@ class _Bound:
 
     def sizes(self, array: Array) -> Array:
         """Magnitudes; of complex numbers the sums of both parts'."""
-        found = [self.backend.xp.abs(self.backend.astype(part, self.wide.dtype)) for part in self.split(array)]
+        found = [
+            self.backend.xp.abs(self.backend.astype(part, self.wide.dtype)) for part in parts_of(self.backend, array)
+        ]
         return found[0] + found[1] if len(found) > 1 else found[0]
-
-    def split(self, array: Array) -> list[Array]:
-        return parts_of(self.backend, array)
 
     def convolved(self, geometry: Geometry, x: Array, w: Array, b: Array | None = None) -> Array:
         call = Contraction(self.backend, self.wide, geometry, "gemm", False, "standard", self.call.spare)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from ..arithmetic import HALVES
 from ..backends import Array, Backend
-from .limbs import DIGITS
-from .scales import LEAST_NORMAL, PARTS_OF, parts_of, real
+from .scales import DIGITS, LEAST_NORMAL, PARTS_OF, parts_of, real
 
 
 def usual(backend: Backend, bias: Array, made: str) -> bool:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from ..backends import Array, Backend, Workspace
-from .scales import LEAST_NORMAL, LOWEST, along, halves, power
+from .scales import DIGITS, LEAST_NORMAL, LOWEST, along, halves, power
 
-DIGITS = {"float16": 11, "bfloat16": 8, "float32": 24, "float64": 53}
-"""The bits of a significand, with the one that is not written down."""
 WIDE = 26
 """Bits that tell how a whole number with a rest is rounded to 24 bits or fewer."""
 FEWEST, MOST = -1300, 1100

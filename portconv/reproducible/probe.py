@@ -9,8 +9,6 @@ from ..backends import Array, Backend
 from ..errors import BackendError
 from .scales import HIGHEST, LOWEST
 
-EXACT = 53
-"""Integers up to two to this power are exact in float64."""
 SIZES = ((24, 5, 16), (21, 11, 256))
 """Bits of each operand's largest magnitude, of the number of terms, and rows: together they take all 53 bits.
 

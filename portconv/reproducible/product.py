@@ -120,7 +120,7 @@ class Shares(NamedTuple):
 
 def slots(backend: Backend, geometry: Geometry, purpose: str, dtype: str) -> int:
     """How many products of slices a whole one is made of."""
-    return len(slicing(dtype, summed(backend, geometry, purpose, dtype)).slots)
+    return slicing(dtype, summed(backend, geometry, purpose, dtype)).slots
 
 
 @lru_cache(maxsize=256)
@@ -145,7 +145,7 @@ def _larger(geometry: Geometry) -> int:
 
 def _elements(backend: Backend, own: Slicing) -> int:
     """How many elements slices are best made of at a time."""
-    return backend.block_bytes * BLOCKS // (8 * len(own.slots))
+    return backend.block_bytes * BLOCKS // (8 * own.slots)
 
 
 def compute(
@@ -206,7 +206,7 @@ def compute(
             sliced = None  # or the next filters' slices would be one more
             sliced = part.of_w, _sliced(problem, 1, other, workspace)
         slices = _sliced(problem, 0, one, workspace), sliced[1]
-        products = _convolved(problem, part.geometry, len(problem.own.slots), *slices)
+        products = _convolved(problem, part.geometry, problem.own.slots, *slices)
         counts = _counts(problem, part.geometry, one, other)
         own = None if bias is None else bias[part.of_w[0] if forward else part.of_x[1]]
         target = out[(*at, ...)]
@@ -257,7 +257,7 @@ def _weight_grad(problem: Problem, geometry: Geometry, some: tuple[Part, ...], m
             cells = cells._replace(array=extend(part.geometry, backend, cells.array))
             for one, chunks, own in _chunks(_shares(part.geometry.extended, problem.dtype, elements), grads, cells):
                 first_slices, second_slices = (_sliced(problem, side, own[side], workspace) for side in (0, 1))
-                products = _convolved(problem, one, len(problem.own.slots), first_slices, second_slices, chunks)
+                products = _convolved(problem, one, problem.own.slots, first_slices, second_slices, chunks)
                 more = _counts(problem, one, *own, chunks)
                 if counts is not None and more is not None:
                     more = [old + new for old, new in zip(counts, more, strict=True)]
@@ -336,9 +336,7 @@ def _sliced(problem: Problem, side: int, this: Operand, workspace: Workspace) ->
             target = cut_into(backend, target, at, numbers, own, workspace)
         return target
 
-    return _stacked(
-        backend, this.array, len(own.slots), axis, put, lambda shape: workspace(f"slices {side}", shape, double)
-    )
+    return _stacked(backend, this.array, own.slots, axis, put, lambda shape: workspace(f"slices {side}", shape, double))
 
 
 def _stacked(

@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from typing import NamedTuple
 
 from ..algorithms.columns import Index
+from ..arithmetic import HALVES
 from ..backends import Array, Backend
 from ..geometry import Geometry
 from .blocks import planes
@@ -16,6 +17,8 @@ LOWEST, HIGHEST = -1022, 1023
 """The powers of two that are normal float64."""
 LEAST_NORMAL = {"float16": -14, "bfloat16": -126, "float32": -126, "float64": -1022}
 """The power of two that is a dtype's smallest normal number."""
+DIGITS = {"float16": 11, "bfloat16": 8, "float32": 24, "float64": 53}
+"""The bits of a significand, with the one that is not written down."""
 PARTS_OF = {"complex64": "float32", "complex128": "float64"}
 
 
@@ -152,7 +155,7 @@ def _looked_for(backend: Backend, array: Array, own: str) -> tuple[Array, bool]:
 def _largest(backend: Backend, part: Array, shape: tuple[int, ...], keep: tuple[int, ...]) -> Array:
     """The largest magnitude along all axes but those kept, in float64."""
     xp, double = backend.xp, backend.dtype("float64")
-    if backend.dtype_name(part.dtype) == "bfloat16" or backend.dtype_name(part.dtype) == "float16":
+    if backend.dtype_name(part.dtype) in HALVES:
         part = backend.astype(part, backend.dtype("float32"))
     most = least = xp.reshape(part, shape)
     last = max(keep) + 1

@@ -12,18 +12,11 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from ..arithmetic import EXACT
 from ..backends import Array, Backend, Workspace
-from .probe import EXACT
 
 SIGNIFICANT = {"float16": 40, "bfloat16": 40, "float32": 40, "float64": 60, "complex64": 40, "complex128": 60}
 """How many bits, sign included, operands are quantised to, by the dtype that they have in common."""
-
-
-class Slot(NamedTuple):
-    """One of the products that make up a whole: of the slices (i, j) of a part of each operand, added up if two."""
-
-    parts: tuple[int, int]
-    slices: tuple[int, int]
 
 
 class Slicing(NamedTuple):
@@ -41,8 +34,9 @@ class Slicing(NamedTuple):
         return [(i, j) for i in range(self.number) for j in range(i, self.number)]
 
     @property
-    def slots(self) -> list[Slot]:
-        return [Slot(parts, form) for parts in PRODUCTS[: self.kinds] for form in self.forms]
+    def slots(self) -> int:
+        """How many products make up a whole: each of `forms` for each product of parts."""
+        return self.kinds * len(self.forms)
 
 
 PRODUCTS = ((0, 0), (1, 1), (0, 1), (1, 0))
@@ -59,7 +53,7 @@ def slicing(dtype: str, terms: int) -> Slicing:
     for count in range(2, bits + 1):
         width = -(-bits // count)
         # Sums of two slices are multiplied, and products of one weight, `count` of them and what is carried, added up.
-        if max(4, count + 1) * many * 4 ** (width - 1) <= 2**EXACT:
+        if max(4, count + 1) * many * 4 ** (width - 1) <= 2 ** EXACT["float64"]:
             return Slicing(bits, width, count, kinds)
     raise AssertionError("sums of so many terms cannot be addressed")
 
@@ -67,7 +61,7 @@ def slicing(dtype: str, terms: int) -> Slicing:
 def addition(bits: int, terms: int) -> Slicing:
     """Cut into the fewest slices whose sums, of `terms` of them and what is carried, are exact."""
     count = 2
-    while max(1, terms) * 2 ** -(-bits // count) > 2**EXACT:
+    while max(1, terms) * 2 ** -(-bits // count) > 2 ** EXACT["float64"]:
         count += 1
     return Slicing(bits, -(-bits // count), count, 1)
 
