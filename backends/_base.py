@@ -293,6 +293,10 @@ class Backend:
         """A view of a contiguous array with these steps, in elements, along its axes, where `strided`."""
         raise NotImplementedError
 
+    def at_hand(self, like: Array) -> bool:
+        """Whether a few numbers of an array such as `like` are read and written in no more time than calls take."""
+        return self.mutable
+
     def all_finite(self, array: Array) -> bool:
         """Whether an array holds neither a nan nor an infinity: one truth value, read from its device."""
         return bool(self.xp.all(self.xp.isfinite(array)))

@@ -65,6 +65,9 @@ class CupyBackend(Backend):
         with like.device:
             return int(self.xp.cuda.runtime.memGetInfo()[1])
 
+    def at_hand(self, like: Array) -> bool:
+        return False
+
     def to_numpy(self, array: Array) -> Any:
         return self.xp.asnumpy(array)
 

@@ -50,6 +50,9 @@ class TorchBackend(Backend):
     def holds(self, name: str, like: Array) -> bool:
         return not (like.device.type == "mps" and name in ("float64", "complex128"))
 
+    def at_hand(self, like: Array) -> bool:
+        return bool(like.device.type == "cpu")
+
     def to_numpy(self, array: Array) -> Any:
         host = array.detach().cpu().resolve_conj()
         if self.dtype_name(array.dtype) == "bfloat16":

@@ -34,6 +34,8 @@ class Limits(NamedTuple):
         Elements that all workspaces of a thread may hold, with what is shared by all threads.
     whole : bool
         Whether the library's own threads share a product better than threads share blocks of it.
+    run : int
+        The most positions of a weight gradient that are added up at once, where sums are to be short; or 0.
     """
 
     elements: int
@@ -41,6 +43,7 @@ class Limits(NamedTuple):
     least: int
     room: int
     whole: bool = False
+    run: int = 0
 
 
 class Work(NamedTuple):

@@ -360,7 +360,7 @@ def planned(geometry: Geometry, purpose: str, bounds: Limits) -> tuple[Plan, int
 
     def cut(elements: int) -> Plan:
         whole = 4 * geometry.weights > bounds.room
-        return _plan(geometry, purpose, elements, bounds.enough, _least(bounds), whole)
+        return _plan(geometry, purpose, elements, bounds.enough, _least(bounds), whole, bounds.run)
 
     return fitted(cut, lambda plan: _need(geometry, purpose, plan), bounds)
 
@@ -419,6 +419,28 @@ def work(geometry: Geometry, purpose: str, bounds: Limits) -> Work:
     return Work(narrow(operations, lines), elements, 0, calls, need, shape)
 
 
+@lru_cache(maxsize=1024)
+def chain(geometry: Geometry, purpose: str, backend: Backend, bounds: Limits) -> int:
+    """How many roundings a product of finite numbers goes through on its way into a result, its own among them."""
+    if purpose == "weight_grad":
+        if backend.strided and _all_laid(geometry) is not None:
+            return geometry.batch * geometry.positions
+        plan, _ = planned(geometry, purpose, bounds)
+        runs = sum(1 for _ in boxes(geometry.out, plan.positions))
+        return _block(geometry, plan).length + -(-len(plan.samples) // plan.sums) * runs + plan.sums
+    if purpose == "input_grad":
+        own = geometry.unstrided.mirrored
+        laid = backend.strided and _all_laid(own, geometry.stride) is not None
+        if not laid and not _mirrors(geometry, bounds):
+            return geometry.group_out + 2 * geometry.taps
+        return own.group_in * own.taps if laid else chain(own, "forward", backend, bounds)
+    if backend.strided and _all_laid(geometry) is not None:
+        return geometry.group_in * geometry.taps
+    plan, _ = planned(geometry, purpose, bounds)
+    most = max(end - start for start, end in plan.taps)
+    return geometry.group_in * most * geometry.other_taps + len(plan.taps)
+
+
 def _block(geometry: Geometry, plan: Plan) -> Block:
     """The largest block of a plan."""
 
@@ -456,12 +478,14 @@ def _need(geometry: Geometry, purpose: str, plan: Plan) -> int:
     return strips + columns + values + sums + parts
 
 
-def _plan(geometry: Geometry, purpose: str, elements: int, enough: int, least: int, whole: bool = False) -> Plan:
+def _plan(
+    geometry: Geometry, purpose: str, elements: int, enough: int, least: int, whole: bool = False, run: int = 0
+) -> Plan:
     """Cut a product: "forward", "input_grad" or "weight_grad".
 
     A block's columns hold at most `elements`; more than `enough` columns make no product faster; and there are at least
     `least` blocks to share out, where the sizes allow. With `whole`, all taps are taken together, so that filters stay
-    as they lie in memory.
+    as they lie in memory. A weight gradient's blocks have at most `run` positions each, if it is not 0, or a row.
     """
     fewest = max(1, min(FEWEST_COLUMNS, elements >> 10))
     columns = max(1, min(enough, geometry.batch * geometry.positions))
@@ -486,6 +510,8 @@ def _plan(geometry: Geometry, purpose: str, elements: int, enough: int, least: i
         rows = max(1, positions // across) * min(geometry.stride[0], geometry.kernel[0]) + reach
         strips = height // together * min(across, max(1, positions)) * rows
         positions = most = max(fewest, min(positions, positions * 4 * elements // strips))
+    if run and purpose == "weight_grad":
+        positions, most, enough = min(positions, run), min(most, run), min(enough, run)
     if _positionwise(geometry) and purpose != "weight_grad":
         samples = geometry.batch
     elif 2 * geometry.positions <= enough:

@@ -16,6 +16,12 @@ def usual(backend: Backend, bias: Array, made: str) -> bool:
     return bool(xp.all(xp.isfinite(size) & ((size == 0) | (size >= far))))
 
 
+def addend(backend: Backend, bias: Array | None, out: Array) -> Array:
+    """What is added to a usual result such as `out` (N, F, ...): where there is no bias, zeros make zeros positive."""
+    more = backend.zeros((out.shape[1],), out) if bias is None else backend.astype(bias, out.dtype) + 0.0
+    return backend.xp.reshape(more, (1, -1, *(1,) * (out.ndim - 2)))
+
+
 def biased(backend: Backend, value: Array, bias: Array, made: str) -> Array:
     """Add a bias (F,) to a result (N, F, ...), in one addition of its dtype."""
     own = real(made)

@@ -14,9 +14,10 @@ BYTES = 64
 """What an element takes while it is cut or rounded, with what is made of it on the way."""
 STEPS = 32
 """Operations that it takes."""
+Box = tuple[slice, ...]
 
 
-def blocks(backend: Backend, shape: tuple[int, ...]) -> list[Index]:
+def blocks(backend: Backend, shape: tuple[int, ...]) -> list[Box]:
     """Cut an array into blocks, along its first three axes."""
     first, second, *cells = shape
     most = max(1, backend.block_bytes // BYTES)
@@ -43,7 +44,7 @@ def planes(backend: Backend, array: Array, count: int, of: Callable[[Index], lis
         With as many parts as blocks have a sample's channel in.
     """
     cut = blocks(backend, tuple(array.shape))
-    starts = sorted({block[2].start for block in cut if isinstance(block[2], slice)}) if array.ndim > 2 else [0]
+    starts = sorted({block[2].start for block in cut}) if array.ndim > 2 else [0]
     shape = (max(1, len(starts)), count, *array.shape[:2])
     out = backend.zeros(shape, backend.empty((), array, dtype=backend.dtype("float64")))
 
@@ -52,5 +53,5 @@ def planes(backend: Backend, array: Array, count: int, of: Callable[[Index], lis
             target = backend.write(target, (i, ...), value)
         return target
 
-    indices = [(starts.index(block[2].start) if isinstance(block[2], slice) else 0, ALL, *block[:2]) for block in cut]
+    indices = [(starts.index(block[2].start) if array.ndim > 2 else 0, ALL, *block[:2]) for block in cut]
     return backend.fill(out, list(zip(indices, cut, strict=True)), compute, least(backend, tuple(array.shape)))

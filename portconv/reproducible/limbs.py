@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..backends import Array, Backend, Workspace
 from .scales import DIGITS, LEAST_NORMAL, LOWEST, along, halves, power
 
@@ -35,15 +37,28 @@ def rounded(backend: Backend, limbs: list[Array], width: int, powers: Array, exp
     return backend.astype(value, backend.dtype(real))
 
 
+def ends(backend: Backend, value: Array, error: Array, dtype: Any, workspace: Workspace) -> tuple[Array, Array]:
+    """Round the ends of the range that a number is in, to `dtype`; return the upper one, and where both are the same.
+
+    There the number itself is rounded to it (Ziv, "Fast evaluation of elementary mathematical functions with correctly
+    rounded last bit", ACM Transactions on Mathematical Software, 1991).
+    """
+    term = workspace("term", tuple(value.shape), value.dtype)
+    found = []
+    for name in ("subtract", "add"):
+        term = backend.elementwise(name, term, (...,), value, error)
+        found.append(backend.astype(term, dtype))
+    return found[1], found[0] == found[1]
+
+
 def soon(
     backend: Backend, target: Array, sums: list[Array], width: int, factor: Array, workspace: Workspace
 ) -> tuple[Array, bool]:
     """`target` with sums rounded to float32, and whether they are as `rounded` rounds them: nearly always.
 
-    Sums by weight are added up with rounding, and its largest error twice over is added to them, and subtracted: where
-    both come to the same number so does the sum itself (Ziv, "Fast evaluation of elementary mathematical functions with
-    correctly rounded last bit", ACM Transactions on Mathematical Software, 1991). None may be below the smallest normal
-    number; `factor` is the power of two that they count, in float32. Zeros may be negative.
+    Sums by weight are added up with rounding, whose largest error twice over makes the range that `ends` looks at. None
+    may be below the smallest normal number; `factor` is the power of two that they count, in float32. Zeros may be
+    negative.
     """
     shape, dtype = tuple(sums[0].shape), sums[0].dtype
     term, total, error = (workspace(name, shape, dtype) for name in ("term", "total", "error"))
@@ -58,11 +73,8 @@ def soon(
             error = backend.elementwise("add", error, (...,), error, term)
     # Each addition is off by 2**-53 of what it makes, and so is what is done with the error here.
     error = backend.elementwise("multiply", error, (...,), error, 2.0**-51)
-    term = backend.elementwise("subtract", term, (...,), total, error)
-    total = backend.elementwise("add", total, (...,), total, error)
-    low, high = (backend.astype(array, target.dtype) for array in (term, total))
-    same = bool(backend.xp.all(low == high))
-    return backend.elementwise("multiply", target, (...,), high, factor), same
+    high, same = ends(backend, total, error, target.dtype, workspace)
+    return backend.elementwise("multiply", target, (...,), high, factor), bool(backend.xp.all(same))
 
 
 def _signs(backend: Backend, limbs: list[Array]) -> list[Array]:

@@ -9,17 +9,20 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
+from itertools import product
 from typing import Any, NamedTuple
 
 from ..algorithms.columns import ALL, Index
 from ..backends import Array, Backend, Workspace
 from ..boundary import extend, fold, overlap
+from ..bounds import gamma
 from ..choice import Choice
 from ..geometry import Geometry, Range, pieces
 from ..parts import Copies, Part, parts, whole, with_samples
-from .bias import biased, usual
-from .blocks import blocks, least
+from .bias import addend, biased, usual
+from .blocks import BYTES, Box, blocks, least
 from .limbs import carried, rounded, soon
+from .near import RUN, UNCUT, Correlations, Windows, magnitude, roundings, serves, windows
 from .probe import ready
 from .scales import (
     HIGHEST,
@@ -34,6 +37,7 @@ from .scales import (
     plain,
     power,
     real,
+    scaled,
 )
 from .slices import PRODUCTS, SIGNIFICANT, SIGNS, Slicing, cut_into, slicing, weights
 from .specials import SLOTS, Counts, counted, indicators
@@ -194,12 +198,22 @@ def compute(
     if purpose == "weight_grad":
         return _weight_grad(problem, geometry, some, made)
     exponents = _exponents(problem, geometry)
-    forward = purpose == "forward"
-    shape = geometry.out_shape if forward else geometry.x_shape
+    shape = geometry.out_shape if purpose == "forward" else geometry.x_shape
     out = backend.empty(shape, a, last=geometry.channels_last, dtype=backend.dtype(made))
+    if serves(backend, geometry, purpose, a) and _normal(problem, out, exponents, made, bias):
+        out, some = _filled(problem._replace(own=UNCUT), out, some, exponents, made, bias)
+    return _filled(problem, out, some, exponents, made, bias)[0]
+
+
+def _filled(
+    problem: Problem, out: Array, some: tuple[Part, ...], exponents: Array, made: str, bias: Array | None
+) -> tuple[Array, tuple[Part, ...]]:
+    """Compute parts of `out`; return which are left, because too many of their sums are not decided."""
+    backend, forward = problem.backend, problem.purpose == "forward"
     sliced: tuple[Index, Array] | None = None
-    workspace = backend.workspace(a)  # one for all parts: fresh memory takes longer to get than to fill
-    for part in _few_samples(problem, some):
+    workspace = backend.workspace(problem.of_a.array)  # one for all: fresh memory takes longer to get than to fill
+    parts = tuple(_few_samples(problem, some))
+    for i, part in enumerate(parts):
         at, of_a = (part.of_out, part.of_x) if forward else (part.of_x, part.of_out)
         one, other = _of(problem.of_a, of_a), _of(problem.of_b, part.of_w)
         if sliced is None or sliced[0] != part.of_w:
@@ -207,13 +221,48 @@ def compute(
             sliced = part.of_w, _sliced(problem, 1, other, workspace)
         slices = _sliced(problem, 0, one, workspace), sliced[1]
         products = _convolved(problem, part.geometry, problem.own.slots, *slices)
-        counts = _counts(problem, part.geometry, one, other)
         own = None if bias is None else bias[part.of_w[0] if forward else part.of_x[1]]
         target = out[(*at, ...)]
-        value = _rounded(problem, target, products, exponents[at[:2]], made, own, counts)
+        if problem.own is UNCUT:
+            value = _windows(problem, part.geometry, *slices).put(target, products[:, 0, ...], exponents[at[:2]], own)
+        else:
+            counts = _counts(problem, part.geometry, one, other)
+            value = _rounded(problem, target, products, exponents[at[:2]], made, own, counts)
+        if value is None:
+            return out, parts[i:]
         if not (backend.views and value is target):
             out = backend.write(out, (*at, ...), value)
-    return out
+    return out, ()
+
+
+def _windows(problem: Problem, geometry: Geometry, cells: Array, filters: Array) -> Windows:
+    """What the products of uncut operands are short of."""
+    backend, purpose, one = problem.backend, problem.purpose, in_slices(geometry, 1)
+    algorithm, bounds, _ = problem.choose(one)
+    times = roundings(algorithm, one, purpose, backend, bounds)
+    squares = _squares(problem, geometry, cells[:, 0, ...])
+    return windows(backend, geometry, purpose, problem.powers, cells[:, 0, ...], filters[0, ...], squares, times)
+
+
+def _squares(problem: Problem, geometry: Geometry, cells: Array) -> Array:
+    """Add up the squares of what each window holds of a group: (N, G, *P)."""
+    backend, xp, groups = problem.backend, problem.backend.xp, geometry.groups
+    channels, size = cells.shape[1] // groups, tuple(cells.shape[2:])
+    rows = max(1, backend.block_bytes // BYTES // max(1, channels * math.prod(size[1:])))
+
+    def compute(block: Box, target: Array, workspace: Workspace) -> Array:
+        sample, group, run = block
+        part = cells[(sample, slice(group.start * channels, group.stop * channels), run, ...)]
+        room = workspace("squares", tuple(part.shape), part.dtype)
+        return xp.sum(backend.elementwise("multiply", room, (...,), part, part), axis=1, keepdims=True)
+
+    each = product(pieces(cells.shape[0], 1), pieces(groups, 1), pieces(size[0], rows))
+    cut = [tuple(slice(*piece) for piece in block) for block in each]
+    sums = backend.empty((cells.shape[0], groups, *size), cells)
+    sums = backend.fill(sums, [((*block, ...), block) for block in cut], compute, least(backend, tuple(cells.shape)))
+    one = replace(geometry, in_channels=groups, out_channels=groups)
+    ones = xp.ones((1, *one.w_shape), dtype=cells.dtype, device=backend.device_of(cells))
+    return _convolved(problem, one, 1, xp.reshape(sums, (sums.shape[0], 1, *sums.shape[1:])), ones)[:, 0, ...]
 
 
 def _few_samples(problem: Problem, some: Iterable[Part]) -> Iterator[Part]:
@@ -247,30 +296,71 @@ def _weight_grad(problem: Problem, geometry: Geometry, some: tuple[Part, ...], m
     for first in sorted({part.of_w[0].start or 0 for part in some}):
         same = [part for part in some if (part.of_w[0].start or 0) == first]
         at = same[0].of_w
-        limbs: list[list[Array]] = []
-        counts: list[Counts] | None = None
-        target = grad[(*at, ...)]
-        elements = _elements(backend, slicing(problem.dtype, 1))
-        several = len(same) > 1 or _shares(same[0].geometry.extended, problem.dtype, elements).several
-        for part in same:
-            grads, cells = _of(problem.of_a, part.of_out), _of(problem.of_b, part.of_x)
-            cells = cells._replace(array=extend(part.geometry, backend, cells.array))
-            for one, chunks, own in _chunks(_shares(part.geometry.extended, problem.dtype, elements), grads, cells):
-                first_slices, second_slices = (_sliced(problem, side, own[side], workspace) for side in (0, 1))
-                products = _convolved(problem, one, problem.own.slots, first_slices, second_slices, chunks)
-                more = _counts(problem, one, *own, chunks)
-                if counts is not None and more is not None:
-                    more = [old + new for old, new in zip(counts, more, strict=True)]
-                counts = more
-                if several:
-                    limbs = _added(problem, limbs, _weights(problem, products, made, axis=1))
-        if several:
-            value = _finished(problem, limbs, exponents[at], made, counts)
-        else:
-            value = _rounded(problem, target, products[0, ...], exponents[at], made, None, counts)
+        target, value = grad[(*at, ...)], None
+        if serves(backend, geometry, problem.purpose, grad) and _normal(problem, target, exponents[at], made, None):
+            value = _nearly(problem, geometry, same, target, exponents[at], workspace)
+        if value is None:
+            value = _summed(problem, same, target, exponents[at], made, workspace)
         if not (backend.views and value is target):
             grad = backend.write(grad, (*at, ...), value)
     return grad
+
+
+def _summed(
+    problem: Problem, some: list[Part], target: Array, exponents: Array, made: str, workspace: Workspace
+) -> Array:
+    """Compute the gradient of some filters, which parts add up to."""
+    backend = problem.backend
+    limbs: list[list[Array]] = []
+    counts: list[Counts] | None = None
+    elements = _elements(backend, slicing(problem.dtype, 1))
+    several = len(some) > 1 or _shares(some[0].geometry.extended, problem.dtype, elements).several
+    for part in some:
+        grads, cells = _of(problem.of_a, part.of_out), _of(problem.of_b, part.of_x)
+        cells = cells._replace(array=extend(part.geometry, backend, cells.array))
+        for one, chunks, own in _chunks(_shares(part.geometry.extended, problem.dtype, elements), grads, cells):
+            slices = _sliced(problem, 0, own[0], workspace), _sliced(problem, 1, own[1], workspace)
+            products = _convolved(problem, one, problem.own.slots, *slices, chunks)
+            more = _counts(problem, one, *own, chunks)
+            if counts is not None and more is not None:
+                more = [old + new for old, new in zip(counts, more, strict=True)]
+            counts = more
+            if several:
+                limbs = _added(problem, limbs, _weights(problem, products, made, axis=1))
+    if several:
+        return _finished(problem, limbs, exponents, made, counts)
+    return _rounded(problem, target, products[0, ...], exponents, made, None, counts)
+
+
+def _nearly(
+    problem: Problem, geometry: Geometry, some: list[Part], target: Array, exponents: Array, workspace: Workspace
+) -> Array | None:
+    """Compute the gradient of some filters from products that are not exact; None where too few are decided."""
+    backend, choose, problem = problem.backend, problem.choose, problem._replace(own=UNCUT)
+
+    def shortly(geometry: Geometry) -> Choice:
+        found = choose(geometry)
+        return found._replace(bounds=found.bounds._replace(run=RUN))
+
+    problem = problem._replace(choose=shortly)
+    totals: list[Array] = []
+    longest = added = 0
+    for part in _few_samples(problem, some):
+        one = in_slices(part.geometry, 1)
+        algorithm, bounds, _ = problem.choose(one)
+        longest, added = max(longest, roundings(algorithm, one, problem.purpose, backend, bounds)), added + 1
+        own = _of(problem.of_a, part.of_out), _of(problem.of_b, part.of_x)
+        slices = _sliced(problem, 0, own[0], workspace), _sliced(problem, 1, own[1], workspace)
+        products = _convolved(problem, part.geometry, 1, *slices)[0, 0, ...]
+        sizes = magnitude(backend, one, slices[0][:, 0, ...], slices[1][:, 0, ...])
+        totals = (
+            [old + new for old, new in zip(totals, (products, sizes), strict=True)] if totals else [products, sizes]
+        )
+    # Four more: the bound is rounded itself, and so are the ends of the range.
+    error = totals[1] * gamma(longest + added + 4)
+    first = some[0].of_w[0].start or 0
+    unsure = Correlations(backend, geometry, problem.powers, problem.of_a, problem.of_b, first, error)
+    return unsure.put(target, totals[0], exponents, None)
 
 
 def _chunks(shares: Shares, grads: Operand, cells: Operand) -> Iterator[tuple[Geometry, int, tuple[Operand, Operand]]]:
@@ -421,6 +511,15 @@ def _finished(
     return found[0] if made not in PARTS_OF else backend.complex(*found)
 
 
+def _normal(problem: Problem, out: Array, exponents: Array, made: str, bias: Array | None) -> bool:
+    """Whether no sum, which is a whole number of units, is below the smallest normal float32, nor one with a bias."""
+    backend = problem.backend
+    if not (made == problem.dtype == "float32" and problem.of_a.finite and problem.of_b.finite and out.ndim > 2):
+        return False
+    enough = (exponents >= LEAST_NORMAL[made]) & (exponents <= -LEAST_NORMAL[made])
+    return bool(backend.xp.all(enough)) and (bias is None or usual(backend, bias, made))
+
+
 def _rounded(
     problem: Problem,
     out: Array,
@@ -433,24 +532,16 @@ def _rounded(
     """Round what products of slices add up to, block by block, into `out`; and add a bias."""
     backend, own = problem.backend, problem.own
     axis = 0 if problem.purpose == "weight_grad" else 1
-    # No sum, which is a whole number of units, is below the smallest normal number, and none with a bias either.
-    normal = made == problem.dtype == "float32" and counts is None and out.ndim > 2
-    normal = normal and bool(backend.xp.all((exponents >= LEAST_NORMAL[made]) & (exponents <= -LEAST_NORMAL[made])))
-    normal = normal and (bias is None or usual(backend, bias, made))
+    normal = _normal(problem, out, exponents, made, bias)
     if normal:
-        factors: Array = along(backend, power(backend, problem.powers, exponents), out.ndim - 2)
-        factors = backend.astype(factors, out.dtype)
-        # What is added to zeros makes them positive.
-        more = backend.zeros((out.shape[1],), out) if bias is None else backend.astype(bias, out.dtype) + 0.0
-        more = backend.xp.reshape(more, (1, -1, *(1,) * (out.ndim - 2)))
+        factors, more = scaled(backend, problem.powers, exponents, out), addend(backend, bias, out)
 
-    def compute(block: Index, target: Array, workspace: Workspace) -> Array:
+    def compute(block: Box, target: Array, workspace: Workspace) -> Array:
         found = products[(*block[:axis], ALL, *block[axis:])]
         if normal:
             forms = [found[(*(ALL,) * axis, form, ...)] for form in range(len(own.forms))]
             each = weights(backend, forms, own, workspace)
-            factor = factors[(*block[:2], ...)]
-            target, held = soon(backend, target, each, own.width, factor, workspace)
+            target, held = soon(backend, target, each, own.width, factors[(*block[:2], ...)], workspace)
             if not held:
                 exact = carried(backend, each, own.width)
                 target = backend.write(

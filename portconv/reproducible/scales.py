@@ -183,3 +183,8 @@ def halves(backend: Backend, exponents: Array) -> tuple[Array, Array]:
 def along(backend: Backend, scales: Array, dims: int) -> Array:
     """Scales of the first two axes, to go with arrays that have `dims` more."""
     return backend.xp.reshape(scales, (*scales.shape, *(1,) * dims))
+
+
+def scaled(backend: Backend, powers: Array, exponents: Array, out: Array) -> Array:
+    """Two to the exponents of a result's first two axes, in its dtype and to go with it."""
+    return backend.astype(along(backend, power(backend, powers, exponents), out.ndim - 2), out.dtype)
