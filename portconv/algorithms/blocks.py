@@ -35,7 +35,7 @@ class Limits(NamedTuple):
     whole : bool
         Whether the library's own threads share a product better than threads share blocks of it.
     run : int
-        The most positions of a weight gradient that are added up at once, where sums are to be short; or 0.
+        Where sums are to be short, the most positions of a weight gradient that are added up at once; or 0.
     """
 
     elements: int

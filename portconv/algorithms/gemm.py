@@ -485,14 +485,15 @@ def _plan(
 
     A block's columns hold at most `elements`; more than `enough` columns make no product faster; and there are at least
     `least` blocks to share out, where the sizes allow. With `whole`, all taps are taken together, so that filters stay
-    as they lie in memory. A weight gradient's blocks have at most `run` positions each, if it is not 0, or a row.
+    as they lie in memory. Where `run` is not 0, sums are to be short: taps are added up afterwards, and a weight
+    gradient's blocks have at most so many positions each, or a row.
     """
     fewest = max(1, min(FEWEST_COLUMNS, elements >> 10))
     columns = max(1, min(enough, geometry.batch * geometry.positions))
     rows = max(1, elements // columns)
     rest = geometry.other_taps
     together = geometry.kernel[0]
-    if not whole and geometry.batch * geometry.positions >= REUSE * geometry.group_out:
+    if not whole and (run or geometry.batch * geometry.positions >= REUSE * geometry.group_out):
         # Of the gradients, few samples leave channels to be shared out, and a block with fewer of them.
         cuts = 1 if purpose == "forward" else -(-least // max(1, geometry.batch))
         together = min(together, -(-FEWEST_ROWS // (-(-geometry.group_in // cuts) * rest)))

@@ -28,7 +28,7 @@ from .slices import SIGNIFICANT, Slicing, cut, slicing
 
 UNCUT = Slicing(SIGNIFICANT["float32"], SIGNIFICANT["float32"], 1, 1)
 """Operands that are multiplied as they are, quantised."""
-LONGEST = 2400
+LONGEST = 5000
 """Terms from which on the windows that are not decided take longer than two products more."""
 RUN = 1 << 8
 """Terms of a weight gradient that are added up by themselves: the more, the larger the error."""

@@ -52,6 +52,8 @@ LONG = 1 << 13
 """Terms that two slices of 20 bits, or three, can sum; a longer sum over samples and rows is cut, and added up."""
 BLOCKS = 6
 """Blocks that slices may be as large as: arrays of more than 32 MiB are made of fresh memory each time."""
+TOGETHER = 16
+"""Channels whose squares are added up at once, while they are in cache."""
 PARTIAL = 1 << 21
 """Elements of filters that the chunks of one convolution may have."""
 Chosen = Callable[[Geometry], Choice]
@@ -201,8 +203,19 @@ def compute(
     shape = geometry.out_shape if purpose == "forward" else geometry.x_shape
     out = backend.empty(shape, a, last=geometry.channels_last, dtype=backend.dtype(made))
     if serves(backend, geometry, purpose, a) and _normal(problem, out, exponents, made, bias):
-        out, some = _filled(problem._replace(own=UNCUT), out, some, exponents, made, bias)
+        out, some = _filled(_uncut(problem), out, some, exponents, made, bias)
     return _filled(problem, out, some, exponents, made, bias)[0]
+
+
+def _uncut(problem: Problem) -> Problem:
+    """The same of operands that are multiplied as they are, in sums that are short."""
+    choose = problem.choose
+
+    def shortly(geometry: Geometry) -> Choice:
+        found = choose(geometry)
+        return found._replace(bounds=found.bounds._replace(run=RUN))
+
+    return problem._replace(own=UNCUT, choose=shortly)
 
 
 def _filled(
@@ -248,18 +261,23 @@ def _squares(problem: Problem, geometry: Geometry, cells: Array) -> Array:
     """Add up the squares of what each window holds of a group: (N, G, *P)."""
     backend, xp, groups = problem.backend, problem.backend.xp, geometry.groups
     channels, size = cells.shape[1] // groups, tuple(cells.shape[2:])
-    rows = max(1, backend.block_bytes // BYTES // max(1, channels * math.prod(size[1:])))
+    wanted = least(backend, tuple(cells.shape))
+    rows = backend.block_bytes // BYTES // (min(channels, TOGETHER) * math.prod(size[1:]))
+    rows = max(1, min(rows, -(-size[0] * cells.shape[0] * groups // wanted)))
 
     def compute(block: Box, target: Array, workspace: Workspace) -> Array:
         sample, group, run = block
-        part = cells[(sample, slice(group.start * channels, group.stop * channels), run, ...)]
-        room = workspace("squares", tuple(part.shape), part.dtype)
-        return xp.sum(backend.elementwise("multiply", room, (...,), part, part), axis=1, keepdims=True)
+        for i, some in enumerate(pieces(channels, TOGETHER)):
+            part = cells[(sample, slice(*(group.start * channels + at for at in some)), run, ...)]
+            room = workspace("squares", tuple(part.shape), part.dtype)
+            more = xp.sum(backend.elementwise("multiply", room, (...,), part, part), axis=1, keepdims=True)
+            target = backend.add(target, (...,), more) if i else backend.write(target, (...,), more)
+        return target
 
     each = product(pieces(cells.shape[0], 1), pieces(groups, 1), pieces(size[0], rows))
     cut = [tuple(slice(*piece) for piece in block) for block in each]
     sums = backend.empty((cells.shape[0], groups, *size), cells)
-    sums = backend.fill(sums, [((*block, ...), block) for block in cut], compute, least(backend, tuple(cells.shape)))
+    sums = backend.fill(sums, [((*block, ...), block) for block in cut], compute, wanted)
     one = replace(geometry, in_channels=groups, out_channels=groups)
     ones = xp.ones((1, *one.w_shape), dtype=cells.dtype, device=backend.device_of(cells))
     return _convolved(problem, one, 1, xp.reshape(sums, (sums.shape[0], 1, *sums.shape[1:])), ones)[:, 0, ...]
@@ -336,13 +354,7 @@ def _nearly(
     problem: Problem, geometry: Geometry, some: list[Part], target: Array, exponents: Array, workspace: Workspace
 ) -> Array | None:
     """Compute the gradient of some filters from products that are not exact; None where too few are decided."""
-    backend, choose, problem = problem.backend, problem.choose, problem._replace(own=UNCUT)
-
-    def shortly(geometry: Geometry) -> Choice:
-        found = choose(geometry)
-        return found._replace(bounds=found.bounds._replace(run=RUN))
-
-    problem = problem._replace(choose=shortly)
+    backend, problem = problem.backend, _uncut(problem)
     totals: list[Array] = []
     longest = added = 0
     for part in _few_samples(problem, some):
