@@ -12,15 +12,17 @@ from ..geometry import pieces
 
 BYTES = 64
 """What an element takes while it is cut or rounded, with what is made of it on the way."""
+READ = 16
+"""What one takes that is only looked at."""
 STEPS = 32
 """Operations that it takes."""
 Box = tuple[slice, ...]
 
 
-def blocks(backend: Backend, shape: tuple[int, ...]) -> list[Box]:
-    """Cut an array into blocks, along its first three axes."""
+def blocks(backend: Backend, shape: tuple[int, ...], taken: int = BYTES) -> list[Box]:
+    """Cut an array, whose elements take so many bytes, into blocks along its first three axes."""
     first, second, *cells = shape
-    most = max(1, backend.block_bytes // BYTES)
+    most = max(1, backend.block_bytes // taken)
     row = math.prod(cells[1:])
     rows, channels = math.prod(cells), second * math.prod(cells)
     cuts = [pieces(first, max(1, most // max(1, channels))), pieces(second, max(1, most // max(1, rows)))]
@@ -35,7 +37,7 @@ def least(backend: Backend, shape: tuple[int, ...]) -> int:
     return backend.least_blocks(STEPS * math.prod(shape), 2)
 
 
-def planes(backend: Backend, array: Array, count: int, of: Callable[[Index], list[Array]]) -> Array:
+def planes(backend: Backend, array: Array, count: int, of: Callable[[Index], list[Array]], taken: int = BYTES) -> Array:
     """What `of` makes of the cells of each block (N, C, *cells): so many numbers for each sample and channel, float64.
 
     Returns
@@ -43,7 +45,7 @@ def planes(backend: Backend, array: Array, count: int, of: Callable[[Index], lis
     array, shape (parts, count, N, C)
         With as many parts as blocks have a sample's channel in.
     """
-    cut = blocks(backend, tuple(array.shape))
+    cut = blocks(backend, tuple(array.shape), taken)
     starts = sorted({block[2].start for block in cut}) if array.ndim > 2 else [0]
     shape = (max(1, len(starts)), count, *array.shape[:2])
     out = backend.zeros(shape, backend.empty((), array, dtype=backend.dtype("float64")))

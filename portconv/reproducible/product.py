@@ -52,8 +52,6 @@ LONG = 1 << 13
 """Terms that two slices of 20 bits, or three, can sum; a longer sum over samples and rows is cut, and added up."""
 BLOCKS = 6
 """Blocks that slices may be as large as: arrays of more than 32 MiB are made of fresh memory each time."""
-TOGETHER = 16
-"""Channels whose squares are added up at once, while they are in cache."""
 PARTIAL = 1 << 21
 """Elements of filters that the chunks of one convolution may have."""
 Chosen = Callable[[Geometry], Choice]
@@ -261,13 +259,14 @@ def _squares(problem: Problem, geometry: Geometry, cells: Array) -> Array:
     """Add up the squares of what each window holds of a group: (N, G, *P)."""
     backend, xp, groups = problem.backend, problem.backend.xp, geometry.groups
     channels, size = cells.shape[1] // groups, tuple(cells.shape[2:])
-    wanted = least(backend, tuple(cells.shape))
-    rows = backend.block_bytes // BYTES // (min(channels, TOGETHER) * math.prod(size[1:]))
-    rows = max(1, min(rows, -(-size[0] * cells.shape[0] * groups // wanted)))
+    wanted, most = least(backend, tuple(cells.shape)), backend.block_bytes // BYTES
+    row = math.prod(size[1:])
+    rows = max(1, min(most // row, -(-size[0] * cells.shape[0] * groups // wanted)))
+    together = max(1, most // (rows * row))
 
     def compute(block: Box, target: Array, workspace: Workspace) -> Array:
         sample, group, run = block
-        for i, some in enumerate(pieces(channels, TOGETHER)):
+        for i, some in enumerate(pieces(channels, together)):
             part = cells[(sample, slice(*(group.start * channels + at for at in some)), run, ...)]
             room = workspace("squares", tuple(part.shape), part.dtype)
             more = xp.sum(backend.elementwise("multiply", room, (...,), part, part), axis=1, keepdims=True)
@@ -428,7 +427,9 @@ def _sliced(problem: Problem, side: int, this: Operand, workspace: Workspace) ->
             # Halves are no part of the standard, and their products with other dtypes not of all libraries.
             part = part if backend.bits(part.dtype) >= 32 else backend.astype(part, double)
             part = plain(backend, part, this.real) if this.rare else part
-            numbers = workspace("numbers", tuple(part.shape), double)
+            here = (*(ALL,) * axis, first, ...)
+            # What is not cut is quantised where it belongs.
+            numbers = target[here] if own.number == 1 else workspace("numbers", tuple(part.shape), double)
             for factor in factors:
                 part = numbers = backend.elementwise("multiply", numbers, (...,), part, factor[(*block[:2], ...)])
 

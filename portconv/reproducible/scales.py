@@ -11,7 +11,7 @@ from ..algorithms.columns import Index
 from ..arithmetic import HALVES
 from ..backends import Array, Backend
 from ..geometry import Geometry
-from .blocks import planes
+from .blocks import READ, planes
 
 LOWEST, HIGHEST = -1022, 1023
 """The powers of two that are normal float64."""
@@ -148,7 +148,7 @@ def _looked_for(backend: Backend, array: Array, own: str) -> tuple[Array, bool]:
             found = most if found is None else xp.maximum(found, most)
         return [found, xp.full_like(found, float(odd))]
 
-    found = xp.max(planes(backend, array, 2, of), axis=0)
+    found = xp.max(planes(backend, array, 2, of, READ), axis=0)
     return found[0, ...], not bool(xp.any(found[1, ...] > 0))
 
 
