@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import tracemalloc
+from functools import partial
 
 import numpy as np
 import pytest
@@ -146,6 +147,37 @@ def test_a_limit_that_no_algorithm_can_do_with_is_an_error_that_says_what_it_tak
         enough = int(str(caught.value).partition("at least ")[2].partition(",")[0])
         with portconv.workspace_limit(enough):
             assert portconv.conv(*arrays).shape == (1, 64, 5, 5)
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "gemm"])
+@pytest.mark.parametrize("precision", ["standard", "reproducible"])
+def test_what_a_limit_serves_larger_ones_do(algorithm, precision):
+    rng = random.Random(8)
+    shapes = [((3, 4, 12, 17), (6, 2, 3, 3), {"padding": ((1, 1), (0, 2)), "groups": 2})]
+    for _ in range(5):
+        x, w, options = drawn(rng)
+        shapes.append(((*x.shape[:2], *(min(n, 9) for n in x.shape[2:])), w.shape, options))
+    for x_shape, w_shape, options in shapes:
+        x, w, own = np.ones(x_shape, "float32"), np.ones(w_shape, "float32"), {"algorithm": algorithm, **options}
+        dout = np.ones_like(portconv.conv(x, w, **options))
+        own["precision"] = precision
+        calls = (
+            partial(portconv.conv, x, w, **own),
+            partial(portconv.conv_input_grad, dout, w, x_shape, **own),
+            partial(portconv.conv_weight_grad, dout, x, w_shape, **own),
+        )
+        for call in calls:
+            served = False
+            for step in range(8, 48):
+                limit = int(2 ** (step / 2))
+                try:
+                    with portconv.workspace_limit(limit):
+                        call()
+                    served = True
+                except portconv.ConvValueError as error:
+                    assert not served, (x_shape, w_shape, options, limit)
+                    assert int(str(error).split("at least ")[1].split(maxsplit=1)[0].rstrip(",")) > limit  # noqa: PT017
+            assert served
 
 
 def test_without_a_limit_calls_take_what_they_must(monkeypatch):

@@ -100,9 +100,14 @@ def fitted(plan: Callable[[int], Plan], need: Callable[[Plan], int], bounds: Lim
         elements = max(1, elements // 2)
 
 
+def beside_filters(geometry: Geometry, bounds: Limits) -> Limits:
+    """What bounds leave to the mirrored convolution, of a copy of the filters."""
+    return bounds._replace(room=max(1, bounds.room - geometry.weights))
+
+
 def of_mirrored(work: Callable[[Geometry, str, Limits], Work], geometry: Geometry, bounds: Limits) -> Work:
     """Say what an input gradient takes as the forward product of the mirrored convolution, of a copy of the filters."""
-    found = work(geometry.mirrored, "forward", bounds)
+    found = work(geometry.mirrored, "forward", beside_filters(geometry, bounds))
     return found._replace(elements=found.elements + geometry.weights, need=found.need + geometry.weights)
 
 

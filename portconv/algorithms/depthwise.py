@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 from ..backends import Array, Backend, Workspace
 from ..geometry import MANY_TAPS, Geometry, Range, cut, pieces
 from . import gemm
-from .blocks import Limits, Work, copied, fitted, narrow, of_mirrored
+from .blocks import Limits, Work, beside_filters, copied, fitted, narrow, of_mirrored
 from .columns import ALL, Block, Index, gather, no_strips, scatter
 
 LONG = 4096
@@ -92,7 +92,8 @@ def input_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Array
     if not backend.all_finite(w):
         return gemm.input_grad(geometry, backend, bounds, dout, w)
     if _mirrors(geometry):
-        return forward(geometry.mirrored, backend, bounds, dout, gemm.mirrored(geometry, backend, w), None)
+        turned = gemm.mirrored(geometry, backend, w)
+        return forward(geometry.mirrored, backend, beside_filters(geometry, bounds), dout, turned, None)
     xp = backend.xp
     values = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, *geometry.out))
     own, _ = planned(geometry, "input_grad", bounds)

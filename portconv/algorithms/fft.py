@@ -28,7 +28,7 @@ from typing import NamedTuple
 from ..backends import Array, Backend, Workspace
 from ..geometry import Geometry, Range, cut, edges, pieces
 from . import gemm
-from .blocks import Limits, Work, fitted, of_mirrored
+from .blocks import Limits, Work, beside_filters, fitted, of_mirrored
 from .columns import ALL
 
 FEWEST_POINTS = 64
@@ -117,7 +117,8 @@ def forward(geometry: Geometry, backend: Backend, bounds: Limits, x: Array, w: A
 def input_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Array, w: Array) -> Array:
     if not backend.all_finite(w):
         return gemm.input_grad(geometry, backend, bounds, dout, w)
-    return forward(geometry.mirrored, backend, bounds, dout, gemm.mirrored(geometry, backend, w), None)
+    turned = gemm.mirrored(geometry, backend, w)
+    return forward(geometry.mirrored, backend, beside_filters(geometry, bounds), dout, turned, None)
 
 
 def weight_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Array, x: Array) -> Array:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from ..backends import Array, Backend, Workspace
 from ..geometry import Geometry, Range, boxes, cut, largest, pieces
-from .blocks import Limits, Work, copied, fitted, narrow, of_mirrored
+from .blocks import Limits, Work, beside_filters, copied, fitted, narrow, of_mirrored
 from .columns import ALL, Block, Index, add_columns, columns_of, gather, no_strips, scatter, strips_of
 
 FEWEST_COLUMNS = 64
@@ -105,7 +105,7 @@ def input_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Array
         turned = mirrored(geometry, backend, w)
         if laid is not None:
             return _at_once(own, backend, laid, dout, turned, None)
-        return forward(own, backend, bounds, dout, turned, None)
+        return forward(own, backend, beside_filters(geometry, bounds), dout, turned, None)
     xp = backend.xp
     dout = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, *geometry.out))
     plan, _ = planned(geometry, "input_grad", bounds)
@@ -372,7 +372,10 @@ def _least(bounds: Limits) -> int:
 
 def _mirrors(geometry: Geometry, bounds: Limits) -> bool:
     """Whether the input gradient is the forward product of the mirrored convolution: its filters are a copy."""
-    return geometry.dense and 4 * geometry.weights <= bounds.room
+    if not geometry.dense or 4 * geometry.weights > bounds.room:
+        return False
+    left = beside_filters(geometry, bounds)
+    return planned(geometry.mirrored, "forward", left)[1] <= left.room
 
 
 def work(geometry: Geometry, purpose: str, bounds: Limits) -> Work:
@@ -433,7 +436,7 @@ def chain(geometry: Geometry, purpose: str, backend: Backend, bounds: Limits) ->
         laid = backend.strided and _all_laid(own, geometry.stride) is not None
         if not laid and not _mirrors(geometry, bounds):
             return geometry.group_out + 2 * geometry.taps
-        return own.group_in * own.taps if laid else chain(own, "forward", backend, bounds)
+        return own.group_in * own.taps if laid else chain(own, "forward", backend, beside_filters(geometry, bounds))
     if backend.strided and _all_laid(geometry) is not None:
         return geometry.group_in * geometry.taps
     plan, _ = planned(geometry, purpose, bounds)

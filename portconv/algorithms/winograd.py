@@ -35,7 +35,7 @@ from itertools import product
 from ..backends import Array, Backend, Workspace
 from ..geometry import Geometry, Range, cut, largest, pieces
 from . import gemm
-from .blocks import Limits, Work, copied, fitted, narrow, of_mirrored
+from .blocks import Limits, Work, beside_filters, copied, fitted, narrow, of_mirrored
 from .columns import ALL, Block, Index, gather
 from .tiles import Cuts, Tiles, cuts, tiling
 
@@ -169,7 +169,8 @@ def forward(geometry: Geometry, backend: Backend, bounds: Limits, x: Array, w: A
 def input_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Array, w: Array) -> Array:
     if not backend.all_finite(w):
         return gemm.input_grad(geometry, backend, bounds, dout, w)
-    return forward(geometry.mirrored, backend, bounds, dout, gemm.mirrored(geometry, backend, w), None)
+    turned = gemm.mirrored(geometry, backend, w)
+    return forward(geometry.mirrored, backend, beside_filters(geometry, bounds), dout, turned, None)
 
 
 def weight_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Array, x: Array) -> Array:
