@@ -121,9 +121,10 @@ class Contraction:
 
         with self._held(dtype, dout):
             (cut, made), seen = self._parts(dtype, "input_grad", dout, w), self.seen(dout)
-            w = conjugate(self.backend, w) if adjoint else w
             if self._exact(dtype):
-                return self.given(self._reproducible(dtype, "input_grad", cut, made, seen, w, b, rounded))
+                turned = (False, adjoint)
+                return self.given(self._reproducible(dtype, "input_grad", cut, made, seen, w, b, rounded, turned))
+            w = conjugate(self.backend, w) if adjoint else w
             terms = self.geometry.group_out * self.geometry.taps * overlap(self.geometry)
             if len(cut) == 1:
                 return self.given(self._computed(dtype, of(cut[0]), terms, seen, w, b))
@@ -154,11 +155,10 @@ class Contraction:
         with self._held(dtype, dout):
             (cut, made), seen, cells = self._parts(dtype, "weight_grad", dout, x), self.seen(dout), self.seen(x)
             if self._exact(dtype):
-                one, other = (
-                    conjugate(self.backend, array) if adjoint_of == name else array
-                    for name, array in (("dout", seen), ("x", cells))
+                turned = (adjoint_of == "dout", adjoint_of == "x")
+                return self._reproducible(
+                    dtype, "weight_grad", cut, made, seen, cells, rounded=rounded, conjugated=turned
                 )
-                return self._reproducible(dtype, "weight_grad", cut, made, one, other, rounded=rounded)
             terms = self.geometry.batch * self.geometry.positions
             # What is added up is rounded at the end, as in one sum.
             wide = dtype if len(cut) == 1 or dtype.kind == "integral" else computed_in(self.backend, dtype)
@@ -223,14 +223,17 @@ class Contraction:
         b: Array,
         bias: Array | None = None,
         rounded: str | None = None,
+        conjugated: tuple[bool, bool] = (False, False),
     ) -> Array:
+        """Compute a product of slices; `conjugated` which of its operands are."""
+
         def chosen(geometry: Geometry) -> Choice:
             strict, own = limits.workspace() is not None, self._sliced(dtype)
             return choose(self.algorithm, geometry, self.backend, own, purpose, self._room(made), strict)
 
         with self.backend.quiet():
             return _product().compute(
-                self.backend, self.geometry, dtype.name, purpose, chosen, cut, a, b, bias, rounded
+                self.backend, self.geometry, dtype.name, purpose, chosen, cut, a, b, bias, rounded, conjugated
             )
 
     def _sliced(self, dtype: Dtype) -> Dtype:

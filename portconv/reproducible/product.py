@@ -33,7 +33,6 @@ from .scales import (
     along,
     halves,
     operand,
-    parts_of,
     plain,
     power,
     real,
@@ -163,6 +162,7 @@ def compute(
     b: Array,
     bias: Array | None = None,
     rounded_to: str | None = None,
+    conjugated: tuple[bool, bool] = (False, False),
 ) -> Array:
     """Compute a product of operands as algorithms see them.
 
@@ -183,6 +183,8 @@ def compute(
     bias : array, shape (F,), optional
     rounded_to : str, optional
         The dtype of the result, where that is another; of complex numbers rounded to real ones, the real part.
+    conjugated : tuple of bool
+        Whether each operand's conjugate is what is multiplied.
 
     Returns
     -------
@@ -190,7 +192,10 @@ def compute(
     """
     powers, bits = ready(backend, a), SIGNIFICANT[dtype]
     roles = zip((a, b), ROLES[purpose], strict=True)
-    one, other = (operand(backend, geometry, powers, array, role, bits) for array, role in roles)
+    one, other = (
+        operand(backend, geometry, powers, array, role, bits)._replace(conjugated=turned)
+        for (array, role), turned in zip(roles, conjugated, strict=True)
+    )
     some = tuple(some)
     terms = max(summed(backend, part.geometry, purpose, dtype) for part in some)
     problem = Problem(backend, purpose, choose, powers, dtype, one, other, slicing(dtype, terms))
@@ -416,7 +421,7 @@ def _sliced(problem: Problem, side: int, this: Operand, workspace: Workspace) ->
     factors = [along(backend, power(backend, problem.powers, p), this.array.ndim - 2) for p in powers]
 
     def put(target: Array, block: Index, workspace: Workspace) -> Array:
-        parts = parts_of(backend, this.array[block])
+        parts = this.parts(backend, block)
         for kind in range(own.kinds):
             first = kind * len(own.forms)
             if PRODUCTS[kind][side] >= len(parts):  # the imaginary part of what is real
@@ -595,7 +600,7 @@ def _counts(problem: Problem, geometry: Geometry, one: Operand, other: Operand, 
             names: list[str] = names,
             axis: int = axis,
         ) -> Array:
-            sides = [indicators(backend, part, this.real, names) for part in parts_of(backend, this.array[block])]
+            sides = [indicators(backend, part, this.real, names) for part in this.parts(backend, block)]
             if len(sides) < own.kinds // 2:
                 nothing = backend.xp.zeros_like(sides[0][0])
                 sides.append(indicators(backend, nothing, this.real, names))

@@ -36,6 +36,8 @@ class Operand(NamedTuple):
     rare : bool
         Whether it may hold what must be taken for zero: subnormal numbers, nans or infinities.
     finite : bool
+    conjugated : bool
+        Whether its numbers' conjugates are what is multiplied.
     """
 
     array: Array
@@ -43,6 +45,12 @@ class Operand(NamedTuple):
     real: str
     rare: bool
     finite: bool
+    conjugated: bool = False
+
+    def parts(self, backend: Backend, block: Index) -> list[Array]:
+        """The real and the imaginary part of a block, as they are multiplied."""
+        real_part, *imaginary = parts_of(backend, self.array[block])
+        return [real_part, *(-part if self.conjugated else part for part in imaginary)]
 
 
 def real(dtype: str) -> str:
