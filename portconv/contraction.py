@@ -68,6 +68,7 @@ class Contraction:
         one = self._copies(self.dtype, "forward", largest, x.dtype, w.dtype)
         choice = self._choice(self.dtype, "forward", largest, one)
         more = one.bytes(largest, cut=len(cut) > 1)
+        more += limits.aside(self.backend.block_bytes) if self._exact(self.dtype) else 0
         return explanation(choice, *self._chosen(self.dtype, "forward", largest), self.backend, more)
 
     def forward(self, dtype: Dtype, x: Array, w: Array, b: Array | None, rounded: str | None = None) -> Array:
@@ -263,15 +264,18 @@ class Contraction:
             return (whole(self.geometry),), made
         if found is None:
             least = 2 * (sum(made) + made.filters + made.more_filters)
+            least = limits.beside(least, self.backend.block_bytes) if self.precision == "reproducible" else least
             raise ConvValueError(
-                f"workspace_limit: got {asked} bytes, expected at least {least}, twice what copies of a sample "
-                "and of the filters take"
+                f"workspace_limit: got {asked} bytes, expected at least {least}, for copies of a sample and of the "
+                "filters, and as much again"
             )
         return found, made
 
     def _room(self, made: Copies) -> int:
         """Bytes for the copies, where there are any, and as many for an algorithm's workspaces."""
-        room = limits.workspace() or self.spare * (SLICES if self.precision == "reproducible" else 1)
+        room = limits.workspace() or self.spare
+        if self.precision == "reproducible":
+            room = (limits.workspace() or room * SLICES) - limits.aside(self.backend.block_bytes)
         return room // 2 if made else room
 
     def _computed(

@@ -11,6 +11,9 @@ from functools import cache
 
 from .errors import ConvTypeError, ConvValueError
 
+ASIDE = 4
+"""The part of a limit that blocks of reproducible results may take: one in so many."""
+
 _workspace: ContextVar[int | None] = ContextVar("portconv.workspace_limit", default=None)
 _threads: ContextVar[int | None] = ContextVar("portconv.num_threads", default=None)
 
@@ -86,6 +89,17 @@ def num_threads(n: int) -> AbstractContextManager[None]:
 def workspace() -> int | None:
     """The limit on a call's memory that was asked for, in bytes, or None."""
     return _workspace.get() or _of_variable("PORTCONV_WORKSPACE_LIMIT")
+
+
+def aside(block: int) -> int:
+    """Of `block` bytes, which reproducible results cut and round at a time, what the limit lets them have."""
+    asked = workspace()
+    return block if asked is None else min(block, asked // ASIDE)
+
+
+def beside(need: int, block: int) -> int:
+    """The smallest limit that leaves so many bytes beside what `aside` takes of it."""
+    return min(-(-need * ASIDE // (ASIDE - 1)), need + block)
 
 
 def threads() -> int | None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from itertools import product
 
+from .. import limits
 from ..algorithms.columns import ALL, Index
 from ..backends import Array, Backend, Workspace
 from ..geometry import pieces
@@ -22,7 +23,7 @@ Box = tuple[slice, ...]
 def blocks(backend: Backend, shape: tuple[int, ...], taken: int = BYTES) -> list[Box]:
     """Cut an array, whose elements take so many bytes, into blocks along its first three axes."""
     first, second, *cells = shape
-    most = max(1, backend.block_bytes // taken)
+    most = at_once(backend, taken)
     row = math.prod(cells[1:])
     rows, channels = math.prod(cells), second * math.prod(cells)
     cuts = [pieces(first, max(1, most // max(1, channels))), pieces(second, max(1, most // max(1, rows)))]
@@ -30,6 +31,11 @@ def blocks(backend: Backend, shape: tuple[int, ...], taken: int = BYTES) -> list
         cuts.append(pieces(cells[0], max(1, most // max(1, row))))
     rest = (ALL,) * (len(cells) - 1)
     return [(*(slice(*piece) for piece in block), *rest) for block in product(*cuts)]
+
+
+def at_once(backend: Backend, taken: int = BYTES) -> int:
+    """How many elements that take so many bytes a block may have."""
+    return max(1, limits.aside(backend.block_bytes) // taken)
 
 
 def least(backend: Backend, shape: tuple[int, ...]) -> int:

@@ -21,7 +21,7 @@ from ..backends import Array, Backend, Workspace
 from ..bounds import gamma
 from ..geometry import Geometry, pieces
 from .bias import addend
-from .blocks import BYTES, STEPS, Box, blocks, least
+from .blocks import STEPS, Box, at_once, blocks, least
 from .limbs import carried, ends, rounded
 from .scales import Operand, along, plain, power, scaled
 from .slices import SIGNIFICANT, Slicing, cut, slicing
@@ -112,7 +112,7 @@ class Near:
             values = rounded(backend, limbs, width, self.powers, xp.reshape(scales[block], (-1, 1)), "float32")
             return values[:, 0] + added[block]
 
-        together = max(1, backend.block_bytes // BYTES // self.terms)
+        together = max(1, at_once(backend) // self.terms)
         cut_to = [((slice(*piece),), (slice(*piece),)) for piece in pieces(len(places), together)]
         threads = backend.least_blocks(STEPS * len(places) * self.terms, 2)
         values = backend.fill(backend.empty((len(places),), out), cut_to, compute, threads)
@@ -257,7 +257,7 @@ def serves(backend: Backend, geometry: Geometry, purpose: str, like: Array) -> b
     if not some or geometry.extended is not geometry or not backend.at_hand(like):
         return False
     if purpose == "weight_grad":
-        fit = geometry.positions <= backend.block_bytes // BYTES
+        fit = geometry.positions <= at_once(backend)
         return fit and geometry.batch * geometry.positions <= MANY
     return _terms(geometry, purpose) <= LONGEST
 

@@ -20,7 +20,7 @@ from ..choice import Choice
 from ..geometry import Geometry, Range, pieces
 from ..parts import Copies, Part, parts, whole, with_samples
 from .bias import addend, biased, usual
-from .blocks import BYTES, Box, blocks, least
+from .blocks import Box, at_once, blocks, least
 from .limbs import carried, rounded, soon
 from .near import RUN, UNCUT, Correlations, Windows, magnitude, roundings, serves, windows
 from .probe import ready
@@ -264,7 +264,7 @@ def _squares(problem: Problem, geometry: Geometry, cells: Array) -> Array:
     """Add up the squares of what each window holds of a group: (N, G, *P)."""
     backend, xp, groups = problem.backend, problem.backend.xp, geometry.groups
     channels, size = cells.shape[1] // groups, tuple(cells.shape[2:])
-    wanted, most = least(backend, tuple(cells.shape)), backend.block_bytes // BYTES
+    wanted, most = least(backend, tuple(cells.shape)), at_once(backend)
     row = math.prod(size[1:])
     rows = max(1, min(most // row, -(-size[0] * cells.shape[0] * groups // wanted)))
     together = max(1, most // (rows * row))
