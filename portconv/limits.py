@@ -13,6 +13,8 @@ from .errors import ConvTypeError, ConvValueError
 
 ASIDE = 4
 """The part of a limit that blocks of reproducible results may take: one in so many."""
+WIDER = 9
+"""Blocks of theirs are as many fourths of others': they are made in more steps, of more arrays."""
 
 _workspace: ContextVar[int | None] = ContextVar("portconv.workspace_limit", default=None)
 _threads: ContextVar[int | None] = ContextVar("portconv.num_threads", default=None)
@@ -92,14 +94,14 @@ def workspace() -> int | None:
 
 
 def aside(block: int) -> int:
-    """Of `block` bytes, which reproducible results cut and round at a time, what the limit lets them have."""
-    asked = workspace()
-    return block if asked is None else min(block, asked // ASIDE)
+    """The bytes that reproducible results may take to cut and round blocks, where other work is on `block` of them."""
+    most, asked = WIDER * block // 4, workspace()
+    return most if asked is None else min(most, asked // ASIDE)
 
 
 def beside(need: int, block: int) -> int:
     """The smallest limit that leaves so many bytes beside what `aside` takes of it."""
-    return min(-(-need * ASIDE // (ASIDE - 1)), need + block)
+    return min(-(-need * ASIDE // (ASIDE - 1)), need + WIDER * block // 4)
 
 
 def threads() -> int | None:

@@ -11,9 +11,9 @@ from ..algorithms.columns import ALL, Index
 from ..backends import Array, Backend, Workspace
 from ..geometry import pieces
 
-BYTES = 64
+BYTES = 144
 """What an element takes while it is cut or rounded, with what is made of it on the way."""
-READ = 16
+READ = 36
 """What one takes that is only looked at."""
 STEPS = 32
 """Operations that it takes."""
