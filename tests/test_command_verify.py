@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,14 @@ import pytest
 
 from portconv import backends
 from portconv.algorithms import gemm
-from portconv.verification import Case, cases, comparison
+from portconv.verification import Case, Report, cases, comparison
+from portconv.verification.cases import in_dtypes
 
 MISSING = "the command's libraries are not installed: pip install 'portconv[cli]'"
 testing = pytest.importorskip("click.testing", reason=MISSING)
 pytest.importorskip("rich", reason=MISSING)
 
-from portconv.command import verify  # noqa: E402  (needs click and rich)
+from portconv.command import chosen, verify  # noqa: E402  (needs click and rich)
 
 NAMES = ("1d-stride2", "2d", "2d-groups2", "2d-batch0")
 Verify = Callable[..., Any]
@@ -551,3 +554,88 @@ def test_a_pipe_gets_the_table_and_no_progress_bar() -> None:
     assert done.stderr == ""
     assert "\x1b" not in done.stdout
     assert done.stdout.splitlines()[-1].endswith("on 1 backend: all within bounds")
+
+
+BFLOAT16 = pytest.param(
+    "bfloat16",
+    marks=pytest.mark.skipif(find_spec("ml_dtypes") is None, reason="ml_dtypes, NumPy's bfloat16, is not installed"),
+)
+NEW_DTYPES = ("float16", BFLOAT16, "complex64", "complex128")
+
+
+@pytest.mark.parametrize("dtype", NEW_DTYPES)
+def test_the_whole_matrix_holds_on_numpy_in_halves_and_complex_numbers(dtype: str) -> None:
+    done = testing.CliRunner().invoke(verify.command, ["--backend", "numpy", "--dtype", dtype, "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert (found["comparisons"], found["out_of_bounds"]) == (sum(len(case.quantities) for case in cases([dtype])), 0)
+    # An error of nothing at all would mean that the dtype was not looked at; db is summed as the exact values are.
+    assert all((dtype == "complex128" and row["quantity"] == "db") or row["units"] for row in found["against_truth"])
+
+
+@pytest.mark.parametrize("name", ["numpy", "torch"])
+@pytest.mark.parametrize("dtype", NEW_DTYPES)
+def test_halves_and_complex_numbers_hold_in_every_precision(run: Verify, dtype: str, name: str) -> None:
+    if backends.find(name).unavailable:
+        pytest.skip(f"{name}: {backends.find(name).unavailable}")
+    precisions = [part for own in ("standard", "fast", "reproducible") for part in ("--precision", own)]
+    done = run("--backend", "numpy", "--backend", name, "--dtype", dtype, *precisions, "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["dtypes"] == [dtype]
+    assert all(0 <= row["units"] <= 1 and not row["failed"] for row in found["against_truth"] + found["pairs"])
+    exactly = [row for row in found["pairs"] if row["precision"] == "reproducible"]
+    assert {row["unequal"] for row in exactly} == {0}
+    assert len({own["sha256"] for own in found["digests"] if own["precision"] == "reproducible"}) == 1
+    assert exactly
+    for made in found["results"]:
+        assert isinstance(made["got"], list if dtype.startswith("complex") else float) or made["where"] is None
+
+
+@pytest.mark.parametrize("dtype", NEW_DTYPES)
+def test_a_flipped_gradient_is_found_in_halves_and_complex_numbers(
+    run: Verify, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dtype: str
+) -> None:
+    original = gemm.weight_grad
+    monkeypatch.setattr(gemm, "weight_grad", lambda *arguments: original(*arguments)[..., ::-1])
+    path = tmp_path / "report.html"
+    done = run("--backend", "numpy", "--dtype", dtype, "--html", str(path))
+    assert done.exit_code == 1
+    failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
+    assert [line.split(":")[1] for line in failed] == [f" {name} {dtype} dw" for name in NAMES[:3]]
+    # Both values, in as many digits as the dtype has; imaginary parts with their sign.
+    number = {"float16": r"-?[\d.e-]{1,11}", "bfloat16": r"-?[\d.e-]{1,10}"}.get(dtype, r"-?[\d.e-]+[+-][\d.e-]+j")
+    assert all(re.search(rf"\(got {number}, exact {number}\)$", line) for line in failed)
+    assert all(line.removeprefix("FAILED ") in Text(path.read_text(encoding="utf-8")).words for line in failed)
+
+
+def test_bfloat16_without_ml_dtypes_is_left_out_in_words(run: Verify, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    done = run("--backend", "numpy", "--dtype", "bfloat16", "--dtype", "float16")
+    assert done.exit_code == 0, done.output
+    needed = "skipped numpy: bfloat16 on the host needs ml_dtypes: pip install 'portconv[bfloat16]'"
+    assert needed in done.stdout.splitlines()
+    assert done.stdout.splitlines()[-1] == "15 comparisons on 1 backend: all within bounds"
+    done = run("--backend", "numpy", "--dtype", "bfloat16", "--algorithm", "winograd")
+    assert (done.exit_code, done.stdout.splitlines()[-1]) == (1, "nothing was compared")
+
+
+def test_a_library_without_halves_is_left_out_in_words(run: Verify) -> None:
+    pytest.importorskip("array_api_strict", reason="a second library is not installed: pip install array-api-strict")
+    both = ("--backend", "array_api_strict", "--backend", "numpy")
+    done = run(*both, "--dtype", "float16")
+    assert done.exit_code == 0, done.output
+    assert "skipped array_api_strict: has no float16 on its default device" in done.stdout.splitlines()
+    assert (
+        run(*both, "--dtype", "complex64").stdout.splitlines()[-1] == "45 comparisons on 2 backends: all within bounds"
+    )
+
+
+def test_weights_too_large_for_float16_are_left_out_and_counted() -> None:
+    report = Report()
+    large = Case("large", (1, 1, 4), (1, 1, 1), w=np.array([[[65536.0]]]))
+    plain = Case("plain", (1, 1, 4), (1, 1, 1), w=np.array([[[65504.0]]]))
+    found = chosen.runs(in_dtypes([large, plain], ("float32", "float16")), (), ("standard", "fast"), report)
+    names = [(case.name, case.dtype) for case, precision in found if precision == "fast"]
+    assert names == [("large", "float32"), ("plain", "float32"), ("plain", "float16")]
+    assert report.left_out == {"float16 cases whose weights are too large for it": 1}

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,10 @@ from portconv.verification.cases import Inputs
 NUMPY = backends.get("numpy")
 CASES = {case.name: case for case in cases(["float32"])}
 CASE = CASES["2d-stride2"]
+BFLOAT16 = pytest.param(
+    "bfloat16",
+    marks=pytest.mark.skipif(find_spec("ml_dtypes") is None, reason="ml_dtypes, NumPy's bfloat16, is not installed"),
+)
 # Paddings by name, worked out by hand for the cases below.
 PADS = {
     "1d-same-stride3": ((2, 2),),  # ceil(13 / 3) = 5 outputs need 4 * 3 + 5 = 17 cells
@@ -391,13 +396,13 @@ def off_by(times: float, bound: np.ndarray, value: np.ndarray) -> Change:
     index = tuple(n // 2 for n in value.shape)
 
     def change(result: Any) -> Any:
-        result[index] = float(value[index] + times * bound[index])
+        result[index] = (value[index] + times * bound[index]).item()
         return result
 
     return change
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
 @pytest.mark.parametrize("quantity", ["out", "dx", "dw"])
 @pytest.mark.parametrize(("times", "caught"), [(2, True), (-2, True), (0.5, False), (-0.5, False)])
 def test_twice_the_bound_is_caught_and_half_of_it_is_not(
@@ -703,6 +708,21 @@ def test_one_other_bit_is_a_failure_of_reproducible_results(monkeypatch: pytest.
     assert str(found[0]).startswith(words)
 
 
+@pytest.mark.parametrize("dtype", ["float16", BFLOAT16, "complex64", "complex128"])
+def test_one_other_bit_is_a_failure_in_halves_and_complex_numbers(monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+    def changed(out: Any) -> Any:
+        whole = out[0, 1, 2, 3:4].view(np.uint8)
+        # The last bit, of imaginary parts where there are such.
+        whole[len(whole) // 2 if dtype.startswith("complex") else 0] ^= 1
+        return out
+
+    case, ways = replace(CASES["2d-bias"], dtype=dtype), [Variant(NUMPY), Variant(NUMPY, threads=1)]
+    assert all(made.held for made in compare(case, ways, "reproducible"))
+    rounded_apart(monkeypatch, changed, lambda _: call_limits.threads() == 1)
+    found = [made for made in compare(case, ways, "reproducible") if not made.held and made.to_the_bit]
+    assert [(made.quantity, made.where, made.elements - made.equal) for made in found] == [("out", (0, 1, 2, 3), 1)]
+
+
 def test_another_zero_is_another_number_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     other = other_backend()
     empty = Inputs(*(np.zeros_like(array) for array in CASE.inputs()))
@@ -828,3 +848,190 @@ def test_a_report_sums_up() -> None:
     assert report.summary() == "4 comparisons on 1 backend: 1 out of bounds"
     assert str(report.failures[0]) == "numpy: case 3.0 float32 dx: off by 3 times the bound, 30 ulps"
     assert str(made(2.0, "torch")).startswith("numpy and torch: case 2.0 float32 out: apart by 2 times the bound")
+
+
+def complex_loops(case: Case, inputs: Inputs, pads: tuple[tuple[int, int], ...]) -> dict[str, Any]:
+    """What `loops` gives; gradients are of conjugates."""
+    x, w, b, dout = inputs
+    found = loops(case, Inputs(np.conj(x), np.conj(w), b, dout), pads)
+    return {**found, "out": loops(case, inputs, pads)["out"]}
+
+
+SMALL = Case("small", (2, 4, 6, 5), (4, 2, 3, 2), bias=True, stride=(2, 1), padding=1, groups=2)
+SMALL_PADS = ((1, 1), (1, 1))
+HALF_UNIT = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
+"""Half of what lies between 1 and the next number."""
+
+
+def results(case: Case, inputs: Inputs) -> dict[str, Any]:
+    x, w, b, dout = inputs
+    out, cache = portconv.conv_forward(x, w, b, **case.options)
+    return {"out": out, **portconv.conv_backward(dout, cache)._asdict()}
+
+
+@pytest.mark.parametrize("dtype", ["float16", BFLOAT16])
+def test_bounds_of_halves_hold_in_exact_arithmetic(dtype: str) -> None:
+    case = replace(SMALL, dtype=dtype)
+    inputs = case.inputs()
+    fractions = Inputs(*(np.vectorize(Fraction, otypes=[object])(array.astype(np.float64)) for array in inputs))
+    expected = loops(case, fractions, SMALL_PADS)
+    sums = loops(case, Inputs(*(np.abs(array) for array in fractions)), SMALL_PADS)
+    true, unit, worst = exact(case, inputs), Fraction(HALF_UNIT[dtype]), 0.0
+    for quantity, values in results(case, inputs).items():
+        assert values.dtype == inputs.x.dtype
+        reach = true[quantity].reach(dtype, "standard")
+        for index in np.ndindex(values.shape):
+            really = expected[quantity][index]
+            error = abs(Fraction(float(values[index])) - really)
+            assert error <= Fraction(float(reach[index]))
+            # A sum in float32 and a rounding to the half, which is of 1 + 2 h times as much at most; or a subnormal's.
+            sum_in_single = case.terms[quantity] * Fraction(2) ** -24 * sums[quantity][index]
+            least = sum_in_single + unit * abs(really)
+            assert least <= Fraction(float(reach[index])) <= (1 + 3 * unit) * least + unit * Fraction(2) ** -14
+            worst = max(worst, float(error / Fraction(float(reach[index]))))
+    # One of some hundred roundings is nearly of half a unit, so the bound is seen to be no larger than it must be.
+    assert worst > 0.8
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "complex128"])
+def test_bounds_of_complex_numbers_are_those_of_both_parts(dtype: str) -> None:
+    case = replace(SMALL, dtype=dtype)
+    # Multiples of 2**-22 below 1: sums of their products are exact in complex128, and rounded in complex64.
+    inputs = Inputs(*(np.round(array.astype(np.complex128) * 2**22) / 2**22 for array in case.inputs()))
+    given = Inputs(*(array.astype(dtype) for array in inputs))
+    expected = complex_loops(case, inputs, SMALL_PADS)
+    sums = loops(case, Inputs(*(np.abs(array.real) + np.abs(array.imag) for array in inputs)), SMALL_PADS)
+    true, u = exact(case, given), {"complex64": 2.0**-24, "complex128": 2.0**-53}[dtype]
+    for quantity, values in results(case, given).items():
+        reach = true[quantity].reach(dtype, "standard")
+        assert values.dtype == dtype
+        assert np.array_equal(true[quantity].value, expected[quantity])
+        assert np.all(np.abs(values - expected[quantity]) <= reach)
+        assert np.any(values != expected[quantity]) == (dtype == "complex64")
+        n = case.terms[quantity] * (1 if quantity == "db" else 2)
+        # Three roundings in float64: of the sums, by gamma, and by the root.
+        np.testing.assert_allclose(reach, np.sqrt(2) * n * u / (1 - n * u) * sums[quantity], rtol=n * 2.0**-50)
+
+
+@pytest.mark.parametrize("dtype", ["float16", BFLOAT16, "complex64", "complex128"])
+def test_inputs_of_halves_and_complex_numbers(dtype: str) -> None:
+    for case in cases([dtype]):
+        given = case.inputs()
+        singles = replace(case, dtype="float64").inputs()
+        for array, single in zip(given, singles, strict=True):
+            if array is None or single is None:
+                continue
+            assert array.dtype.name == dtype
+            assert not array.flags.writeable
+            wide = array.astype(np.complex128)
+            # The same numbers as in other dtypes, rounded once, by half a unit at 1; and other imaginary parts.
+            assert np.all(np.abs(wide.real - single) <= HALF_UNIT.get(dtype, 2.0**-24))
+            if dtype.startswith("complex") and array.size > 1:
+                assert np.all(np.abs(wide.imag) <= 1)
+                assert not np.any(wide.imag == wide.real)
+
+
+def test_ulps_by_hand() -> None:
+    true = np.array([[[1.0, 3.0, 1000.0, 2.0**-20]]])
+    # Of float16's 11 bits the last is worth 2**-10 at 1, 2**-9 at 3, 2**-1 at 1000, and 2**-24 where it is subnormal.
+    steps = np.array([2.0**-10, 2.0**-9, 2.0**-1, 2.0**-24])
+    case = Case("ulps", (1, 1, 4), (1, 1, 1), dtype="float16")
+    for place, times in enumerate((1, 5, 2, 3)):
+        found = true.copy()
+        found[0, 0, place] += times * steps[place]
+        told = figures.figures(found.astype(np.float16), true, np.ones_like(true), true, case, "out")
+        assert (told.ulps, told.where, told.equal) == (times, (0, 0, place), 3)
+    # 5, of 3 + 4j, is worth 2**-21 in float32's last place.
+    value = np.full((1, 1, 1), 3 + 4j)
+    told = figures.figures(
+        (value + 2.0**-20 * 1j).astype(np.complex64),
+        value,
+        np.full(value.shape, 2.0**-19),
+        value,
+        Case("ulps", (1, 1, 1), (1, 1, 1), dtype="complex64"),
+        "out",
+    )
+    assert (told.ulps, told.units, told.equal) == (2, 0.5, 0)
+    assert (told.got, told.expected) == (3 + (4 + 2.0**-20) * 1j, 3 + 4j)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_ulps_are_numpys_spacing(dtype: str) -> None:
+    lowest = int(np.log2(float(np.finfo(dtype).smallest_subnormal)))
+    numbers = np.ldexp(1.25, np.arange(lowest + 2, 15)).astype(dtype)
+    assert np.array_equal(figures._ulps(numbers.astype(np.float64), dtype), np.spacing(numbers).astype(np.float64))
+
+
+def test_values_are_written_in_few_digits() -> None:
+    assert figures.written(float(np.float16(0.1)), "float16") == "0.099976"
+    assert figures.written(1.5 - 0.25j, "complex64") == "1.5-0.25j"
+    assert figures.written(complex(np.nan, -np.inf), "complex128") == "nan-infj"
+
+
+@pytest.mark.parametrize("dtype", ["float16", BFLOAT16])
+def test_values_are_written_with_as_many_digits_as_tell_them_apart(dtype: str) -> None:
+    # Up to the exponent of infinities and nans: 5 bits after the sign, or 8.
+    largest = {"float16": 0x7C00, "bfloat16": 0x7F80}[dtype]
+    every = np.arange(largest, dtype=np.uint16).view(NUMPY.dtype(dtype)).astype(np.float64)
+    again = np.array([figures.written(float(value), dtype) for value in every], np.float64)
+    assert np.array_equal(again.astype(NUMPY.dtype(dtype)).astype(np.float64), every)
+
+
+@pytest.mark.parametrize("dtype", ["float16", BFLOAT16])
+@pytest.mark.parametrize("quantity", ["out", "dx", "dw"])
+def test_thrice_the_bound_is_caught_in_halves(monkeypatch: pytest.MonkeyPatch, dtype: str, quantity: str) -> None:
+    case = next(case for case in cases([dtype]) if case.name == "2d-same-s3-dil2")
+    assert not failures(case)
+    true = exact(case)[quantity]
+    spoil(monkeypatch, quantity, off_by(3, true.reach(dtype, "standard") + true.radius, true.value))
+    (found,) = failures(case)
+    assert found.quantity == quantity
+    # It is rounded to the half after that, by less than the bound.
+    assert 2 < found.units < 4
+
+
+@pytest.mark.parametrize("precision", ["standard", "reproducible"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_what_is_too_large_for_float16_is_judged_too(precision: str, bias: bool) -> None:
+    case = Case("large", (2, 1, 4), (1, 1, 1), bias=bias, dtype="float16")
+    x = np.array([[[65504.0, 32768.0, 1.0, 65408.0]], [[-65504.0, 2.0, -300.0, 32752.0]]], np.float16)
+    w, b = np.array([[[2.0]]], np.float16), np.array([-100.0], np.float16) if bias else None
+    inputs = Inputs(x, w, b, np.ones((2, 1, 4), np.float16))
+    with np.errstate(over="ignore"):
+        # All with 2**15 and more, and 2**16 - 100 is less than 65504.
+        assert np.isinf(results(case, inputs)["out"]).sum() == (3 if bias else 4)
+        assert all(made.held for made in compare(case, [NUMPY], precision, inputs))
+
+
+@pytest.mark.parametrize("dtype", ["float16", BFLOAT16])
+def test_an_infinity_or_too_large_a_number_is_caught_in_halves(monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+    case = replace(CASE, dtype=dtype)
+    for wrong in (np.inf, -np.inf, 65280.0, np.nan):
+
+        def change(result: Any, wrong: float = wrong) -> Any:
+            result[0, 1, 2, 1] = wrong
+            return result
+
+        with monkeypatch.context() as patch:
+            spoil(patch, "dx", change)
+            (found,) = failures(case)
+        assert (found.quantity, found.where, str(found.got)) == ("dx", (0, 1, 2, 1), str(float(wrong)))
+
+
+@pytest.mark.parametrize("dtype", ["float16", BFLOAT16])
+def test_a_digest_of_halves_is_that_of_their_bytes(dtype: str) -> None:
+    case = replace(CASE, dtype=dtype)
+    found = next(made for made in compare(case, [NUMPY]) if made.quantity == "out")
+    out = results(case, case.inputs())["out"]
+    assert found.sha256 == hashlib.sha256(out.view(np.uint16).astype("<u2").tobytes()).hexdigest()
+    assert found.equal > 0.9 * found.elements  # the exact value's, rounded
+
+
+def test_dtypes_that_the_host_or_a_library_lacks_are_said_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = other_backend()
+    assert unsupported(NUMPY, "float16", precision="reproducible") is None
+    assert unsupported(other, "float16") == "has no float16 on its default device"
+    assert unsupported(other, "complex64") is None
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    assert unsupported(NUMPY, "float16") is None
+    assert "pip install 'portconv[bfloat16]'" in str(unsupported(NUMPY, "bfloat16"))

@@ -18,7 +18,7 @@ from .group import backend_named, refuse
 REPRODUCIBLE_THREADS = (1, 2)
 """Numbers of threads that reproducible results are compared under, where none are asked for."""
 COPIES = 10
-"""Arrays of doubles that each element of a case takes while its exact values and bounds are worked out."""
+"""Arrays of doubles or complex numbers that each element of a case takes while its exact values are worked out."""
 
 
 def chosen_backends(names: Sequence[str], report: Report) -> list[Backend]:
@@ -79,9 +79,14 @@ def variants(found: Sequence[Variant], threads: Sequence[int], precision: str) -
 
 
 def chosen_layers(
-    file: Path | None, model: Path | None, batch: int | None, dims: Sequence[str], report: Report
+    file: Path | None,
+    model: Path | None,
+    batch: int | None,
+    dims: Sequence[str],
+    report: Report,
+    dtypes: Sequence[str],
 ) -> tuple[Case, ...] | None:
-    """Read the cases of files, in float32; None where none is given."""
+    """Read the cases of files, in float32, to be run in `dtypes`; None where none is given."""
     if model is None and (batch is not None or dims):
         refuse(f"{'--dim' if dims else '--batch'}: got a size without a model, expected --onnx FILE beside it")
     if file is None and model is None:
@@ -100,9 +105,10 @@ def chosen_layers(
     except layers.Unusable as error:
         refuse(error)
     memory = backends.get("numpy").memory(None)
+    wide = 16 if any(dtype.startswith("complex") for dtype in dtypes) else 8
     for case in found:
         sizes = case.geometry
-        needed = 8 * COPIES * sum(map(math.prod, (sizes.x_shape, sizes.w_shape, sizes.out_shape)))
+        needed = wide * COPIES * sum(map(math.prod, (sizes.x_shape, sizes.w_shape, sizes.out_shape)))
         if needed > memory:
             refuse(
                 f"layer {case.name!r}: verifying it takes about {needed} bytes of memory, of which there are {memory}"
@@ -124,12 +130,18 @@ def runs(
     given: Sequence[Case], algorithms: Sequence[str], precisions: Sequence[str], report: Report
 ) -> list[tuple[Case, str]]:
     """Each case in each precision, by each algorithm asked for, or by its own; what none can serve is left out."""
-    found = []
+    found, fitting = [], []
+    for case in given:
+        if case.fits:
+            fitting.append(case)
+        else:
+            report.leave_out(f"{case.dtype} cases whose weights are too large for it")
     for precision in precisions:
-        for case in given:
+        for case in fitting:
             if not algorithms:
-                # Reproducible results are the same by whichever algorithm.
-                own = precision != "reproducible" or case.algorithm == "auto" or unserved(case, precision) is None
+                # Reproducible results are the same by whichever algorithm, and complex ones not to be had by each.
+                some = precision == "reproducible" or case.dtype.startswith("complex")
+                own = not some or case.algorithm == "auto" or unserved(case, precision) is None
                 found.append((case if own else replace(case, algorithm="auto"), precision))
             for algorithm in dict.fromkeys(algorithms):
                 named = replace(case, algorithm=algorithm)

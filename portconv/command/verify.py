@@ -22,7 +22,7 @@ from ..benchmark.report import surroundings
 from ..choice import algorithms as known_algorithms
 from ..errors import PortconvError
 from ..verification import Case, Report, Variant, cases, compare, unsupported
-from ..verification.cases import DTYPES, in_dtypes
+from ..verification.cases import ALL_DTYPES, DTYPES, in_dtypes
 from ..verification.report import Row, both, figure, grouped, share
 from . import chosen
 from .group import UNCHECKED, check_destination, refuse
@@ -73,7 +73,13 @@ def _digests(context: click.Context, parameter: click.Parameter, values: Sequenc
     type=click.Choice(PRECISIONS),
     help="Repeatable; standard if not given. Reproducible results must have equal bits.",
 )
-@click.option("--dtype", "dtypes", multiple=True, type=click.Choice(DTYPES), help="Repeatable; both if not given.")
+@click.option(
+    "--dtype",
+    "dtypes",
+    multiple=True,
+    type=click.Choice(ALL_DTYPES),
+    help=f"Repeatable; {' and '.join(DTYPES)} if not given.",
+)
 @click.option(
     "--algorithm",
     "algorithms",
@@ -129,12 +135,13 @@ def command(
     if html is not None:
         check_destination("--html", html, PAGES)
     report = Report(by_algorithm=bool(algorithms), expected=expected)
-    given = chosen.chosen_layers(layers, model, batch, dims, report)
+    asked = [dtype for dtype in ALL_DTYPES if dtype in (dtypes or DTYPES)]
+    given = chosen.chosen_layers(layers, model, batch, dims, report, asked)
     found = chosen.places(chosen.chosen_backends(names, report), devices, report)
-    asked = [dtype for dtype in DTYPES if not dtypes or dtype in dtypes]
     wanted = tuple(dict.fromkeys(precisions)) or ("standard",)
     ways = _ways(report, found, asked, wanted, threads)
-    made = cases(asked) if given is None else in_dtypes(given, asked)
+    able = [dtype for dtype in asked if any(ways[dtype, precision] for precision in wanted)]
+    made = cases(able) if given is None else in_dtypes(given, able)
     _fill(report, chosen.runs(made, algorithms, wanted, report), ways)
     settings = {"precision": ", ".join(wanted), "dtype": ", ".join(asked)}
     about = _about(ctx, report, found, settings)

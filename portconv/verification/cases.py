@@ -12,16 +12,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import backends
 from ..arguments import Ints, Padding, batched, geometry
 from ..boundary import overlap
+from ..bounds import LARGEST
 from ..convolution import conv_output_shape
 from ..geometry import Geometry
+from ..reproducible.scales import real
 
-Floats = NDArray[np.floating[Any]]
+Floats = NDArray[np.inexact[Any]]
 Shape = tuple[int, ...]
 
 DTYPES = ("float32", "float64")
-"""What backends are compared in."""
+"""What backends are compared in, where nothing else is asked for."""
+ALL_DTYPES = (*DTYPES, "float16", "bfloat16", "complex64", "complex128")
+"""What they can be compared in."""
 QUANTITIES = ("out", "dx", "dw", "db")
 """What a case computes; db only where there is a bias."""
 
@@ -96,14 +101,24 @@ class Case:
         }
 
     @property
+    def fits(self) -> bool:
+        """Whether the numbers of its own are none too large for its dtype."""
+        largest = LARGEST.get(real(self.dtype), math.inf)
+        return all(own is None or bool(np.all(np.abs(own) <= largest)) for own in (self.w, self.b))
+
+    @property
     def operations(self) -> int:
         """Multiplications and additions of one of the three products."""
         return self.geometry.operations
 
     def inputs(self) -> Inputs:
-        """Make the case's numbers, but its own: in [-1, 1), rounded to its dtype, and the same in every process."""
+        """Make the case's numbers, but its own: in [-1, 1), rounded to its dtype, and the same in every process.
+
+        Both parts of complex numbers are such.
+        """
+        dtype = host_dtype(self.dtype)
         x, w, b, dout = (
-            _numbers(f"{self.name} {which}", shape, self.dtype) if own is None else _frozen(own.astype(self.dtype))
+            _numbers(f"{self.name} {which}", shape, dtype) if own is None else _frozen(own.astype(dtype))
             for which, shape, own in (
                 ("x", self.x_shape, None),
                 ("w", self.w_shape, self.w),
@@ -114,7 +129,16 @@ class Case:
         return Inputs(x, w, b if self.bias else None, dout)
 
 
-def _numbers(label: str, shape: Shape, dtype: str) -> Floats:
+def host_dtype(name: str) -> np.dtype[Any]:
+    """NumPy's dtype of that name; a BackendError says what bfloat16 needs where it is missing."""
+    found: np.dtype[Any] = backends.get("numpy").dtype(name)
+    return found
+
+
+def _numbers(label: str, shape: Shape, dtype: np.dtype[Any]) -> Floats:
+    if dtype.kind == "c":
+        parts = (_numbers(f"{label}{part}", shape, np.dtype(np.float64)) for part in ("", " imaginary"))
+        return _frozen(np.stack([*parts], axis=-1).view(np.complex128)[..., 0].astype(dtype))
     # A bit generator's raw numbers stay the same from one NumPy to the next; what Generator makes of them may not.
     raw = np.asarray(np.random.PCG64(zlib.crc32(label.encode())).random_raw(math.prod(shape)), np.uint64)
     # Multiples of 2**-52: a product of two is 0 or at least 2**-104, so none underflows in float32 either.

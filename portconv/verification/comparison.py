@@ -16,8 +16,8 @@ from ..backends import Backend
 from ..convolution import conv_backward, conv_forward, explain
 from ..errors import PortconvError
 from .bounds import Exact, exact
-from .cases import Case, Inputs
-from .figures import Figures, Host, Plane, figures, written
+from .cases import Case, Inputs, host_dtype
+from .figures import Figures, Host, Number, Plane, figures, written
 from .tiles import Doubles
 from .variants import Variant, pairs, plain
 
@@ -75,8 +75,8 @@ class Comparison:
     algorithm: str = "auto"
     served: str | None = None
     where: tuple[int, ...] | None = None
-    got: float | None = None
-    expected: float | None = None
+    got: Number | None = None
+    expected: Number | None = None
     counts: tuple[int, ...] = ()
     sha256: str | None = None
     plane: Plane | None = field(default=None, compare=False, repr=False)
@@ -128,7 +128,7 @@ def unserved(case: Case, precision: str = "standard") -> str | None:
     str or None
     """
     # Of the arrays, only their shapes and dtypes matter.
-    x, w = (np.broadcast_to(np.zeros((), case.dtype), shape) for shape in (case.x_shape, case.w_shape))
+    x, w = (np.broadcast_to(np.zeros((), host_dtype(case.dtype)), shape) for shape in (case.x_shape, case.w_shape))
     try:
         explain(x, w, **case.options, precision=precision, algorithm=case.algorithm)
     except PortconvError as error:  # any other is for the results to show
@@ -200,7 +200,9 @@ def compare(
 
 def _digest(result: Host) -> str:
     """Of the numbers as they are, whatever the machine's byte order."""
-    return hashlib.sha256(np.ascontiguousarray(result, result.dtype.newbyteorder("<")).data).hexdigest()
+    # As bytes, because no buffer can be had of bfloat16.
+    whole = np.ascontiguousarray(result, result.dtype.newbyteorder("<")).reshape(-1)
+    return hashlib.sha256(whole.view(np.uint8).data).hexdigest()
 
 
 def _results(
@@ -243,8 +245,10 @@ def _run(
         shapes |= {"out": inputs.dout.shape, "dx": inputs.x.shape}
     device = {} if variant.device is None else {"device": variant.device}
     try:
-        # Copies: a library may share the host's memory, and no other may see what it did there.
-        x, w, b, dout = (None if a is None else backend.asarray(a.copy(), dtype=case.dtype, **device) for a in inputs)
+        # Copies: a library may share the host's memory, and no other may see what it did there. In float32 where only
+        # NumPy takes an array of ml_dtypes.
+        given = (a if a is None else a.astype(np.float32 if case.dtype == "bfloat16" else a.dtype) for a in inputs)
+        x, w, b, dout = (None if a is None else backend.asarray(a, dtype=case.dtype, **device) for a in given)
         out, cache = conv_forward(x, w, b, **case.options, precision=precision, algorithm=case.algorithm)
     except Exception as error:
         return dict.fromkeys(case.quantities, _words(error)), served

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .cases import Case
+from ..reproducible.scales import DIGITS, LEAST_NORMAL, real
+from .bounds import wide
+from .cases import Case, host_dtype
 from .tiles import Doubles
 
-Host = NDArray[np.floating[Any]]
+Host = NDArray[np.inexact[Any]]
+Number = float | complex
 
 EDGES = (0.0, *(2.0**-n for n in range(12, -1, -1)))
 """Errors are counted by size, in units of the bound: none, up to each of these and beyond the last."""
@@ -52,7 +56,8 @@ class Figures:
     Attributes
     ----------
     units, ulps : float
-        The largest, in units of the bound and in units in the last place.
+        The largest, in units of the bound and in units in the last place; of complex numbers absolute values in those
+        of absolute values.
     elements, equal : int
         How many elements there are, and how many have equal bits.
     counts : tuple of int
@@ -70,21 +75,19 @@ class Figures:
     equal: int
     counts: tuple[int, ...]
     where: tuple[int, ...] | None = None
-    got: float | None = None
-    expected: float | None = None
+    got: Number | None = None
+    expected: Number | None = None
     plane: Plane | None = None
 
 
-def figures(
-    found: Host, reference: Host | Doubles, bound: Doubles | None, true: Doubles, case: Case, quantity: str
-) -> Figures:
+def figures(found: Host, reference: Host, bound: Doubles | None, true: Host, case: Case, quantity: str) -> Figures:
     """Compare values with those they should have; without a `bound` equal bits are all that is allowed."""
     with np.errstate(invalid="ignore"):
-        error = np.abs(found.astype(np.float64) - reference.astype(np.float64))
-    ulp = np.spacing(np.abs(true).astype(case.dtype)).astype(np.float64)
+        error = np.abs(_within(found, case.dtype) - _within(reference, case.dtype))
+    ulp = _ulps(np.abs(true), case.dtype)
     ulp[true == 0] = np.inf  # which has no size to be far from, and is not 0 where spectra are multiplied
-    bits = np.dtype(f"u{found.dtype.itemsize}")
-    same = np.ascontiguousarray(found).view(bits) == np.ascontiguousarray(reference.astype(case.dtype)).view(bits)
+    with np.errstate(over="ignore"):
+        same = np.all(_bits(found, found.dtype) == _bits(reference, host_dtype(case.dtype)), axis=-1)
     off = _ratio(error, ulp)
     ratio = _ratio(error, bound) if bound is not None else np.where(same, 0.0, np.inf)
     counts = np.bincount(np.searchsorted(EDGES, ratio.reshape(-1)), minlength=len(EDGES) + 1)
@@ -101,15 +104,41 @@ def figures(
         int(np.count_nonzero(same)),
         tuple(int(count) for count in counts),
         where,
-        None if where is None else float(found[where]),
-        None if where is None else float(reference[where]),
+        None if where is None else wide(found)[where].item(),
+        None if where is None else wide(reference)[where].item(),
         None if where is None else _plane(ratio, where, case, quantity),
     )
 
 
-def written(value: float, dtype: str) -> str:
+def written(value: Number, dtype: str) -> str:
     """Write a value with as many digits as tell it from its neighbours in `dtype`."""
-    return f"{value:.{9 if dtype == 'float32' else 17}g}"
+    # Matula, "In-and-out conversions" (Communications of the ACM 11, 1968): 10**(n - 1) must be more than 2**bits.
+    digits = math.ceil(1 + DIGITS[real(dtype)] * math.log10(2))
+    if isinstance(value, complex):
+        return f"{value.real:.{digits}g}{value.imag:+.{digits}g}j"
+    return f"{value:.{digits}g}"
+
+
+def _within(array: Host, dtype: str) -> Host:
+    """The numbers in float64, or complex128, to be compared.
+
+    What is too large for float16 is infinite there, which is as if it were the next power of two: as the exact value is
+    cut to that too, rounding is off by no more than the bound that takes no notice of it.
+    """
+    return np.clip(wide(array), -(2.0**16), 2.0**16) if dtype == "float16" else wide(array)
+
+
+def _ulps(sizes: Doubles, dtype: str) -> Doubles:
+    """Units in the last place of magnitudes, subnormal ones too; NumPy's `spacing` knows no bfloat16."""
+    own = real(dtype)
+    # frexp's powers are those above a number's first digit.
+    return np.asarray(np.ldexp(1.0, np.maximum(np.frexp(sizes)[1], LEAST_NORMAL[own] + 1) - DIGITS[own]), np.float64)
+
+
+def _bits(array: Host, dtype: np.dtype[Any]) -> NDArray[np.unsignedinteger[Any]]:
+    """The bits of numbers rounded to a dtype, with an axis more, of their parts."""
+    whole = np.ascontiguousarray(array.astype(dtype, copy=False))[..., np.newaxis]
+    return whole.view(f"u{dtype.itemsize // (2 if dtype.kind == 'c' else 1)}")
 
 
 def _ratio(error: Doubles, unit: Doubles) -> Doubles:

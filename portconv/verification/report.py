@@ -10,7 +10,7 @@ from typing import Any
 
 from .cases import QUANTITIES
 from .comparison import Comparison
-from .figures import EDGES
+from .figures import EDGES, Number
 from .variants import Variant
 
 
@@ -55,8 +55,8 @@ class Row:
     unequal: int
     worst_quantity: str
     where: tuple[int, ...] | None
-    got: float | None
-    expected: float | None
+    got: Number | None
+    expected: Number | None
     counts: tuple[int, ...]
     equal_in: dict[str, float]
 
@@ -212,7 +212,10 @@ class Report:
         return f"{counts}: {found}{others}"
 
     def as_json(self) -> dict[str, Any]:
-        """Everything in plain types; a figure is None where it is not finite, which JSON cannot say."""
+        """Everything in plain types; a figure is None where it is not finite, which JSON cannot say.
+
+        Complex numbers are lists of both parts.
+        """
         return {
             "held": self.held,
             "comparisons": len(self.comparisons),
@@ -287,6 +290,8 @@ def _plain(record: Row | Comparison | Digest) -> dict[str, Any]:
 def _value(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _value(own) for name, own in value.items()}
+    if isinstance(value, complex):
+        return [_value(value.real), _value(value.imag)]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
-from .. import limits
+from .. import backends, limits
+from ..arithmetic import HALVES
 from ..backends import Backend
 from ..convolution import conv
 from ..errors import BackendError, in_a_line
@@ -94,7 +95,14 @@ def unsupported(
     """
     where = f"device {device_name}" if device_name else "its default device"
     info = getattr(backend.xp, "__array_namespace_info__", None)
-    known = hasattr(backend.xp, dtype) if info is None else dtype in info().dtypes(**_on(device))
+    if dtype in HALVES:  # which are none of the standard's, and which the host must have too
+        try:
+            backends.get("numpy").dtype(dtype)
+        except BackendError as error:
+            return str(error)
+        known = backend.holds(dtype, backend.asarray([0.0], dtype="float32", **_on(device)))
+    else:
+        known = hasattr(backend.xp, dtype) if info is None else dtype in info().dtypes(**_on(device))
     if not known:
         return f"has no {dtype} on {where}"
     if precision == "standard":
