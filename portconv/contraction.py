@@ -68,7 +68,7 @@ class Contraction:
         one = self._copies(self.dtype, "forward", largest, x.dtype, w.dtype)
         choice = self._choice(self.dtype, "forward", largest, one)
         more = one.bytes(largest, cut=len(cut) > 1)
-        more += limits.aside(self.backend.block_bytes) if self._exact(self.dtype) else 0
+        more += limits.aside(self.backend.block_bytes, limits.workspace()) if self._exact(self.dtype) else 0
         return explanation(choice, *self._chosen(self.dtype, "forward", largest), self.backend, more)
 
     def forward(self, dtype: Dtype, x: Array, w: Array, b: Array | None, rounded: str | None = None) -> Array:
@@ -230,7 +230,9 @@ class Contraction:
 
         def chosen(geometry: Geometry) -> Choice:
             strict, own = limits.workspace() is not None, self._sliced(dtype)
-            return choose(self.algorithm, geometry, self.backend, own, purpose, self._room(made), strict)
+            return choose(
+                self.algorithm, geometry, self.backend, own, purpose, self._room(made, limits.workspace()), strict
+            )
 
         with self.backend.quiet():
             return _product().compute(
@@ -254,28 +256,44 @@ class Contraction:
 
     def _choice(self, dtype: Dtype, purpose: str, geometry: Geometry, made: Copies) -> Choice:
         own, strict = self._chosen(dtype, purpose, geometry), limits.workspace() is not None
-        return choose(self.algorithm, own[0], self.backend, own[1], purpose, self._room(made), strict)
+        return choose(
+            self.algorithm, own[0], self.backend, own[1], purpose, self._room(made, limits.workspace()), strict
+        )
 
     def _parts(self, dtype: Dtype, purpose: str, a: Array, b: Array) -> tuple[tuple[Part, ...], Copies]:
         """Cut a product so that there is room for its copies; return the copies of the whole, too."""
         made = self._copies(dtype, purpose, self.geometry, a.dtype, b.dtype)
-        found = parts(self.geometry, purpose, made, self._room(made))
-        if found is None and (asked := limits.workspace()) is None:
+        asked = limits.workspace()
+        found = parts(self.geometry, purpose, made, self._room(made, asked))
+        if found is not None:
+            return found, made
+        if asked is None:
             return (whole(self.geometry),), made
-        if found is None:
-            least = 2 * (sum(made) + made.filters + made.more_filters)
-            least = limits.beside(least, self.backend.block_bytes) if self.precision == "reproducible" else least
-            raise ConvValueError(
-                f"workspace_limit: got {asked} bytes, expected at least {least}, for copies of a sample and of the "
-                "filters, and as much again"
-            )
-        return found, made
+        least = self._least(purpose, made, asked)
+        raise ConvValueError(
+            f"workspace_limit: got {asked} bytes, expected at least {least}, for copies of a sample, or of some rows "
+            "of one, and of some filters, and as much again"
+        )
 
-    def _room(self, made: Copies) -> int:
+    def _least(self, purpose: str, made: Copies, asked: int) -> int:
+        """The smallest limit beyond `asked` under which a product can be cut so that there is room for its copies."""
+
+        def enough(limit: int) -> bool:
+            return parts(self.geometry, purpose, made, self._room(made, limit)) is not None
+
+        low, high = asked, 2 * asked
+        while not enough(high):
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if enough(middle) else (middle, high)
+        return high
+
+    def _room(self, made: Copies, limit: int | None) -> int:
         """Bytes for the copies, where there are any, and as many for an algorithm's workspaces."""
-        room = limits.workspace() or self.spare
-        if self.precision == "reproducible":
-            room = (limits.workspace() or room * SLICES) - limits.aside(self.backend.block_bytes)
+        exact = self.precision == "reproducible"
+        room = limit or self.spare * (SLICES if exact else 1)
+        room -= limits.aside(self.backend.block_bytes, limit) if exact else 0
         return room // 2 if made else room
 
     def _computed(

@@ -93,15 +93,10 @@ def workspace() -> int | None:
     return _workspace.get() or _of_variable("PORTCONV_WORKSPACE_LIMIT")
 
 
-def aside(block: int) -> int:
+def aside(block: int, limit: int | None) -> int:
     """The bytes that reproducible results may take to cut and round blocks, where other work is on `block` of them."""
-    most, asked = WIDER * block // 4, workspace()
-    return most if asked is None else min(most, asked // ASIDE)
-
-
-def beside(need: int, block: int) -> int:
-    """The smallest limit that leaves so many bytes beside what `aside` takes of it."""
-    return min(-(-need * ASIDE // (ASIDE - 1)), need + WIDER * block // 4)
+    most = WIDER * block // 4
+    return most if limit is None else min(most, limit // ASIDE)
 
 
 def threads() -> int | None:

@@ -35,7 +35,7 @@ def blocks(backend: Backend, shape: tuple[int, ...], taken: int = BYTES) -> list
 
 def at_once(backend: Backend, taken: int = BYTES) -> int:
     """How many elements that take so many bytes a block may have."""
-    return max(1, limits.aside(backend.block_bytes) // taken)
+    return max(1, limits.aside(backend.block_bytes, limits.workspace()) // taken)
 
 
 def least(backend: Backend, shape: tuple[int, ...]) -> int:

@@ -32,8 +32,6 @@ LONGEST = 5000
 """Terms from which on the windows that are not decided take longer than two products more."""
 RUN = 1 << 8
 """Terms of a weight gradient that are added up by themselves: the more, the larger the error."""
-MANY = 1 << 17
-"""Terms of a weight gradient from which on too many of its sums are not decided, and take too long."""
 ALWAYS = 8
 """So many sums may be left undecided, of however few."""
 Place = tuple[int, ...]
@@ -169,8 +167,8 @@ class Windows(Near):
 
     def sums(self, places: list[Place]) -> tuple[list[Array], int]:
         backend, xp, own = self.backend, self.backend.xp, self.geometry
-        channels, shape = self.indices([at[1] for at in places]), (len(places), *self.filters.shape[1:])
-        windows = backend.zeros(shape, self.filters)
+        filters = xp.take(self.filters, self.indices([at[1] for at in places]), axis=0)
+        windows = backend.zeros(tuple(filters.shape), filters)
         for i, (sample, channel, *position) in enumerate(places):
             first = channel // own.group_out * own.group_in
             taps, cells = zip(
@@ -180,15 +178,9 @@ class Windows(Near):
             window = self.cells[(sample, *cells, slice(first, first + own.group_in))]
             windows = backend.write(windows, (i, *taps, ALL), window)
         cut_to = slicing("float32", self.terms)
-        ones = cut(backend, xp.reshape(windows, (len(places), self.terms)), cut_to)
-        sums = self.weighed(ones, [xp.take(one, channels, axis=0) for one in self.slices])
+        flat = (xp.reshape(array, (len(places), self.terms)) for array in (windows, filters))
+        sums = self.weighed(*(cut(backend, array, cut_to) for array in flat))
         return carried(backend, sums, cut_to.width), cut_to.width
-
-    @cached_property
-    def slices(self) -> list[Array]:
-        """The filters, flattened (F, K * C / G)."""
-        flat = self.backend.xp.reshape(self.filters, (self.filters.shape[0], self.terms))
-        return cut(self.backend, flat, slicing("float32", self.terms))
 
 
 @dataclass(frozen=True, eq=False)
@@ -257,8 +249,8 @@ def serves(backend: Backend, geometry: Geometry, purpose: str, like: Array) -> b
     if not some or geometry.extended is not geometry or not backend.at_hand(like):
         return False
     if purpose == "weight_grad":
-        fit = geometry.positions <= at_once(backend)
-        return fit and geometry.batch * geometry.positions <= MANY
+        # Of longer sums too many are not decided, and each takes too long.
+        return geometry.batch * geometry.positions <= at_once(backend)
     return _terms(geometry, purpose) <= LONGEST
 
 
