@@ -229,10 +229,7 @@ class Contraction:
         """Compute a product of slices; `conjugated` which of its operands are."""
 
         def chosen(geometry: Geometry) -> Choice:
-            strict, own = limits.workspace() is not None, self._sliced(dtype)
-            return choose(
-                self.algorithm, geometry, self.backend, own, purpose, self._room(made, limits.workspace()), strict
-            )
+            return self._chosen_in(self._sliced(dtype), purpose, geometry, made)
 
         with self.backend.quiet():
             return _product().compute(
@@ -255,10 +252,14 @@ class Contraction:
         return copies(self.backend, dtype, geometry, purpose, a, b, self._slices, exact)
 
     def _choice(self, dtype: Dtype, purpose: str, geometry: Geometry, made: Copies) -> Choice:
-        own, strict = self._chosen(dtype, purpose, geometry), limits.workspace() is not None
-        return choose(
-            self.algorithm, own[0], self.backend, own[1], purpose, self._room(made, limits.workspace()), strict
-        )
+        own, computed = self._chosen(dtype, purpose, geometry)
+        return self._chosen_in(computed, purpose, own, made)
+
+    def _chosen_in(self, dtype: Dtype, purpose: str, geometry: Geometry, made: Copies) -> Choice:
+        """Choose for a convolution that is computed in `dtype`, within the limit."""
+        limit = limits.workspace()
+        room = self._room(made, limit)
+        return choose(self.algorithm, geometry, self.backend, dtype, purpose, room, limit is not None)
 
     def _parts(self, dtype: Dtype, purpose: str, a: Array, b: Array) -> tuple[tuple[Part, ...], Copies]:
         """Cut a product so that there is room for its copies; return the copies of the whole, too."""

@@ -10,7 +10,7 @@ from ..geometry import Geometry
 from .blocks import planes
 from .limbs import carried, rounded
 from .probe import ready
-from .scales import PARTS_OF, along, halves, operand, parts_of, plain, power, real
+from .scales import PARTS_OF, along, halves, operand, parts_of, power, real
 from .slices import SIGNIFICANT, addition, cut
 from .specials import Counts, indicators
 
@@ -50,7 +50,7 @@ def channel_sum(backend: Backend, geometry: Geometry, dtype: str, array: Array, 
     def of(block: Index) -> list[Array]:
         found = []
         for part in parts_of(backend, array[block]):
-            numbers = plain(backend, part, this.real) if this.rare else backend.astype(part, double)
+            numbers = this.doubles(backend, part)
             for factor in factors:
                 numbers = numbers * factor[(*block[:2], ...)]
             if short:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import product
 from types import ModuleType
+from typing import NamedTuple
 
 from ..algorithms import gemm
 from ..algorithms.blocks import Limits
@@ -23,7 +24,7 @@ from ..geometry import Geometry, pieces
 from .bias import addend
 from .blocks import STEPS, Box, at_once, blocks, least
 from .limbs import carried, ends, rounded
-from .scales import Operand, along, plain, power, scaled
+from .scales import Operand, along, power, scaled
 from .slices import SIGNIFICANT, Slicing, cut, slicing
 
 UNCUT = Slicing(SIGNIFICANT["float32"], SIGNIFICANT["float32"], 1, 1)
@@ -239,8 +240,7 @@ class Correlations(Near):
         backend, this = self.backend, (self.grads, self.cells)[side]
         part = this.array[(ALL, channel, *cells)]
         part = backend.xp.reshape(part, (part.shape[0], math.prod(part.shape[1:])))
-        part = plain(backend, part, this.real) if this.rare else backend.astype(part, self.powers.dtype)
-        return backend.xp.round(part * self.factors[side][channel])
+        return backend.xp.round(this.doubles(backend, part) * self.factors[side][channel])
 
 
 def serves(backend: Backend, geometry: Geometry, purpose: str, like: Array) -> bool:
@@ -254,13 +254,31 @@ def serves(backend: Backend, geometry: Geometry, purpose: str, like: Array) -> b
     return _terms(geometry, purpose) <= LONGEST
 
 
+class Turned(NamedTuple):
+    """Filters as windows are multiplied by them, (F, *K, C / G), and their norms (F,)."""
+
+    filters: Array
+    norms: Array
+
+
+def turned(backend: Backend, geometry: Geometry, purpose: str, filters: Array) -> Turned:
+    """Turn quantised filters: their channels last, and of an input gradient those of the mirrored convolution."""
+    xp = backend.xp
+    filters = gemm.mirrored(geometry, backend, filters) if purpose == "input_grad" else filters
+    order = _last(filters.ndim)
+    made = backend.empty(tuple(filters.shape[axis] for axis in order), filters)
+    made = backend.write(made, (...,), xp.permute_dims(filters, order))
+    flat = xp.reshape(made, (made.shape[0], -1))
+    return Turned(made, xp.sqrt(xp.vecdot(flat, flat)))
+
+
 def windows(
     backend: Backend,
     geometry: Geometry,
     purpose: str,
     powers: Array,
     cells: Array,
-    filters: Array,
+    by: Turned,
     squares: Array,
     rounded: int,
 ) -> Windows:
@@ -271,16 +289,11 @@ def windows(
     """
     xp, apart = backend.xp, (1,) * geometry.dims
     if purpose == "input_grad":
-        filters, apart = gemm.mirrored(geometry, backend, filters), geometry.stride
-        geometry = geometry.unstrided.mirrored
-    order = (0, *range(2, cells.ndim), 1)
-    turned = backend.empty(tuple(filters.shape[axis] for axis in order), filters)
-    turned = backend.write(turned, (...,), xp.permute_dims(filters, order))
-    flat = xp.reshape(turned, (turned.shape[0], -1))
+        apart, geometry = geometry.stride, geometry.unstrided.mirrored
+    cells = xp.permute_dims(cells, _last(cells.ndim))
     # Four more: norms are rounded themselves, and so are the ends of the range.
-    of_filters = xp.sqrt(xp.vecdot(flat, flat)) * gamma(rounded + 4)
-    cells = xp.permute_dims(cells, order)
-    return Windows(backend, geometry, powers, cells, turned, apart, xp.sqrt(squares), of_filters)
+    of_filters = by.norms * gamma(rounded + 4)
+    return Windows(backend, geometry, powers, cells, by.filters, apart, xp.sqrt(squares), of_filters)
 
 
 def roundings(algorithm: ModuleType, geometry: Geometry, purpose: str, backend: Backend, bounds: Limits) -> int:
@@ -314,6 +327,11 @@ def _places(block: Box, found: tuple[Array, ...]) -> list[Place]:
         [(side.start or 0) + int(at[i]) for i in range(at.shape[0])] for side, at in zip(block, found, strict=True)
     )
     return list(zip(*columns, strict=True))
+
+
+def _last(dims: int) -> tuple[int, ...]:
+    """The order of axes that has channels last."""
+    return (0, *range(2, dims), 1)
 
 
 @lru_cache(maxsize=8192)

@@ -22,7 +22,7 @@ from ..parts import Copies, Part, parts, whole, with_samples
 from .bias import addend, biased, usual
 from .blocks import Box, at_once, blocks, least
 from .limbs import carried, rounded, soon
-from .near import RUN, UNCUT, Correlations, Windows, magnitude, roundings, serves, windows
+from .near import RUN, UNCUT, Correlations, Turned, Windows, magnitude, roundings, serves, turned, windows
 from .probe import ready
 from .scales import (
     HIGHEST,
@@ -226,21 +226,26 @@ def _filled(
 ) -> tuple[Array, tuple[Part, ...]]:
     """Compute parts of `out`; return which are left, because too many of their sums are not decided."""
     backend, forward = problem.backend, problem.purpose == "forward"
-    sliced: tuple[Index, Array] | None = None
+    of_w: Index | None = None
+    filters: Array | None = None
+    by: Turned | None = None
     workspace = backend.workspace(problem.of_a.array)  # one for all: fresh memory takes longer to get than to fill
     parts = tuple(_few_samples(problem, some))
     for i, part in enumerate(parts):
         at, of_a = (part.of_out, part.of_x) if forward else (part.of_x, part.of_out)
         one, other = _of(problem.of_a, of_a), _of(problem.of_b, part.of_w)
-        if sliced is None or sliced[0] != part.of_w:
-            sliced = None  # or the next filters' slices would be one more
-            sliced = part.of_w, _sliced(problem, 1, other, workspace)
-        slices = _sliced(problem, 0, one, workspace), sliced[1]
-        products = _convolved(problem, part.geometry, problem.own.slots, *slices)
+        if of_w != part.of_w:
+            filters = by = None  # or the next filters' slices would be one more
+            of_w, filters = part.of_w, _sliced(problem, 1, other, workspace)
+            if problem.own is UNCUT:
+                by = turned(backend, part.geometry, problem.purpose, filters[0, ...])
+        cells = _sliced(problem, 0, one, workspace)
+        products = _convolved(problem, part.geometry, problem.own.slots, cells, filters)
         own = None if bias is None else bias[part.of_w[0] if forward else part.of_x[1]]
         target = out[(*at, ...)]
-        if problem.own is UNCUT:
-            value = _windows(problem, part.geometry, *slices).put(target, products[:, 0, ...], exponents[at[:2]], own)
+        if by is not None:
+            unsure = _windows(problem, part.geometry, cells[:, 0, ...], by)
+            value = unsure.put(target, products[:, 0, ...], exponents[at[:2]], own)
         else:
             counts = _counts(problem, part.geometry, one, other)
             value = _rounded(problem, target, products, exponents[at[:2]], made, own, counts)
@@ -251,13 +256,17 @@ def _filled(
     return out, ()
 
 
-def _windows(problem: Problem, geometry: Geometry, cells: Array, filters: Array) -> Windows:
+def _windows(problem: Problem, geometry: Geometry, cells: Array, by: Turned) -> Windows:
     """What the products of uncut operands are short of."""
-    backend, purpose, one = problem.backend, problem.purpose, in_slices(geometry, 1)
+    squares, times = _squares(problem, geometry, cells), _roundings(problem, geometry)
+    return windows(problem.backend, geometry, problem.purpose, problem.powers, cells, by, squares, times)
+
+
+def _roundings(problem: Problem, geometry: Geometry) -> int:
+    """How many roundings a product of uncut operands goes through on its way into a result."""
+    one = in_slices(geometry, 1)
     algorithm, bounds, _ = problem.choose(one)
-    times = roundings(algorithm, one, purpose, backend, bounds)
-    squares = _squares(problem, geometry, cells[:, 0, ...])
-    return windows(backend, geometry, purpose, problem.powers, cells[:, 0, ...], filters[0, ...], squares, times)
+    return roundings(algorithm, one, problem.purpose, problem.backend, bounds)
 
 
 def _squares(problem: Problem, geometry: Geometry, cells: Array) -> Array:
@@ -362,13 +371,11 @@ def _nearly(
     totals: list[Array] = []
     longest = added = 0
     for part in _few_samples(problem, some):
-        one = in_slices(part.geometry, 1)
-        algorithm, bounds, _ = problem.choose(one)
-        longest, added = max(longest, roundings(algorithm, one, problem.purpose, backend, bounds)), added + 1
+        longest, added = max(longest, _roundings(problem, part.geometry)), added + 1
         own = _of(problem.of_a, part.of_out), _of(problem.of_b, part.of_x)
         slices = _sliced(problem, 0, own[0], workspace), _sliced(problem, 1, own[1], workspace)
         products = _convolved(problem, part.geometry, 1, *slices)[0, 0, ...]
-        sizes = magnitude(backend, one, slices[0][:, 0, ...], slices[1][:, 0, ...])
+        sizes = magnitude(backend, part.geometry, slices[0][:, 0, ...], slices[1][:, 0, ...])
         totals = (
             [old + new for old, new in zip(totals, (products, sizes), strict=True)] if totals else [products, sizes]
         )

@@ -52,6 +52,10 @@ class Operand(NamedTuple):
         real_part, *imaginary = parts_of(backend, self.array[block])
         return [real_part, *(-part if self.conjugated else part for part in imaginary)]
 
+    def doubles(self, backend: Backend, part: Array) -> Array:
+        """Some of its real numbers in float64, with zeros for what must be taken for zero."""
+        return plain(backend, part, self.real) if self.rare else backend.astype(part, backend.dtype("float64"))
+
 
 def real(dtype: str) -> str:
     """The dtype of the parts of complex numbers; of real ones their own."""
