@@ -14,7 +14,7 @@ import numpy as np
 from .. import backends as registry
 from ..backends import Backend
 from ..convolution import conv_backward, conv_forward, explain
-from ..errors import PortconvError
+from ..errors import PortconvError, in_a_line
 from .bounds import Exact, exact
 from .cases import Case, Inputs, host_dtype
 from .figures import Figures, Host, Number, Plane, figures, written
@@ -282,4 +282,4 @@ def _host(backend: Backend, like: Array, result: Array, shape: tuple[int, ...]) 
 
 
 def _words(error: Exception) -> str:
-    return f"raised {type(error).__name__}: {' '.join(str(error).split())}"
+    return f"raised {type(error).__name__}: {in_a_line(error)}"

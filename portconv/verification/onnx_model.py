@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arguments import NAMED_PADDINGS
+from ..errors import in_a_line
 from .cases import Case
 from .layers import Unusable, check_names, checked
 
@@ -103,7 +104,7 @@ def _loaded(path: Path) -> Any:
     except OSError as error:
         raise Unusable(f"{path}: cannot be read: {error.strerror or error}") from None
     except Exception as error:  # whatever a parser makes of bytes that are no model
-        raise Unusable(f"{path}: not an ONNX model: {type(error).__name__}: {_line(error)}") from None
+        raise Unusable(f"{path}: not an ONNX model: {type(error).__name__}: {in_a_line(error)}") from None
     if not model.HasField("graph"):
         raise Unusable(f"{path}: not an ONNX model: it has no graph")
     return model
@@ -135,7 +136,7 @@ def _shapes(path: Path, model: Any, sizes: dict[str, int], batch: int) -> dict[s
     try:
         graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     except Exception as error:
-        raise Unusable(f"{path}: the shapes of its tensors cannot be worked out: {_line(error)}") from None
+        raise Unusable(f"{path}: the shapes of its tensors cannot be worked out: {in_a_line(error)}") from None
     return {
         value.name: tuple(_size(dim) for dim in value.type.tensor_type.shape.dim)
         for value in (*graph.input, *graph.value_info, *graph.output)
@@ -165,7 +166,7 @@ def _weights(path: Path, model: Any) -> dict[str, NDArray[Any]]:
     try:
         return {name: numpy_helper.to_array(tensor) for name, tensor in held.items() if name in wanted}
     except Exception as error:
-        raise Unusable(f"{path}: its weights cannot be read: {_line(error)}") from None
+        raise Unusable(f"{path}: its weights cannot be read: {in_a_line(error)}") from None
 
 
 def _nodes(graph: Any, nested: bool = False) -> Iterator[tuple[Any, bool]]:
@@ -264,7 +265,3 @@ def _settled(where: str, array: NDArray[Any]) -> NDArray[np.float64]:
 
 def _printable(name: str) -> str:
     return name if name.isprintable() else repr(name)[1:-1]
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
