@@ -754,7 +754,8 @@ def padding_beyond_memory(right):
 @fault(lambda right: right.of(("output_padding",)) and right.cells)
 def output_beyond_memory(right):
     change = {"stride": right.one(HUGE), "output_padding": right.one(HUGE) - 1, "padding": 0}
-    if change["output_padding"] >= change["stride"]:
+    # A kernel of one tap may be dilated by more than any stride.
+    if change["output_padding"] >= min(max(change["stride"], gap) for gap in right.call.dilation):
         return Wrong(change, ("output_padding",), (ConvValueError,))
     return Wrong(change, ("x",), (ConvShapeError,))
 
