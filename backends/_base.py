@@ -102,6 +102,8 @@ class Backend:
     """Whether `array[index] = value` is allowed."""
     views = False
     """Whether a slice shares its array's memory, so that what is written there needs no writing back."""
+    staged = False
+    """Whether its arrays want whole steps of a call, to put off, differentiate or map: `stage` takes them."""
     propagates = False
     """Whether the largest and the smallest of elements are nan where any of them is."""
     strided = False
@@ -303,6 +305,18 @@ class Backend:
 
     def quiet(self) -> AbstractContextManager[Any]:
         """Arithmetic inside says nothing of infinities and nans, where the library would warn of them."""
+        return nullcontext()
+
+    def stage(self, operation: Any, *operands: Array) -> Array:
+        """Take one `Operation` with its operands, where `staged`; return the array that it makes."""
+        raise NotImplementedError
+
+    def same_device(self, array: Array, other: Array) -> bool:
+        """Whether two arrays are on one device."""
+        return bool(self.device_of(array) == self.device_of(other))
+
+    def now(self) -> AbstractContextManager[Any]:
+        """What is computed inside is so at once, even where a library would only take note of it."""
         return nullcontext()
 
     def product(self, a: Array, b: Array, out: Array | None = None) -> Array:

@@ -323,7 +323,7 @@ def arrays(**named: Array) -> tuple[Backend, Dtype]:
                 f"{name}: got an array of {own.name}, expected one of {backend.name}, as {first_name} is; "
                 f"portconv.backends.get({backend.name!r}).asarray converts"
             )
-        elif own.device_of(array) != own.device_of(first):
+        elif not own.same_device(array, first):
             raise BackendError(
                 f"{name}: got an array on device {own.device_of(array)}, "
                 f"expected one on {own.device_of(first)}, as {first_name} is"

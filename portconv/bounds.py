@@ -11,7 +11,7 @@ from .arithmetic import HALVES
 from .backends import Array, Backend
 from .boundary import extend
 from .contraction import Contraction
-from .convolution import ConvCache, prepare
+from .convolution import prepare
 from .geometry import Geometry
 from .reproducible.scales import DIGITS, LEAST_NORMAL, parts_of, real
 
@@ -106,15 +106,21 @@ def error_bound(
     """
     options = (stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
     cache = prepare(x, w, b, *options)
-    call, dtype, backend = cache.call, cache.dtype, cache.call.backend
+    operands = (x, w) if b is None else (x, w, b)
+    return cache.call.apply("bound", cache.dtype, *operands, made=real(cache.dtype.name))
+
+
+def bound(call: Contraction, x: Array, w: Array, b: Array | None = None) -> Array:
+    """Bound the error of each element of a forward call that has been checked."""
+    dtype, backend = call.dtype, call.backend
     xp = backend.xp
     if dtype.kind == "integral":
         return backend.zeros(call.out_shape, backend.empty((), x, dtype=dtype.dtype))
     own = real(dtype.name)
     wide = Dtype(backend.dtype("float64" if backend.holds("float64", x) else "float32"), "wide", "real floating")
     with backend.during_call(x, "standard"), backend.quiet():
-        bound = _Bound(cache, call, wide, own, dtype.kind == "complex floating")
-        found = bound.of_reproducible() if precision == "reproducible" else bound.of_rounding()
+        parts = _Bound(call, x, w, b, wide, own)
+        found = parts.of_reproducible() if call.precision == "reproducible" else parts.of_rounding()
         # Up, so that no rounding here or to the result's dtype makes it too small.
         found = found * (1 + 4 * EPSILON[own])
         if dtype.kind == "complex floating":
@@ -126,14 +132,15 @@ def error_bound(
 class _Bound:
     """A call whose errors are bounded, with its magnitudes: (N, C, *S), (F, C / G, *K) and (F,), in float64."""
 
-    def __init__(self, cache: ConvCache, call: Contraction, wide: Dtype, real: str, parts: bool) -> None:
-        self.cache, self.call, self.wide, self.real = cache, call, wide, real
+    def __init__(self, call: Contraction, x: Array, w: Array, b: Array | None, wide: Dtype, real: str) -> None:
+        self.call, self.wide, self.real = call, wide, real
+        self.given = call.seen(x), w, b
         self.backend: Backend = call.backend
         self.geometry = replace(call.geometry, channels_last=False)
         # A part of a product of complex numbers is a sum of two, of real ones.
-        self.parts = 2 if parts else 1
-        self.x, self.w = self.sizes(call.seen(cache.x)), self.sizes(cache.w)
-        self.b = None if cache.b is None else self.sizes(cache.b)
+        self.parts = 2 if call.dtype.kind == "complex floating" else 1
+        self.x, self.w = self.sizes(self.given[0]), self.sizes(w)
+        self.b = None if b is None else self.sizes(b)
 
     def sizes(self, array: Array) -> Array:
         """Magnitudes; of complex numbers the sums of both parts'."""
@@ -210,18 +217,18 @@ class _Bound:
         """Bound what quantising changes, and one rounding; and the addition of a bias."""
         from .reproducible.product import quanta  # which takes as long to import as half the rest
 
-        backend, xp, own, cache = self.backend, self.backend.xp, self.geometry, self.cache
+        backend, xp, own = self.backend, self.backend.xp, self.geometry
         call = replace(self.call, geometry=own, unbatched=False)
-        x = self.call.seen(cache.x)
-        of_x, of_w = quanta(backend, own, cache.dtype.name, "forward", x, cache.w)
+        x, w, b = self.given
+        of_x, of_w = quanta(backend, own, call.dtype.name, "forward", x, w)
         # A part of a complex number is a sum of two products.
         found = self.convolved(own, self.x, self.parts * of_w) + self.convolved(own, of_x, self.parts * (self.w + of_w))
         found = found * (1 + 4 * gamma(self.parts * self.terms + 4))
         unit = EPSILON[self.real] / 2
-        out = call.forward(cache.dtype, x, cache.w, None)
+        out = call.forward(call.dtype, x, w, None)
         found = found + unit * self.sizes(out) + self.tiny
-        if cache.b is not None:
-            bias = xp.reshape(cache.b, (1, -1, *(1,) * own.dims))
+        if b is not None:
+            bias = xp.reshape(b, (1, -1, *(1,) * own.dims))
             # What is added is off by its own rounding, and by a bias that is taken for zero.
             found = found + unit * (1 + 2 * unit) * (self.sizes(out) + self.sizes(bias)) + 2 * self.tiny
         return self.finite(found, self.sizes(out) + found)

@@ -16,7 +16,7 @@ from typing import Any
 
 from . import arguments, limits
 from .arguments import Dtype
-from .arithmetic import Product, compute, computed_in, conjugate, copies, summable, with_bias
+from .arithmetic import Product, compute, computed_in, conjugate, copies, narrow, summable, with_bias
 from .backends import Array, Backend
 from .boundary import extend, fold, overlap
 from .choice import SLICED, Choice, Explanation, choose, explanation
@@ -44,6 +44,8 @@ class Contraction:
     precision: str
     spare: int
     """The bytes that the call may take beside its result, a thread, where the user has set no limit."""
+    side: str = "out"
+    """What a bias is added to: "out", or "x" in a transposed convolution."""
 
     def served(self, purpose: str) -> str:
         """The algorithm of a product in the call's own dtype: "forward", "input_grad" or "weight_grad"."""
@@ -60,6 +62,54 @@ class Contraction:
     def out_shape(self) -> Shape:
         """The shape of the output as the caller has it."""
         return given(self.geometry, self.geometry.out_shape, self.unbatched)
+
+    def apply(
+        self,
+        purpose: str,
+        dtype: Dtype,
+        *operands: Array,
+        made: str | None = None,
+        conjugated: tuple[bool, bool] = (False, False),
+    ) -> Array:
+        """Have a step computed in the way of the arrays' library; `made` is the dtype of its result, if another.
+
+        Operands are those of `Operation`; `conjugated` says of which the conjugates are multiplied.
+        """
+        if not self.backend.staged:
+            return self.compute(purpose, dtype, *operands, made=made, conjugated=conjugated)
+        from .operation import operation
+
+        options = (self.precision, self.algorithm, self.unbatched, self.side, conjugated)
+        step = operation(purpose, self.geometry, dtype.name, made or dtype.name, *options)
+        return step.apply(self.backend, *operands)
+
+    def compute(
+        self,
+        purpose: str,
+        dtype: Dtype,
+        *operands: Array,
+        made: str | None = None,
+        conjugated: tuple[bool, bool] = (False, False),
+    ) -> Array:
+        """Compute a step at once, as `apply` has it."""
+        if purpose == "bound":
+            from .bounds import bound  # which computes what is bounded
+
+            return bound(self, *operands)
+        if purpose == "spread":
+            return self.spread(operands[0], made or dtype.name)
+        if purpose == "channel_sum":
+            found = self.channel_sum(dtype, operands[0], made)
+        else:
+            a, b, *more = operands
+            bias = more[0] if more else None
+            if purpose == "forward":
+                found = self.forward(dtype, a, b, bias, made)
+            elif purpose == "input_grad":
+                found = self.input_grad(dtype, a, b, conjugated[1], bias, made)
+            else:
+                found = self.weight_grad(dtype, a, b, {(True, False): "dout", (False, True): "x"}.get(conjugated), made)
+        return found if made is None else narrow(self.backend, found, self.backend.dtype(made))
 
     def explain(self, x: Array, w: Array) -> Explanation:
         """Explain the choice for the forward product."""
@@ -137,9 +187,11 @@ class Contraction:
             return self.given(grad)
 
     def weight_grad(
-        self, dtype: Dtype, dout: Array, x: Array, adjoint_of: str = "x", rounded: str | None = None
+        self, dtype: Dtype, dout: Array, x: Array, adjoint_of: str | None = "x", rounded: str | None = None
     ) -> Array:
         """Compute the gradient of the filters; `adjoint_of` which operand, "x" or "dout", is the one given forward.
+
+        With None the product is linear in both.
 
         Where it is reproducible it is rounded to the dtype named by `rounded`, if that is another.
         """
@@ -196,6 +248,15 @@ class Contraction:
                 flat = self.backend.astype(xp.reshape(seen, (*seen.shape[:2], math.prod(seen.shape[2:]))), wide)
                 sums = xp.sum(xp.sum(flat, axis=2, dtype=wide), axis=0, dtype=wide)
             return self.backend.astype(sums, dtype.dtype)
+
+    def spread(self, bias: Array, made: str) -> Array:
+        """Give each cell of a result what is added to its channel: the adjoint of `channel_sum`."""
+        backend, shape = self.backend, self.out_shape if self.side == "out" else self.x_shape
+        place = len(shape) - 1 if self.geometry.channels_last else int(not self.unbatched)
+        ones = (1,) * (len(shape) - 1 - place)
+        return backend.xp.broadcast_to(
+            backend.xp.reshape(narrow(backend, bias, backend.dtype(made)), (-1, *ones)), shape
+        )
 
     def room(self, dtype: Dtype, like: Array, name: str, got: Shape, made: str) -> None:
         """Check that there is memory to make "out", "x" or "w", which argument `name` of shape `got` asks for."""

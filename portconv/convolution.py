@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from . import arguments
 from .arguments import Dtype, Ints, Padding, option
-from .arithmetic import conjugate, narrow
+from .arithmetic import conjugate
 from .backends import Array, Backend
 from .choice import Explanation, algorithms
 from .contraction import Contraction, given
@@ -184,7 +184,7 @@ def conv_forward(
     """
     cache = prepare(x, w, b, stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
     cache.call.room(cache.dtype, x, "x", x.shape, "out")
-    return cache.call.forward(cache.dtype, x, w, b), cache
+    return cache.call.apply("forward", cache.dtype, *(x, w) if b is None else (x, w, b)), cache
 
 
 def conv_backward(dout: Array, cache: ConvCache) -> ConvGrads:
@@ -297,7 +297,7 @@ def conv_input_grad(
     )
     arguments.exact_shape("dout", tuple(dout.shape), call.out_shape)
     call.room(dtype, dout, "x_shape", call.x_shape, "x")
-    return call.input_grad(dtype, dout, w)
+    return call.apply("input_grad", dtype, dout, w, conjugated=(False, True))
 
 
 def conv_weight_grad(
@@ -364,7 +364,7 @@ def conv_weight_grad(
     )
     arguments.exact_shape("dout", tuple(dout.shape), call.out_shape)
     call.room(dtype, dout, "w_shape", call.geometry.w_shape, "w")
-    return call.weight_grad(dtype, dout, x)
+    return call.apply("weight_grad", dtype, dout, x, conjugated=(False, True))
 
 
 def conv_output_shape(
@@ -486,16 +486,14 @@ def backward(dout: Array, cache: Forward, transposed: bool = False) -> ConvGrads
     of_x, of_w = (backend.dtype_name(array.dtype) for array in (x, w))
     with remembering():
         if transposed:
-            dx = call.forward(common, dout, conjugate(backend, w), None, of_x)
-            dw = call.weight_grad(common, x, dout, adjoint_of="dout", rounded=of_w)
+            dx = call.apply("forward", common, dout, conjugate(backend, w), made=of_x)
+            dw = call.apply("weight_grad", common, x, dout, made=of_w, conjugated=(True, False))
         else:
             call.room(common, x, "x", x.shape, "x")
-            dx = call.input_grad(common, dout, w, rounded=of_x)
-            dw = call.weight_grad(common, dout, x, rounded=of_w)
-        db = None
-        if b is not None:
-            db = narrow(backend, call.channel_sum(common, dout, rounded=backend.dtype_name(b.dtype)), b.dtype)
-    return ConvGrads(narrow(backend, dx, x.dtype), narrow(backend, dw, w.dtype), db)
+            dx = call.apply("input_grad", common, dout, w, made=of_x, conjugated=(False, True))
+            dw = call.apply("weight_grad", common, dout, x, made=of_w, conjugated=(False, True))
+        db = None if b is None else call.apply("channel_sum", common, dout, made=backend.dtype_name(b.dtype))
+    return ConvGrads(dx, dw, db)
 
 
 def _call(

@@ -155,9 +155,10 @@ def conv_transpose_forward(
     if b is not None:
         arguments.exact_shape("b", tuple(b.shape), (geometry.in_channels,))
     arguments.option("algorithm", algorithm, ("auto", *algorithms()))
-    call = Contraction(backend, dtype, geometry, algorithm, unbatched, precision, backend.spare(x))
+    call = Contraction(backend, dtype, geometry, algorithm, unbatched, precision, backend.spare(x), "x")
     call.room(dtype, x, "x", x.shape, "x")
-    return call.input_grad(dtype, x, w, adjoint=False, b=b), ConvTransposeCache(x, w, b, dtype, call)
+    out = call.apply("input_grad", dtype, *(x, w) if b is None else (x, w, b))
+    return out, ConvTransposeCache(x, w, b, dtype, call)
 
 
 def conv_transpose_backward(dout: Array, cache: ConvTransposeCache) -> ConvGrads:

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 from . import arguments
-from .algorithms.columns import ALL, Index
 from .arguments import Ints, Padding
-from .arithmetic import summable
-from .backends import Array, Backend, Workspace
+from .backends import Array
 from .errors import ConvShapeError
-from .geometry import Geometry, cut, edges
-
-OPERATIONS = 16
-"""Operations of a product that take as long as copying an element."""
+from .geometry import Geometry
+from .operation import operation
 
 
 def unfold(x: Array, kernel_size: Ints, *, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1) -> Array:
@@ -62,23 +56,8 @@ def unfold(x: Array, kernel_size: Ints, *, stride: Ints = 1, padding: Padding = 
     geometry = _geometry("x", shape, kernel, stride, padding, dilation)
     result = (geometry.batch, geometry.in_channels * geometry.taps, geometry.positions)
     arguments.room(backend, x, dtype, "x", shape, result)
-    xp = backend.xp
-    taps = tuple(_taps(geometry))
-
-    def compute(block: Index, target: Array, workspace: Workspace) -> Array:
-        for tap in taps:
-            for edge in tap.padding:
-                target = backend.write(target, (ALL, ALL, *tap.place, *edge), 0)
-            if tap.cells is not None:
-                target = backend.write(target, (ALL, ALL, *tap.place, *tap.outputs), x[(*block, *tap.cells)])
-        return target
-
-    with backend.during_call(x, "standard"):
-        x = backend.astype(x, dtype.dtype)
-        made = backend.empty((*shape[:2], *kernel, *geometry.out), like=x)
-        blocks = _blocks(geometry, backend)
-        made = backend.fill(made, blocks, compute, len(blocks))
-        return xp.reshape(made, result)
+    step = operation("unfold", geometry, dtype.name, dtype.name)
+    return step.apply(backend, x)
 
 
 def fold(
@@ -137,51 +116,8 @@ def fold(
     arguments.exact_shape("columns", found, (*found[:2], geometry.positions))
     result = geometry.x_shape
     arguments.room(backend, columns, dtype, "output_size", sizes, result)
-    taps = tuple(_taps(geometry))
-    xp = backend.xp
-
-    def compute(block: Index, target: Array, workspace: Workspace) -> Array:
-        target = backend.zeroed(target)
-        for tap in taps:
-            if tap.cells is not None:
-                part = cells[(*block, *tap.place, *tap.outputs)]
-                target = backend.add(target, (ALL, ALL, *tap.cells), backend.astype(part, wide))
-        return target
-
-    with backend.during_call(columns, "standard"):
-        wide = summable(backend, dtype)
-        cells = xp.reshape(columns, (*result[:2], *kernel, *geometry.out))
-        out = xp.empty(result, dtype=wide, device=backend.device_of(columns))
-        blocks = _blocks(geometry, backend)
-        out = backend.fill(out, blocks, compute, len(blocks))
-        return backend.astype(out, dtype.dtype)
-
-
-class Tap(NamedTuple):
-    """One tap of the kernel: the outputs whose tap lies inside the input, the cells they read, and the rest."""
-
-    place: tuple[int, ...]
-    outputs: tuple[slice, ...]
-    cells: tuple[slice, ...] | None
-    padding: tuple[tuple[slice, ...], ...]
-
-
-def _taps(geometry: Geometry) -> Iterator[Tap]:
-    spans = [geometry.spans(dim, (0, n)) for dim, n in enumerate(geometry.out)]
-    for place in product(*(range(n) for n in geometry.kernel)):
-        parts = [along[tap] for along, tap in zip(spans, place, strict=True)]
-        outputs = tuple(part.outputs for part in parts)
-        empty = any(part.start == part.stop for part in outputs)
-        padding = tuple(tuple(edge) for edge in edges(outputs, geometry.out))
-        yield Tap(place, outputs, None if empty else tuple(part.inputs for part in parts), padding)
-
-
-def _blocks(geometry: Geometry, backend: Backend) -> list[tuple[tuple[Any, ...], Index]]:
-    """Ranges of samples and channels, for threads to share: each as an index of the result, and of its source."""
-    least = backend.least_blocks(OPERATIONS * geometry.operations // 2, geometry.batch)
-    samples = cut(geometry.batch, geometry.batch, least)
-    channels = cut(geometry.in_channels, geometry.in_channels, -(-least // max(1, len(samples))))
-    return [((slice(*some), slice(*few), ...), (slice(*some), slice(*few))) for some, few in product(samples, channels)]
+    step = operation("fold", geometry, dtype.name, dtype.name)
+    return step.apply(backend, columns)
 
 
 def _kernel(shape: tuple[int, ...], dims: int, name: str, kernel_size: Any) -> tuple[int, ...]:
