@@ -1,17 +1,20 @@
-"""The examples in docstrings and in the README are run, and every public name has one."""
+"""The examples in docstrings, the README and docs/ are run; every public name has one, and is in the reference."""
 
 from __future__ import annotations
 
 import doctest
 import inspect
+import re
 from pathlib import Path
 
 import pytest
 
 import portconv
-from portconv import backends, cs231n
+from portconv import backends, cs231n, testing
 
 README = Path(__file__).parents[1] / "README.md"
+DOCS = README.parent / "docs"
+PAGES = ("index", "quickstart", "choosing-a-backend", "algorithms")
 MODULES = (portconv, backends, cs231n)
 
 
@@ -25,7 +28,7 @@ def functions():
 
 def run(examples, name):
     test = doctest.DocTestParser().get_doctest(examples, {"portconv": portconv}, name, None, 0)
-    results = doctest.DocTestRunner().run(test)
+    results = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test)
     assert results.attempted > 0
     assert results.failed == 0
 
@@ -42,3 +45,20 @@ def test_readme():
     if not README.exists():
         pytest.skip("the README is not beside the tests")
     run(README.read_text(), "README")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page(page):
+    if not DOCS.exists():
+        pytest.skip("the documentation is not beside the tests")
+    run((DOCS / f"{page}.md").read_text(encoding="utf-8"), page)
+
+
+@pytest.mark.parametrize("module", [*MODULES, testing], ids=lambda module: module.__name__)
+def test_reference(module):
+    if not DOCS.exists():
+        pytest.skip("the documentation is not beside the tests")
+    text = "".join(page.read_text(encoding="utf-8") for page in (DOCS / "api").glob("*.rst"))
+    directives = {name.rpartition(".")[2] for name in re.findall(r"^\.\. (?:auto|py:)\w+:: (\S+)", text, re.MULTILINE)}
+    elsewhere = {"__version__", "backends"}  # a word, and a page of its own
+    assert set(module.__all__) - elsewhere <= directives

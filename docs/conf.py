@@ -1,0 +1,161 @@
+"""The documentation as a site: ``sphinx-build -W --keep-going -b html docs OUT``.
+
+It needs portconv with its extra `cli`, sphinx, numpydoc, pydata-sphinx-theme, myst-parser and matplotlib, and no
+network: formulas become MathML, pictures are drawn by docs/plots, and nothing is looked up elsewhere. Links from pages
+to files of the repository that are no pages lead to `PORTCONV_SOURCE_URL`, where that variable names the place that the
+repository is browsed at (".../blob/main"); else files come with the site, and folders are named.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx import addnodes
+from sphinx.application import Sphinx
+
+import portconv
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE_URL = os.environ.get("PORTCONV_SOURCE_URL", "").rstrip("/")
+
+project = "portconv"
+author = "the portconv developers"
+copyright = author
+version = release = portconv.__version__
+language = "en"
+
+extensions = [
+    "matplotlib.sphinxext.plot_directive",
+    "myst_parser",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+]
+exclude_patterns = ["example_backend", "plots"]
+templates_path: list[str] = []
+
+# Every reference must lead somewhere, but for these, of other packages.
+nitpicky = True
+nitpick_ignore = {
+    ("py:class", "Exception"),
+    ("py:class", "NamedTuple"),
+    ("py:class", "RuntimeError"),
+    ("py:class", "TypeError"),
+    ("py:class", "ValueError"),
+    ("py:class", "object"),
+    ("py:class", "tuple"),
+    ("py:obj", "numpy.pad"),
+    # An argument, and a field, that have the name of something that can be imported.
+    ("py:obj", "array"),
+    ("py:obj", "db"),
+}
+
+# Pages are Markdown as a forge shows it: its fences of "math" too, and links to headings.
+myst_enable_extensions = ["dollarmath"]
+myst_fence_as_directive = ["math"]
+myst_heading_anchors = 3
+# What is indented, or fenced without a name, is in no language.
+highlight_language = "none"
+pygments_style = "default"
+
+# `name` in a docstring is a link where it is a public name, and set as an argument where it is none.
+default_role = "autolink"
+add_module_names = False
+autosummary_generate = False  # each table stands above what it lists
+autodoc_typehints = "none"  # docstrings say what arguments are, shapes among it
+autodoc_member_order = "bysource"
+numpydoc_show_class_members = False  # pages say which members they show
+numpydoc_attributes_as_param_list = True
+numpydoc_validation_checks = {
+    "GL03",  # a blank line too many
+    "GL06",  # a section that numpydoc does not know
+    "GL07",  # sections out of order
+    "PR01",  # a parameter that is missing
+    "PR02",  # one that is too many
+    "PR03",  # parameters out of order
+    "PR10",  # no space before the colon
+    "SS02",  # a summary without a capital
+    "SS03",  # a summary without a full stop
+    "YD01",  # a generator that does not say what it yields
+}
+# Functions describe each argument. Classes describe their fields as attributes, and methods are told in a line or two.
+numpydoc_validation_exclude = {r"\.[A-Z]\w*(\.\w+)?$"}
+
+plot_formats = [("svg", 100)]
+plot_html_show_formats = False
+plot_html_show_source_link = False
+plot_include_source = False
+plot_rcparams = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "legend.frameon": False,
+    "savefig.facecolor": "white",
+    "svg.hashsalt": "portconv",
+}
+plot_apply_rcparams = True
+
+html_theme = "pydata_sphinx_theme"
+html_title = f"portconv {version}"
+html_copy_source = False
+html_show_sourcelink = False
+html_math_renderer = "mathml"
+html_static_path = ["_static"]
+html_css_files = ["portconv.css"]
+html_theme_options = {
+    "navigation_with_keys": False,
+    "show_nav_level": 2,
+    "show_toc_level": 2,
+    "footer_start": ["copyright"],
+    "footer_end": [],
+    "secondary_sidebar_items": ["page-toc"],
+}
+html_sidebars = {"index": [], "quickstart": [], "features": [], "changelog": []}
+
+
+def inline_math(translator: Any, node: nodes.math) -> None:
+    """Write a formula as MathML, which browsers set without a script."""
+    translator.body.append(tex2mathml(node.astext()))
+    raise nodes.SkipNode
+
+
+def displayed_math(translator: Any, node: nodes.math_block) -> None:
+    """Write a formula on a line of its own."""
+    translator.body.append(f'<div class="formula">{tex2mathml(node.astext(), as_block=True)}</div>')
+    raise nodes.SkipNode
+
+
+def lead_elsewhere(app: Sphinx, doctree: nodes.document) -> None:
+    """Lead links out of docs/ to where the repository is browsed; without such a place, say what folders are called."""
+    folder = Path(app.env.doc2path(app.env.docname)).parent
+    for node in [*doctree.findall(addnodes.pending_xref), *doctree.findall(addnodes.download_reference)]:
+        path = (folder / str(node.get("reftarget", ""))).resolve()
+        if node.get("reftype") != "myst" or path.is_relative_to(ROOT / "docs") or not path.is_relative_to(ROOT):
+            continue
+        if not path.exists():
+            continue  # which Sphinx reports
+        if SOURCE_URL:
+            uri = f"{SOURCE_URL}/{path.relative_to(ROOT).as_posix()}"
+            node.replace_self(nodes.reference("", "", *node.children, refuri=uri, internal=False))
+        elif path.is_dir():
+            node.replace_self(node.children)
+
+
+def escape_stars(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Let `(N, C, *spatial)` be what it is: docstrings are read in terminals too, where an escape would be odd."""
+    lines[:] = [re.sub(r"(?<=[(,] )\*(?=\w)|(?<=\()\*(?=\w)", r"\\*", line) for line in lines]
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Add what is above to Sphinx."""
+    app.add_html_math_renderer("mathml", inline_renderers=(inline_math, None), block_renderers=(displayed_math, None))
+    app.connect("autodoc-process-docstring", escape_stars, priority=400)  # before numpydoc's own
+    app.connect("doctree-read", lead_elsewhere)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
