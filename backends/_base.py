@@ -104,6 +104,8 @@ class Backend:
     """Whether a slice shares its array's memory, so that what is written there needs no writing back."""
     staged = False
     """Whether its arrays want whole steps of a call, to put off, differentiate or map: `stage` takes them."""
+    lazy = False
+    """Whether nothing is computed until somebody asks, so that shapes and dtypes are all that can be checked."""
     propagates = False
     """Whether the largest and the smallest of elements are nan where any of them is."""
     strided = False
@@ -159,6 +161,10 @@ class Backend:
 
     def objection(self, array: Array) -> str | None:
         """Why portconv cannot take this array of the library's, or None."""
+        return None
+
+    def unsized(self, array: Array) -> str | None:
+        """Why the shape of this array, of a `lazy` library, is not known yet, or None."""
         return None
 
     def version(self) -> str:

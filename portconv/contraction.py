@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
@@ -226,6 +227,20 @@ class Contraction:
                 del value  # or the next part's would be one more
             grad = next(iter(sums.values())) if len(sums) == 1 else self.backend.xp.concat(list(sums.values()), axis=0)
             return self.backend.astype(grad, dtype.dtype)
+
+    def weight_sums(self, dtype: Dtype, dout: Array, x: Array, some: Iterable[Part], rounded: str) -> Array:
+        """Sum exactly what some samples and positions add to a reproducible gradient of filters; `some` are cut small.
+
+        It is to be rounded to the dtype named by `rounded`: `reproducible.product` says how that is done.
+        """
+        made = self._copies(dtype, "weight_grad", self.geometry, dout.dtype, x.dtype)
+
+        def chosen(geometry: Geometry) -> Choice:
+            return self._chosen_in(self._sliced(dtype), "weight_grad", geometry, made)
+
+        with self._held(dtype, dout), self.backend.quiet():
+            product = _product()
+            return product.weight_sums(self.backend, self.geometry, dtype.name, chosen, some, dout, x, rounded)
 
     def channel_sum(self, dtype: Dtype, array: Array, rounded: str | None = None) -> Array:
         """Add up the elements of each channel, of an input or an output as the caller has it.

@@ -56,6 +56,8 @@ def parts(geometry: Geometry, purpose: str, copies: Copies, room: int) -> tuple[
     """Cut a product, so that its copies take no more than `room` bytes; None where no cut does."""
     if not copies or copies.bytes(geometry, cut=False) <= room:
         return (whole(geometry),)
+    if room < 1:
+        return None
     of_filters, of_sample = copies.filters + copies.more_filters, copies.sample + copies.more_sample
     cuts = 1 if of_filters <= room // 2 else -(-2 * of_filters // room)
     some = list(_of_filters(geometry, purpose, cuts))

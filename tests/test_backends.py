@@ -55,7 +55,7 @@ def test_every_library_of_the_folder_is_known():
 
 
 def test_unknown_name():
-    with pytest.raises(BackendError, match="backend: got 'numpyy', expected one of array_api_strict, cupy, numpy"):
+    with pytest.raises(BackendError, match="backend: got 'numpyy', expected one of array_api_strict, cupy, dask"):
         backends.get("numpyy")
 
 

@@ -30,6 +30,7 @@ from .scales import (
     LOWEST,
     PARTS_OF,
     Operand,
+    above,
     along,
     halves,
     operand,
@@ -126,10 +127,15 @@ def slots(backend: Backend, geometry: Geometry, purpose: str, dtype: str) -> int
     return slicing(dtype, summed(backend, geometry, purpose, dtype)).slots
 
 
+def longest(dtype: str) -> int:
+    """How many positions a weight gradient's exact sums are best made of, at most."""
+    return LONG // (2 if dtype in PARTS_OF else 1)
+
+
 @lru_cache(maxsize=256)
 def _shares(geometry: Geometry, dtype: str, elements: int) -> Shares:
     """Cut a weight gradient so that few enough products are summed in each chunk; slices have so many `elements`."""
-    most = LONG // (2 if dtype in PARTS_OF else 1)
+    most = longest(dtype)
     one = replace(geometry, batch=1)
     rows = parts(one, "weight_grad", Copies(geometry.positions, 0, 0, 0), most) or (whole(one),)
     together = elements // max(1, _larger(geometry))
@@ -341,11 +347,27 @@ def _summed(
     problem: Problem, some: list[Part], target: Array, exponents: Array, made: str, workspace: Workspace
 ) -> Array:
     """Compute the gradient of some filters, which parts add up to."""
+    elements = _elements(problem.backend, slicing(problem.dtype, 1))
+    several = len(some) > 1 or _shares(some[0].geometry.extended, problem.dtype, elements).several
+    products, limbs, counts = _sums(problem, some, made, workspace, several)
+    if several:
+        return _finished(problem, limbs, exponents, made, counts)
+    return _rounded(problem, target, products[0, ...], exponents, made, None, counts)
+
+
+def _sums(
+    problem: Problem, some: list[Part], made: str, workspace: Workspace, several: bool
+) -> tuple[Array, list[list[Array]], list[Counts] | None]:
+    """Sum exactly what parts of a weight gradient add up to.
+
+    Returns the products of the last chunk, the limbs of the sum of all, where there are `several`, and what they hold
+    of nans and infinities.
+    """
     backend = problem.backend
     limbs: list[list[Array]] = []
     counts: list[Counts] | None = None
+    products: Array = None
     elements = _elements(backend, slicing(problem.dtype, 1))
-    several = len(some) > 1 or _shares(some[0].geometry.extended, problem.dtype, elements).several
     for part in some:
         grads, cells = _of(problem.of_a, part.of_out), _of(problem.of_b, part.of_x)
         cells = cells._replace(array=extend(part.geometry, backend, cells.array))
@@ -358,9 +380,85 @@ def _summed(
             counts = more
             if several:
                 limbs = _added(problem, limbs, _weights(problem, products, made, axis=1))
-    if several:
-        return _finished(problem, limbs, exponents, made, counts)
-    return _rounded(problem, target, products[0, ...], exponents, made, None, counts)
+    return products, limbs, counts
+
+
+def weight_sums(
+    backend: Backend,
+    geometry: Geometry,
+    dtype: str,
+    choose: Chosen,
+    some: Iterable[Part],
+    dout: Array,
+    x: Array,
+    made: str,
+) -> Array:
+    """Sum exactly what some samples and positions add to a weight gradient, whose scales are those of all of them.
+
+    Parameters
+    ----------
+    backend, geometry, dtype, choose
+        As for `compute`.
+    some : iterable of Part
+        Of no more than `longest` positions each.
+    dout, x : array
+        Whose magnitudes are remembered as those of the whole arrays.
+    made : str
+        The dtype of the result.
+
+    Returns
+    -------
+    array, shape (1 or 2, limbs, F, C / G, *K)
+        The limbs of each part of the result, and where either array is not finite, three counts.
+    """
+    powers, bits = ready(backend, dout), SIGNIFICANT[dtype]
+    one, other = (
+        operand(backend, geometry, powers, array, role, bits)
+        for array, role in zip((dout, x), ROLES["weight_grad"], strict=True)
+    )
+    problem = Problem(backend, "weight_grad", choose, powers, dtype, one, other, slicing(dtype, longest(dtype)))
+    if not geometry.batch:
+        parts_of_result, limbs_of_each = (2 if made in PARTS_OF else 1), 2 * problem.own.number
+        shape = (parts_of_result, limbs_of_each, *geometry.w_shape)
+        return backend.zeroed(backend.empty(shape, dout, dtype=backend.dtype("float64")))
+    _, limbs, counts = _sums(problem, list(some), made, backend.workspace(dout), True)
+    found = []
+    for i, own in enumerate(limbs):
+        more = [] if counts is None else [counts[i].nans, counts[i].infinite, counts[i].signs]
+        found.append(backend.xp.stack([*own, *(backend.xp.broadcast_to(one, own[0].shape) for one in more)]))
+    return backend.xp.stack(found)
+
+
+def weight_sum(backend: Backend, dtype: str, sums: list[Array]) -> Array:
+    """Add up what `weight_sums` gave, or this, of several."""
+    xp, own = backend.xp, slicing(dtype, longest(dtype))
+    total = sums[0]
+    for more in sums[1:]:
+        total = total + more
+    found = []
+    for part in range(total.shape[0]):
+        each = [total[part, i, ...] for i in range(total.shape[1])]
+        found.append(xp.stack([*carried(backend, each[: 2 * own.number], own.width), *each[2 * own.number :]]))
+    return xp.stack(found)
+
+
+def weight_rounded(
+    backend: Backend, geometry: Geometry, dtype: str, sums: Array, most: tuple[Array, Array], made: str
+) -> Array:
+    """Round a sum that `weight_sum` gave to a weight gradient; `most` are the largest magnitudes, (F,) and (C,)."""
+    powers, own = ready(backend, sums), slicing(dtype, longest(dtype))
+    one, other = (Operand(sums, above(backend, powers, each)[None, :], dtype, True, False) for each in most)
+    problem = Problem(backend, "weight_grad", _nothing, powers, dtype, one, other, own)
+    limbs = [[sums[part, i, ...] for i in range(2 * own.number)] for part in range(sums.shape[0])]
+    counts = None
+    if sums.shape[1] > 2 * own.number:
+        places = range(2 * own.number, sums.shape[1])
+        counts = [Counts(*(sums[part, i, ...] for i in places)) for part in range(sums.shape[0])]
+    return _finished(problem, limbs, _exponents(problem, geometry), made, counts)
+
+
+def _nothing(geometry: Geometry) -> Choice:
+    raise AssertionError("what is summed needs no algorithm")
 
 
 def _nearly(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import NamedTuple
 
 from ..algorithms.columns import Index
 from ..arithmetic import HALVES
-from ..backends import Array, Backend
+from ..backends import Array, Backend, of
 from ..geometry import Geometry
 from .blocks import READ, planes
 
@@ -106,9 +106,7 @@ def operand(backend: Backend, geometry: Geometry, powers: Array, array: Array, r
     least = LEAST_NORMAL[own]
     # Where quanta are no smaller than twice the smallest normal number, what lies below that is rounded to zero.
     rare = not finite or not bool(xp.all((most >= 2.0 ** (least + bits)) | (most == 0)))
-    found = xp.searchsorted(powers, xp.reshape(most, (-1,))) + LOWEST
-    found = xp.reshape(xp.astype(found, xp.int64), most.shape)
-    found = xp.where(most == 0, xp.zeros_like(found), found)
+    found = above(backend, powers, most)
     if role == "sample":
         found = xp.broadcast_to(found[:, :, None], (first, groups, array.shape[1] // groups))
     elif role == "input channel":
@@ -118,13 +116,24 @@ def operand(backend: Backend, geometry: Geometry, powers: Array, array: Array, r
     return Operand(array, xp.reshape(found, tuple(array.shape[:2])), own, rare, finite)
 
 
+def above(backend: Backend, powers: Array, most: Array) -> Array:
+    """The exponents of the powers of two at or above largest magnitudes; 0 where these are."""
+    xp = backend.xp
+    found = xp.searchsorted(powers, xp.reshape(most, (-1,))) + LOWEST
+    found = xp.reshape(xp.astype(found, xp.int64), most.shape)
+    return xp.where(most == 0, xp.zeros_like(found), found)
+
+
 _remembered: ContextVar[dict[int, tuple[Array, tuple[Array, bool]]] | None] = ContextVar("remembered", default=None)
 
 
 @contextmanager
-def remembering() -> Iterator[None]:
-    """Look for the largest magnitudes of each array once: what is a gradient's operand more than once, say."""
-    token = _remembered.set({})
+def remembering(known: Iterable[tuple[Array, Array]] = ()) -> Iterator[None]:
+    """Look for the largest magnitudes of each array once: what is a gradient's operand more than once, say.
+
+    Those of arrays that are parts of larger ones are `known` from these, as `magnitudes` finds them.
+    """
+    token = _remembered.set({id(array): (array, _told(of(found), found)) for array, found in known})
     try:
         yield
     finally:
@@ -143,6 +152,15 @@ def _of_planes(backend: Backend, array: Array, own: str) -> tuple[Array, bool]:
 
 
 def _looked_for(backend: Backend, array: Array, own: str) -> tuple[Array, bool]:
+    return _told(backend, magnitudes(backend, array, own))
+
+
+def _told(backend: Backend, found: Array) -> tuple[Array, bool]:
+    return found[0, ...], not bool(backend.xp.any(found[1, ...] > 0))
+
+
+def magnitudes(backend: Backend, array: Array, own: str) -> Array:
+    """The largest magnitude of each sample's channel (N, C, *cells), and 1 where not all are finite: (2, N, C)."""
     xp = backend.xp
 
     def of(block: Index) -> list[Array]:
@@ -160,8 +178,7 @@ def _looked_for(backend: Backend, array: Array, own: str) -> tuple[Array, bool]:
             found = most if found is None else xp.maximum(found, most)
         return [found, xp.full_like(found, float(odd))]
 
-    found = xp.max(planes(backend, array, 2, of, READ), axis=0)
-    return found[0, ...], not bool(xp.any(found[1, ...] > 0))
+    return xp.max(planes(backend, array, 2, of, READ), axis=0)
 
 
 def _largest(backend: Backend, part: Array, shape: tuple[int, ...], keep: tuple[int, ...]) -> Array:
