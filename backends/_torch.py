@@ -5,11 +5,18 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from .. import limits
 from ..errors import in_a_line
 from ._base import Array, Backend, Unavailable, bfloat16
+
+if TYPE_CHECKING:
+    from ..operation import Operation
+
+NAMES = {"forward": "Conv", "unfold": "Unfold", "fold": "Fold"}
+"""How autograd's graph names steps; the others by their purpose, as "ConvInputGrad"."""
 
 
 class TorchBackend(Backend):
@@ -18,6 +25,7 @@ class TorchBackend(Backend):
     array_class = "Tensor"
     install = "pip install 'portconv[torch]'"
     views = True
+    staged = True
     propagates = True
 
     def load(self) -> Any:
@@ -26,15 +34,8 @@ class TorchBackend(Backend):
         except (ImportError, OSError) as error:
             raise Unavailable(f"PyTorch is not installed ({in_a_line(error)})") from error
 
-    def objection(self, array: Array) -> str | None:
-        import torch
-
-        if array.requires_grad and torch.is_grad_enabled():
-            return (
-                "got a tensor that requires a gradient, expected one outside autograd: "
-                "call under torch.no_grad() or pass tensor.detach(), and get gradients from conv_backward"
-            )
-        return None
+    def stage(self, operation: Operation, *operands: Array) -> Array:
+        return _step()(self, operation, *operands)
 
     def details(self) -> dict[str, str]:
         import torch
@@ -101,3 +102,75 @@ class TorchBackend(Backend):
                 held.callback(setattr, matmul, "fp32_precision", matmul.fp32_precision)
                 matmul.fp32_precision = "ieee"
             yield
+
+
+@cache
+def _step() -> Any:
+    """What takes a step of a call; where torch.compile traces the caller, it breaks its graph there and nowhere else."""
+    import torch
+
+    @torch.compiler.disable
+    def step(backend: TorchBackend, operation: Operation, *operands: Array) -> Array:
+        if operation.purpose == "bound":  # which has no gradient
+            with torch.no_grad():
+                return operation.compute(backend, *operands)
+        return _node(operation.purpose).apply(backend, operation, *operands)
+
+    return step
+
+
+@cache
+def _node(purpose: str) -> Any:
+    """A step as a node of autograd's graph, and of torch.func's transforms.
+
+    Its derivatives in either mode are steps themselves, and so nodes as well, as often as one differentiates.
+    """
+    import torch
+
+    from ..mapping import mapped
+    from ..reproducible.scales import remembering
+
+    class Step(torch.autograd.Function):
+        @staticmethod
+        def forward(backend: TorchBackend, operation: Operation, *operands: Array) -> Array:
+            return operation.compute(backend, *operands)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Array) -> None:
+            ctx.backend, ctx.operation, *operands = inputs
+            ctx.save_for_backward(*operands)
+            ctx.save_for_forward(*operands)
+
+        @staticmethod
+        def backward(ctx: Any, cotangent: Array) -> tuple[Array | None, ...]:
+            operands, made = ctx.saved_tensors, []
+            # PyTorch's gradients are of the conjugate.
+            turned = tuple(operand.conj() for operand in operands)
+            with remembering():
+                for place, operand in enumerate(operands):
+                    if not ctx.needs_input_grad[2 + place]:
+                        made.append(None)
+                        continue
+                    name = ctx.backend.dtype_name(operand.dtype)
+                    made.append(ctx.backend.stage(*ctx.operation.gradient(place, name, cotangent, turned)))
+            return None, None, *made
+
+        @staticmethod
+        def jvp(ctx: Any, _: None, __: None, *tangents: Array | None) -> Array:
+            operands = ctx.saved_tensors
+            terms = [
+                ctx.backend.stage(*ctx.operation.tangent(place, tangent, operands))
+                for place, tangent in enumerate(tangents)
+                if tangent is not None
+            ]
+            return sum(terms[1:], terms[0])
+
+        @staticmethod
+        def vmap(
+            info: Any, in_dims: tuple[int | None, ...], backend: TorchBackend, operation: Operation, *operands: Array
+        ) -> tuple[Array, int]:
+            grown, larger, restore = mapped(backend, operation, operands, in_dims[2:])
+            return restore(backend.stage(grown, *larger)), 0
+
+    name = NAMES.get(purpose) or "Conv" + purpose.title().replace("_", "")
+    return type(name, (Step,), {})
