@@ -27,17 +27,19 @@ LIBRARIES = {
 }
 VERIFICATION = ("layers", "onnx_model", "report_page", "verification")
 """Tests of what `portconv verify` is made of."""
-MODULES = {"array_api_strict", "torch", "cupy", "jax"}
+MODULES = {"array_api_strict", "torch", "cupy", "jax", "dask"}
 
 nox.options.sessions = [
     "lint",
     "typecheck",
     "tests",
     "consistency",
+    "dask",
     "properties",
     "documents",
     "package",
     "docs-examples",
+    "site",
 ]
 nox.needs_version = ">=2025.2.9"
 
@@ -88,9 +90,9 @@ def chosen(backend: str, reason: str) -> tuple[str, ...]:
     if reason:
         return ("tests/test_backends.py",)  # which has how a backend without a device is refused
     # What is about NumPy alone runs beside it alone, and what compares libraries in `consistency`.
-    elsewhere = ["benchmark", "testing", *VERIFICATION] + ["calibration", "gemm", "limits", "probe"] * (
-        backend != "numpy"
-    )
+    elsewhere = ["benchmark", "testing", "dask", "dask_cluster", *VERIFICATION]
+    elsewhere += ["calibration", "example_backend", "gemm", "halos", "limits", "probe"] * (backend != "numpy")
+    elsewhere += ["autograd"] * (backend != "torch")
     left = tuple(f"--ignore=tests/test_{name}.py" for name in elsewhere)
     if backend == "numpy":
         return left
@@ -134,6 +136,18 @@ def consistency(session: nox.Session) -> None:
 
 
 @nox.session
+def dask(session: nox.Session) -> None:
+    """Convolve Dask arrays: in this process, on a cluster of two, and a volume larger than a worker may hold."""
+    more = ("distributed", "zarr", "array-api-strict")  # the strict library stands for CuPy in one test
+    install(session, *more, *GROUPS["tests"], extras="[cli,dask]")
+    # One file on one process: the cluster's tests start processes of their own.
+    files = (f"tests/test_{name}.py" for name in ("dask", "halos", "golden"))
+    session.run("pytest", "--numprocesses=auto", "--backend", "dask", *files)
+    session.run("pytest", "--backend", "dask", "tests/test_dask_cluster.py")
+    session.run("python", "examples/volume.py")
+
+
+@nox.session
 def properties(session: nox.Session) -> None:
     """Try what holds of every call on 20,000 calls drawn at random."""
     install(session, *GROUPS["tests"])
@@ -143,8 +157,10 @@ def properties(session: nox.Session) -> None:
 @nox.session
 def documents(session: nox.Session) -> None:
     """Run docs/coming-from.md beside the libraries it speaks of, and what docs/features.md says of each backend."""
-    peers = ("torch", "jax", "keras", "onnx", "scipy", "sigpy", "array_api_strict")
-    install(session, *LIBRARIES["torch"], *GROUPS["tests"], *(name.replace("_", "-") for name in peers[1:]))
+    peers = ("torch", "jax", "keras", "onnx", "scipy", "sigpy", "array_api_strict", "dask")
+    install(
+        session, *LIBRARIES["torch"], *GROUPS["tests"], *(name.replace("_", "-") for name in peers[1:]), extras="[dask]"
+    )
     environment = {"KERAS_BACKEND": "torch", "KERAS_HOME": session.create_tmp()}
     session.run("python", "-P", "-c", f"import {', '.join(peers)}", env=environment)
     session.run("pytest", "tests/test_coming_from.py", env=environment)
@@ -183,6 +199,14 @@ def package(session: nox.Session) -> None:
         session.run("python", "-c", points)
         session.run("portconv", "backends")
         session.run("python", "-m", "portconv", "--version")
+
+
+@nox.session
+def site(session: nox.Session) -> None:
+    """Build the documentation, pictures and all; a warning is an error."""
+    install(session, *GROUPS["docs"], extras="[cli]")
+    out = Path(session.create_tmp()) / "site"
+    session.run("sphinx-build", "-W", "--keep-going", "-E", "-b", "html", "-d", f"{out}-doctrees", "docs", str(out))
 
 
 @nox.session(name="docs-examples")

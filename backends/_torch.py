@@ -106,17 +106,16 @@ class TorchBackend(Backend):
 
 @cache
 def _step() -> Any:
-    """What takes a step of a call; where torch.compile traces the caller, it breaks its graph there and nowhere else."""
+    """What takes a step of a call: where torch.compile traces the caller, it breaks its graph there alone."""
     import torch
 
-    @torch.compiler.disable
     def step(backend: TorchBackend, operation: Operation, *operands: Array) -> Array:
         if operation.purpose == "bound":  # which has no gradient
             with torch.no_grad():
                 return operation.compute(backend, *operands)
         return _node(operation.purpose).apply(backend, operation, *operands)
 
-    return step
+    return torch.compiler.disable(step)
 
 
 @cache
@@ -130,7 +129,9 @@ def _node(purpose: str) -> Any:
     from ..mapping import mapped
     from ..reproducible.scales import remembering
 
-    class Step(torch.autograd.Function):
+    function: Any = torch.autograd.Function
+
+    class Step(function):  # type: ignore[misc]
         @staticmethod
         def forward(backend: TorchBackend, operation: Operation, *operands: Array) -> Array:
             return operation.compute(backend, *operands)
@@ -143,7 +144,8 @@ def _node(purpose: str) -> Any:
 
         @staticmethod
         def backward(ctx: Any, cotangent: Array) -> tuple[Array | None, ...]:
-            operands, made = ctx.saved_tensors, []
+            operands = ctx.saved_tensors
+            made: list[Array | None] = []
             # PyTorch's gradients are of the conjugate.
             turned = tuple(operand.conj() for operand in operands)
             with remembering():

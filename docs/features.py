@@ -30,6 +30,7 @@ REQUIRED = {
     "array_api_strict": "array-api-strict",
     "torch": "torch",
     "jax": "jax",
+    "dask": "dask[array]",
     "ml_dtypes": "ml_dtypes",
 }
 """What must be importable, and what it is installed as: without one of them a column, or a cell, would be missing."""
@@ -38,6 +39,7 @@ TITLES = {
     "torch": "PyTorch",
     "array_api_strict": "array-api-strict",
     "jax": "JAX (no module of its own)",
+    "dask": "Dask",
     "cupy": "CuPy",
 }
 YES, NONE, NOT_RUN = "yes", "\N{EN DASH}", "not run"
@@ -736,6 +738,7 @@ TABLES = (
                     "array_api_strict": "The standard has no read-only arrays.",
                     "jax": "All of JAX's arrays are immutable: every row is of such.",
                     "cupy": "CuPy has no read-only arrays.",
+                    "dask": "All of Dask's arrays are immutable: every row is of such.",
                 },
             ),
             Feature(
@@ -761,6 +764,7 @@ TABLES = (
                 {
                     "numpy": "NumPy has one device.",
                     "torch": "PyTorch has one CPU device, and what others it has are accelerators.",
+                    "dask": "Dask's arrays are where their chunks are.",
                     "cupy": "It takes a second GPU.",
                 },
             ),

@@ -70,9 +70,7 @@ class _Folded:
     def grown(self, names: tuple[str, ...]) -> Operation:
         """The operation of operands that are folded; as algorithms see them."""
         sizes: dict[str, Any] = {name: getattr(self.geometry, name) * self.count for name in names}
-        return replace(
-            self.operation, unbatched=False, geometry=replace(self.geometry, channels_last=False, **sizes)
-        )
+        return replace(self.operation, unbatched=False, geometry=replace(self.geometry, channels_last=False, **sizes))
 
     def seen(self, array: Array, lead: int) -> Array:
         """An input or an output with so many axes before it, as (*lead, N, C, *cells)."""
