@@ -70,7 +70,7 @@ def test_it_is_announced_and_found_by_its_arrays(installed):
         "print(json.dumps([early, portconv.backends.names(), portconv.backends.of(out).name, out.values.tolist(), "
         "backend.version()]))"
     )
-    done = subprocess.run([sys.executable, "-c", code], env=installed, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-P", "-c", code], env=installed, capture_output=True, text=True, check=True)
     early, names, name, out, version = json.loads(done.stdout)
     assert not early
     assert "tally" in names
@@ -89,7 +89,7 @@ def served():
 def test_the_page_about_it(installed):
     code = "import doctest, sys; sys.exit(doctest.testfile(sys.argv[1], module_relative=False).failed)"
     page = str(FOLDER.parent / "writing-a-backend.md")
-    done = subprocess.run([sys.executable, "-c", code, page], env=installed, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-c", code, page], env=installed, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
