@@ -186,14 +186,14 @@ def package(session: nox.Session) -> None:
         session.install(str(wheel))
         session.chdir(folder)
         dotted = [re.sub(r"/__init__$", "", name.removesuffix(".py")).replace("/", ".") for name in sorted(shipped)]
-        needing = ("portconv.command.", "_portconv_pytest")
+        needing = ("portconv.command.", "portconv.chunked.graph", "_portconv_pytest")
         bare = [name for name in dotted if not name.startswith(needing) and not name.endswith("__main__")]
         session.run("python", "-c", "; ".join(f"import {name}" for name in bare))
         session.run("python", "-c", "import backends", success_codes=[1], silent=True)
         said = str(session.run("portconv", "--help", success_codes=[1], silent=True))
         if "pip install 'portconv[cli]'" not in said:
             session.error(f"without its libraries the command says {said!r}, not how to install them")
-        session.install(f"{wheel}[cli]", PYTEST)
+        session.install(f"{wheel}[cli,dask]", PYTEST)
         session.run("python", "-c", "; ".join(f"import {name}" for name in dotted if not name.endswith("__main__")))
         points = "from importlib.metadata import distribution as d; [p.load() for p in d('portconv').entry_points]"
         session.run("python", "-c", points)
