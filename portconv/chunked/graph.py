@@ -17,18 +17,20 @@ from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 
 from .. import backends, limits
-from ..arithmetic import HALVES, narrow
+from ..arithmetic import HALVES
 from ..backends import Array, Backend
 from ..geometry import Geometry, Range
 from ..operation import ROLES, Operation
 from . import tasks
-from .halos import inputs, located, outputs, ranges, read, touching
+from .halos import convolved, inputs, located, outputs, ranges, read, touching
 from .tasks import Block, Gathering, Step
 
 Key = tuple[Hashable, ...]
 Summing = Callable[[list[Key]], tuple[Any, ...]]
 Place = tuple[int, int, int]
 """A chunk's number along an axis, and where a piece of it starts and ends."""
+Reads = tuple[list[tuple[Place, ...]], list[Any]]
+"""Where what a block reads of an array lies along each axis, and what of that is taken, as `Gathering` has it."""
 
 NAMES = {
     "forward": "conv",
@@ -53,12 +55,13 @@ FEWEST, USUAL = 2, 8
 def stage(backend: Backend, operation: Operation, operands: Sequence[Array]) -> Array:
     """Put an operation off: return the array that it will make."""
     if operation.purpose == "spread":
-        return _spread(backend, operation, operands[0])
+        return operation.compute(backend, operands[0])
     if operation.purpose in ("unfold", "fold"):
         return _windows(backend, operation, operands[0])
     roles = ROLES.get(operation.purpose) or {"channel_sum": (operation.side,), "bound": ("x", "w")}[operation.purpose]
+    call = operation.call(backend, operands[0])
     seen = [
-        _seen(operation, array) if role in ("x", "out") else _whole(array, range(array.ndim))
+        _whole(call.seen(array), (1,)) if role in ("x", "out") else _whole(array, range(array.ndim))
         for array, role in zip(operands, (*roles, "b"), strict=False)
     ]
     building = _Building(backend, operation, seen)
@@ -68,7 +71,7 @@ def stage(backend: Backend, operation: Operation, operands: Sequence[Array]) -> 
         "input_grad": _input_grad,
     }
     found = made.get(operation.purpose, _forward)(building, *seen)
-    return found if operation.result in ("w", "b") else _given(operation, found)
+    return found if operation.result in ("w", "b") else call.given(found)
 
 
 class _Building:
@@ -185,38 +188,23 @@ def _largest_of_batch(found: list[Key]) -> tuple[Any, ...]:
 
 def _forward(building: _Building, x: Array, w: Array, b: Array | None = None) -> Array:
     """Outputs, or their bounds, in blocks that go with the chunks of the input."""
-    geometry, name, halo = building.geometry, building.name(), building.name("halo")
+    geometry = building.geometry
+
+    def reads(samples: Range, box: Sequence[Range]) -> tuple[Reads, Block]:
+        of_x, own = _reads(geometry, x, samples, box)
+        return of_x, Block(own, ())
+
     some = [outputs(geometry, dim, x.chunks[2 + dim]) for dim in range(geometry.dims)]
-    scales = building.scales(x, each=True) if building.step.exact else None
-    more = [_only(array) for array in (w, b) if array is not None]
-    layer: dict[Key, Any] = {}
-    halos: dict[Key, Any] = {}
-    for index, samples, box in _blocks(x.chunks[0], some):
-        (of_x, geometry_of_block), sample = _reads(geometry, x, samples, box), located(x.chunks[0], [samples])
-        gathering, pieces = building.gathered(x, *of_x, halos, halo)
-        block = Block(geometry_of_block, (gathering,))
-        most = scales and scales(sample[0][0])
-        layer[name, index[0], 0, *index[1:]] = (tasks.computed, building.step, block, pieces, most, *more)
-    building.add(halo, halos, x.name)
-    building.add(name, layer, *building.layers)
-    channels = (geometry.out_channels,)
-    return building.array(name, (_sizes(ranges(x.chunks[0])), channels, *map(_sizes, some)))
+    return _in_blocks(building, tasks.computed, geometry.out_channels, some, reads, x, w, b)
 
 
 def _input_grad(building: _Building, dout: Array, w: Array, b: Array | None = None) -> Array:
     """Inputs' gradients, in blocks that go with the chunks of the outputs'."""
-    geometry, name, halo = building.geometry, building.name(), building.name("halo")
-    some = [inputs(geometry, dim, dout.chunks[2 + dim]) for dim in range(geometry.dims)]
-    scales = building.scales(dout, each=True) if building.step.exact else None
-    more = [_only(array) for array in (w, b) if array is not None]
-    layer: dict[Key, Any] = {}
-    halos: dict[Key, Any] = {}
-    for index, samples, box in _blocks(dout.chunks[0], some):
+    geometry = building.geometry
+
+    def reads(samples: Range, box: Sequence[Range]) -> tuple[Reads, Block]:
         sides = [touching(geometry, dim, cells) for dim, cells in enumerate(box)]
-        sample = located(dout.chunks[0], [samples])
-        cells_of_dout = [located(dout.chunks[2 + dim], [side.outputs]) for dim, side in enumerate(sides)]
-        places = [sample, _channels(dout), *cells_of_dout]
-        gathering, pieces = building.gathered(dout, places, [None] * len(places), halos, halo)
+        places = _places(dout, samples, [side.outputs for side in sides])
         common = [(max(c[0], s.region[0]), min(c[1], s.region[1])) for c, s in zip(box, sides, strict=True)]
         block = Block(
             replace(
@@ -226,17 +214,41 @@ def _input_grad(building: _Building, dout: Array, w: Array, b: Array | None = No
                 before=tuple(side.before for side in sides),
                 after=tuple(side.after for side in sides),
             ),
-            (gathering,),
+            (),
             (samples[1] - samples[0], geometry.in_channels, *(end - start for start, end in box)),
             tuple(slice(lo - s.region[0], hi - s.region[0]) for (lo, hi), s in zip(common, sides, strict=True)),
             tuple(slice(lo - start, hi - start) for (lo, hi), (start, _) in zip(common, box, strict=True)),
         )
-        most = scales and scales(sample[0][0])
-        layer[name, index[0], 0, *index[1:]] = (tasks.input_grad, building.step, block, pieces, most, *more)
-    building.add(halo, halos, dout.name)
+        return (places, [None] * len(places)), block
+
+    some = [inputs(geometry, dim, dout.chunks[2 + dim]) for dim in range(geometry.dims)]
+    return _in_blocks(building, tasks.input_grad, geometry.in_channels, some, reads, dout, w, b)
+
+
+def _in_blocks(
+    building: _Building,
+    task: Callable[..., Array],
+    channels: int,
+    some: Sequence[tuple[Range, ...]],
+    reads: Callable[[Range, Sequence[Range]], tuple[Reads, Block]],
+    array: Array,
+    *others: Array | None,
+) -> Array:
+    """A result in blocks, of `some` cells along each dimension, that a task makes of what each `reads` of an array."""
+    name, halo = building.name(), building.name("halo")
+    scales = building.scales(array, each=True) if building.step.exact else None
+    more = [_only(other) for other in others if other is not None]
+    layer: dict[Key, Any] = {}
+    halos: dict[Key, Any] = {}
+    for index, samples, box in _blocks(array.chunks[0], some):
+        (places, picked), block = reads(samples, box)
+        gathering, pieces = building.gathered(array, places, picked, halos, halo)
+        most = scales and scales(places[0][0][0])
+        own = replace(block, gathering=(gathering,))
+        layer[name, index[0], 0, *index[1:]] = (task, building.step, own, pieces, most, *more)
+    building.add(halo, halos, array.name)
     building.add(name, layer, *building.layers)
-    channels = (geometry.in_channels,)
-    return building.array(name, (_sizes(ranges(dout.chunks[0])), channels, *map(_sizes, some)))
+    return building.array(name, (_sizes(ranges(array.chunks[0])), (channels,), *map(_sizes, some)))
 
 
 def _weight_grad(building: _Building, dout: Array, x: Array) -> Array:
@@ -249,8 +261,7 @@ def _weight_grad(building: _Building, dout: Array, x: Array) -> Array:
     layer: dict[Key, Any] = {}
     halos: dict[Key, Any] = {}
     for index, samples, box in _blocks(dout.chunks[0], some):
-        cells = [located(dout.chunks[2 + dim], [outs]) for dim, outs in enumerate(box)]
-        places = [located(dout.chunks[0], [samples]), _channels(dout), *cells]
+        places = _places(dout, samples, box)
         of_dout, dout_pieces = building.gathered(dout, places, [None] * len(places), halos, halo)
         of_x, geometry_of_block = _reads(geometry, x, samples, box)
         gathering, pieces = building.gathered(x, *of_x, halos, halo)
@@ -318,29 +329,12 @@ def _windows(backend: Backend, operation: Operation, array: Array) -> Array:
     return building.array(name, (_sizes(samples), sizes, *((size,) for size in cells)))
 
 
-def _spread(backend: Backend, operation: Operation, bias: Array) -> Array:
-    """A bias in every cell of a result."""
-    shape = operation.shape(operation.side)
-    place = len(shape) - 1 if operation.geometry.channels_last else int(not operation.unbatched)
-    own = narrow(backend, bias, backend.dtype(operation.made)).reshape((-1, *(1,) * (len(shape) - 1 - place)))
-    return da.broadcast_to(own, shape)
-
-
-def _reads(
-    geometry: Geometry, x: Array, samples: Range, box: Sequence[Range]
-) -> tuple[tuple[list[tuple[Place, ...]], list[Any]], Geometry]:
+def _reads(geometry: Geometry, x: Array, samples: Range, box: Sequence[Range]) -> tuple[Reads, Geometry]:
     """Where what a block of outputs reads lies, and what of it is taken; and the convolution that makes the block."""
     reads = [read(geometry, dim, outs) for dim, outs in enumerate(box)]
     cells = [located(x.chunks[2 + dim], part.runs) for dim, part in enumerate(reads)]
     places = [located(x.chunks[0], [samples]), _channels(x), *cells]
-    own = replace(
-        geometry,
-        batch=samples[1] - samples[0],
-        size=tuple(part.size for part in reads),
-        before=tuple(part.before for part in reads),
-        after=tuple(part.after for part in reads),
-        mode="zeros",
-    )
+    own = replace(convolved(geometry, reads), batch=samples[1] - samples[0], mode="zeros")
     return (places, [None, None, *(part.picked for part in reads)]), own
 
 
@@ -359,26 +353,16 @@ def _wide(operation: Operation) -> Operation:
     return replace(operation, dtype=dtype, made=dtype)
 
 
-def _seen(operation: Operation, array: Array) -> Array:
-    """An input or an output as a batch with channels first, which lie in one chunk."""
-    if operation.unbatched:
-        array = array[None, ...]
-    if operation.geometry.channels_last:
-        array = da.moveaxis(array, -1, 1)
-    return _whole(array, (1,))
-
-
-def _given(operation: Operation, array: Array) -> Array:
-    """An input or an output as the caller has it."""
-    if operation.geometry.channels_last:
-        array = da.moveaxis(array, 1, -1)
-    return array[0, ...] if operation.unbatched else array
-
-
 def _whole(array: Array, axes: Iterable[int]) -> Array:
     """An array that lies in one chunk along some axes."""
     cut = {axis: -1 for axis in axes if array.numblocks[axis] > 1}
     return array.rechunk(cut) if cut else array
+
+
+def _places(array: Array, samples: Range, box: Sequence[Range]) -> list[tuple[Place, ...]]:
+    """Where some samples lie in an array's chunks, and a box of their cells, with all channels."""
+    cells = [located(array.chunks[2 + dim], [some]) for dim, some in enumerate(box)]
+    return [located(array.chunks[0], [samples]), _channels(array), *cells]
 
 
 def _channels(array: Array) -> tuple[Place, ...]:

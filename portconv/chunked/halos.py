@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import accumulate, pairwise, product
 from typing import NamedTuple
@@ -147,6 +148,16 @@ def read(geometry: Geometry, dim: int, some: Range) -> Reading:
         else:
             runs.append((cell, cell + 1))
     return Reading(tuple(runs), tuple(where[cell] for cell in sources), end - start, 0, 0)
+
+
+def convolved(geometry: Geometry, reads: Sequence[Reading]) -> Geometry:
+    """The convolution of what is read along each dimension."""
+    return replace(
+        geometry,
+        size=tuple(part.size for part in reads),
+        before=tuple(part.before for part in reads),
+        after=tuple(part.after for part in reads),
+    )
 
 
 @lru_cache(maxsize=4096)

@@ -19,7 +19,7 @@ from ..operation import Operation
 from ..parts import Part
 from ..reproducible.scales import magnitudes as magnitudes_of
 from ..reproducible.scales import real, remembering
-from .halos import boxes, read
+from .halos import boxes, convolved, read
 
 Slices = tuple[slice, ...]
 
@@ -50,7 +50,7 @@ class Step:
 
     def of(self, geometry: Geometry) -> Operation:
         """The operation of a block."""
-        return replace(self.operation, geometry=geometry, unbatched=False)
+        return replace(self.operation, geometry=geometry)
 
 
 @dataclass(frozen=True)
@@ -186,15 +186,9 @@ def weight_grad(step: Step, block: Block, of_out: list[Array], of_x: list[Array]
 def _box(geometry: Geometry, box: tuple[Range, ...]) -> Part:
     """The convolution of a box of outputs."""
     reads = [read(geometry, dim, some) for dim, some in enumerate(box)]
-    own = replace(
-        geometry,
-        size=tuple(part.size for part in reads),
-        before=tuple(part.before for part in reads),
-        after=tuple(part.after for part in reads),
-    )
     every = (slice(None), slice(None))
     cells = tuple(slice(*part.runs[0]) for part in reads)
-    return Part(own, (*every, *cells), every, (*every, *(slice(*some) for some in box)))
+    return Part(convolved(geometry, reads), (*every, *cells), every, (*every, *(slice(*some) for some in box)))
 
 
 def weight_grad_sum(step: Step, sums: list[Array]) -> Array:
