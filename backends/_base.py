@@ -321,10 +321,6 @@ class Backend:
         """Whether two arrays are on one device."""
         return bool(self.device_of(array) == self.device_of(other))
 
-    def now(self) -> AbstractContextManager[Any]:
-        """What is computed inside is so at once, even where a library would only take note of it."""
-        return nullcontext()
-
     def product(self, a: Array, b: Array, out: Array | None = None) -> Array:
         """Matrix products of two stacks of matrices, `(..., i, j) @ (..., j, k)`; `out` is memory on offer."""
         return self.xp.matmul(a, b)
