@@ -140,9 +140,8 @@ def dask(session: nox.Session) -> None:
     """Convolve Dask arrays: in this process, on a cluster of two, and a volume larger than a worker may hold."""
     more = ("distributed", "zarr", "array-api-strict")  # the strict library stands for CuPy in one test
     install(session, *more, *GROUPS["tests"], extras="[cli,dask]")
-    # One file on one process: the cluster's tests start processes of their own.
-    files = (f"tests/test_{name}.py" for name in ("dask", "halos", "golden"))
-    session.run("pytest", "--numprocesses=auto", "--backend", "dask", *files)
+    session.run("pytest", "--numprocesses=auto", "--backend", "dask", "tests/test_dask.py", "tests/test_golden.py")
+    # The cluster's tests start processes of their own.
     session.run("pytest", "--backend", "dask", "tests/test_dask_cluster.py")
     session.run("python", "examples/volume.py")
 
