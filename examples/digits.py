@@ -106,7 +106,7 @@ def initial(generator: np.random.Generator) -> list[np.ndarray]:
 
 def settled(backend: Backend, array: Array) -> Array:
     """Compute a lazy array now: else its graph would grow with every step, and be computed for each of its uses."""
-    return backend.asarray(backend.to_numpy(array)) if getattr(backend, "lazy", False) else array
+    return backend.asarray(backend.to_numpy(array)) if backend.lazy else array
 
 
 def positive(backend: Backend, array: Array, where: Array) -> Array:

@@ -101,7 +101,7 @@ class _Folded:
         return self.xp.reshape(array, (self.count, batch, channels // self.count, *cells))
 
     def into_samples(self, array: Array) -> Array:
-        return self.xp.reshape(array, (-1, *array.shape[2:]) if array.size else (0, *array.shape[2:]))
+        return self.xp.reshape(array, (self.count * array.shape[1], *array.shape[2:]))
 
     def from_samples(self, array: Array) -> Array:
         return self.xp.reshape(array, (self.count, array.shape[0] // self.count, *array.shape[1:]))
