@@ -178,6 +178,9 @@ class Backend:
         """One line on a setting that costs the user speed here, or None."""
         return None
 
+    def widen(self) -> None:
+        """Let the library have all its dtypes, in a process that is portconv's own, such as that of its command."""
+
     def devices(self) -> list[Any]:
         """The devices that arrays can live on, the default one first."""
         return list(self.xp.__array_namespace_info__().devices())

@@ -30,13 +30,14 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 from portconv.backends import Array, Backend
+from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 import portconv
 from portconv.arguments import PRECISIONS
-from portconv.command.group import UNCHECKED, backend_named, check_destination, refuse
+from portconv.command.group import UNCHECKED, backends_named, check_destination, refuse
 
 CLASSES, FILTERS = 10, 48
 TRAINED = 1408
@@ -173,10 +174,6 @@ def train(
     -------
     Result
     """
-    if backend.name == "jax" and precision == "reproducible":
-        import jax
-
-        jax.config.update("jax_enable_x64", True)  # exact sums of float32 numbers take float64
     generator = np.random.default_rng(seed)
     parameters = [backend.asarray(array) for array in initial(generator)]
     velocities = [backend.xp.zeros_like(array) for array in parameters]
@@ -202,12 +199,12 @@ def train(
 
 
 def parted(result: Result, first: Result, epochs: int) -> str:
-    """Say where the losses of two backends part, or that all bits are equal."""
+    """Say where the losses of two backends part."""
     steps = np.flatnonzero(result.losses.view("uint32") != first.losses.view("uint32"))
     if steps.size:
         epoch, step = divmod(int(steps[0]), len(first.losses) // epochs)
-        return f"parts from {first.name} in epoch {epoch + 1}, step {step + 1}"
-    return "equal bits" if result.parameters_digest == first.parameters_digest else "other weights at the end"
+        return f"epoch {epoch + 1}, step {step + 1}"
+    return "never" if result.parameters_digest == first.parameters_digest else "in the last weights"
 
 
 def draw(results: Sequence[Result], title: str, destination: Path) -> None:
@@ -224,7 +221,9 @@ def draw(results: Sequence[Result], title: str, destination: Path) -> None:
     above.set(yscale="log", ylabel="loss", title=title)
     above.legend()
     below.set_yscale("symlog", linthresh=1e-9)
-    below.set(ylim=(-2e-10, None), xlabel="step", ylabel=f"distance from {results[0].name}'s")
+    below.set(
+        xlabel="step", ylabel=f"distance from {results[0].name}'s", ylim=(-5e-10, max(1e-6, 2 * below.dataLim.y1))
+    )
     figure.savefig(destination, dpi=150)
 
 
@@ -255,7 +254,7 @@ def command(
         check_destination("--plot", plot, FORMATS)
         if not find_spec("matplotlib"):
             refuse("--plot: matplotlib draws it, which is not installed: pip install matplotlib")
-    chosen = [backend_named(name) for name in names] or portconv.backends.available()
+    chosen = backends_named(names)
     by_name = {backend.name: backend for backend in chosen}
     digits, results = load(), []
     console = Console(stderr=True)
@@ -286,15 +285,17 @@ def command(
     else:
         show(results, epochs)
         click.echo(f"{'all' if learnt else 'NOT all'} read {least_accuracy:.1%} of the test images or more")
-        click.echo(f"losses and weights: {'all bits equal' if identical else 'other bits on other libraries'}")
+        if len(results) > 1:
+            click.echo(f"losses and weights: {'all bits equal' if identical else 'other bits on other libraries'}")
     ctx.exit(0 if learnt and (identical or precision != "reproducible") else 1)
 
 
 def show(results: Sequence[Result], epochs: int) -> None:
     """Print a table of the results."""
-    table = Table("backend", "accuracy", "last loss", "losses' digest", "weights' digest", f"beside {results[0].name}")
+    headings = ("backend", "accuracy", "last loss", "losses", "weights", f"parts from {results[0].name}")
+    table = Table(*headings, box=box.SIMPLE_HEAD, padding=0)
     for result in results:
-        digests = result.history_digest[:12], result.parameters_digest[:12]
+        digests = result.history_digest[:8], result.parameters_digest[:8]
         figures = f"{result.accuracy:.2%}", f"{result.losses[-1]:.9g}"
         table.add_row(result.name, *figures, *digests, parted(result, results[0], epochs))
     Console(highlight=False).print(table)

@@ -13,7 +13,7 @@ from .. import backends
 from ..backends import Backend
 from ..verification import Case, Report, Variant, layers, onnx_model, unserved
 from .backends import device_name
-from .group import backend_named, refuse
+from .group import backends_named, refuse
 
 REPRODUCIBLE_THREADS = (1, 2)
 """Numbers of threads that reproducible results are compared under, where none are asked for."""
@@ -24,7 +24,7 @@ COPIES = 10
 def chosen_backends(names: Sequence[str], report: Report) -> list[Backend]:
     """The backends asked for, or all that work here; what does not is noted as skipped."""
     if names:
-        return list({backend.name: backend for backend in map(backend_named, names)}.values())
+        return backends_named(names)
     found = []
     for name in backends.names():
         # One library that cannot even be imported must not keep the others from being verified.
@@ -36,6 +36,7 @@ def chosen_backends(names: Sequence[str], report: Report) -> list[Backend]:
             except Exception as error:
                 reason = str(caught[0].message) if caught else f"{type(error).__name__}: {error}"
         if reason is None:
+            backend.widen()
             found.append(backend)
         else:
             report.skipped.append((name, reason))

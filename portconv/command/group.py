@@ -54,10 +54,18 @@ def backend_named(name: str) -> Backend:
     """Return the backend of that name; for "auto" CuPy where a GPU works, else NumPy."""
     try:
         if name == "auto":
-            return backends.get("numpy" if backends.find("cupy").unavailable else "cupy")
-        return backends.get(name)
+            name = "numpy" if backends.find("cupy").unavailable else "cupy"
+        backend = backends.get(name)
     except BackendError as error:
         refuse(error)
+    backend.widen()
+    return backend
+
+
+def backends_named(names: Sequence[str]) -> list[Backend]:
+    """Return the backends of these names, each once; all that work here where there are none."""
+    chosen = map(backend_named, names or [backend.name for backend in backends.available()])
+    return list({backend.name: backend for backend in chosen}.values())
 
 
 def check_destination(option: str, path: Path, formats: Sequence[str]) -> None:

@@ -71,7 +71,7 @@ def read(path: Path, batch: int | None = None, sizes: Mapping[str, int] | None =
     model = _loaded(path)
     shapes, weights = _shapes(path, model, dict(sizes or {}), batch or 1), _weights(path, model)
     found = Model()
-    for node, nested in _nodes(model.graph):
+    for node, nested in nodes(model.graph):
         if node.op_type not in ("Conv", "ConvTranspose") or node.domain not in ("", "ai.onnx"):
             if "Conv" in node.op_type:
                 found.left_out.append(f"nodes of the kind {_printable(node.op_type)}")
@@ -169,13 +169,13 @@ def _weights(path: Path, model: Any) -> dict[str, NDArray[Any]]:
         raise Unusable(f"{path}: its weights cannot be read: {in_a_line(error)}") from None
 
 
-def _nodes(graph: Any, nested: bool = False) -> Iterator[tuple[Any, bool]]:
+def nodes(graph: Any, nested: bool = False) -> Iterator[tuple[Any, bool]]:
     """Go through the nodes, and whether each is within a branch or a loop."""
     for node in graph.node:
         yield node, nested
         for own in node.attribute:
             for inner in (own.g, *own.graphs) if own.type in (own.GRAPH, own.GRAPHS) else ():
-                yield from _nodes(inner, nested=True)
+                yield from nodes(inner, nested=True)
 
 
 def _case(
