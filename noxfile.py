@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import tomllib
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import nox
@@ -23,10 +24,15 @@ LIBRARIES = {
     "array_api_strict": ("array-api-strict",),
     "torch": ("torch==2.13.0",),
     "cupy": tuple(PYPROJECT["project"]["optional-dependencies"]["cupy"]),
-    "generic": ("jax",),
+    "jax": tuple(PYPROJECT["project"]["optional-dependencies"]["jax"]),
 }
-VERIFICATION = ("layers", "onnx_model", "report_page", "verification")
-"""Tests of what `portconv verify` is made of."""
+TOGETHER = (
+    *("benchmark", "command_backends", "command_bench", "command_run", "command_verify", "coming_from"),
+    *("digits", "layers", "onnx_example", "onnx_model", "report_page", "testing", "verification"),
+)
+"""Tests of what compares libraries, and of the command and the examples."""
+IN_FRAMEWORKS = {"torch": "autograd", "jax": "jax", "dask": "dask"}
+"""Tests of what one library alone has."""
 MODULES = {"array_api_strict", "torch", "cupy", "jax", "dask"}
 
 nox.options.sessions = [
@@ -36,7 +42,6 @@ nox.options.sessions = [
     "consistency",
     "dask",
     "properties",
-    "documents",
     "package",
     "docs-examples",
     "site",
@@ -48,7 +53,8 @@ def install(session: nox.Session, *more: str, extras: str = "") -> None:
     """Install portconv from this tree, as a wheel, and more beside it."""
     for leftover in ("build", "portconv.egg-info"):
         shutil.rmtree(ROOT / leftover, ignore_errors=True)
-    session.install(f".{extras}", *more)
+    # Compiling what nobody imports would take longer than all else here.
+    session.install("--no-compile", f".{extras}", *more)
 
 
 @nox.session
@@ -74,44 +80,37 @@ def typecheck(session: nox.Session) -> None:
 def tests(session: nox.Session, backend: str) -> None:
     """Run the matrix on one backend, in an environment with no other."""
     install(session, *LIBRARIES[backend], *GROUPS["tests"])
-    own = {"jax"} if backend == "generic" else {backend}
     find = f"import importlib.util as u; print(*(m for m in {sorted(MODULES)} if u.find_spec(m)))"
     found = set(str(session.run("python", "-P", "-c", find, silent=True)).split())
-    if found != own & MODULES:
-        session.error(f"this environment should hold {own & MODULES} alone, and holds {found}")
+    if found != {backend} & MODULES:
+        session.error(f"this environment should hold {backend} alone, and holds {found}")
     reason = no_device(session, backend)
-    session.run("pytest", "--numprocesses=auto", "--backend", backend, *chosen(backend, reason), *session.posargs)
+    for files in chosen(backend, reason):
+        session.run("pytest", "--numprocesses=auto", "--backend", backend, *files, *session.posargs)
     if reason:
         session.skip(f"{backend}: the matrix did not run: {reason}")
 
 
-def chosen(backend: str, reason: str) -> tuple[str, ...]:
-    """Return pytest's arguments for fewer tests than all, where all would be too many."""
+def chosen(backend: str, reason: str) -> Iterator[tuple[str, ...]]:
+    """Say what pytest runs: all of it on NumPy, the matrix alone on others, and of it less where it takes too long."""
     if reason:
-        return ("tests/test_backends.py",)  # which has how a backend without a device is refused
-    # What is about NumPy alone runs beside it alone, and what compares libraries in `consistency`.
-    elsewhere = ["benchmark", "testing", "dask", "dask_cluster", *VERIFICATION]
-    elsewhere += ["calibration", "example_backend", "gemm", "halos", "limits", "probe"] * (backend != "numpy")
-    elsewhere += ["autograd"] * (backend != "torch")
-    left = tuple(f"--ignore=tests/test_{name}.py" for name in elsewhere)
+        yield ("tests/test_backends.py",)  # which has how a backend without a device is refused
+        return
+    left = tuple(f"--ignore=tests/test_{name}.py" for name in (*TOGETHER, *IN_FRAMEWORKS.values()))
     if backend == "numpy":
-        return left
-    if backend != "generic":
-        # Wide numbers take the same steps, on NumPy.
-        return ("-k", "not (float64 and (fft or depthwise) or test_reproducible and complex128)", *left)
-    # JAX compiles each new shape, and its arrays are immutable: the whole matrix takes half an hour there. `gemm` in
-    # float32 is the matrix of it; docs/features.py runs all that there is once.
-    own = ("direct", "winograd", "fft", "depthwise-", "test_depthwise", "tiles")
-    others = (*own, "float64", "whole_numbers", "adjoint", "differences")
-    fewer = f"generic and (on_any_library or not ({' or '.join(others)}))"
-    once = ("channels_last", "dtypes", "error_bound", "padding_modes", "reproducible", "transposed", "windows")
-    return ("-k", fewer, *left, *(f"--ignore=tests/test_{name}.py" for name in once))
+        yield left
+        return
+    if backend in IN_FRAMEWORKS:
+        yield (f"tests/test_{IN_FRAMEWORKS[backend]}.py",)
+    # Wide numbers take the same steps, on NumPy.
+    most = "not (float64 and (fft or depthwise) or test_reproducible and complex128)"
+    # JAX compiles each new shape: all of it takes a quarter of an hour there. docs/features.py runs all that there is.
+    few = "on_any_library or gemm and float32 and loops or test_golden and 2d or test_dtypes or test_windows"
+    yield "--matrix-only", "-k", few if backend == "jax" else most, *left
 
 
 def no_device(session: nox.Session, backend: str) -> str:
     """Return why a backend lacks nothing but a device here; any other fault ends the session."""
-    if backend == "generic":
-        return ""
     ask = (
         f"import json; from portconv import backends; fault = backends.find({backend!r}).fault; "
         "print(json.dumps([str(fault or ''), bool(fault and fault.no_device)]))"
@@ -124,15 +123,22 @@ def no_device(session: nox.Session, backend: str) -> str:
 
 @nox.session
 def consistency(session: nox.Session) -> None:
-    """Run all CPU backends together: what compares them, the command, and their agreement."""
-    install(session, "array-api-strict", *LIBRARIES["torch"], *GROUPS["tests"], extras="[cli,onnx]")
+    """Run all CPU backends together: what compares them, the command, the examples, and what documents say of them."""
+    peers = ("keras", "onnx", "scipy", "sigpy")
+    own = [library for name in ("array_api_strict", "torch", "jax") for library in LIBRARIES[name]]
+    install(session, *own, *peers, *GROUPS["examples"], *GROUPS["tests"], extras="[cli,dask,onnx]")
+    environment = {"KERAS_BACKEND": "torch", "KERAS_HOME": session.create_tmp()}
+    imported = ("torch", "jax", "keras", "onnx", "scipy", "sigpy", "array_api_strict", "dask")
+    session.run("python", "-P", "-c", f"import {', '.join(imported)}", env=environment)
     backends = [part for name in ("numpy", "array_api_strict", "torch") for part in ("--backend", name)]
-    commands = ("command_backends", "command_bench", "command_run", "command_verify")
-    together = ("arguments", "backends", "benchmark", *commands, "testing", *VERIFICATION)
-    files = (f"tests/test_{name}.py" for name in together)
-    session.run("pytest", "--numprocesses=auto", *backends, *(session.posargs or files))
+    files = (f"tests/test_{name}.py" for name in ("arguments", "backends", "differential", *TOGETHER))
+    session.run("pytest", "--numprocesses=auto", *backends, *(session.posargs or files), env=environment)
     session.run("portconv", "backends")
     session.run("portconv", "verify", *backends)
+    session.run("portconv", "verify", "--backend", "jax", "--backend", "dask", "--dtype", "float32")
+    session.run("python", "docs/features.py", "--check")
+    session.run("python", "examples/digits.py", "--precision", "reproducible")
+    session.run("python", "examples/onnx_model.py")
 
 
 @nox.session
@@ -150,20 +156,8 @@ def dask(session: nox.Session) -> None:
 def properties(session: nox.Session) -> None:
     """Try what holds of every call on 20,000 calls drawn at random."""
     install(session, *GROUPS["tests"])
-    session.run("pytest", "--backend", "numpy", "tests/test_properties.py", env={"PORTCONV_HYPOTHESIS": "thorough"})
-
-
-@nox.session
-def documents(session: nox.Session) -> None:
-    """Run docs/coming-from.md beside the libraries it speaks of, and what docs/features.md says of each backend."""
-    peers = ("torch", "jax", "keras", "onnx", "scipy", "sigpy", "array_api_strict", "dask")
-    install(
-        session, *LIBRARIES["torch"], *GROUPS["tests"], *(name.replace("_", "-") for name in peers[1:]), extras="[dask]"
-    )
-    environment = {"KERAS_BACKEND": "torch", "KERAS_HOME": session.create_tmp()}
-    session.run("python", "-P", "-c", f"import {', '.join(peers)}", env=environment)
-    session.run("pytest", "tests/test_coming_from.py", env=environment)
-    session.run("python", "docs/features.py", "--check")
+    environment = {"PORTCONV_HYPOTHESIS": "thorough"}
+    session.run("pytest", "--numprocesses=auto", "--backend", "numpy", "tests/test_properties.py", env=environment)
 
 
 @nox.session

@@ -110,6 +110,8 @@ class Backend:
     """Whether the largest and the smallest of elements are nan where any of them is."""
     strided = False
     """Whether `view` gives views of any strides."""
+    widening = ""
+    """What makes a library hold numbers of 64 bits, where it would not otherwise."""
     block_bytes = 4 << 20
     """How large the columns of one block may be."""
     block_columns = 1 << 14
@@ -164,7 +166,7 @@ class Backend:
         return None
 
     def unsized(self, array: Array) -> str | None:
-        """Why the shape of this array, of a `lazy` library, is not known yet, or None."""
+        """Why the shape of this array, of a `staged` library, is not known, or None."""
         return None
 
     def version(self) -> str:
@@ -312,6 +314,10 @@ class Backend:
         """Whether an array holds neither a nan nor an infinity: one truth value, read from its device."""
         return bool(self.xp.all(self.xp.isfinite(array)))
 
+    def sure(self, condition: Array) -> bool:
+        """Whether all elements are true: one truth value, read from its device; not where a library only traces."""
+        return bool(self.xp.all(condition))
+
     def quiet(self) -> AbstractContextManager[Any]:
         """Arithmetic inside says nothing of infinities and nans, where the library would warn of them."""
         return nullcontext()
@@ -323,6 +329,10 @@ class Backend:
     def same_device(self, array: Array, other: Array) -> bool:
         """Whether two arrays are on one device."""
         return bool(self.device_of(array) == self.device_of(other))
+
+    def now(self) -> AbstractContextManager[Any]:
+        """What is computed inside is so at once, even where a library would only take note of it."""
+        return nullcontext()
 
     def product(self, a: Array, b: Array, out: Array | None = None) -> Array:
         """Matrix products of two stacks of matrices, `(..., i, j) @ (..., j, k)`; `out` is memory on offer."""

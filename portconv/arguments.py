@@ -316,7 +316,7 @@ def arrays(**named: Array) -> tuple[Backend, Dtype]:
         objection = own.objection(array)
         if objection is not None:
             raise ConvTypeError(f"{name}: {objection}")
-        if own.lazy and (unsized := own.unsized(array)) is not None:
+        if own.staged and (unsized := own.unsized(array)) is not None:
             raise ConvShapeError(f"{name}: {unsized}")
         if backend is None:
             first_name, first, backend = name, array, own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,7 @@ from portconv.backends import Backend
 
 from portconv import backends
 
-GENERIC = "generic"
-"""Stands for a library that portconv has no module for; JAX, whose arrays are immutable, is the one tested."""
+_on_jax = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="NAME",
         help="run the matrix on this backend (repeatable; default: all that work here, the others skipped in words)",
     )
+    parser.addoption("--matrix-only", action="store_true", help="leave out what is the same on all backends")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     for name in config.getoption("--backend") or ():
-        known = (*backends.names(), GENERIC)
-        if name not in known:
-            raise pytest.UsageError(f"--backend: got {name!r}, expected one of {', '.join(known)}")
-        reason, no_device = _absence(name)
-        if reason and not no_device:
-            raise pytest.UsageError(f"--backend {name}: {reason}")
+        if name not in backends.names():
+            raise pytest.UsageError(f"--backend: got {name!r}, expected one of {', '.join(backends.names())}")
+        fault = backends.find(name).fault
+        if fault is not None and not fault.no_device:
+            raise pytest.UsageError(f"--backend {name}: {fault}")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -61,31 +61,33 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("target", [param for name in names for param in _targets(name)])
 
 
-def _absence(name: str) -> tuple[str | None, bool]:
-    """Why a backend cannot be tested here, and whether for want of a device alone."""
-    if name == GENERIC:
-        try:
-            import jax  # noqa: F401
-        except ImportError:
-            return "JAX, which stands for any other library, is not installed", False
-        return None, False
-    fault = backends.find(name).fault
-    return (None, False) if fault is None else (str(fault), fault.no_device)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--matrix-only"):
+        others = [item for item in items if "target" not in getattr(item, "fixturenames", ())]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if "target" in getattr(item, "fixturenames", ())]
+
+
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """JAX keeps all that it has compiled, and a process can map only so much memory."""
+    target = getattr(getattr(item, "callspec", None), "params", {}).get("target")
+    if target is not None and target.backend.name == "jax" and next(_on_jax) % 100 == 0:
+        import jax
+
+        jax.clear_caches()
 
 
 def _targets(name: str) -> list[Any]:
-    reason, _ = _absence(name)
-    if reason:
-        return [pytest.param(None, id=name, marks=pytest.mark.skip(reason=f"{name} is unavailable: {reason}"))]
-    if name == GENERIC:
+    fault = backends.find(name).fault
+    if fault is not None:
+        return [pytest.param(None, id=name, marks=pytest.mark.skip(reason=f"{name} is unavailable: {fault}"))]
+    backend = backends.get(name)
+    if name == "jax":
         import jax
 
         jax.config.update("jax_enable_x64", True)
         # Code that runs once need not be good, and compiling it is what takes the time.
         jax.config.update("jax_disable_most_optimizations", True)
-        array = jax.numpy.zeros(1)
-        return [pytest.param(Target(backends.of(array), array.device), id="generic-jax")]
-    backend = backends.get(name)
     if name == "torch":
         # Its threads take longer to share sums this small than to add them up, above all beside other processes.
         backend.xp.set_num_threads(1)

@@ -7,10 +7,9 @@ error but that of rounding, 2**-53 * 1e6 of sums of some hundred terms of magnit
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
+from differentiable import CALLS, WAYS, shapes_of
 
 import portconv
 
@@ -18,20 +17,6 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 # What PyTorch says of itself, when it first differentiates in forward mode.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
-
-CALLS = {
-    "conv": (portconv.conv, (2, 4, 4, 3), (4, 2, 3, 2), {"stride": 2, "padding": 1, "groups": 2}),
-    "one sample, channels last": (portconv.conv, (6, 5, 2), (3, 2, 2, 3), {"data_format": "channels_last"}),
-    "reflected": (portconv.conv, (2, 2, 6), (3, 2, 3), {"padding": 4, "padding_mode": "reflect"}),
-    "transposed": (portconv.conv_transpose, (2, 4, 3), (4, 3, 3), {"stride": 2, "padding": 1, "output_padding": 1}),
-}
-"""A function, the shapes of `x` and `w`, and options; of filters the bias has as many numbers as there are outputs."""
-
-
-def shapes_of(name):
-    function, x_shape, w_shape, options = CALLS[name]
-    filters = w_shape[1] * options.get("groups", 1) if function is portconv.conv_transpose else w_shape[0]
-    return x_shape, w_shape, (filters,)
 
 
 @pytest.fixture(params=CALLS)
@@ -124,7 +109,7 @@ def test_only_gradients_that_are_asked_for_are_computed(monkeypatch):
 
 
 @pytest.mark.parametrize("name", CALLS)
-@pytest.mark.parametrize("mapped", [m for m in itertools.product((0, None), repeat=3) if any(d == 0 for d in m)])
+@pytest.mark.parametrize("mapped", WAYS)
 def test_vmap_is_a_loop_to_the_bit_where_that_is_reproducible(name, mapped):
     function, _, _, options = CALLS[name]
     batches = tensors(shapes_of(name), lead=(3,), dtype=torch.float32, grad=False)

@@ -165,6 +165,35 @@ def test_a_library_nobody_announced_works_by_the_standard_alone():
     assert np.array_equal(stranger.to_numpy(stranger.asarray([1.0, 2.0], dtype="float32")), [1, 2])
 
 
+@pytest.mark.parametrize("mutable", [True, False])
+@pytest.mark.parametrize("algorithm", portconv.algorithms())
+def test_a_stranger_s_arrays_are_convolved(monkeypatch, algorithm, mutable):
+    strict = pytest.importorskip("array_api_strict", reason="array-api-strict is not installed")
+    known = {name: backend for name, backend in backends._own().items() if name != "array_api_strict"}
+    monkeypatch.setattr(backends, "_own", lambda: known)
+    monkeypatch.setattr(backends, "_by_class", {})
+    channels = 1 if algorithm == "depthwise" else 4
+    generator = np.random.default_rng(0)
+    # Whole numbers: sums of at most 4 * 9 products of at most 81, and Winograd's of four times as much, are exact.
+    x, w, dout = (
+        generator.integers(-9, 10, shape).astype("float64")
+        for shape in ((2, 4, 6, 8), (4, channels, 3, 3), (2, 4, 6, 8))
+    )
+    options = {"padding": 1, "groups": 4 // channels, "algorithm": algorithm}
+    given = [strict.asarray(array) for array in (x, w, dout)]
+    stranger = backends.of(given[0])
+    assert type(stranger) is _generic.GenericBackend
+    stranger.mutable = mutable
+    out, cache = portconv.conv_forward(*given[:2], **options)
+    found = (out, *portconv.conv_backward(given[2], cache)[:2])
+    assert {backends.of(array) for array in found} == {stranger}
+    plain, cache = portconv.conv_forward(x, w, **options | {"algorithm": "direct"})
+    expected = (plain, *portconv.conv_backward(dout, cache)[:2])
+    for mine, theirs in zip(found, expected, strict=True):
+        # A Fourier transform of at most 2**8 points and back: some 20 roundings of sums of magnitude 36 * 81.
+        assert np.abs(stranger.to_numpy(mine) - theirs).max() <= (20 * 2**-53 * 36 * 81 if algorithm == "fft" else 0)
+
+
 class Announced:
     """An entry point of a third party."""
 

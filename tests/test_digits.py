@@ -61,7 +61,7 @@ def test_torch_learns_with_the_same_bits(on_numpy: Any) -> None:
     assert found.accuracy == on_numpy.accuracy
 
 
-@pytest.mark.parametrize("name", ["array_api_strict", "dask"])
+@pytest.mark.parametrize("name", ["array_api_strict", "dask", "jax"])
 def test_a_library_has_the_same_bits(few: Any, name: str) -> None:
     if name not in portconv.backends.names() or (reason := portconv.backends.find(name).unavailable) is not None:
         pytest.skip(f"{name} is unavailable: {reason if name in portconv.backends.names() else 'not known'}")

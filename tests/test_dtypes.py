@@ -73,8 +73,11 @@ def test_integers_are_exact_modulo_two_to_their_bits(target, name, algorithm):
             assert np.array_equal(results[label], expected[label]), (label, values)
 
 
-def test_integers_are_exact_whatever_precision_floating_point_has():
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+def test_integers_are_exact_whatever_precision_floating_point_has(target):
+    if target.backend.name != "torch":
+        pytest.skip("this is about a setting of PyTorch's")
+    import torch
+
     matmul = torch.backends.mkldnn.matmul
     found = matmul.fp32_precision
     x, w = (torch.full((2, 8, 64), 127, dtype=torch.int8) for _ in range(2))
@@ -86,14 +89,15 @@ def test_integers_are_exact_whatever_precision_floating_point_has():
         matmul.fp32_precision = found
 
 
-def test_integers_on_devices_without_wide_numbers():
-    strict = pytest.importorskip("array_api_strict", reason="array-api-strict is not installed")
-    backend = backends.get("array_api_strict")
+def test_integers_on_devices_without_wide_numbers(target):
+    if target.backend.name != "array_api_strict":
+        pytest.skip("this is about devices that array-api-strict alone has")
+    backend, info = target.backend, target.backend.xp.__array_namespace_info__()
     rng = np.random.default_rng(1)
-    for device in strict.__array_namespace_info__().devices():
-        for name in strict.__array_namespace_info__().dtypes(kind="integral", device=device):
-            info = np.iinfo(name)
-            x, w = (rng.integers(info.min, info.max, s, dtype=name, endpoint=True) for s in ((1, 3, 9), (2, 3, 4)))
+    for device in info.devices():
+        for name in info.dtypes(kind="integral", device=device):
+            ends = np.iinfo(name).min, np.iinfo(name).max
+            x, w = (rng.integers(*ends, s, dtype=name, endpoint=True) for s in ((1, 3, 9), (2, 3, 4)))
             for mode in ("zeros", "reflect"):
                 out, cache = portconv.conv_forward(x, w, padding=2, padding_mode=mode)
                 expected = [out, *portconv.conv_backward(out, cache)[:2]]

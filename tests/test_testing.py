@@ -599,9 +599,15 @@ def test_every_name_is_documented():
 def run(folder, *options):
     """The exit status of pytest there, and what it said."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment |= {"COLUMNS": "200", "JAX_ENABLE_X64": "1"}
     command = [sys.executable, "-P", "-m", "pytest", "-p", "no:cacheprovider", "-v", "-rs", *options]
     done = subprocess.run(
-        command, cwd=folder, env={**environment, "COLUMNS": "200"}, capture_output=True, text=True, timeout=600
+        command,
+        cwd=folder,
+        env={**environment, "COLUMNS": "200", "JAX_ENABLE_X64": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     return done.returncode, done.stdout + done.stderr
 

@@ -13,7 +13,7 @@ def usual(backend: Backend, bias: Array, made: str) -> bool:
         return False
     xp, size = backend.xp, backend.xp.abs(bias)
     far = 2.0 ** (LEAST_NORMAL[made] + DIGITS[made] + 2)
-    return bool(xp.all(xp.isfinite(size) & ((size == 0) | (size >= far))))
+    return backend.sure(xp.isfinite(size) & ((size == 0) | (size >= far)))
 
 
 def addend(backend: Backend, bias: Array | None, out: Array) -> Array:

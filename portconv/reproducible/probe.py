@@ -26,14 +26,19 @@ def ready(backend: Backend, like: Array) -> Array:
     """
     if not backend.holds("float64", like):
         raise BackendError(
-            f"precision: got 'reproducible' on {backend.name}, device {backend.device_of(like)}, which holds no "
-            "float64; expected a device that does, or, for JAX, jax.config.update('jax_enable_x64', True)"
+            f"precision: got 'reproducible' on {backend.name}, device {backend.device_of(like) or 'any'}, which holds "
+            f"no float64; expected {backend.widening or 'a device that does'}"
         )
     return _ready(backend, backend.device_of(like))
 
 
 @lru_cache(maxsize=64)
 def _ready(backend: Backend, device: Any) -> Array:
+    with backend.now():
+        return _asked(backend, device)
+
+
+def _asked(backend: Backend, device: Any) -> Array:
     for bits, more, rows in SIZES:
         if not _exact(backend, device, bits, 2**more, rows):
             raise BackendError(

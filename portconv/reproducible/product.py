@@ -640,7 +640,7 @@ def _normal(problem: Problem, out: Array, exponents: Array, made: str, bias: Arr
     if not (made == problem.dtype == "float32" and problem.of_a.finite and problem.of_b.finite and out.ndim > 2):
         return False
     enough = (exponents >= LEAST_NORMAL[made]) & (exponents <= -LEAST_NORMAL[made])
-    return bool(backend.xp.all(enough)) and (bias is None or usual(backend, bias, made))
+    return backend.sure(enough) and (bias is None or usual(backend, bias, made))
 
 
 def _rounded(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -105,7 +106,7 @@ def operand(backend: Backend, geometry: Geometry, powers: Array, array: Array, r
             most = found if most is None else xp.maximum(most, found)
     least = LEAST_NORMAL[own]
     # Where quanta are no smaller than twice the smallest normal number, what lies below that is rounded to zero.
-    rare = not finite or not bool(xp.all((most >= 2.0 ** (least + bits)) | (most == 0)))
+    rare = not finite or not backend.sure((most >= 2.0 ** (least + bits)) | (most == 0))
     found = above(backend, powers, most)
     if role == "sample":
         found = xp.broadcast_to(found[:, :, None], (first, groups, array.shape[1] // groups))
@@ -156,7 +157,7 @@ def _looked_for(backend: Backend, array: Array, own: str) -> tuple[Array, bool]:
 
 
 def _told(backend: Backend, found: Array) -> tuple[Array, bool]:
-    return found[0, ...], not bool(backend.xp.any(found[1, ...] > 0))
+    return found[0, ...], backend.all_finite(backend.xp.where(found[1, ...] > 0, math.inf, found[1, ...]))
 
 
 def magnitudes(backend: Backend, array: Array, own: str) -> Array:

@@ -81,11 +81,13 @@ def test_all_at_once():
 )
 def test_stretched(portconv_target):
     found = portconv_target.to_numpy(stretched(portconv_target.asarray(CASES["narrow"][0])))
-    assert (found.min(), found.max()) == (0, 1)
+    assert found.min() == 0
+    # A library may multiply by the reciprocal instead, which is two roundings of half an epsilon each.
+    assert abs(found.max() - 1) <= np.finfo(found.dtype).eps
 
 
 # What makes no sense elsewhere is not run there.
-@pytest.mark.skip_backends("array_api_strict", "cupy", "dask", "torch", reason="files are written from the host")
+@pytest.mark.skip_backends("array_api_strict", "cupy", "dask", "jax", "torch", reason="files are written from the host")
 def test_save(xp, tmp_path):
     save(tmp_path / "images.npy", xp.zeros((1, 1, 2, 2)))
     assert np.load(tmp_path / "images.npy").shape == (1, 1, 2, 2)

@@ -1,0 +1,25 @@
+"""Calls whose derivatives frameworks take: what differs between them, and the ways to map their operands."""
+
+from __future__ import annotations
+
+import itertools
+
+import portconv
+
+CALLS = {
+    "conv": (portconv.conv, (2, 4, 4, 3), (4, 2, 3, 2), {"stride": 2, "padding": 1, "groups": 2}),
+    "one sample, channels last": (portconv.conv, (6, 5, 2), (3, 2, 2, 3), {"data_format": "channels_last"}),
+    "reflected": (portconv.conv, (2, 2, 6), (3, 2, 3), {"padding": 4, "padding_mode": "reflect"}),
+    "transposed": (portconv.conv_transpose, (2, 4, 3), (4, 3, 3), {"stride": 2, "padding": 1, "output_padding": 1}),
+}
+"""A function, the shapes of `x` and `w`, and options; of filters the bias has as many numbers as there are outputs."""
+
+
+def shapes_of(name):
+    function, x_shape, w_shape, options = CALLS[name]
+    filters = w_shape[1] * options.get("groups", 1) if function is portconv.conv_transpose else w_shape[0]
+    return x_shape, w_shape, (filters,)
+
+
+WAYS = [way for way in itertools.product((0, None), repeat=3) if any(axis == 0 for axis in way)]
+"""Which of `x`, `w` and the bias are mapped along their first axis."""
