@@ -589,6 +589,64 @@ def not_finite(column: Column) -> None:
             both_ways(column, replace(TILED, options={**TILED.options, "algorithm": algorithm}), spoil=spoil)
 
 
+def of_framework(column: Column) -> tuple[Any, Callable[..., Array], dict[str, Host], dict[str, Array]]:
+    """A framework's transforms, a call, and its operands on the host and there."""
+    operands = SKEWED.operands(SINGLES)
+    arrays = {name: column.array(values) for name, values in operands.items()}
+    return importlib.import_module(FRAMEWORKS[column.key]), partial(portconv.conv, **SKEWED.options), operands, arrays
+
+
+def first_derivatives(column: Column) -> None:
+    """What the framework differentiates in reverse mode."""
+    framework, conv, operands, arrays = of_framework(column)
+    out, back = framework.vjp(conv, *(arrays[name] for name in ("x", "w", "b")))
+    truths = SKEWED.truths(operands)
+    for name, result in zip(("out", "dx", "dw", "db"), (out, *back(arrays["dout"])), strict=True):
+        column.expect(name, result, truths[name], "float32")
+
+
+def second_derivatives(column: Column) -> None:
+    """The gradient of the filters of the gradient of the input."""
+    framework, conv, operands, arrays = of_framework(column)
+
+    def dx(w: Array) -> Array:
+        return framework.vjp(lambda x: conv(x, w), arrays["x"])[1](arrays["dout"])[0]
+
+    _, back = framework.vjp(dx, arrays["w"])
+    truth = SKEWED.loops.dw(wide(operands["dout"]), wide(operands["x"]))
+    column.expect("the second derivative", back(arrays["x"])[0], truth, "float32")
+
+
+def forward_mode(column: Column) -> None:
+    """By how much the result changes with all operands at once."""
+    framework, conv, operands, arrays = of_framework(column)
+    given = tuple(arrays[name] for name in ("x", "w", "b"))
+    _, change = framework.jvp(conv, given, given)
+    x, w, b = (wide(operands[name]) for name in ("x", "w", "b"))
+    column.expect("the change", change, SKEWED.loops.out(2 * x, w, b), "float32")
+
+
+def mapped_calls(column: Column) -> None:
+    """Calls for each sample, and filters for each, as many at once."""
+    framework, conv, operands, arrays = of_framework(column)
+    truth = SKEWED.truths(operands)["out"]
+    by_sample = framework.vmap(conv, (0, None, None))(*(arrays[name] for name in ("x", "w", "b")))
+    column.expect("of each sample", by_sample, truth, "float32")
+    several = column.array(np.stack([operands["w"], -operands["w"]]))
+    by_filters = framework.vmap(conv, (None, 0))(arrays["x"], several)
+    plain = SKEWED.loops.out(wide(operands["x"]), wide(operands["w"]))
+    column.expect("of each set of filters", by_filters, np.stack([plain, -plain]), "float32")
+
+
+def compiled(column: Column) -> None:
+    """A call within what the framework compiles: `jax.jit`, or `torch.compile`, which breaks its graph there."""
+    _, conv, operands, arrays = of_framework(column)
+    own = importlib.import_module(column.key)
+    compile_it = own.jit if column.key == "jax" else partial(own.compile, backend="eager")
+    found = compile_it(lambda x, w, b: 2 * conv(x, w, b))(*(arrays[name] for name in ("x", "w", "b")))
+    column.expect("the result", found, 2 * SKEWED.truths(operands)["out"], "float32")
+
+
 @dataclass(frozen=True)
 class Feature:
     """One row.
@@ -629,6 +687,11 @@ def of_dtype(name: str, **lacking: str) -> Feature:
 
 STANDARD_LACKS = "The standard has no {}, and array-api-strict has nothing but the standard."
 NO_STRIDES = "JAX's arrays have no strides: a permuted or sliced array is a new one."
+FRAMEWORKS = {"torch": "torch.func", "jax": "jax"}
+"""What has the transforms of a library that has such."""
+NO_TRANSFORMS = dict.fromkeys(
+    ("numpy", "array_api_strict", "dask", "cupy"), "The library differentiates nothing; `conv_backward` does."
+)
 UPSIDE = (4, 3, 2, 3)
 """Filters of a transposed convolution of images."""
 SMALL = (2, 4, 3, 4)
@@ -785,6 +848,17 @@ TABLES = (
             ),
         ),
         "Forward and backward.",
+    ),
+    Table(
+        "Inside frameworks",
+        (
+            Feature("first derivatives, reverse mode", first_derivatives, NO_TRANSFORMS),
+            Feature("second derivatives", second_derivatives, NO_TRANSFORMS),
+            Feature("forward mode", forward_mode, NO_TRANSFORMS),
+            Feature("`vmap` over samples, and over filters", mapped_calls, NO_TRANSFORMS),
+            Feature("`jit` or `compile`", compiled, NO_TRANSFORMS),
+        ),
+        "What `torch.func` and `jax` make of `conv`: [Inside other frameworks](frameworks.md) has the rest.",
     ),
 )
 
