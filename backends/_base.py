@@ -302,6 +302,25 @@ class Backend:
         """`target` with `target[index]` the namespace's function of that name of `operands`."""
         return self.write(target, index, getattr(self.xp, name)(*operands))
 
+    def rolls(self, steps: int) -> bool:
+        """Whether an algorithm of so many steps is better one `loop`: of a library to which each is code to compile."""
+        return False
+
+    def loop(self, count: int, step: Callable[[Any, Array], Array], start: Array) -> Array:
+        """Return what `step(i, array)` makes, for each `i` below `count` in turn, of what the one before it made."""
+        for i in range(count):
+            start = step(i, start)
+        return start
+
+    def cut(self, array: Array, starts: tuple[Any, ...], sizes: tuple[int, ...]) -> Array:
+        """A part of an array, of such sizes; where it starts may depend on a loop's `i`."""
+        return array[tuple(slice(start, start + size) for start, size in zip(starts, sizes, strict=True))]
+
+    def put(self, array: Array, starts: tuple[Any, ...], part: Array) -> Array:
+        """`array` with `part` in the place of what `cut` reads there."""
+        cells = (slice(start, start + size) for start, size in zip(starts, part.shape, strict=True))
+        return self.write(array, tuple(cells), part)
+
     def view(self, array: Array, shape: tuple[int, ...], steps: tuple[int, ...]) -> Array:
         """A view of a contiguous array with these steps, in elements, along its axes, where `strided`."""
         raise NotImplementedError

@@ -6,6 +6,7 @@ are steps themselves; what it is made of is traced once for each shape, by XLA, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from functools import cache, lru_cache, partial
@@ -17,6 +18,10 @@ from ._base import Array, Backend, Unavailable
 
 if TYPE_CHECKING:
     from ..operation import Operation
+
+
+UNROLLED = 256
+"""Up to so many blocks and taps of a product are code of their own, which runs faster than a loop over taps."""
 
 
 class JaxBackend(Backend):
@@ -76,6 +81,27 @@ class JaxBackend(Backend):
 
     def add(self, target: Array, index: tuple[Any, ...], value: Array) -> Array:
         return self.write(target, index, target[index] + value)
+
+    def rolls(self, steps: int) -> bool:
+        # What runs only where numbers are not finite is compiled all the same, and need not be fast.
+        most = UNROLLED if _granted.get() is not None else UNROLLED // 16
+        return steps > most and limits.workspace() is None
+
+    def loop(self, count: int, step: Callable[[Any, Array], Array], start: Array) -> Array:
+        from jax import lax
+
+        made: Array = lax.fori_loop(0, count, step, start)
+        return made
+
+    def cut(self, array: Array, starts: tuple[Any, ...], sizes: tuple[int, ...]) -> Array:
+        from jax import lax
+
+        return lax.dynamic_slice(array, starts, sizes)
+
+    def put(self, array: Array, starts: tuple[Any, ...], part: Array) -> Array:
+        from jax import lax
+
+        return lax.dynamic_update_slice(array, part, starts)
 
     def all_finite(self, array: Array) -> bool:
         import jax

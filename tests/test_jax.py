@@ -152,6 +152,20 @@ def test_a_step_is_traced_once_for_each_shape(computed):
     assert computed == ["forward", "forward"]
 
 
+@pytest.mark.parametrize("algorithm", ["auto", "gemm"])
+def test_code_does_not_grow_with_taps(algorithm):
+    def lines(taps):
+        x, w = (jax.ShapeDtypeStruct(shape, "float32") for shape in ((4, 2, 8000), (8, 2, taps)))
+
+        def both(x, w):
+            out, back = jax.vjp(partial(portconv.conv, algorithm=algorithm), x, w)
+            return out, *back(out)
+
+        return jax.jit(both).lower(x, w).as_text().count("\n")
+
+    assert lines(1000) <= lines(500) <= 1500
+
+
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("mapped", WAYS)
 def test_vmap_is_a_loop_to_the_bit_where_that_is_reproducible(name, mapped):

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 from ..backends import Array, Backend, Workspace
 from ..geometry import MANY_TAPS, Geometry, Range, cut, pieces
-from . import gemm
+from . import gemm, rolled
 from .blocks import Limits, Work, beside_filters, copied, fitted, narrow, of_mirrored
 from .columns import ALL, Block, Index, gather, no_strips, scatter
 
@@ -55,9 +55,11 @@ def forward(geometry: Geometry, backend: Backend, bounds: Limits, x: Array, w: A
     if 0 in geometry.out_shape:
         return backend.zeros(geometry.out_shape, like=x)
     xp = backend.xp
+    own, _ = planned(geometry, "forward", bounds)
+    if backend.rolls(_steps(own)):
+        return rolled.forward(geometry, backend, x, w, b)
     cells = xp.reshape(x, (geometry.batch, geometry.groups, 1, *geometry.size))
     bias = None if b is None else xp.reshape(b, (geometry.groups, 1, geometry.group_out, 1))
-    own, _ = planned(geometry, "forward", bounds)
     parts = [(own.filters(backend, w, taps), taps) for taps in own.parts(backend)]
 
     def compute(task: Task, target: Array, workspace: Workspace) -> Array:
@@ -95,8 +97,10 @@ def input_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Array
         turned = gemm.mirrored(geometry, backend, w)
         return forward(geometry.mirrored, backend, beside_filters(geometry, bounds), dout, turned, None)
     xp = backend.xp
-    values = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, *geometry.out))
     own, _ = planned(geometry, "input_grad", bounds)
+    if backend.rolls(_steps(own)):
+        return rolled.input_grad(geometry, backend, dout, w)
+    values = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, *geometry.out))
     parts = [(xp.permute_dims(own.filters(backend, w, row), (0, 1, 3, 2)), row) for row in own.single]
 
     def compute(stack: tuple[Task, ...], target: Array, workspace: Workspace) -> Array:
@@ -132,9 +136,11 @@ def weight_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Arra
     if geometry.batch == 0:
         return backend.zeros(geometry.w_shape, like=x)
     xp = backend.xp
+    own, _ = planned(geometry, "weight_grad", bounds)
+    if backend.rolls(_steps(own)):
+        return rolled.weight_grad(geometry, backend, dout, x)
     cells = xp.reshape(x, (geometry.batch, geometry.groups, 1, *geometry.size))
     values = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, *geometry.out))
-    own, _ = planned(geometry, "weight_grad", bounds)
 
     def compute(stacks: tuple[tuple[Task, ...], ...], target: Array, workspace: Workspace) -> Array:
         put = backend.write
@@ -463,6 +469,11 @@ class Planes:
     def _step(self, dim: int, n: int) -> int:
         """Places from one output to the next along a dimension, with n samples."""
         return math.prod(self.across[dim:]) if dim else n * math.prod(self.across)
+
+
+def _steps(own: Planes) -> int:
+    """How many blocks there are, times the copies of each and the dimension whose taps are products of their own."""
+    return sum(len(task.copies) + own.geometry.kernel[0] for stack in _tasks(own) for task in stack)
 
 
 @lru_cache(maxsize=64)

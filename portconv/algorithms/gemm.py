@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from ..backends import Array, Backend, Workspace
 from ..geometry import Geometry, Range, boxes, cut, largest, pieces
+from . import rolled
 from .blocks import Limits, Work, beside_filters, copied, fitted, narrow, of_mirrored
 from .columns import ALL, Block, Index, add_columns, columns_of, gather, no_strips, scatter, strips_of
 
@@ -49,8 +50,10 @@ def forward(geometry: Geometry, backend: Backend, bounds: Limits, x: Array, w: A
         return _at_once(geometry, backend, laid, x, w, b)
     xp = backend.xp
     flat = _positionwise(geometry)
-    x = xp.reshape(x, (geometry.batch, geometry.groups, geometry.group_in, *geometry.size))
     plan, _ = planned(geometry, "forward", bounds)
+    if backend.rolls(_steps(geometry, plan)):
+        return rolled.forward(geometry, backend, x, w, b)
+    x = xp.reshape(x, (geometry.batch, geometry.groups, geometry.group_in, *geometry.size))
     filters = _filters(geometry, backend, w, plan)
     bias = None if b is None else xp.reshape(b, (geometry.groups, geometry.group_out, 1))
 
@@ -107,8 +110,10 @@ def input_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Array
             return _at_once(own, backend, laid, dout, turned, None)
         return forward(own, backend, beside_filters(geometry, bounds), dout, turned, None)
     xp = backend.xp
-    dout = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, *geometry.out))
     plan, _ = planned(geometry, "input_grad", bounds)
+    if backend.rolls(_steps(geometry, plan)):
+        return rolled.input_grad(geometry, backend, dout, w)
+    dout = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, *geometry.out))
     filters = [xp.permute_dims(matrix, (0, 2, 1)) for matrix in _filters(geometry, backend, w, plan)]
 
     def compute(blocks: tuple[Block, ...], target: Array, workspace: Workspace) -> Array:
@@ -254,9 +259,11 @@ def weight_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Arra
         values = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, geometry.positions))
         values = xp.reshape(xp.permute_dims(values, (1, 2, 0, 3)), (geometry.groups, geometry.group_out, -1))
         return xp.reshape(backend.product(values, xp.permute_dims(columns, (0, 2, 1))), geometry.w_shape)
+    plan, _ = planned(geometry, "weight_grad", bounds)
+    if backend.rolls(_steps(geometry, plan)):
+        return rolled.weight_grad(geometry, backend, dout, x)
     x = xp.reshape(x, (geometry.batch, geometry.groups, geometry.group_in, *geometry.size))
     dout = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, *geometry.out))
-    plan, _ = planned(geometry, "weight_grad", bounds)
     rest, small = geometry.other_taps, backend.strided and plan.small
 
     def filters_first(taps: Range, channels: int) -> bool:
@@ -336,6 +343,12 @@ class Plan:
         """One stack for each range of samples, groups and channels."""
         for samples, groups, channels in product(self.samples, self.groups, self.channels):
             yield tuple(self.stack((samples,), groups, channels))
+
+
+def _steps(geometry: Geometry, plan: Plan) -> int:
+    """How many blocks there are, times what each copies: a 1x1 layer's nothing."""
+    blocks = len(plan.samples) * len(plan.groups) * len(plan.channels) * -(-geometry.positions // plan.positions)
+    return blocks * (1 if geometry.pointwise else geometry.kernel[0] + geometry.other_taps)
 
 
 @lru_cache(maxsize=64)

@@ -1,0 +1,65 @@
+"""Products as loops over taps: what others hand over where each of their steps would be code to compile."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from oracle import Problem
+
+import portconv
+from portconv.algorithms import rolled
+from portconv.arguments import geometry
+
+CASES = {
+    "1d gaps, cells at the end that no window reads": Problem((2, 3, 13), (4, 3, 3), (3,), ((1, 0),), (2,)),
+    "2d groups": Problem((2, 4, 7, 6), (6, 2, 3, 2), (2, 1), ((1, 2), (0, 3)), (1, 2), 2),
+    "2d depthwise": Problem((1, 3, 5, 9), (6, 1, 2, 4), (1, 2), ((0, 0), (2, 1)), (2, 1), 3),
+    "3d": Problem((2, 2, 4, 5, 3), (3, 2, 2, 3, 2), (1, 2, 1), ((0, 1), (1, 1), (1, 0)), (1, 1, 2)),
+}
+
+
+@pytest.fixture
+def by_taps(target, monkeypatch):
+    """Every product of `gemm`'s and `depthwise`'s goes that way."""
+    monkeypatch.setattr(target.backend, "strided", False)
+    monkeypatch.setattr(target.backend, "rolls", lambda steps: True)
+
+
+@pytest.mark.usefixtures("by_taps")
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+@pytest.mark.parametrize("algorithm", ["gemm", "depthwise"])
+@pytest.mark.parametrize("problem", CASES.values(), ids=CASES)
+def test_whole_numbers_are_exact(target, problem, algorithm, dtype):
+    if algorithm == "depthwise" and problem.w[1] > 1:
+        pytest.skip("depthwise serves one channel a group")
+    # Integers below 8: sums of fewer than 2**7 products, of parts up to 2 * 7**2, are below 2**14.
+    rng = np.random.default_rng(7)
+    x, w, b, dout = (rng.integers(-7, 8, a.shape).astype(dtype) for a in problem.operands("float32"))
+    if dtype == "complex64":
+        x, w, b, dout = (a + 1j * np.flip(a) for a in (x, w, b, dout))
+    options = {
+        "stride": problem.stride,
+        "padding": problem.pads,
+        "dilation": problem.dilation,
+        "groups": problem.groups,
+        "algorithm": algorithm,
+    }
+    out, cache = portconv.conv_forward(*map(target.array, (x, w, b)), **options)
+    found = (out, *portconv.conv_backward(target.array(dout), cache))
+    truths = problem.all(x, w, b, dout)
+    if dtype == "complex64":  # gradients are adjoints
+        truths |= {"dx": problem.input_grad(dout, w.conj()), "dw": problem.weight_grad(dout, x.conj())}
+    for name, array in zip(truths, found, strict=True):
+        assert target.owns(array), name
+        assert np.array_equal(target.numpy(array), truths[name]), name
+
+
+@pytest.mark.parametrize("problem", CASES.values(), ids=CASES)
+def test_input_gradients_need_no_mirrored_filters(target, problem):
+    _, w, _, dout = (np.rint(4 * a) for a in problem.operands("float64"))
+    w[0, 0] = np.inf  # which cells that no window reads must not see, and padding would make a nan of
+    own = geometry(problem.x, problem.w, problem.stride, problem.pads, problem.dilation, problem.groups)
+    with np.errstate(invalid="ignore"), target.backend.quiet():
+        found = rolled.input_grad(own, target.backend, target.array(dout), target.array(w))
+        truth = problem.input_grad(dout, w)
+    assert np.array_equal(target.numpy(found), truth, equal_nan=True)
