@@ -1,7 +1,7 @@
 """JAX, in numbers of 64 bits where `jax_enable_x64` is set.
 
 Each step of a call is a primitive of JAX's, so that `jit`, `grad`, `jvp` and `vmap` see one operation whose derivatives
-are steps themselves; what it is made of is traced once for each shape, by XLA, and compiled as a whole.
+are steps themselves; what it is made of is traced once for each shape, and compiled as a whole.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import portconv
+from portconv.operation import Operation
 
 CALLS = {
     "conv": (portconv.conv, (2, 4, 4, 3), (4, 2, 3, 2), {"stride": 2, "padding": 1, "groups": 2}),
@@ -23,3 +24,16 @@ def shapes_of(name):
 
 WAYS = [way for way in itertools.product((0, None), repeat=3) if any(axis == 0 for axis in way)]
 """Which of `x`, `w` and the bias are mapped along their first axis."""
+
+
+def counted(monkeypatch) -> list[str]:
+    """The purposes of the steps that are computed from here on, or traced to be compiled."""
+    seen = []
+    compute = Operation.compute
+
+    def counting(self, backend, *operands):
+        seen.append(self.purpose)
+        return compute(self, backend, *operands)
+
+    monkeypatch.setattr(Operation, "compute", counting)
+    return seen

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from differentiable import CALLS, WAYS, shapes_of
+from differentiable import CALLS, WAYS, counted, shapes_of
 
 import portconv
 
@@ -93,16 +93,7 @@ def test_windows_have_gradients():
 
 
 def test_only_gradients_that_are_asked_for_are_computed(monkeypatch):
-    from portconv.operation import Operation
-
-    seen = []
-    compute = Operation.compute
-
-    def counting(self, backend, *operands):
-        seen.append(self.purpose)
-        return compute(self, backend, *operands)
-
-    monkeypatch.setattr(Operation, "compute", counting)
+    seen = counted(monkeypatch)
     x, w, b = tensors(((2, 4, 5), (6, 4, 3), (6,)))
     portconv.conv(x, w.detach(), b.detach()).sum().backward()
     assert seen == ["forward", "input_grad"]
