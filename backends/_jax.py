@@ -33,7 +33,7 @@ class JaxBackend(Backend):
     mutable = False
     staged = True
     block_bytes = 64 << 20
-    """Blocks are unrolled as they are traced."""
+    """Each block is code of its own, so that few large ones serve better than many small ones."""
     spare_bytes = 512 << 20
 
     def load(self) -> Any:
