@@ -70,10 +70,9 @@ class JaxBackend(Backend):
         runs = _runs(index, target.shape)
         value = xp.broadcast_to(xp.asarray(value, dtype=target.dtype), xp.shape(target[index]))
         value = xp.reshape(value, tuple(run.cells for run in runs))
-        if value.shape == target.shape:
-            return value
         if all(run.step == 1 for run in runs):
-            return lax.dynamic_update_slice(target, value, [run.start for run in runs])
+            whole = value.shape == target.shape
+            return value if whole else lax.dynamic_update_slice(target, value, [run.start for run in runs])
         # A scatter, as JAX writes this, XLA compiles and runs slowly.
         around = [run.around(length) for run, length in zip(runs, target.shape, strict=True)]
         there = lax.pad(xp.ones(value.shape, dtype=bool), False, around)
