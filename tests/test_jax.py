@@ -139,6 +139,31 @@ def test_a_step_is_traced_once_for_each_shape(monkeypatch):
     assert computed == ["forward", "forward"]
 
 
+@pytest.mark.parametrize(
+    "index",
+    [
+        (...,),
+        (0, ...),
+        (..., -1),
+        (2, slice(1, 4), ...),
+        (slice(None), 3),
+        (..., slice(1, None, 2)),
+        (slice(0, 3, 2), ..., 5),
+    ],
+)
+def test_writes_are_those_of_numpy(index):
+    backend = portconv.backends.get("jax")
+    target = np.arange(120.0).reshape(4, 5, 6)
+    values = -1 - np.arange(float(target[index].size)).reshape(target[index].shape)
+    for value in (values, 7.0):
+        expected = target.copy()
+        expected[index] = value
+        assert bits(backend.write(jax.numpy.asarray(target), index, value)) == expected.tobytes()
+    expected = target.copy()
+    expected[index] += values
+    assert bits(backend.add(jax.numpy.asarray(target), index, jax.numpy.asarray(values))) == expected.tobytes()
+
+
 @pytest.mark.parametrize("algorithm", ["auto", "gemm"])
 def test_code_does_not_grow_with_taps(algorithm):
     def lines(taps):
