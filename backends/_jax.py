@@ -242,6 +242,10 @@ def _primitive(purpose: str) -> Any:
     backend = get("jax")
     primitive = Primitive(purpose if purpose in ("unfold", "fold") else f"conv_{purpose}")
 
+    def taken(limit: int | None, step: Operation, *own: Array) -> Array:
+        made: Array = _primitive(step.purpose).bind(*own, operation=step, limit=limit)
+        return made
+
     def abstract(*avals: Any, operation: Operation, limit: int | None) -> Any:
         return jax.core.ShapedArray(operation.shape(operation.result), backend.dtype(operation.made))
 
@@ -249,11 +253,10 @@ def _primitive(purpose: str) -> Any:
         out = primitive.bind(*primals, operation=operation, limit=limit)
         changes: Any = None
         for place, tangent in enumerate(tangents):
-            if type(tangent) is not ad.Zero:
-                step, *own = operation.tangent(place, tangent, tuple(primals))
-                change = _primitive(step.purpose).bind(*own, operation=step, limit=limit)
+            if type(tangent) is not ad.Zero and operation.purpose != "bound":  # which has no derivatives
+                change = taken(limit, *operation.tangent(place, tangent, tuple(primals)))
                 changes = change if changes is None else changes + change
-        return out, ad.Zero.from_primal_value(out) if changes is None else changes
+        return out, ad.Zero(jax.typeof(out).to_tangent_aval()) if changes is None else changes
 
     def transpose(cotangent: Any, *operands: Any, operation: Operation, limit: int | None) -> list[Any]:
         found: list[Any] = []
@@ -264,13 +267,11 @@ def _primitive(purpose: str) -> Any:
                 found.append(ad.Zero(operand.aval))
             else:
                 made = backend.dtype_name(operand.aval.dtype)
-                step, *own = operation.gradient(place, made, cotangent, operands)
-                found.append(_primitive(step.purpose).bind(*own, operation=step, limit=limit))
+                found.append(taken(limit, *operation.gradient(place, made, cotangent, operands)))
         return found
 
     def batch(operands: Any, axes: Any, *, operation: Operation, limit: int | None) -> tuple[Array, int]:
-        grown, larger, restore = mapped(backend, operation, operands, axes)
-        return restore(_primitive(grown.purpose).bind(*larger, operation=grown, limit=limit)), 0
+        return mapped(backend, operation, operands, axes, partial(taken, limit)), 0
 
     def run(*own: Array, operation: Operation, limit: int | None) -> Array:
         return (_exact if operation.precision == "reproducible" else _compiled)(operation, limit)(*own)

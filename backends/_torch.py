@@ -112,7 +112,7 @@ def _step() -> Any:
     def step(backend: TorchBackend, operation: Operation, *operands: Array) -> Array:
         if operation.purpose == "bound":  # which has no gradient
             with torch.no_grad():
-                return operation.compute(backend, *operands)
+                return _node(operation.purpose).apply(backend, operation, *operands)
         return _node(operation.purpose).apply(backend, operation, *operands)
 
     return torch.compiler.disable(step)
@@ -171,8 +171,7 @@ def _node(purpose: str) -> Any:
         def vmap(
             info: Any, in_dims: tuple[int | None, ...], backend: TorchBackend, operation: Operation, *operands: Array
         ) -> tuple[Array, int]:
-            grown, larger, restore = mapped(backend, operation, operands, in_dims[2:])
-            return restore(backend.stage(grown, *larger)), 0
+            return mapped(backend, operation, operands, in_dims[2:], backend.stage), 0
 
     name = NAMES.get(purpose) or "Conv" + purpose.title().replace("_", "")
     return type(name, (Step,), {})

@@ -25,9 +25,13 @@ FOLDS = {
 
 
 def mapped(
-    backend: Backend, operation: Operation, operands: Sequence[Array], axes: Sequence[int | None]
-) -> tuple[Operation, list[Array], Callable[[Array], Array]]:
-    """Make one operation of many.
+    backend: Backend,
+    operation: Operation,
+    operands: Sequence[Array],
+    axes: Sequence[int | None],
+    stage: Callable[..., Array],
+) -> Array:
+    """Compute many operations as one.
 
     Parameters
     ----------
@@ -38,18 +42,25 @@ def mapped(
         With an axis more where they are mapped.
     axes : sequence of int or None
         Which axis of each that is; None where all share it.
+    stage : callable
+        Takes an operation and its operands, and computes it.
 
     Returns
     -------
-    operation : Operation
-    operands : list of array
-    restore : callable
-        Gives the result of the first for the second the mapped axis, first.
+    array
+        The results, along the first axis.
     """
     xp = backend.xp
     count = next(array.shape[axis] for array, axis in zip(operands, axes, strict=True) if axis is not None)
     first = [_first(xp, array, axis) for array, axis in zip(operands, axes, strict=True)]
-    return (_Bilinear if operation.bilinear else _Linear)(backend, operation, count).of(first, axes)
+    if operation.purpose == "bound":  # which is of a call by itself: the larger one may be computed in another way
+        each = (
+            [array if axis is None else array[i, ...] for array, axis in zip(first, axes, strict=True)]
+            for i in range(count)
+        )
+        return xp.stack([stage(operation, *own) for own in each])
+    grown, larger, restore = (_Bilinear if operation.bilinear else _Linear)(backend, operation, count).of(first, axes)
+    return restore(stage(grown, *larger))
 
 
 def _first(xp: Any, array: Array, axis: int | None) -> Array:

@@ -147,6 +147,12 @@ def test_compile_breaks_its_graph_once():
     assert all(torch.equal(one, other) for one, other in zip(mine, theirs, strict=True))
 
 
+def test_bounds_of_many_calls_are_those_of_each():
+    x, w = tensors(((3, 2, 4, 7), (6, 4, 3)), dtype=torch.float32)
+    found = torch.func.vmap(portconv.error_bound, in_dims=(0, None))(x, w)
+    assert torch.equal(found, torch.stack([portconv.error_bound(x[i], w) for i in range(3)]))
+
+
 def test_bounds_have_no_gradient():
     x, w = tensors(((2, 4, 7), (6, 4, 3)), dtype=torch.float32)
     assert portconv.error_bound(x, w).requires_grad is False

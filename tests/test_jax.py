@@ -212,6 +212,13 @@ def test_gradients_of_each_sample(call):
             np.testing.assert_allclose(mine, theirs, rtol=200 * 2**-52, atol=200 * 2**-52 * 100)
 
 
+def test_bounds_of_many_calls_are_those_of_each_and_have_no_gradient():
+    x, w = arrays(((3, 2, 4, 7), (6, 4, 3)), dtype="float32")
+    found = jax.vmap(portconv.error_bound, in_axes=(0, None))(x, w)
+    assert bits(found) == bits(np.stack([portconv.error_bound(x[i], w) for i in range(3)]))
+    assert not jax.grad(lambda x: portconv.error_bound(x, w).sum())(x[0]).any()
+
+
 def test_inside_scan_and_checkpoint():
     x, w = arrays(((2, 4, 7), (4, 4, 3)))
 
