@@ -214,16 +214,14 @@ def draw(results: Sequence[Result], title: str, destination: Path) -> None:
     figure = Figure(figsize=(9, 6), layout="constrained")
     above, below = figure.subplots(2, sharex=True, height_ratios=(2, 1))
     for place, result in enumerate(results):
-        width = 1 + 2.5 * (len(results) - 1 - place)
-        style = {"color": f"C{place}", "linewidth": width, "label": result.name}
-        above.plot(result.losses, **style)
-        below.plot(np.abs(result.losses.astype("float64") - results[0].losses), **style)
+        widths = (1 + 2.5 * (len(results) - 1 - place), 1 + 0.5 * (len(results) - 1 - place))
+        distance = np.abs(result.losses.astype("float64") - results[0].losses)
+        for axes, values, width in zip((above, below), (result.losses, distance), widths, strict=True):
+            axes.plot(values, color=f"C{place}", linewidth=width, label=result.name)
     above.set(yscale="log", ylabel="loss", title=title)
     above.legend()
     below.set_yscale("symlog", linthresh=1e-9)
-    below.set(
-        xlabel="step", ylabel=f"distance from {results[0].name}'s", ylim=(-5e-10, max(1e-6, 2 * below.dataLim.y1))
-    )
+    below.set(xlabel="step", ylabel="distance from the first", ylim=(-5e-10, max(1e-6, 2 * below.dataLim.y1)))
     figure.savefig(destination, dpi=150)
 
 

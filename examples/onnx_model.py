@@ -346,7 +346,7 @@ def draw(rows: Sequence[Row], title: str, destination: Path) -> None:
     axes.set_xscale("symlog", linthresh=1e-4)
     axes.set(title=title, xlabel="largest difference / bound", xlim=(-1e-5, None))
     axes.invert_yaxis()
-    axes.legend()
+    figure.legend(loc="outside right upper")
     figure.savefig(destination, dpi=150)
 
 
@@ -356,10 +356,12 @@ def show(rows: Sequence[Row]) -> None:
     table = Table(box=box.SIMPLE_HEAD, padding=0)
     for heading in headings:
         table.add_column(heading, overflow="fold")
-    for one in rows:
+    for one, before in zip(rows, (None, *rows), strict=False):
         x, w, out = ("x".join(map(str, shape)) for shape in one.shapes)
+        layer = one.layer.name, one.layer.operator, f"{x}, {w} -> {out}"
         figures = f"{one.difference:.2e}", f"{one.units:.3f}", ",".join(map(str, one.at))
-        texts = (one.layer.name, one.layer.operator, f"{x}, {w} -> {out}", one.backend, *figures)
+        again = before is not None and before.layer == one.layer and before.shapes == one.shapes
+        texts = (*(("",) * 3 if again else layer), one.backend, *figures)
         verdict = Text("ok", style="green") if one.within else Text("FAILED", style="bold red")
         table.add_row(*map(Text, texts), verdict)
     Console(highlight=False).print(table)
