@@ -93,6 +93,8 @@ class Operation:
         """Compute it, in the way of the arrays' library: at once, put off, or as a step that can be differentiated."""
         if not backend.staged:
             return self.compute(backend, *operands)
+        if not any(self.conjugated):
+            return backend.stage(self, *operands)
         # Conjugates are the library's own, so that it differentiates products that are linear in both operands.
         turned = [
             conjugate(backend, array) if i < 2 and self.conjugated[i] else array for i, array in enumerate(operands)
@@ -118,21 +120,27 @@ class Operation:
     def gradient(self, place: int, made: str, cotangent: Array, operands: tuple[Array, ...]) -> tuple[Any, ...]:
         """Say what the gradient of the operand in that `place` is, of dtype `made`: an operation, and its operands."""
         if not self.bilinear:
-            return replace(self, purpose=ADJOINTS[self.purpose], made=made), cotangent
+            return _changed(self, ADJOINTS[self.purpose], made, self.side), cotangent
         if place == 2:
-            return replace(self, purpose="channel_sum", made=made, side=self.result), cotangent
+            return _changed(self, "channel_sum", made, self.result), cotangent
         roles = ROLES[self.purpose]
         purpose = MADE_BY[roles[place]]
         arrays = {self.result: cotangent, roles[1 - place]: operands[1 - place]}
-        return replace(self, purpose=purpose, made=made), *(arrays[role] for role in ROLES[purpose])
+        return _changed(self, purpose, made, self.side), *(arrays[role] for role in ROLES[purpose])
 
     def tangent(self, place: int, tangent: Array, operands: tuple[Array, ...]) -> tuple[Any, ...]:
         """Say by how much the result changes with the operand in that `place`: an operation, and its operands."""
         if not self.bilinear:
             return self, tangent
         if place == 2:
-            return replace(self, purpose="spread", side=self.result), tangent
+            return _changed(self, "spread", self.made, self.result), tangent
         return self, *(tangent if i == place else array for i, array in enumerate(operands[:2]))
+
+
+@lru_cache(maxsize=4096)
+def _changed(step: Operation, purpose: str, made: str, side: str) -> Operation:
+    """Return a step of the same call, the same object for the same arguments while it is remembered."""
+    return replace(step, purpose=purpose, made=made, side=side)
 
 
 @lru_cache(maxsize=4096)

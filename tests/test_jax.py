@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import pytest
 from differentiable import CALLS, WAYS, counted, shapes_of
 
 import portconv
+from portconv.operation import Operation
 
 jax = pytest.importorskip("jax", reason="JAX is not installed")
 if portconv.backends.find("jax").fault:
@@ -176,6 +177,23 @@ def test_code_does_not_grow_with_taps(algorithm):
         return jax.jit(both).lower(x, w).as_text().count("\n")
 
     assert lines(1000) <= lines(500) <= 1500
+
+
+def test_a_step_is_hashed_once(monkeypatch):
+    hashed = []
+    compute = Operation.__dict__["_hash"].func
+
+    def counting(self):
+        hashed.append(self.purpose)
+        return compute(self)
+
+    own = cached_property(counting)
+    own.__set_name__(Operation, "_hash")
+    monkeypatch.setattr(Operation, "_hash", own)
+    x, w = arrays(((2, 4, 13), (6, 4, 3)), seed=3)
+    for _ in range(5):
+        jax.grad(lambda x, w: portconv.conv(x, w).sum(), argnums=(0, 1))(x, w)
+    assert sorted(hashed) == ["forward", "input_grad", "weight_grad"]
 
 
 @pytest.mark.parametrize("name", CALLS)
