@@ -73,7 +73,7 @@ class JaxBackend(Backend):
         if all(run.step == 1 for run in runs):
             whole = value.shape == target.shape
             return value if whole else lax.dynamic_update_slice(target, value, [run.start for run in runs])
-        # A scatter, as JAX writes this, XLA compiles and runs slowly.
+        # Not a scatter, as JAX writes this: XLA may make a map of one, and aborts where such a map is then reversed.
         around = [run.around(length) for run, length in zip(runs, target.shape, strict=True)]
         there = lax.pad(xp.ones(value.shape, dtype=bool), False, around)
         return xp.where(there, lax.pad(value, xp.zeros((), dtype=value.dtype), around), target)
