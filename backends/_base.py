@@ -331,7 +331,11 @@ class Backend:
 
     def all_finite(self, array: Array) -> bool:
         """Whether an array holds neither a nan nor an infinity: one truth value, read from its device."""
-        return bool(self.xp.all(self.xp.isfinite(array)))
+        return self.likely(self.xp.isfinite(array))
+
+    def likely(self, condition: Array) -> bool:
+        """Whether all elements are true, as `sure`; where a library only traces, that is taken for granted, for now."""
+        return bool(self.xp.all(condition))
 
     def sure(self, condition: Array) -> bool:
         """Whether all elements are true: one truth value, read from its device; not where a library only traces."""

@@ -102,15 +102,15 @@ class JaxBackend(Backend):
 
         return lax.dynamic_update_slice(array, part, starts)
 
-    def all_finite(self, array: Array) -> bool:
+    def likely(self, condition: Array) -> bool:
         import jax
 
-        if not isinstance(array, jax.core.Tracer):
-            return super().all_finite(array)
+        if not isinstance(condition, jax.core.Tracer):
+            return super().likely(condition)
         granted = _granted.get()
         if granted is None:
             return False
-        granted.append(array)
+        granted.append(condition)
         return True
 
     def sure(self, condition: Array) -> bool:
@@ -193,11 +193,11 @@ def _runs(index: tuple[Any, ...], shape: tuple[int, ...]) -> list[_Run]:
 
 
 _granted: ContextVar[list[Array] | None] = ContextVar("portconv.jax.granted", default=None)
-"""Traced arrays that are taken to be finite, while there is another way for where they are not."""
+"""Traced conditions that are taken to hold, while there is another way for where they do not."""
 
 
 def _compute(*operands: Array, operation: Operation, limit: int | None) -> Array:
-    """Compute a step, traced; where nans and infinities take another way, so do the data once they are there."""
+    """Compute a step, traced: as if all were as usual, and in another way where that then turns out not to be so."""
     import jax
 
     from . import get
@@ -214,8 +214,8 @@ def _compute(*operands: Array, operation: Operation, limit: int | None) -> Array
     made = run(asked, *operands)
     if not asked:
         return made
-    finite = jax.numpy.all(jax.numpy.stack([jax.numpy.all(jax.numpy.isfinite(array)) for array in asked]))
-    return jax.lax.cond(finite, lambda made, *_: made, lambda _, *own: run(None, *own), made, *operands)
+    usual = jax.numpy.all(jax.numpy.stack([jax.numpy.all(condition) for condition in asked]))
+    return jax.lax.cond(usual, lambda made, *_: made, lambda _, *own: run(None, *own), made, *operands)
 
 
 def _compile(operation: Operation, limit: int | None) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -157,7 +156,7 @@ def _looked_for(backend: Backend, array: Array, own: str) -> tuple[Array, bool]:
 
 
 def _told(backend: Backend, found: Array) -> tuple[Array, bool]:
-    return found[0, ...], backend.all_finite(backend.xp.where(found[1, ...] > 0, math.inf, found[1, ...]))
+    return found[0, ...], backend.likely(backend.xp.logical_not(found[1, ...] > 0))
 
 
 def magnitudes(backend: Backend, array: Array, own: str) -> Array:
