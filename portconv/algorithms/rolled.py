@@ -36,13 +36,12 @@ def input_grad(geometry: Geometry, backend: Backend, dout: Array, w: Array) -> A
     filters = xp.permute_dims(_filters(geometry, backend, w), (0, 1, 3, 2))
     values = _values(geometry, backend, dout)
     part = (geometry.batch, geometry.groups, geometry.group_in, *geometry.out)
-    reads = tuple(slice(0, None, step) for step in geometry.stride)
 
     def step(tap: Any, grad: Array) -> Array:
         starts = (0, 0, 0, *_offsets(geometry, tap))
         window = backend.cut(grad, starts, (*part[:3], *_extents(geometry)))
         found = xp.reshape(backend.product(_chosen(backend, filters, tap), values), part)
-        return backend.put(grad, starts, backend.add(window, (..., *reads), found))
+        return backend.put(grad, starts, backend.add(window, (..., *_reads(geometry)), found))
 
     grad = backend.loop(geometry.taps, step, backend.zeros((*part[:3], *_sizes(geometry)), like=dout))
     return xp.reshape(grad[(..., *_inside(geometry))], geometry.x_shape)
@@ -107,8 +106,12 @@ def _extents(geometry: Geometry) -> tuple[int, ...]:
     return tuple((n - 1) * step + 1 for n, step in zip(geometry.out, geometry.stride, strict=True))
 
 
+def _reads(geometry: Geometry) -> tuple[slice, ...]:
+    """Of the cells from the first that a tap reads to its last, those that it reads."""
+    return tuple(slice(0, None, step) for step in geometry.stride)
+
+
 def _moved(geometry: Geometry, backend: Backend, padded: Array, tap: Any) -> Array:
     """The cells that a tap reads: (N, G, C, P)."""
     window = backend.cut(padded, (0, 0, 0, *_offsets(geometry, tap)), (*padded.shape[:3], *_extents(geometry)))
-    reads = tuple(slice(0, None, step) for step in geometry.stride)
-    return backend.xp.reshape(window[(..., *reads)], (*padded.shape[:3], geometry.positions))
+    return backend.xp.reshape(window[(..., *_reads(geometry))], (*padded.shape[:3], geometry.positions))
