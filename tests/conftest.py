@@ -63,9 +63,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--matrix-only"):
-        others = [item for item in items if "target" not in getattr(item, "fixturenames", ())]
+        others: list[pytest.Item] = []
+        matrix: list[pytest.Item] = []
+        for item in items:
+            (matrix if "target" in getattr(item, "fixturenames", ()) else others).append(item)
         config.hook.pytest_deselected(items=others)
-        items[:] = [item for item in items if "target" in getattr(item, "fixturenames", ())]
+        items[:] = matrix
 
 
 def pytest_runtest_teardown(item: pytest.Item) -> None:

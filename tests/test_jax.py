@@ -333,7 +333,7 @@ for call in (lambda x, w: portconv.conv(x, w, precision="reproducible"), portcon
     said = run(code, JAX_ENABLE_X64="0").splitlines()
     assert len(said) == 4
     assert all("jax_enable_x64" in line for line in said[:2])
-    assert said
+    assert said[2:] == ["float32", "float32"]
 
 
 def test_on_two_devices():
