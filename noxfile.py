@@ -179,7 +179,7 @@ def package(session: nox.Session) -> None:
         session.install(str(wheel))
         session.chdir(folder)
         dotted = [re.sub(r"/__init__$", "", name.removesuffix(".py")).replace("/", ".") for name in sorted(shipped)]
-        needing = ("portconv.command.", "portconv.chunked.graph", "_portconv_pytest")
+        needing = ("portconv.command.", "portconv.frameworks.dask_graph.graph", "_portconv_pytest")
         bare = [name for name in dotted if not name.startswith(needing) and not name.endswith("__main__")]
         session.run("python", "-c", "; ".join(f"import {name}" for name in bare))
         session.run("python", "-c", "import backends", success_codes=[1], silent=True)

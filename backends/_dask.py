@@ -97,6 +97,6 @@ class DaskBackend(Backend):
         return of(found).to_numpy(found)
 
     def stage(self, operation: Any, *operands: Array) -> Array:
-        from ..chunked.graph import stage
+        from ..frameworks.dask_graph.graph import stage
 
         return stage(self, operation, operands)

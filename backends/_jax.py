@@ -17,7 +17,7 @@ from ..errors import BackendError, in_a_line
 from ._base import Array, Backend, Unavailable
 
 if TYPE_CHECKING:
-    from ..operation import Operation
+    from ..engine.execution import Operation
 
 
 UNROLLED = 256
@@ -236,7 +236,7 @@ def _primitive(purpose: str) -> Any:
     from jax.extend.core import Primitive
     from jax.interpreters import ad, batching, mlir
 
-    from ..mapping import mapped
+    from ..frameworks.vmap import mapped
     from . import get
 
     backend = get("jax")

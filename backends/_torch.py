@@ -13,7 +13,7 @@ from ..errors import in_a_line
 from ._base import Array, Backend, Unavailable, bfloat16
 
 if TYPE_CHECKING:
-    from ..operation import Operation
+    from ..engine.execution import Operation
 
 NAMES = {"forward": "Conv", "unfold": "Unfold", "fold": "Fold"}
 """How autograd's graph names steps; the others by their purpose, as "ConvInputGrad"."""
@@ -126,8 +126,8 @@ def _node(purpose: str) -> Any:
     """
     import torch
 
-    from ..mapping import mapped
-    from ..reproducible.scales import remembering
+    from ..frameworks.vmap import mapped
+    from ..reproducible.magnitudes import remembering
 
     function: Any = torch.autograd.Function
 

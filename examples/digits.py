@@ -36,8 +36,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 import portconv
-from portconv.arguments import PRECISIONS
 from portconv.command.group import UNCHECKED, backends_named, check_destination, refuse
+from portconv.spec.arguments import PRECISIONS
 
 CLASSES, FILTERS = 10, 48
 TRAINED = 1408

@@ -35,9 +35,9 @@ from rich.table import Table
 from rich.text import Text
 
 import portconv
-from portconv.arguments import PRECISIONS
 from portconv.command.group import UNCHECKED, backends_named, check_destination, refuse
 from portconv.errors import in_a_line
+from portconv.spec.arguments import PRECISIONS
 from portconv.verification.onnx_model import nodes
 
 OPERATORS = ("Conv", "ConvTranspose")

@@ -1,10 +1,11 @@
 """Convolution and its gradients for every array library, written once against the Python Array API."""
 
+from __future__ import annotations
+
 from . import backends
-from .bounds import error_bound
-from .choice import Explanation, algorithms
+from ._version import __version__
+from .algorithms.choice import Explanation, algorithms
 from .convolution import (
-    ConvGrads,
     conv,
     conv_backward,
     conv_forward,
@@ -13,12 +14,12 @@ from .convolution import (
     conv_weight_grad,
     explain,
 )
+from .engine.gradients import ConvGrads
+from .error_bound import error_bound
 from .errors import BackendError, ConvShapeError, ConvTypeError, ConvValueError, PortconvError
 from .limits import num_threads, workspace_limit
 from .transposed import conv_transpose, conv_transpose_backward, conv_transpose_forward
 from .windows import fold, unfold
-
-__version__ = "0.1.0"
 
 __all__ = [
     "BackendError",

@@ -97,6 +97,6 @@ def processor() -> str:
 
 
 def _surroundings() -> dict[str, Any]:
-    from . import __version__
+    from ._version import __version__
 
     return {"format": FORMAT, "version": __version__, "machine": f"{processor()}, {os.cpu_count()} CPUs"}

@@ -2,42 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, NamedTuple
-
-from . import arguments
-from .arguments import Dtype, Ints, Padding, option
-from .arithmetic import conjugate
-from .backends import Array, Backend
-from .choice import Explanation, algorithms
-from .contraction import Contraction, given
+from .algorithms.choice import Explanation
+from .backends import Array
+from .engine.call import ConvCache, _call, _geometry, prepare
+from .engine.gradients import ConvGrads, backward
 from .errors import ConvTypeError
-from .geometry import Geometry
-from .reproducible.scales import remembering
-
-
-class ConvGrads(NamedTuple):
-    """What `conv_backward` returns: the gradients of `x`, `w` and `b`; `db` is None where `b` was."""
-
-    dx: Array
-    dw: Array
-    db: Array | None
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Forward:
-    """A forward call: its arrays, their common dtype, and how it is computed."""
-
-    x: Array
-    w: Array
-    b: Array | None
-    dtype: Dtype
-    call: Contraction
-
-
-class ConvCache(Forward):
-    """What `conv_backward` needs to know of a `conv_forward`; to be handed on, not looked into."""
+from .spec import arguments
+from .spec.arguments import Ints, Padding
+from .spec.layout import given
 
 
 def conv(
@@ -450,98 +422,3 @@ def explain(
     """
     cache = prepare(x, w, b, stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
     return cache.call.explain(x, w)
-
-
-def prepare(
-    x: Array,
-    w: Array,
-    b: Array | None,
-    stride: Ints = 1,
-    padding: Padding = 0,
-    dilation: Ints = 1,
-    groups: int = 1,
-    padding_mode: str = "zeros",
-    data_format: str = "channels_first",
-    precision: str = "standard",
-    algorithm: str = "auto",
-) -> ConvCache:
-    """Check the arguments of a forward call, and return the cache that goes with it."""
-    backend, dtype = arguments.arrays(x=x, w=w, b=b)
-    options = (stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
-    call = _call(backend, dtype, x, x.shape, w.shape, ("x", "w"), *options)
-    if b is not None:
-        arguments.exact_shape("b", tuple(b.shape), (call.geometry.out_channels,))
-    return ConvCache(x, w, b, dtype, call)
-
-
-def backward(dout: Array, cache: Forward, transposed: bool = False) -> ConvGrads:
-    """Compute all gradients of a call, in the dtypes of what they are gradients of."""
-    x, w, b, call = cache.x, cache.w, cache.b, cache.call
-    backend, common = arguments.arrays(x=x, w=w, b=b, dout=dout)
-    if common.kind == "complex floating" != cache.dtype.kind:
-        raise ConvTypeError(
-            f"dout: got dtype {backend.dtype_name(dout.dtype)}, expected a real one, as the output's is"
-        )
-    arguments.exact_shape("dout", tuple(dout.shape), call.x_shape if transposed else call.out_shape)
-    of_x, of_w = (backend.dtype_name(array.dtype) for array in (x, w))
-    with remembering():
-        if transposed:
-            dx = call.apply("forward", common, dout, conjugate(backend, w), made=of_x)
-            dw = call.apply("weight_grad", common, x, dout, made=of_w, conjugated=(True, False))
-        else:
-            call.room(common, x, "x", x.shape, "x")
-            dx = call.apply("input_grad", common, dout, w, made=of_x, conjugated=(False, True))
-            dw = call.apply("weight_grad", common, dout, x, made=of_w, conjugated=(False, True))
-        db = None if b is None else call.apply("channel_sum", common, dout, made=backend.dtype_name(b.dtype))
-    return ConvGrads(dx, dw, db)
-
-
-def _call(
-    backend: Backend,
-    dtype: Dtype,
-    like: Array,
-    x_shape: Any,
-    w_shape: Any,
-    names: tuple[str, str],
-    stride: Ints,
-    padding: Padding,
-    dilation: Ints,
-    groups: int,
-    padding_mode: str,
-    data_format: str,
-    precision: str,
-    algorithm: str,
-) -> Contraction:
-    option("precision", precision, arguments.PRECISIONS)
-    options = (stride, padding, dilation, groups, padding_mode, data_format)
-    geometry, unbatched = _geometry(x_shape, w_shape, names, *options)
-    option("algorithm", algorithm, ("auto", *algorithms()))
-    return Contraction(backend, dtype, geometry, algorithm, unbatched, precision, backend.spare(like))
-
-
-def _geometry(x_shape: Any, w_shape: Any, names: tuple[str, str], *options: Any) -> tuple[Geometry, bool]:
-    """Check shapes and options, as `_checked` does; what may be known from an earlier call is."""
-    # Where nothing but its type tells True or 1.0 from 1, as inside of tuples, a cache would not.
-    known = all(type(option) in (int, str) for option in options)
-    return (_known if known else _checked)(tuple(x_shape), tuple(w_shape), names, *options)
-
-
-def _checked(
-    x_shape: tuple[int, ...],
-    w_shape: tuple[int, ...],
-    names: tuple[str, str],
-    stride: Ints,
-    padding: Padding,
-    dilation: Ints,
-    groups: int,
-    padding_mode: str,
-    data_format: str,
-) -> tuple[Geometry, bool]:
-    """Check shapes and options; return the geometry, and whether the input is one sample without a batch axis."""
-    mode = option("padding_mode", padding_mode, arguments.PADDING_MODES)
-    batched, channels_last, unbatched = arguments.batched(x_shape, w_shape, names, data_format)
-    options = (stride, padding, dilation, groups, mode, channels_last)
-    return arguments.geometry(batched, w_shape, *options, names), unbatched
-
-
-_known = lru_cache(maxsize=1024, typed=True)(_checked)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from . import backends
 from .backends import Array
-from .convolution import conv_backward, conv_forward, prepare
+from .convolution import conv_backward, conv_forward
+from .engine.call import prepare
 from .errors import ConvTypeError, ConvValueError
 
 Cache = tuple[Array, Array, Array, dict[str, int]]

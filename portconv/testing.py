@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import backends as registry
-from . import bounds
-from .arithmetic import HALVES
 from .backends import Array, Backend
-from .convolution import ConvGrads, prepare
+from .engine.call import prepare
+from .engine.gradients import ConvGrads
 from .errors import BackendError, ConvShapeError, ConvTypeError, ConvValueError
-from .reproducible.scales import LEAST_NORMAL, real
+from .spec import dtypes
+from .spec.dtypes import EPSILON, HALVES, LEAST_NORMAL, real
 from .verification import Case, exact
 from .verification.cases import Inputs
 
@@ -393,13 +393,13 @@ def gamma(terms: int, dtype: Any) -> float:
     27.0
     """
     name = _dtype_name(dtype)
-    if name not in bounds.EPSILON:
-        raise ConvTypeError(f"dtype: got {name}, expected one of {', '.join(bounds.EPSILON)}")
+    if name not in EPSILON:
+        raise ConvTypeError(f"dtype: got {name}, expected one of {', '.join(EPSILON)}")
     if isinstance(terms, bool) or not isinstance(terms, int):
         raise ConvTypeError(f"terms: got {type(terms).__name__}, expected an int")
     if terms < 0:
         raise ConvValueError(f"terms: got {terms}, expected 0 or more")
-    return bounds.gamma(terms, _unit(name))
+    return dtypes.gamma(terms, _unit(name))
 
 
 def sum_tolerance(terms: int, dtype: Any, magnitude: Any) -> Doubles:
@@ -515,7 +515,7 @@ def conv_grads_tolerance(dout: Array, x: Array, w: Array, b: Array | None = None
 
 def _unit(dtype: str) -> float:
     """The unit roundoff."""
-    return bounds.EPSILON[dtype] / 2
+    return EPSILON[dtype] / 2
 
 
 def _computed(dtype: str) -> str:

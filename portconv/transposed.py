@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from . import arguments
-from .arguments import Ints
+from .algorithms.choice import algorithms
 from .backends import Array
-from .choice import algorithms
-from .contraction import Contraction
-from .convolution import ConvGrads, Forward, backward
+from .engine.call import Forward
+from .engine.gradients import ConvGrads, backward
+from .engine.products import Contraction
 from .errors import ConvTypeError
+from .spec import arguments
+from .spec.arguments import Ints
 
 Pads = int | tuple[int, ...] | tuple[tuple[int, int], ...]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from . import arguments
-from .arguments import Ints, Padding
 from .backends import Array
+from .engine.execution import operation
 from .errors import ConvShapeError
-from .geometry import Geometry
-from .operation import operation
+from .spec import arguments
+from .spec.arguments import Ints, Padding
+from .spec.geometry import Geometry
 
 
 def unfold(x: Array, kernel_size: Ints, *, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import portconv
-from portconv.operation import Operation
+from portconv.engine.execution import Operation
 
 CALLS = {
     "conv": (portconv.conv, (2, 4, 4, 3), (4, 2, 3, 2), {"stride": 2, "padding": 1, "groups": 2}),

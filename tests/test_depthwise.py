@@ -14,8 +14,9 @@ from threadpoolctl import threadpool_limits
 
 import portconv
 from portconv import backends
-from portconv.algorithms.blocks import Limits
-from portconv.arguments import geometry
+from portconv.algorithms.budget import Limits
+from portconv.algorithms.depthwise_plan import planned
+from portconv.spec.arguments import geometry
 
 # The package's attribute of that name may be a public function.
 depthwise, direct = (importlib.import_module(f"portconv.algorithms.{name}") for name in ("depthwise", "direct"))
@@ -199,7 +200,7 @@ def test_blocks_cover_each_output_once_and_stay_bounded(shape, purpose, bounds):
     found = made(*shape)
     if purpose == "input_grad" and found.dense and found.group_out == 1:
         found, purpose = found.mirrored, "forward"
-    plan, need = depthwise.planned(found, purpose, bounds)
+    plan, need = planned(found, purpose, bounds)
     own = plan.geometry
     pairs = np.zeros((own.batch, own.groups), int)
     across = math.prod(plan.across)
@@ -226,7 +227,7 @@ def test_blocks_cover_each_output_once_and_stay_bounded(shape, purpose, bounds):
 @pytest.mark.parametrize("rows", [False, True])
 def test_taps_read_what_is_as_far_from_an_output_as_they_are(shape, rows):
     found = made(*shape)
-    plan = dataclasses.replace(depthwise.planned(found, "forward", LIMITS["usual"])[0], rows=rows)
+    plan = dataclasses.replace(planned(found, "forward", LIMITS["usual"])[0], rows=rows)
     for n in (1, 3):
         # Places of the planes are (P1, n, P2, ..., Pd), flattened, and each phase has its own. Where lines are rows,
         # what the taps of the first dimension read is not moved: it is another line.
@@ -253,7 +254,7 @@ def test_rows_are_lines_where_that_saves_copies():
         ((16, 8, 900), (8, 1, 3), 1): False,
     }
     for (x_shape, w_shape, dilation), rows in shapes.items():
-        plan, _ = depthwise.planned(made(x_shape, w_shape, 1, 1, dilation), "forward", LIMITS["usual"])
+        plan, _ = planned(made(x_shape, w_shape, 1, 1, dilation), "forward", LIMITS["usual"])
         assert plan.rows == rows, x_shape
 
 

@@ -10,9 +10,11 @@ import pytest
 from oracle import Problem, gamma
 
 import portconv
-from portconv import arithmetic, backends
-from portconv.arguments import KINDS, Dtype, geometry
-from portconv.contraction import Contraction
+from portconv import backends
+from portconv.engine.products import Contraction
+from portconv.passes.integers import slicing
+from portconv.spec.arguments import geometry
+from portconv.spec.dtypes import EXACT, KINDS, Dtype
 
 PROBLEM = Problem((2, 4, 6, 5), (6, 2, 3, 2), (2, 1), ((1, 2), (0, 1)), (1, 2), 2)
 OPTIONS: dict[str, Any] = {"stride": (2, 1), "padding": ((1, 2), (0, 1)), "dilation": (1, 2), "groups": 2}
@@ -114,13 +116,13 @@ def test_integers_on_devices_without_wide_numbers(target):
 def test_slices_are_exact_and_cover_all_bits(bits, doubles):
     for terms in [1, 2, 9, 1000, 2**10, 2**10 + 1, 2**20, 2**23, 2**23 + 1, 2**30]:
         for of_b in (8, 9, bits):
-            found = arithmetic.slicing(bits, bits, min(bits, of_b), terms, doubles)
+            found = slicing(bits, bits, min(bits, of_b), terms, doubles)
             if found is None:
                 # Not even slices of one bit, -1 or 0, can be added up.
                 assert not doubles
                 assert terms * min(bits, of_b) > 2**24
                 continue
-            exact = arithmetic.EXACT[found.name]
+            exact = EXACT[found.name]
             # A slice is at least -2**(width - 1); all pairs of one weight are summed before they are rounded.
             most = max(len(pairs) for _, pairs in found.pairs(bits))
             assert most * terms * 4 ** (found.width - 1) <= 2**exact
@@ -131,9 +133,9 @@ def test_slices_are_exact_and_cover_all_bits(bits, doubles):
 
 def test_slices_of_common_layers():
     # int8 sums of up to 2**10 products fit float32, int16 ones float64; int32 takes 3 products, int64 6 or more.
-    assert [arithmetic.slicing(8, 8, 8, terms, True).name for terms in (2**10, 2**10 + 1)] == ["float32", "float64"]
-    assert arithmetic.slicing(16, 16, 16, 576, True).name == "float64"
-    counts = [sum(len(p) for _, p in arithmetic.slicing(b, b, b, 576, True).pairs(b)) for b in (8, 16, 32, 64)]
+    assert [slicing(8, 8, 8, terms, True).name for terms in (2**10, 2**10 + 1)] == ["float32", "float64"]
+    assert slicing(16, 16, 16, 576, True).name == "float64"
+    counts = [sum(len(p) for _, p in slicing(b, b, b, 576, True).pairs(b)) for b in (8, 16, 32, 64)]
     assert counts == [1, 1, 3, 6]
 
 

@@ -12,8 +12,9 @@ from threadpoolctl import threadpool_limits
 
 import portconv
 from portconv import backends
-from portconv.algorithms.blocks import Limits, limits
-from portconv.arguments import geometry
+from portconv.algorithms import fft_tiles
+from portconv.algorithms.budget import Limits, limits
+from portconv.spec.arguments import geometry
 
 # The package's attribute of that name may be a public function.
 fft = importlib.import_module("portconv.algorithms.fft")
@@ -266,7 +267,7 @@ def test_tiles_are_what_the_bound_takes_them_for(shape, bounds):
 
 def positions(found, dim, elements):
     """Check one dimension of a plan, cell by cell: what lies where, and that nothing comes round to meet a tap."""
-    side = fft._side(found, dim, elements)
+    side = fft_tiles._side(found, dim, elements)
     size, before = found.size[dim], found.before[dim]
     dilation, kernel = found.dilation[dim], found.kernel[dim]
     taps = np.arange(kernel) * dilation
@@ -309,7 +310,7 @@ def test_sides_read_what_each_tap_reads_and_nothing_comes_round():
 
 def test_a_long_side_is_cut_where_one_transform_would_be_too_large():
     found = geometry((1, 1, 100_000), (1, 1, 11), 1, 0, 1, 1)
-    side = fft._side(found, 0, 500)
+    side = fft_tiles._side(found, 0, 500)
     assert side.points <= 500
     assert len(side.tiles) == -(-found.out[0] // side.tile)
     positions(geometry((1, 1, 1000), (1, 1, 11), 1, 0, 1, 1), 0, 64)
@@ -338,7 +339,7 @@ def test_a_single_tap_has_any_dilation():
 
 def test_points_have_small_primes_alone():
     for least in (*range(1, 300), 2**20 - 1, 10**7 + 1, 2**24 + 1, 2**40 - 1):
-        found = rest = fft._smooth(least)
+        found = rest = fft_tiles._smooth(least)
         for prime in (2, 3, 5):
             while rest % prime == 0:
                 rest //= prime

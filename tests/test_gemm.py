@@ -12,10 +12,11 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 import portconv
 from portconv import backends
-from portconv.algorithms import columns, gemm
-from portconv.algorithms.blocks import Limits, limits
-from portconv.arguments import geometry
-from portconv.geometry import boxes, pieces, spans
+from portconv.algorithms import columns
+from portconv.algorithms.budget import Limits, limits
+from portconv.algorithms.gemm_plan import FEWEST_COLUMNS, _plan, planned
+from portconv.spec.arguments import geometry
+from portconv.spec.ranges import boxes, pieces, spans
 
 NUMPY = backends.get("numpy")
 SHAPES = {
@@ -41,7 +42,7 @@ def made(x_shape, w_shape, stride, padding, groups):
 @pytest.mark.parametrize(("elements", "enough", "least"), [(1 << 19, 1024, 8), (1 << 26, 1 << 30, 1)])
 def test_blocks_cover_all_and_stay_bounded(shape, purpose, elements, enough, least):
     found = made(*shape)
-    plan = gemm._plan(found, purpose, elements, enough, least)
+    plan = _plan(found, purpose, elements, enough, least)
     covered = 0
     for stack in plan.stacks():
         assert stack[0].run[0] == 0
@@ -55,7 +56,7 @@ def test_blocks_cover_all_and_stay_bounded(shape, purpose, elements, enough, lea
             height = groups * channels * deepest
             views = found.pointwise and (samples == 1 or purpose != "weight_grad")
             # A column longer than the budget, or fewer than 64 of them, is the one thing allowed over it.
-            assert views or height * block.length <= max(elements, gemm.FEWEST_COLUMNS * height)
+            assert views or height * block.length <= max(elements, FEWEST_COLUMNS * height)
     assert covered == found.batch * found.in_channels * found.positions
 
 
@@ -63,13 +64,13 @@ def test_strips_of_a_tall_kernel_stay_bounded():
     found = made(*SHAPES["tall"])
     elements = 1 << 19
     for purpose in ("forward", "input_grad", "weight_grad"):
-        for stack in gemm._plan(found, purpose, elements, 1024, 8).stacks():
+        for stack in _plan(found, purpose, elements, 1024, 8).stacks():
             for block in stack:
                 plan = columns.strips_of(found, block.box)
                 samples, groups, channels = block.counts
                 size = plan.lanes * samples * groups * channels * found.kernel[1] * math.prod(plan.sizes)
                 # Four blocks' worth, or 64 columns' where a column is long.
-                assert size <= max(4 * elements, gemm.FEWEST_COLUMNS * found.kernel[0] * channels * found.kernel[1])
+                assert size <= max(4 * elements, FEWEST_COLUMNS * found.kernel[0] * channels * found.kernel[1])
 
 
 def test_plans_of_large_kernels_are_not_kept_for_long():
@@ -101,7 +102,7 @@ def test_columns_of_small_samples_give_the_whole_numbers_of_direct(shape, dtype,
     x_shape, w_shape, stride, padding, dilation, groups = shape
     found, bounds = geometry(*shape), limits(geometry(*shape), NUMPY, 32, 1 << 26)
     for purpose in ("forward", "weight_grad"):
-        assert gemm.planned(found, purpose, bounds)[0].small
+        assert planned(found, purpose, bounds)[0].small
     options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     # Products of integers below 8, fewer than 2**17 of them, sum below 2**24: exact in float32 in any order.
     assert max(found.batch * found.positions, found.group_in * found.taps) < 2**17
@@ -127,7 +128,7 @@ def test_large_samples_and_wide_channels_take_strips():
     for name in ("resnet", "late", "stem", "pointwise"):
         found = made(*SHAPES[name])
         for purpose in ("forward", "weight_grad"):
-            assert not gemm.planned(found, purpose, limits(found, NUMPY, 32, 1 << 26))[0].small, name
+            assert not planned(found, purpose, limits(found, NUMPY, 32, 1 << 26))[0].small, name
 
 
 SPACED = {
@@ -163,7 +164,7 @@ def test_blocks_hold_several_samples_of_few_positions_alone():
     for positions, several in ((512, True), (2048, True), (2049, False)):
         found = made((16, 64, positions), (64, 64, 3), 1, 1, 1)
         for purpose in ("forward", "input_grad", "weight_grad"):
-            plan, _ = gemm.planned(found, purpose, Limits(1 << 20, 4096, 1, 1 << 26))
+            plan, _ = planned(found, purpose, Limits(1 << 20, 4096, 1, 1 << 26))
             counts = {end - start for start, end in plan.samples}
             assert (counts != {1}) == several, (positions, purpose)
             assert max(counts) * positions <= max(positions, 2 * 4096), (positions, purpose)

@@ -8,8 +8,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from portconv.chunked.halos import boxes, inputs, located, outputs, ranges, read, touching
-from portconv.geometry import Geometry
+from portconv.frameworks.dask_graph.halos import boxes, inputs, located, outputs, ranges, read, touching
+from portconv.spec.geometry import Geometry
 
 MODES = ("zeros", "reflect", "replicate", "circular")
 PAD = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}

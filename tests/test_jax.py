@@ -17,7 +17,7 @@ import pytest
 from differentiable import CALLS, WAYS, counted, shapes_of
 
 import portconv
-from portconv.operation import Operation
+from portconv.engine.execution import Operation
 
 jax = pytest.importorskip("jax", reason="JAX is not installed")
 if portconv.backends.find("jax").fault:

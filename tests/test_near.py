@@ -11,15 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from portconv.backends._numpy import NumpyBackend
 from test_reproducible import CASES, MIXED, TRANSPOSED, operands, run, same, skip_without, truth
 
 import portconv
-from portconv import arguments
 from portconv.algorithms import gemm
-from portconv.algorithms.blocks import Limits
-from portconv.reproducible import near
+from portconv.algorithms.budget import Limits
+from portconv.algorithms.gemm_plan import chain
+from portconv.backends._numpy import NumpyBackend
+from portconv.reproducible import certified as near
 from portconv.reproducible import product as products
+from portconv.reproducible import weight_grad
+from portconv.spec import arguments
 
 NAMES = ("float32",) * 4
 CONTENTS = ("random", "wide", "cancelling", "ties")
@@ -75,7 +77,7 @@ layers = pytest.mark.parametrize(("case", "transposed"), LAYERS, ids=[f"{c}{' T'
 def test_every_sum_made_anew(close, monkeypatch, settled, case, transposed):
     """An error without bound decides nothing."""
     monkeypatch.setattr(near, "gamma", lambda terms: math.inf)
-    monkeypatch.setattr(products, "gamma", lambda terms: math.inf)
+    monkeypatch.setattr(weight_grad, "gamma", lambda terms: math.inf)
     for kind in (near.Windows, near.Correlations):
         monkeypatch.setattr(kind, "few", 1)
     layer, options = every(case, transposed)
@@ -90,7 +92,8 @@ def test_every_sum_made_anew(close, monkeypatch, settled, case, transposed):
 
 @layers
 def test_every_sum_of_slices(close, monkeypatch, puts, case, transposed):
-    monkeypatch.setattr(products, "serves", lambda *call: False)
+    for module in (products, weight_grad):
+        monkeypatch.setattr(module, "serves", lambda *call: False)
     layer, options = every(case, transposed)
     for contents in CONTENTS:
         given, expected = (of(layer, NAMES, contents, transposed) for of in (operands, truth))
@@ -221,7 +224,7 @@ def test_roundings_are_counted(strided, least, elements, run_of):
             "weight_grad": gemm.weight_grad(geometry, backend, bounds, dout, x),
         }
         for purpose, depths in found.items():
-            most = gemm.chain(geometry, purpose, backend, bounds)
+            most = chain(geometry, purpose, backend, bounds)
             assert np.max(depths) - 1 <= most, (purpose, geometry)
             ratios.append(most / max(1, np.max(depths) - 1))
     # Padding leaves few sums with all terms, where kernels are as large as what they go over.

@@ -7,7 +7,7 @@ import pytest
 from oracle import Problem, gamma
 
 import portconv
-from portconv import boundary
+from portconv.passes import padding as boundary
 
 NUMPYS = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 

@@ -7,8 +7,8 @@ import pytest
 from oracle import Problem
 
 import portconv
-from portconv.algorithms import rolled
-from portconv.arguments import geometry
+from portconv.algorithms import tap_loop as rolled
+from portconv.spec.arguments import geometry
 
 CASES = {
     "1d gaps, cells at the end that no window reads": Problem((2, 3, 13), (4, 3, 3), (3,), ((1, 0),), (2,)),

@@ -25,11 +25,14 @@ from threadpoolctl import threadpool_info
 import portconv
 from portconv import backends
 from portconv import limits as call_limits
-from portconv.algorithms import fft, gemm
-from portconv.algorithms.blocks import limits
-from portconv.arguments import DATA_FORMATS, PADDING_MODES
-from portconv.bounds import gamma, relative
-from portconv.contraction import Contraction
+from portconv.algorithms import gemm
+from portconv.algorithms.budget import limits
+from portconv.algorithms.fft_tiles import planned
+from portconv.algorithms.gemm_plan import POINTWISE_COLUMNS
+from portconv.engine.products import Contraction
+from portconv.engine.rounding_error import relative
+from portconv.spec.arguments import DATA_FORMATS, PADDING_MODES
+from portconv.spec.dtypes import gamma
 from portconv.verification import (
     Case,
     Comparison,
@@ -154,13 +157,13 @@ def test_a_case_of_spectra_cuts_tiles_in_all_three_products() -> None:
     bounds = limits(found, NUMPY, 32, 1 << 26)
     # The input gradient is the forward product of the mirrored convolution.
     products = ((found, "forward"), (found.mirrored, "forward"), (found, "weight_grad"))
-    assert all(len(fft.planned(own, purpose, bounds)[0].tiles) > 3 for own, purpose in products)
+    assert all(len(planned(own, purpose, bounds)[0].tiles) > 3 for own, purpose in products)
 
 
 def test_pointwise_cases_take_both_paths() -> None:
     taken = {}
     for name in ("2d-1x1-small", "2d-1x1-large", "2d-1x1-groups", "2d-1x1-stride2", "3d-1x1"):
-        taken[name] = CASES[name].terms["dw"] // CASES[name].x_shape[0] >= gemm.POINTWISE_COLUMNS
+        taken[name] = CASES[name].terms["dw"] // CASES[name].x_shape[0] >= POINTWISE_COLUMNS
     assert taken == {
         "2d-1x1-small": False,
         "2d-1x1-large": True,

@@ -11,9 +11,9 @@ from oracle import Problem
 import portconv
 from portconv import backends
 from portconv.algorithms import depthwise, fft, gemm, winograd
-from portconv.algorithms.blocks import PURPOSES, limits
-from portconv.algorithms.tiles import FEWEST_TILES, cuts, tiling
-from portconv.arguments import geometry
+from portconv.algorithms.budget import PURPOSES, limits
+from portconv.algorithms.winograd_tiles import FEWEST_TILES, cuts, tiling
+from portconv.spec.arguments import geometry
 
 SHAPES = {
     "resnet": ((16, 64, 56, 56), (64, 64, 3, 3), 1, 1),

@@ -22,12 +22,9 @@ from itertools import product
 from typing import NamedTuple
 
 from ..backends import Array, Backend, Workspace
-from ..geometry import MANY_TAPS, Geometry, Range, Span, edges, spans
+from ..spec.geometry import Geometry
+from ..spec.ranges import ALL, MANY_TAPS, Box, Index, Range, Span, edges, spans
 
-Index = tuple[int | slice, ...]
-Box = tuple[Range, ...]
-
-ALL = slice(None)
 EDGE = 1 << 15
 """Cells that are zeroed in the time of a call, and of waiting for a thread that makes one."""
 

@@ -18,8 +18,8 @@ from typing import Any
 from array_api_extra import at, pad
 
 from ..backends import Array, Backend
-from ..geometry import Geometry
-from .blocks import Limits, Work
+from ..spec.geometry import Geometry
+from .budget import Limits, Work
 
 
 def objection(geometry: Geometry) -> str | None:

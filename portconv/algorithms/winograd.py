@@ -33,11 +33,20 @@ from functools import lru_cache
 from itertools import product
 
 from ..backends import Array, Backend, Workspace
-from ..geometry import Geometry, Range, cut, largest, pieces
+from ..spec.geometry import Geometry
+from ..spec.ranges import ALL, Index, Range, cut, largest, pieces
 from . import gemm
-from .blocks import Limits, Work, beside_filters, copied, fitted, narrow, of_mirrored
-from .columns import ALL, Block, Index, gather
-from .tiles import Cuts, Tiles, cuts, tiling
+from .budget import Limits, Work, copied, fitted, narrow
+from .columns import Block, gather
+from .mirrored import beside_filters, mirrored, of_mirrored
+from .winograd_tiles import Cuts, Tiles, cuts, tiling
+
+
+def tile_terms(geometry: Geometry) -> int:
+    """How often a term of an output is rounded on its way through Winograd's tiles, at most."""
+    dims = geometry.kernel.count(3)
+    return geometry.group_in + 3 * dims + int(3**dims) - 1
+
 
 STEPS, STEPS_OF_A_WEIGHT = 16, 20
 """How many elementwise steps the work beyond that of `gemm` amounts to, for each cell of input and output, and for each
@@ -169,7 +178,7 @@ def forward(geometry: Geometry, backend: Backend, bounds: Limits, x: Array, w: A
 def input_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Array, w: Array) -> Array:
     if not backend.all_finite(w):
         return gemm.input_grad(geometry, backend, bounds, dout, w)
-    turned = gemm.mirrored(geometry, backend, w)
+    turned = mirrored(geometry, backend, w)
     return forward(geometry.mirrored, backend, beside_filters(geometry, bounds), dout, turned, None)
 
 

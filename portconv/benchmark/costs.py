@@ -1,6 +1,6 @@
 """What an array library's calls cost on this machine, from timing each algorithm on layers of the zoo.
 
-An algorithm says what it does in four counts (see `portconv.choice`); the time it takes is taken to be their sum, each
+An algorithm says what it does in four counts (see `portconv.algorithms.choice`). The time it takes is their sum, each
 times a cost of its own. Costs are fitted by least squares of the relative errors, none of them negative.
 """
 
@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import choice
-from ..algorithms.blocks import PURPOSES
+from ..algorithms import choice
+from ..algorithms.budget import PURPOSES
 from ..backends import Backend, Costs
-from ..convolution import conv, conv_input_grad, conv_weight_grad, prepare
+from ..convolution import conv, conv_input_grad, conv_weight_grad
+from ..engine.call import prepare
 from .measurement import medians
 from .problem import Problem
 from .zoo import Layer

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bounds import gamma
 from ..convolution import conv_backward, conv_forward
+from ..spec.dtypes import gamma
 from .zoo import Layer
 
 Host = NDArray[Any]

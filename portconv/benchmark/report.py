@@ -12,7 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from statistics import geometric_mean
 from typing import Any
 
-from .. import __version__, backends
+from .. import backends
+from .._version import __version__
 from ..backends import Backend
 from ..calibration import processor
 from .measurement import OURS, Left, Row

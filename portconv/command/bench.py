@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import calibration
+from ..algorithms.choice import algorithms
 from ..backends import Backend, Costs
 from ..benchmark import PEERS, ZOO, Layer, Peer, Report, Row, measure, surroundings
 from ..benchmark.costs import Timing, fit, regrets, timings
@@ -23,7 +24,6 @@ from ..benchmark.measurement import OURS
 from ..benchmark.problem import PASSES
 from ..benchmark.report import MIB, ratios
 from ..benchmark.zoo import named
-from ..choice import algorithms
 from .group import UNCHECKED, backend_named, check_destination, refuse
 from .verify import plain_table
 

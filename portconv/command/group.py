@@ -10,7 +10,8 @@ from typing import NoReturn
 
 import click
 
-from .. import __version__, backends
+from .. import backends
+from .._version import __version__
 from ..backends import Backend
 from ..errors import BackendError
 

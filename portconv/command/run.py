@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from .. import __version__, conv_backward, conv_forward
+from .. import conv_backward, conv_forward
+from .._version import __version__
 from ..backends import Backend
 from ..errors import PortconvError
 from . import filters, photograph

@@ -17,10 +17,10 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from ..arguments import PRECISIONS
+from ..algorithms.choice import algorithms as known_algorithms
 from ..benchmark.report import surroundings
-from ..choice import algorithms as known_algorithms
 from ..errors import PortconvError
+from ..spec.arguments import PRECISIONS
 from ..verification import Case, Report, Variant, cases, compare, unsupported
 from ..verification.cases import ALL_DTYPES, DTYPES, in_dtypes
 from ..verification.report import Row, both, figure, grouped, share

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..arithmetic import HALVES
 from ..backends import Array, Backend
-from .scales import DIGITS, LEAST_NORMAL, PARTS_OF, parts_of, real
+from ..spec.dtypes import DIGITS, HALVES, LEAST_NORMAL, PARTS_OF, real
+from .magnitudes import parts_of
 
 
 def usual(backend: Backend, bias: Array, made: str) -> bool:

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from itertools import product
 
 from .. import limits
-from ..algorithms.columns import ALL, Index
 from ..backends import Array, Backend, Workspace
-from ..geometry import pieces
+from ..spec.ranges import ALL, Index, pieces
 
 BYTES = 144
 """What an element takes while it is cut or rounded, with what is made of it on the way."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..backends import Array, Backend, Workspace
-from .scales import DIGITS, LEAST_NORMAL, LOWEST, along, halves, power
+from ..spec.dtypes import DIGITS, LEAST_NORMAL, LOWEST
+from .operands import along, halves, power
 
 WIDE = 26
 """Bits that tell how a whole number with a rest is rounded to 24 bits or fewer."""

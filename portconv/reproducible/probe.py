@@ -7,7 +7,7 @@ from typing import Any
 
 from ..backends import Array, Backend
 from ..errors import BackendError
-from .scales import HIGHEST, LOWEST
+from ..spec.dtypes import HIGHEST, LOWEST
 
 SIZES = ((24, 5, 16), (21, 11, 256))
 """Bits of each operand's largest magnitude, of the number of terms, and rows: together they take all 53 bits.

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from ..arithmetic import EXACT
 from ..backends import Array, Backend, Workspace
+from ..spec.dtypes import EXACT
 
 SIGNIFICANT = {"float16": 40, "bfloat16": 40, "float32": 40, "float64": 60, "complex64": 40, "complex128": 60}
 """How many bits, sign included, operands are quantised to, by the dtype that they have in common."""

@@ -27,13 +27,11 @@ import numpy as np
 
 from .. import backends
 from ..algorithms import fft, winograd
-from ..arguments import Dtype
-from ..arithmetic import HALVES
-from ..bounds import EPSILON, LARGEST, gamma, relative
-from ..contraction import Contraction
 from ..convolution import conv_backward, conv_forward
-from ..reproducible.product import quanta
-from ..reproducible.scales import LEAST_NORMAL, real
+from ..engine.products import Contraction
+from ..engine.rounding_error import relative
+from ..reproducible.sliced_product import quanta
+from ..spec.dtypes import EPSILON, HALVES, LARGEST, LEAST_NORMAL, Dtype, gamma, real
 from .cases import Case, Floats, Inputs
 from .spectra import spectral
 from .tiles import Doubles, Sums, tiled

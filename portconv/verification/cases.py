@@ -13,12 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import backends
-from ..arguments import Ints, Padding, batched, geometry
-from ..boundary import overlap
-from ..bounds import LARGEST
 from ..convolution import conv_output_shape
-from ..geometry import Geometry
-from ..reproducible.scales import real
+from ..passes.padding import overlap
+from ..spec.arguments import Ints, Padding, batched, geometry
+from ..spec.dtypes import LARGEST, real
+from ..spec.geometry import Geometry
 
 Floats = NDArray[np.inexact[Any]]
 Shape = tuple[int, ...]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..reproducible.scales import DIGITS, LEAST_NORMAL, real
+from ..spec.dtypes import DIGITS, LEAST_NORMAL, real
 from .bounds import wide
 from .cases import Case, host_dtype
 from .tiles import Doubles

@@ -9,9 +9,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ..arguments import PADDING_MODES, option
-from ..choice import algorithms
+from ..algorithms.choice import algorithms
 from ..errors import PortconvError
+from ..spec.arguments import PADDING_MODES, option
 from .cases import Case
 
 READERS = {".toml": ("TOML", tomllib.loads), ".json": ("JSON", json.loads)}

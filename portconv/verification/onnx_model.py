@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arguments import NAMED_PADDINGS
 from ..errors import in_a_line
+from ..spec.arguments import NAMED_PADDINGS
 from .cases import Case
 from .layers import Unusable, check_names, checked
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from .. import backends
-from ..boundary import extend, overlap
-from ..bounds import transform_terms
-from ..geometry import Geometry
+from ..algorithms.fft import transform_terms
+from ..passes.padding import extend, overlap
+from ..spec.geometry import Geometry
 from .tiles import Doubles, Sums
 
 

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bounds import tile_terms
-from ..geometry import Geometry
+from ..algorithms.winograd import tile_terms
+from ..spec.geometry import Geometry
 
 Doubles = NDArray[np.float64]
 

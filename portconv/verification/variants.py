@@ -11,10 +11,10 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 
 from .. import backends, limits
-from ..arithmetic import HALVES
 from ..backends import Backend
 from ..convolution import conv
 from ..errors import BackendError, in_a_line
+from ..spec.dtypes import HALVES
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,262 @@
+"""How `fft` cuts a product into tiles and blocks, and what that takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import product
+from typing import NamedTuple
+
+from ..spec.geometry import Geometry
+from ..spec.ranges import Range, cut, pieces
+from .budget import Limits, Work, fitted
+from .mirrored import of_mirrored
+
+FEWEST_POINTS = 64
+"""Of tiles: with fewer, calls take longer than what they do."""
+LINE = 100
+"""Points whose levels could be computed in the time that starting on another transform takes."""
+
+
+class Side(NamedTuple):
+    """One dimension in tiles.
+
+    Attributes
+    ----------
+    points : int
+        Of the transform.
+    tile : int
+        Outputs a tile.
+    offset : int
+        Where in the first output's window a segment starts.
+    segment : int
+        Cells a segment.
+    tiles : tuple of (Range, Range, int)
+        The outputs, the cells of the input that lie in the segment, and where in the segment the first of them lies.
+    """
+
+    points: int
+    tile: int
+    offset: int
+    segment: int
+    tiles: tuple[tuple[Range, Range, int], ...]
+
+
+class Tile(NamedTuple):
+    """One tile of all dimensions: its outputs, the cells it reads, and where in the segment they lie."""
+
+    outputs: tuple[slice, ...]
+    cells: tuple[slice, ...]
+    inside: tuple[slice, ...]
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """A geometry in tiles, and its work in blocks.
+
+    Attributes
+    ----------
+    geometry : Geometry
+    sides : tuple of Side
+        One per spatial dimension.
+    held : tuple of Range
+        Groups whose filters' spectra are held at a time.
+    samples : int
+        The most samples a block.
+    groups : int
+        The most groups a block.
+    some : int
+        The most elements of the spectra of filters that are transformed at a time, where one filter has fewer.
+    sums : int
+        Into how many partial sums a weight gradient is cut.
+    """
+
+    geometry: Geometry
+    sides: tuple[Side, ...]
+    held: tuple[Range, ...]
+    samples: int
+    groups: int
+    some: int
+    sums: int
+
+    @property
+    def mixed(self) -> bool:
+        """Whether groups have several channels, which are added up."""
+        return self.geometry.group_in > 1
+
+    @cached_property
+    def tiles(self) -> tuple[Tile, ...]:
+        found = []
+        for parts in product(*(side.tiles for side in self.sides)):
+            outputs = tuple(slice(*part[0]) for part in parts)
+            cells = tuple(slice(*part[1]) for part in parts)
+            inside = tuple(slice(at, at + end - start) for _, (start, end), at in parts)
+            found.append(Tile(outputs, cells, inside))
+        return tuple(found)
+
+    def blocks(self, held: Range) -> Iterator[tuple[Range, Range, Tile]]:
+        """Samples, groups and a tile: all of those of some groups."""
+        groups = [(held[0] + start, held[0] + end) for start, end in pieces(held[1] - held[0], self.groups)]
+        yield from product(pieces(self.geometry.batch, self.samples), groups, self.tiles)
+
+    def filters(self, count: int) -> list[tuple[Range, Range]]:
+        """Groups and filters that are transformed at a time, of so many groups."""
+        one = 2 * self.geometry.group_in * self.points
+        filters = pieces(self.geometry.group_out, self.some // one)
+        groups = pieces(count, self.some // (one * self.geometry.group_out))
+        return list(product(groups, filters))
+
+    @cached_property
+    def points(self) -> int:
+        """Points of all dimensions."""
+        return math.prod(side.points for side in self.sides)
+
+    def shares(self, held: Range) -> list[tuple[int, Range, tuple[tuple[Range, Range, Tile], ...]]]:
+        """The blocks of some groups, as a partial sum, its groups, and its blocks."""
+        found: dict[tuple[int, Range], list[tuple[Range, Range, Tile]]] = {}
+        parts = pieces(self.geometry.batch, self.samples)
+        sums = cut(len(parts), len(parts), self.sums)[: self.sums]
+        which = {parts[at]: i for i, (start, end) in enumerate(sums) for at in range(start, end)}
+        for block in self.blocks(held):
+            found.setdefault((which[block[0]], block[1]), []).append(block)
+        return [(i, groups, tuple(blocks)) for (i, groups), blocks in found.items()]
+
+
+@lru_cache(maxsize=1024)
+def planned(geometry: Geometry, purpose: str, bounds: Limits) -> tuple[Tiling, int]:
+    """Cut a product within bounds; return the plan, and the elements of workspace that it needs."""
+    return fitted(
+        lambda elements: _tiling(geometry, elements, bounds.enough, bounds.least, bounds.room),
+        lambda plan: _need(geometry, purpose, plan),
+        bounds,
+    )
+
+
+def work(geometry: Geometry, purpose: str, bounds: Limits) -> Work:
+    """Say what a product takes."""
+    if purpose == "input_grad":
+        return of_mirrored(work, geometry, bounds)
+    plan, need = planned(geometry, purpose, bounds)
+    inputs, outputs = geometry.group_in, geometry.group_out
+    levels = sum(math.log2(max(2, side.points)) + LINE / side.points for side in plan.sides)
+    planes = geometry.batch * geometry.groups * len(plan.tiles)
+    filters = geometry.groups * outputs * inputs
+    transforms = (planes * (inputs + outputs) + filters) * plan.points * levels
+    products = planes * outputs * inputs * plan.points
+    elements = planes * (inputs + outputs) * plan.points
+    operations = 0.0
+    if plan.mixed:
+        # Complex products of small matrices, after points have been put first and before they are put back; each
+        # reads the spectra of all filters, or adds to them, from memory.
+        operations = 8 * products * (1 + 8 / min(inputs, outputs, 8 * plan.samples))
+        elements += 8 * planes * (inputs + outputs) * plan.points
+        visits = -(-geometry.batch // plan.samples) * len(plan.tiles)
+        elements += visits * filters * plan.points * (4 if purpose == "forward" else 16)
+    else:
+        elements += 2 * products
+    blocks = planes // (plan.samples * plan.groups) + 1
+    calls = (blocks + 1) * (14 + 8 * geometry.dims) * (1 if purpose == "forward" else 1.3)
+    shape = {"samples": plan.samples, "groups": plan.groups, "tiles": len(plan.tiles), "points": plan.points}
+    return Work(operations, elements, transforms, calls, need, shape)
+
+
+def _need(geometry: Geometry, purpose: str, plan: Tiling) -> int:
+    """Elements of workspace: of a block, and of what all blocks share; a complex number is two."""
+    sides, dims = plan.sides, geometry.dims
+    inputs, outputs = geometry.group_in, geometry.group_out
+    # Real spectra are half as long along the last dimension, plus one point.
+    sizes = (*(side.points for side in sides[:-1]), sides[-1].points // 2 + 1)
+    points = 2 * math.prod(sizes)
+    each = inputs * math.prod(side.segment for side in sides)
+    forth = sum(2 * math.prod(side.segment for side in sides[:dim]) * math.prod(sizes[dim:]) for dim in range(dims))
+    each += inputs * forth
+    if purpose == "forward":
+        back = sum(2 * math.prod(side.tile for side in sides[:dim]) * math.prod(sizes[dim:]) for dim in range(dims - 1))
+        each += outputs * (points + back + math.prod(side.tile for side in sides[:-1]) * sides[-1].points)
+        each += (inputs + outputs) * points if plan.mixed else 0
+        each += outputs * plan.points // 4 + 1  # whether each is finite
+    else:
+        tiles = sum(2 * math.prod(side.tile for side in sides[:dim]) * math.prod(sizes[dim:]) for dim in range(dims))
+        each += outputs * (tiles + math.prod(side.tile for side in sides))
+        each += (inputs + outputs) * points if plan.mixed else 0
+        each += inputs * outputs * points
+    block = plan.samples * plan.groups * each
+    held = max(end - start for start, end in plan.held)
+    spectra = held * outputs * inputs * points
+    some = max((g1 - g0) * (f1 - f0) for (g0, g1), (f0, f1) in plan.filters(held))
+    if purpose == "forward":
+        return spectra + max(block, some * inputs * 4 * plan.points * dims)
+    # Partial sums, their total, and its way back.
+    return block + spectra * (plan.sums + 1 + 2)
+
+
+def _tiling(geometry: Geometry, elements: int, enough: int, least: int, room: int = 1 << 62) -> Tiling:
+    """Cut so that what a block works on holds about `elements`, and into at least `least` blocks where it can be.
+
+    The spectra of filters that are held at a time take a quarter of the `room`, where those of a group do.
+    """
+    sides = tuple(_side(geometry, dim, elements) for dim in range(geometry.dims))
+    points = math.prod(side.points for side in sides)
+    each = points * (geometry.group_in + 2 * geometry.group_out) * 2
+    filters = 2 * points * geometry.group_in * geometry.group_out
+    held = pieces(geometry.groups, room // 4 // filters)
+    most = max(1, elements // each)
+    tiles = math.prod(len(side.tiles) for side in sides)
+    # Groups first: a block of few samples has its filters in cache.
+    groups = min(most, held[0][1], max(1, -(-geometry.groups * geometry.batch * tiles // least)))
+    samples = max(1, min(geometry.batch, most // groups))
+    shares = -(-geometry.groups // groups)
+    return Tiling(geometry, sides, held, samples, groups, elements, max(1, min(-(-least // shares), geometry.batch)))
+
+
+@lru_cache(maxsize=1024)
+def _side(geometry: Geometry, dim: int, elements: int) -> Side:
+    """Find the tiles of one dimension that cost least."""
+    size, out, extent = geometry.size[dim], geometry.out[dim], geometry.extent[dim]
+    before = geometry.before[dim]
+    # One tile: its segment starts at the first cell that is read.
+    first = min(size, max(0, -before))
+    offset = first + before
+    cells = max(1, min(size, out + extent - 1 - before) - first)
+    whole = Side(
+        _smooth(max(cells + offset, out + extent - 1 - offset, out)),
+        out,
+        offset,
+        cells,
+        (((0, out), (first, max(first, min(size, out + extent - 1 - before))), 0),),
+    )
+    best, least = whole, _cost(whole.points, 1)
+    points = _smooth(max(FEWEST_POINTS, 2 * extent))
+    while points < whole.points and (points <= elements or best is whole):
+        tile = points - extent + 1
+        count = -(-out // tile)
+        if (cost := _cost(points, count)) < least or best.points > elements:
+            tiles = []
+            for start in range(0, out, tile):
+                end = min(out, start + tile)
+                lo = min(size, max(0, start - before))
+                hi = max(lo, min(size, end + extent - 1 - before))
+                tiles.append(((start, end), (lo, hi), min(points, max(0, lo - (start - before)))))
+            best, least = Side(points, tile, 0, points, tuple(tiles)), cost
+        points = _smooth(points + 1 + points // 8)
+    return best
+
+
+def _cost(points: int, tiles: int) -> float:
+    return tiles * points * (math.log2(points) + 4)
+
+
+def _smooth(least: int) -> int:
+    """Find the first number from `least` on without prime factors beyond 5, which transforms are fast at."""
+    if least > 1 << 24:  # where such numbers are rare
+        return 1 << (least - 1).bit_length()
+    while True:
+        rest = least
+        for prime in (2, 3, 5):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1:
+            return least
+        least += 1

@@ -1,0 +1,85 @@
+"""Windows copied and added up tap by tap of the kernel: what `unfold` and `fold` do with checked arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Any, NamedTuple
+
+from ..backends import Array, Backend, Workspace
+from ..passes.casts import summable
+from ..spec.dtypes import Dtype
+from ..spec.geometry import Geometry
+from ..spec.ranges import ALL, Index, cut, edges
+
+OPERATIONS = 16
+"""Operations of a product that take as long as copying an element."""
+
+
+def unfold(backend: Backend, geometry: Geometry, dtype: Dtype, x: Array) -> Array:
+    """Copy the windows of a batch into columns (N, C * prod(K), L), in `dtype`."""
+    taps = tuple(_taps(geometry))
+
+    def compute(block: Index, target: Array, workspace: Workspace) -> Array:
+        for tap in taps:
+            for edge in tap.padding:
+                target = backend.write(target, (ALL, ALL, *tap.place, *edge), 0)
+            if tap.cells is not None:
+                target = backend.write(target, (ALL, ALL, *tap.place, *tap.outputs), x[(*block, *tap.cells)])
+        return target
+
+    with backend.during_call(x, "standard"):
+        x = backend.astype(x, dtype.dtype)
+        made = backend.empty((*geometry.x_shape[:2], *geometry.kernel, *geometry.out), like=x)
+        blocks = _blocks(geometry, backend)
+        made = backend.fill(made, blocks, compute, len(blocks))
+        return backend.xp.reshape(made, (geometry.batch, geometry.in_channels * geometry.taps, geometry.positions))
+
+
+def fold(backend: Backend, geometry: Geometry, dtype: Dtype, columns: Array) -> Array:
+    """Add columns up to the cells that they are windows of, (N, C, *S), in `dtype`."""
+    taps = tuple(_taps(geometry))
+    xp, result = backend.xp, geometry.x_shape
+
+    def compute(block: Index, target: Array, workspace: Workspace) -> Array:
+        target = backend.zeroed(target)
+        for tap in taps:
+            if tap.cells is not None:
+                part = cells[(*block, *tap.place, *tap.outputs)]
+                target = backend.add(target, (ALL, ALL, *tap.cells), backend.astype(part, wide))
+        return target
+
+    with backend.during_call(columns, "standard"):
+        wide = summable(backend, dtype)
+        cells = xp.reshape(columns, (*result[:2], *geometry.kernel, *geometry.out))
+        out = xp.empty(result, dtype=wide, device=backend.device_of(columns))
+        blocks = _blocks(geometry, backend)
+        out = backend.fill(out, blocks, compute, len(blocks))
+        return backend.astype(out, dtype.dtype)
+
+
+class Tap(NamedTuple):
+    """One tap of the kernel: the outputs whose tap lies inside the input, the cells they read, and the rest."""
+
+    place: tuple[int, ...]
+    outputs: tuple[slice, ...]
+    cells: tuple[slice, ...] | None
+    padding: tuple[tuple[slice, ...], ...]
+
+
+def _taps(geometry: Geometry) -> Iterator[Tap]:
+    spans = [geometry.spans(dim, (0, n)) for dim, n in enumerate(geometry.out)]
+    for place in product(*(range(n) for n in geometry.kernel)):
+        parts = [along[tap] for along, tap in zip(spans, place, strict=True)]
+        outputs = tuple(part.outputs for part in parts)
+        empty = any(part.start == part.stop for part in outputs)
+        padding = tuple(tuple(edge) for edge in edges(outputs, geometry.out))
+        yield Tap(place, outputs, None if empty else tuple(part.inputs for part in parts), padding)
+
+
+def _blocks(geometry: Geometry, backend: Backend) -> list[tuple[tuple[Any, ...], Index]]:
+    """Ranges of samples and channels, for threads to share: each as an index of the result, and of its source."""
+    least = backend.least_blocks(OPERATIONS * geometry.operations // 2, geometry.batch)
+    samples = cut(geometry.batch, geometry.batch, least)
+    channels = cut(geometry.in_channels, geometry.in_channels, -(-least // max(1, len(samples))))
+    return [((slice(*some), slice(*few), ...), (slice(*some), slice(*few))) for some, few in product(samples, channels)]

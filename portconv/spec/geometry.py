@@ -1,0 +1,155 @@
+"""Every size, offset and range of a convolution, as plain integers, computed from shapes alone.
+
+Notation, here and in the algorithms: `N` batch, `C` input channels, `F` output channels (filters), `G` groups,
+`S` input sizes, `K` kernel sizes, `P` output sizes (positions); one entry per spatial dimension in the last three.
+Output `o` of one dimension reads, through kernel tap `k`, the input cell `o * stride + k * dilation - before`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+
+from .ranges import Range, Span, spans
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The shape of one convolution; equal for forward, input gradient and weight gradient."""
+
+    batch: int
+    in_channels: int
+    out_channels: int
+    groups: int
+    size: tuple[int, ...]
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    mode: str = "zeros"
+    channels_last: bool = False
+    """Whether inputs and outputs lie in memory with channels last; algorithms see them channels first all the same."""
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:  # asked for several times a call
+        return hash(tuple(getattr(self, field.name) for field in fields(self)))
+
+    @property
+    def dims(self) -> int:
+        return len(self.size)
+
+    @cached_property
+    def extent(self) -> tuple[int, ...]:
+        """Cells from the first tap of a dilated kernel to its last, both counted."""
+        return tuple(d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilation, strict=True))
+
+    @cached_property
+    def padded(self) -> tuple[int, ...]:
+        return tuple(s + lo + hi for s, lo, hi in zip(self.size, self.before, self.after, strict=True))
+
+    @cached_property
+    def out(self) -> tuple[int, ...]:
+        return tuple((p - e) // s + 1 for p, e, s in zip(self.padded, self.extent, self.stride, strict=True))
+
+    @cached_property
+    def positions(self) -> int:
+        return math.prod(self.out)
+
+    @cached_property
+    def taps(self) -> int:
+        return math.prod(self.kernel)
+
+    @cached_property
+    def other_taps(self) -> int:
+        """Taps of all dimensions but the first."""
+        return math.prod(self.kernel[1:])
+
+    @cached_property
+    def weights(self) -> int:
+        """Elements of the filters."""
+        return math.prod(self.w_shape)
+
+    @cached_property
+    def group_in(self) -> int:
+        return self.in_channels // self.groups
+
+    @cached_property
+    def group_out(self) -> int:
+        return self.out_channels // self.groups
+
+    @property
+    def x_shape(self) -> tuple[int, ...]:
+        return (self.batch, self.in_channels, *self.size)
+
+    @property
+    def w_shape(self) -> tuple[int, ...]:
+        return (self.out_channels, self.group_in, *self.kernel)
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        return (self.batch, self.out_channels, *self.out)
+
+    @cached_property
+    def pointwise(self) -> bool:
+        """Whether each output reads exactly the input cell of its own position."""
+        ones, none = (1,) * self.dims, (0,) * self.dims
+        return self.kernel == ones and self.stride == ones and self.before == none and self.after == none
+
+    @cached_property
+    def operations(self) -> int:
+        """Multiplications and additions of one of the three products."""
+        return 2 * self.batch * self.out_channels * self.group_in * self.taps * self.positions
+
+    @cached_property
+    def dense(self) -> bool:
+        """Whether the stride is 1 along every dimension."""
+        return self.stride == (1,) * self.dims
+
+    @cached_property
+    def extended(self) -> Geometry:
+        """The convolution of an input whose padding, where it is not of zeros, has been filled in."""
+        none = (0,) * self.dims
+        if self.mode == "zeros" or self.before == self.after == none:
+            return self
+        return replace(self, size=self.padded, before=none, after=none, mode="zeros")
+
+    @cached_property
+    def unstrided(self) -> Geometry:
+        """The convolution of stride 1 whose outputs are this one's, every `stride`-th of them, and those between."""
+        unread = ((p - e) % s for p, e, s in zip(self.padded, self.extent, self.stride, strict=True))
+        after = tuple(hi - n for hi, n in zip(self.after, unread, strict=True))
+        return replace(self, stride=(1,) * self.dims, after=after)
+
+    @cached_property
+    def mirrored(self) -> Geometry:
+        """The convolution that the input gradient of a dense one is: of `dout`, with the kernel flipped.
+
+        Its padding is what is left of "full", and negative where the padding went beyond that.
+        """
+        assert self.dense
+        before = tuple(e - 1 - lo for e, lo in zip(self.extent, self.before, strict=True))
+        after = tuple(e - 1 - hi for e, hi in zip(self.extent, self.after, strict=True))
+        return replace(
+            self,
+            in_channels=self.out_channels,
+            out_channels=self.in_channels,
+            size=self.out,
+            before=before,
+            after=after,
+        )
+
+    def window(self, position: tuple[int, ...]) -> tuple[slice, ...]:
+        """Cells of the padded input that the output at `position` reads."""
+        return tuple(
+            slice(o * s, o * s + e, min(d, e))  # of one tap a single cell, however large the dilation
+            for o, s, e, d in zip(position, self.stride, self.extent, self.dilation, strict=True)
+        )
+
+    def spans(self, dim: int, outputs: Range) -> tuple[Span, ...]:
+        """For each tap of dimension `dim`: which of `outputs` it serves, and from where."""
+        return spans(self.size[dim], self.kernel[dim], self.stride[dim], self.dilation[dim], self.before[dim], outputs)
