@@ -26,10 +26,7 @@ LIBRARIES = {
     "cupy": tuple(PYPROJECT["project"]["optional-dependencies"]["cupy"]),
     "jax": tuple(PYPROJECT["project"]["optional-dependencies"]["jax"]),
 }
-TOGETHER = (
-    *("benchmark", "command_backends", "command_bench", "command_run", "command_verify", "coming_from"),
-    *("digits", "layers", "onnx_example", "onnx_model", "report_page", "testing", "verification"),
-)
+TOGETHER = ("benchmark", "command", "examples", "verification", "test_testing.py")
 """Tests of what compares libraries, and of the command and the examples."""
 IN_FRAMEWORKS = {"torch": "autograd", "jax": "jax", "dask": "dask"}
 """Tests of what one library alone has."""
@@ -94,18 +91,19 @@ def tests(session: nox.Session, backend: str) -> None:
 def chosen(backend: str, reason: str) -> Iterator[tuple[str, ...]]:
     """Say what pytest runs: all of it on NumPy, the matrix alone on others, and of it less where it takes too long."""
     if reason:
-        yield ("tests/test_backends.py",)  # which has how a backend without a device is refused
+        yield ("tests/backends/test_backends.py",)  # which has how a backend without a device is refused
         return
-    left = tuple(f"--ignore=tests/test_{name}.py" for name in (*TOGETHER, *IN_FRAMEWORKS.values()))
+    frameworks = (f"frameworks/test_{name}.py" for name in IN_FRAMEWORKS.values())
+    left = tuple(f"--ignore=tests/{name}" for name in (*TOGETHER, *frameworks))
     if backend == "numpy":
         yield left
         return
     if backend in IN_FRAMEWORKS:
-        yield (f"tests/test_{IN_FRAMEWORKS[backend]}.py",)
+        yield (f"tests/frameworks/test_{IN_FRAMEWORKS[backend]}.py",)
     # Wide numbers take the same steps, on NumPy.
     most = "not (float64 and (fft or depthwise) or test_reproducible and complex128)"
     # JAX compiles each new shape: all of it takes a quarter of an hour there. docs/features.py runs all that there is.
-    few = "on_any_library or gemm and float32 and loops or test_golden or test_dtypes or test_windows or rolled"
+    few = "on_any_library or gemm and float32 and loops or test_golden or test_dtypes or test_windows or tap_loop"
     yield "--matrix-only", "-k", few if backend == "jax" else most, *left
 
 
@@ -131,7 +129,7 @@ def consistency(session: nox.Session) -> None:
     imported = ("torch", "jax", "keras", "onnx", "scipy", "sigpy", "array_api_strict", "dask")
     session.run("python", "-P", "-c", f"import {', '.join(imported)}", env=environment)
     backends = [part for name in ("numpy", "array_api_strict", "torch") for part in ("--backend", name)]
-    files = (f"tests/test_{name}.py" for name in ("arguments", "backends", "differential", *TOGETHER))
+    files = (f"tests/{name}" for name in ("spec", "backends", "test_differential.py", *TOGETHER))
     session.run("pytest", "--numprocesses=auto", *backends, *(session.posargs or files), env=environment)
     session.run("portconv", "backends")
     session.run("portconv", "verify", *backends)
@@ -146,9 +144,10 @@ def dask(session: nox.Session) -> None:
     """Convolve Dask arrays: in this process, on a cluster of two, and a volume larger than a worker may hold."""
     more = ("distributed", "zarr", "array-api-strict")  # the strict library stands for CuPy in one test
     install(session, *more, *GROUPS["tests"], extras="[cli,dask]")
-    session.run("pytest", "--numprocesses=auto", "--backend", "dask", "tests/test_dask.py", "tests/test_golden.py")
+    files = ("tests/frameworks/test_dask.py", "tests/reproducible/test_golden.py")
+    session.run("pytest", "--numprocesses=auto", "--backend", "dask", *files)
     # The cluster's tests start processes of their own.
-    session.run("pytest", "--backend", "dask", "tests/test_dask_cluster.py")
+    session.run("pytest", "--backend", "dask", "tests/frameworks/test_dask_cluster.py")
     session.run("python", "examples/volume.py")
 
 
@@ -206,7 +205,7 @@ def site(session: nox.Session) -> None:
 def docs_examples(session: nox.Session) -> None:
     """Run the examples of the docstrings and the README, and the README's first command in a fresh copy."""
     install(session, *GROUPS["tests"], extras="[cli]")
-    session.run("pytest", "tests/test_examples.py")
+    session.run("pytest", "tests/examples/test_examples.py")
     first, second = re.findall(r"```sh\n(.+?)\n```", (ROOT / "README.md").read_text())[:2]
     if second not in (ROOT / ".ci" / "run").read_text():
         session.error("the README's test command is not the one that .ci/run calls")

@@ -12,7 +12,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from oracle import Problem, gamma
+from support.oracle import Problem, gamma
 
 import portconv
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from oracle import Problem, gamma
+from support.oracle import Problem, gamma
 
 import portconv
 from portconv.verification.tiles import tiled

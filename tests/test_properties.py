@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from oracle import gamma
-from strategies import (
+from support.oracle import gamma
+from support.strategies import (
     COMPUTED,
     EXAMPLES,
     HALVES,

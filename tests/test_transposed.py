@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from oracle import gamma
+from support.oracle import gamma
 
 import portconv
 

@@ -14,7 +14,7 @@ from functools import cached_property, partial
 
 import numpy as np
 import pytest
-from differentiable import CALLS, WAYS, counted, shapes_of
+from support.differentiable import CALLS, WAYS, counted, shapes_of
 
 import portconv
 from portconv.engine.execution import Operation

@@ -11,7 +11,7 @@ import pytest
 
 import portconv
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "coming-from.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "coming-from.md"
 
 SECTIONS = {
     "NumPy": "numpy",

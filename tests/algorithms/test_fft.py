@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from oracle import Problem, gamma
+from support.oracle import Problem, gamma
 from threadpoolctl import threadpool_limits
 
 import portconv

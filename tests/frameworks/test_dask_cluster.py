@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("dask.array", reason="Dask is not installed")
 pytest.importorskip("distributed", reason="distributed is not installed")
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "volume.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "volume.py"
 GRADIENTS = """
 import numpy as np, dask, dask.array as da, portconv
 from distributed import Client, LocalCluster

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from oracle import Problem, gamma
+from support.oracle import Problem, gamma
 
 import portconv
 from portconv import backends

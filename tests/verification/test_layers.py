@@ -11,7 +11,7 @@ import pytest
 
 from portconv.verification import Case, layers
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "verify.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "verify.md"
 GOOD = {"name": "a", "x_shape": [1, 2, 5, 5], "w_shape": [3, 2, 3, 3]}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from oracle import Problem
+from support.oracle import Problem
 
 import portconv
 from portconv.algorithms import tap_loop as rolled

@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import oracle
 import pytest
+from support import oracle
 
 from portconv import backends
 from portconv.benchmark import PEERS, ZOO, Layer, Left, Peer, Report, Row, measure, measurement, medians, surroundings

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 import pytest
-from oracle import Problem
+from support.oracle import Problem
 from threadpoolctl import threadpool_limits
 
 import portconv

@@ -12,7 +12,7 @@ import pytest
 testing = pytest.importorskip("click.testing", reason="click is not installed: pip install 'portconv[cli]'")
 pytest.importorskip("rich", reason="rich is not installed: pip install 'portconv[cli]'")
 
-FOLDER = Path(__file__).parents[1] / "examples"
+FOLDER = Path(__file__).parents[2] / "examples"
 
 
 def loaded(name: str) -> Any:

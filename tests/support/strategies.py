@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from oracle import Problem, gamma
+from support.oracle import Problem, gamma
 
 from portconv import backends
 

@@ -3,7 +3,8 @@
 `golden.json` holds problems and the hashes of their results, as `rational` works them out by definition; what the
 package computes is held against both. A result that changes is a change of the definition, and with it of every result
 that somebody may have kept: it is made on purpose, has an entry of its own in CHANGELOG.md, and only then is the file
-written anew, from the definition and never from what the package computes, by ``python tests/test_golden.py --write``.
+written anew, from the definition and never from what the package computes, by ``python -m reproducible.test_golden
+--write`` in the folder ``tests``.
 The command says which hashes changed; of a problem that is new to the file, it adds them.
 
 Whoever has whole numbers can make the operands, in any language:
@@ -36,12 +37,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rational import PARTS, Layer, array_of, part_format, promoted
+from support.rational import PARTS, Layer, array_of, part_format, promoted
 
 import portconv
 from portconv import backends
 
-FILE = Path(__file__).with_name("golden.json")
+FILE = Path(__file__).parents[1] / "golden.json"
 PROBLEMS: dict[str, Any] = json.loads(FILE.read_text())
 ROLES = ("x", "w", "b", "dout")
 ON_JAX = (
@@ -182,5 +183,5 @@ def write() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:] != ["--write"]:
-        raise SystemExit("usage: python tests/test_golden.py --write")
+        raise SystemExit("usage, in the folder tests: python -m reproducible.test_golden --write")
     write()

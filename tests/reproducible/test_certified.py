@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_reproducible import CASES, MIXED, TRANSPOSED, operands, run, same, skip_without, truth
+from support.reproducible_cases import CASES, MIXED, TRANSPOSED, operands, run, same, skip_without, truth
 
 import portconv
 from portconv.algorithms import gemm

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from portconv.backends import Backend, Unavailable
 
 from portconv import backends
+from portconv.backends import Backend, Unavailable
 from portconv.errors import BackendError
 
 pytest.importorskip("click", reason="the command's libraries are not installed: pip install 'portconv[cli]'")

@@ -17,9 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from oracle import Problem
-from portconv.backends import Backend
-from portconv.backends._numpy import FEW_OPERATIONS
+from support.oracle import Problem
 from threadpoolctl import threadpool_info
 
 import portconv
@@ -29,6 +27,8 @@ from portconv.algorithms import gemm
 from portconv.algorithms.budget import limits
 from portconv.algorithms.fft_tiles import planned
 from portconv.algorithms.gemm_plan import POINTWISE_COLUMNS
+from portconv.backends import Backend
+from portconv.backends._numpy import FEW_OPERATIONS
 from portconv.engine.products import Contraction
 from portconv.engine.rounding_error import relative
 from portconv.spec.arguments import DATA_FORMATS, PADDING_MODES
@@ -182,10 +182,10 @@ def digest() -> str:
 
 
 def test_inputs_are_the_same_in_another_process() -> None:
-    code = "import sys; sys.path.insert(0, sys.argv[1]); import test_verification; print(test_verification.digest())"
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from verification import test_verification as t; print(t.digest())"
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
     done = subprocess.run(
-        [sys.executable, "-P", "-c", code, str(Path(__file__).parent)],
+        [sys.executable, "-P", "-c", code, str(Path(__file__).parents[1])],
         capture_output=True,
         text=True,
         check=True,

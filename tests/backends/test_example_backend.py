@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from oracle import Problem
+from support.oracle import Problem
 
 import portconv
 
-FOLDER = Path(__file__).parents[1] / "docs" / "example_backend"
+FOLDER = Path(__file__).parents[2] / "docs" / "example_backend"
 NEEDED = "the documentation is not beside the tests"
 PROBLEMS = {
     "plain": Problem((2, 3, 6, 7), (4, 3, 3, 3), (1, 1), ((1, 1), (0, 2)), (1, 1)),

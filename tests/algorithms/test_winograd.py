@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from oracle import Problem
+from support.oracle import Problem
 
 import portconv
 from portconv import backends

@@ -12,7 +12,7 @@ import pytest
 import portconv
 from portconv import backends, cs231n, testing
 
-README = Path(__file__).parents[1] / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 DOCS = README.parent / "docs"
 PAGES = ("index", "quickstart", "choosing-a-backend", "algorithms")
 MODULES = (portconv, backends, cs231n)

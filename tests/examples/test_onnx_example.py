@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import example_scripts
 import numpy as np
 import pytest
+from support import example_scripts
 
 import portconv
 

@@ -10,10 +10,10 @@ import types
 
 import numpy as np
 import pytest
-from portconv.backends import Backend, Unavailable, _cupy, _generic
 
 import portconv
 from portconv import BackendError, ConvTypeError, backends
+from portconv.backends import Backend, Unavailable, _cupy, _generic
 
 LIBRARIES = ("torch", "cupy", "jax", "dask", "array_api_strict", "array_api_compat", "array_api_extra", "click", "rich")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from differentiable import CALLS, WAYS, counted, shapes_of
+from support.differentiable import CALLS, WAYS, counted, shapes_of
 
 import portconv
 

@@ -1,0 +1,254 @@
+"""Layers, operands of every kind of contents, and the exact results of reproducible precision, from `rational`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from support.rational import DTYPES, PARTS, Layer, array_of, kept, part_format
+
+import portconv
+
+PRECISE: dict[str, Any] = {"precision": "reproducible"}
+RESULTS = ("out", "dx", "dw", "db")
+
+
+class Case(NamedTuple):
+    """A call's options as a user gives them, and what they mean, worked out by hand."""
+
+    layer: Layer
+    options: dict[str, Any]
+
+
+def one_dimension(x, w, stride=1, pads=(0, 0), dilation=1, groups=1, mode="zeros") -> Layer:
+    return Layer(x, w, (stride,), (pads,), (dilation,), groups, mode)
+
+
+MIXED = Case(
+    Layer((2, 4, 5, 4), (4, 2, 3, 2), (2, 1), ((1, 2), (0, 1)), (1, 2), 2),
+    {"stride": (2, 1), "padding": ((1, 2), (0, 1)), "dilation": (1, 2), "groups": 2},
+)
+ONES = ((1, 1), (1, 1))
+CASES = {
+    "1d": Case(one_dimension((2, 3, 7), (4, 3, 3)), {}),
+    "1d gaps": Case(one_dimension((2, 2, 11), (3, 2, 2), 5, (2, 2), 3), {"stride": 5, "padding": 2, "dilation": 3}),
+    "1d one cell": Case(one_dimension((1, 1, 1), (1, 1, 1)), {}),
+    # 9 cells at stride 2 make 5 outputs, which read 2 * 4 + 4 = 12 cells: 3 more.
+    "1d same": Case(one_dimension((2, 2, 9), (3, 2, 4), 2, (1, 2)), {"stride": 2, "padding": "same"}),
+    "1d same lower": Case(one_dimension((2, 2, 9), (3, 2, 4), 2, (2, 1)), {"stride": 2, "padding": "same_lower"}),
+    "1d full": Case(one_dimension((2, 2, 4), (3, 2, 3), 1, (4, 4), 2), {"padding": "full", "dilation": 2}),
+    "1d valid": Case(one_dimension((2, 2, 6), (3, 2, 3)), {"padding": "valid"}),
+    "2d": Case(Layer((2, 3, 5, 4), (4, 3, 3, 3), (1, 1), ONES, (1, 1)), {"padding": 1}),
+    "2d mixed": MIXED,
+    "2d depthwise": Case(
+        Layer((2, 3, 5, 4), (6, 1, 3, 2), (1, 2), ((2, 2), (0, 0)), (1, 1), 3),
+        {"stride": (1, 2), "padding": (2, 0), "groups": 3},
+    ),
+    "2d pointwise": Case(Layer((2, 4, 3, 4), (3, 4, 1, 1), (1, 1), ((0, 0),) * 2, (1, 1)), {}),
+    "3d": Case(
+        Layer((1, 2, 3, 3, 4), (2, 2, 2, 3, 2), (1, 2, 1), ((0, 0), (1, 1), (1, 1)), (1, 1, 2)),
+        {"stride": (1, 2, 1), "padding": (0, 1, 1), "dilation": (1, 1, 2)},
+    ),
+    "no samples": Case(one_dimension((0, 2, 5), (3, 2, 2)), {}),
+    "no cells": Case(one_dimension((2, 2, 0), (3, 2, 2), 1, (2, 1)), {"padding": ((2, 1),)}),
+}
+for _mode in ("reflect", "replicate", "circular"):
+    CASES[f"1d {_mode} beyond"] = Case(
+        one_dimension((2, 2, 3), (2, 2, 4), 2, (5, 7), 1, 1, _mode), {"stride": 2, "padding": ((5, 7),)}
+    )
+    CASES[f"2d {_mode}"] = Case(
+        replace(MIXED.layer, x=(2, 4, 4, 3), pads=((3, 1), (2, 2)), mode=_mode),
+        {**MIXED.options, "padding": ((3, 1), (2, 2))},
+    )
+
+# Of a transposed convolution the layer is the one that it is adjoint to: its x has the shape of the output.
+TRANSPOSED = {
+    "1d": Case(one_dimension((2, 2, 6), (3, 2, 3)), {}),
+    "1d gaps": Case(one_dimension((2, 3, 12), (2, 3, 2), 5), {"stride": 5}),
+    # No tap reaches the last cell: zeros, and the bias.
+    "1d beyond": Case(
+        one_dimension((1, 2, 9), (2, 2, 2), 4, (0, -3)), {"stride": 4, "padding": 0, "output_padding": 3}
+    ),
+    "1d output padding": Case(
+        one_dimension((2, 2, 9), (2, 2, 2), 3, (0, -1)), {"stride": 3, "padding": ((0, 1),), "output_padding": 2}
+    ),
+    "2d groups": Case(
+        Layer((2, 4, 6, 4), (4, 2, 3, 3), (2, 2), ((1, 0), (1, 0)), (1, 1), 2),
+        {"stride": 2, "groups": 2, "output_padding": 1, "padding": 1},
+    ),
+    "2d depthwise": Case(
+        Layer((2, 3, 6, 7), (3, 1, 2, 3), (1, 1), ((0, 0), (0, 0)), (2, 2), 3), {"groups": 3, "dilation": 2}
+    ),
+    "3d": Case(
+        Layer((1, 2, 3, 6, 4), (2, 2, 2, 3, 3), (1, 2, 1), ((0, 0), (1, 0), (1, 1)), (1, 1, 1)),
+        {"stride": (1, 2, 1), "padding": (0, 1, 1), "output_padding": (0, 1, 0)},
+    ),
+}
+
+CONTENTS = ("random", "wide", "outliers", "cancelling", "ties", "tiny", "subnormal", "huge", "special")
+
+
+def numbers(rng, form, shape, low, high) -> np.ndarray:
+    """Patterns of normal numbers of random signs and fractions, with exponents from `low` to `high`."""
+    bias = 2 ** (form.exponent - 1) - 1
+    exponents = np.clip(rng.integers(low, high, shape, endpoint=True) + bias, 1, 2 * bias)
+    signs, fractions = rng.integers(0, 2, shape), rng.integers(0, 2**form.fraction, shape)
+    return (signs.astype("u8") << (form.bits - 1)) + (exponents.astype("u8") << form.fraction) + fractions.astype("u8")
+
+
+def tied(rng, form, shape, bits) -> np.ndarray:
+    """Patterns of numbers of one digit or two, at distances at which halves of last places are."""
+    powers = rng.choice((0, 0, -1, 1, -form.fraction - 1, -form.fraction - 2, -bits, -bits - 1, 1 - bits), shape)
+    found = numbers(rng, form, shape, powers, powers)
+    fractions = rng.choice((0, 0, 1 << (form.fraction - 1), 1, 2**form.fraction - 1), shape).astype("u8")
+    return (found >> form.fraction << form.fraction) + fractions
+
+
+def sprinkled(rng, patterns, choices, rate) -> np.ndarray:
+    """`patterns`, some of them replaced by some of these."""
+    return np.where(rng.random(patterns.shape) < rate, rng.choice(np.array(choices, "u8"), patterns.shape), patterns)
+
+
+def operand(rng, name, shape, contents, role) -> np.ndarray:
+    """x, w, b or dout, of contents of one kind, straight from patterns."""
+    form = part_format(name)
+    least = 2 - 2 ** (form.exponent - 1)
+    sign = 1 << (form.bits - 1)
+    low, high = {
+        "wide": (least, 1 - least),
+        "tiny": (least // 2 - 2, least // 2 + 1),
+        "subnormal": (-1, 3) if role == "w" else (least - 1, least + 1),
+        "huge": (-least // 2 - 2, -least // 2 + 1),
+    }.get(contents, (-4, 1))
+    if role == "b" and contents in ("tiny", "huge"):
+        low, high = (least, least + 1) if contents == "tiny" else (-least, 1 - least)
+    patterns = []
+    for _ in range(2 if name in PARTS else 1):
+        part = numbers(rng, form, shape, low, high)
+        if contents == "ties" and part.size:
+            part = tied(rng, form, shape, kept(name))
+        if contents in ("tiny", "subnormal", "special"):
+            part = sprinkled(rng, part, [0, sign, 1, sign + 3, 2**form.fraction - 1, sign + 2**form.fraction], 0.2)
+        if contents == "special":
+            infinity = form.infinity
+            unusual = [infinity, sign + infinity, infinity + 5, sign + form.nan]
+            part = sprinkled(rng, part, unusual, 0.03)
+            if role != "b" and part.size:
+                part.flat[rng.integers(part.size)] = rng.choice(np.array(unusual, "u8"))
+        if contents == "outliers" and part.size and role in ("x", "w", "dout"):
+            # A million times the others, where that is in range, beside filters that are as much smaller.
+            factor = min(20, -least // 2) << form.fraction
+            channels = part[:, 0] if role == "x" or role == "w" else part[:, -1]
+            channels += np.uint64(factor) if role != "w" else np.uint64(2**64 - factor)
+        if contents == "cancelling":
+            part = cancelling(rng, part, sign, role)
+        patterns.append(part)
+    return array_of(patterns, shape, name)
+
+
+def cancelling(rng, part, sign, role) -> np.ndarray:
+    """Pairs of samples, channels and filters that differ in the last place, or not, and in sign in one operand."""
+    last = rng.integers(0, 2, part.shape).astype("u8")
+    for axis in range(min(2, part.ndim)):
+        one, other = ([slice(None)] * part.ndim for _ in range(2))
+        many = part.shape[axis] // 2 * 2
+        one[axis], other[axis] = slice(0, many, 2), slice(1, many, 2)
+        part[tuple(other)] = part[tuple(one)] ^ np.uint64(sign if role == "w" or (role, axis) == ("dout", 0) else 0)
+    return part ^ last
+
+
+@cache
+def operands(layer: Layer, names: tuple[str, ...], contents: str, transposed: bool = False, seed: int = 0) -> Any:
+    """x, w, b and dout, in dtypes of these names."""
+    rng = np.random.default_rng(seed)
+    x, dout = (layer.out, layer.x) if transposed else (layer.x, layer.out)
+    along = zip(("x", "w", "b", "dout"), names, (x, layer.w, dout[1:2], dout), strict=True)
+    found = tuple(operand(rng, name, shape, contents, role) for role, name, shape in along)
+    for array in found:
+        array.flags.writeable = False
+    return found
+
+
+@cache
+def truth(layer: Layer, names: tuple[str, ...], contents: str, transposed: bool = False, seed: int = 0) -> Any:
+    given = operands(layer, names, contents, transposed, seed)
+    return (layer.all_transposed if transposed else layer.all)(*given)
+
+
+def skip_without(target, *names):
+    """Skip where the device lacks one of these dtypes, or float64, which everything is computed in."""
+    like = target.array(np.zeros(1, "float32"))
+    for name in ("float64", *names):
+        if not target.backend.holds(name, like):
+            pytest.skip(f"{target.backend.name} has no {name} here")
+    if "bfloat16" in names:
+        pytest.importorskip("ml_dtypes", reason="ml_dtypes, NumPy's bfloat16, is not installed")
+
+
+def skip_most_on_jax(target, *few):
+    """Skip there, but where all of `few` hold."""
+    if target.backend.name == "jax" and not (few and all(few)):
+        pytest.skip(f"{target.backend.name} compiles each shape anew, which takes minutes for as many as these")
+
+
+def put(target, array: np.ndarray) -> Any:
+    name = array.dtype.name
+    if target.backend.name == "numpy":
+        return target.array(array)
+    # PyTorch takes no bfloat16 of ml_dtypes'; from float32 it makes the same numbers, subnormal ones too.
+    source = array.astype("float32") if name == "bfloat16" and target.backend.name == "torch" else array
+    return target.backend.asarray(np.array(source), dtype=name, device=target.device)
+
+
+def moved(array: Any, last: bool, alone: bool) -> Any:
+    array = np.ascontiguousarray(np.moveaxis(array, 1, -1)) if last else array
+    return array[0] if alone else array
+
+
+def run(target, given, options, transposed=False, last=False, alone=False) -> dict[str, np.ndarray]:
+    """Forward and backward; kinds are checked, and results returned as a batch with channels first."""
+    x, w, b, dout = given
+    arrays = [put(target, moved(x, last, alone)), put(target, w), None if b is None else put(target, b)]
+    forward, backward = (
+        (portconv.conv_transpose_forward, portconv.conv_transpose_backward)
+        if transposed
+        else (portconv.conv_forward, portconv.conv_backward)
+    )
+    layout = {"data_format": "channels_last"} if last else {}
+    out, cache = forward(*arrays, **{**PRECISE, **options, **layout})
+    found = dict(zip(RESULTS, (out, *backward(put(target, moved(dout, last, alone)), cache)), strict=True))
+    if b is None:
+        assert found.pop("db") is None
+    for name, result in found.items():
+        assert target.owns(result), name
+        array = target.numpy(result)
+        if name in ("out", "dx"):
+            array = array[None] if alone else array
+            array = np.moveaxis(array, -1, 1) if last else array
+        found[name] = np.ascontiguousarray(array)
+    return found
+
+
+def patterns_of(array: np.ndarray) -> np.ndarray:
+    return array.reshape(*array.shape, 1).view(f"u{part_format(array.dtype.name).bits // 8}")
+
+
+def same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    """Every bit is the same; of what is not, the first that differ are shown."""
+    assert {*found} == {*expected}
+    for name, truth in expected.items():
+        result = found[name]
+        assert (result.dtype, result.shape) == (truth.dtype, truth.shape), name
+        one, other = patterns_of(result), patterns_of(truth)
+        wrong = np.argwhere(one != other)
+        few = [(tuple(at.tolist()), hex(one[tuple(at)]), hex(other[tuple(at)])) for at in wrong[:4]]
+        assert not len(wrong), f"{name}: {len(wrong)} of {one.size} differ: (where, found, expected) {few}"
+
+
+every_dtype = pytest.mark.parametrize("name", DTYPES)
+
+
+# --- The definition itself ---
