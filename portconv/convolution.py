@@ -9,7 +9,7 @@ from .engine.gradients import ConvGrads, backward
 from .errors import ConvTypeError
 from .spec import arguments
 from .spec.arguments import Ints, Padding
-from .spec.layout import given
+from .spec.layout import given_shape
 
 
 def conv(
@@ -376,7 +376,7 @@ def conv_output_shape(
     geometry, unbatched = _geometry(
         *shapes, ("x_shape", "w_shape"), stride, padding, dilation, groups, "zeros", data_format
     )
-    return given(geometry, geometry.out_shape, unbatched)
+    return given_shape(geometry.out_shape, geometry.channels_last, unbatched)
 
 
 def explain(

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from .. import algorithms as package
 from .. import calibration
-from ..backends import Backend
+from ..backends import Array, Backend
 from ..errors import ConvValueError
 from ..spec.arguments import option
 from ..spec.dtypes import Dtype
@@ -94,6 +94,20 @@ class Choice(NamedTuple):
     algorithm: ModuleType
     bounds: Limits
     work: Work
+
+    def compute(self, kind: str, geometry: Geometry, backend: Backend, *operands: Array) -> Array:
+        """Compute a product: of `x`, `w` and a bias or None, of `dout` and `w`, or of `dout` and `x`."""
+        return getattr(self.algorithm, kind)(geometry, backend, self.bounds, *operands)
+
+    def roundings(self, kind: str, geometry: Geometry, backend: Backend) -> int:
+        """Count how many roundings a product of finite numbers goes through at most, its own among them."""
+        if hasattr(self.algorithm, "chain"):
+            return int(self.algorithm.chain(geometry, kind, backend, self.bounds))
+        return geometry.terms(kind)
+
+    def with_short_sums(self, positions: int) -> Choice:
+        """Return the same choice with sums of at most so many positions of a weight gradient at once."""
+        return self._replace(bounds=self.bounds._replace(run=positions))
 
 
 class _Considered(NamedTuple):

@@ -16,7 +16,7 @@ from ..backends import Array, Backend
 from ..passes.casts import conjugate
 from ..spec.dtypes import KINDS, Dtype
 from ..spec.geometry import Geometry
-from ..spec.layout import Shape, given
+from ..spec.layout import Shape, given_shape
 from .im2col import fold, unfold
 from .products import Contraction
 
@@ -82,7 +82,9 @@ class Operation:
             return (geometry.batch, geometry.in_channels * geometry.taps, geometry.positions)
         if role == "b":
             return (geometry.out_channels if self.side == "out" else geometry.in_channels,)
-        return given(geometry, geometry.out_shape if role == "out" else geometry.x_shape, self.unbatched)
+        return given_shape(
+            geometry.out_shape if role == "out" else geometry.x_shape, geometry.channels_last, self.unbatched
+        )
 
     @property
     def result(self) -> str:

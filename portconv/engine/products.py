@@ -27,7 +27,7 @@ from ..reproducible.slicing import in_slices, slots
 from ..spec import arguments
 from ..spec.dtypes import Dtype
 from ..spec.geometry import Geometry
-from ..spec.layout import Shape, given
+from ..spec.layout import Shape, given_shape
 from .plan import copies
 
 SLICES = 4
@@ -61,12 +61,12 @@ class Contraction:
     @property
     def x_shape(self) -> Shape:
         """The shape of the input as the caller has it."""
-        return given(self.geometry, self.geometry.x_shape, self.unbatched)
+        return given_shape(self.geometry.x_shape, self.geometry.channels_last, self.unbatched)
 
     @property
     def out_shape(self) -> Shape:
         """The shape of the output as the caller has it."""
-        return given(self.geometry, self.geometry.out_shape, self.unbatched)
+        return given_shape(self.geometry.out_shape, self.geometry.channels_last, self.unbatched)
 
     def apply(
         self,

@@ -94,6 +94,10 @@ class Geometry:
     def out_shape(self) -> tuple[int, ...]:
         return (self.batch, self.out_channels, *self.out)
 
+    def shape(self, role: str) -> tuple[int, ...]:
+        """Return the canonical shape of "x", "w" or "out"."""
+        return {"x": self.x_shape, "w": self.w_shape, "out": self.out_shape}[role]
+
     @cached_property
     def pointwise(self) -> bool:
         """Whether each output reads exactly the input cell of its own position."""
@@ -104,6 +108,18 @@ class Geometry:
     def operations(self) -> int:
         """Multiplications and additions of one of the three products."""
         return 2 * self.batch * self.out_channels * self.group_in * self.taps * self.positions
+
+    def terms(self, kind: str) -> int:
+        """Count the products that are added up to one element of the result of a product, at most.
+
+        Those with the zeros between the cells of a strided input gradient are none.
+        """
+        if kind == "forward":
+            return self.group_in * self.taps
+        if kind == "weight_grad":
+            return self.batch * self.positions
+        sides = zip(self.kernel, self.stride, self.dilation, strict=True)
+        return self.group_out * math.prod(-(-k // (s // math.gcd(s, d))) for k, s, d in sides)
 
     @cached_property
     def dense(self) -> bool:

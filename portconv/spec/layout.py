@@ -1,14 +1,12 @@
-"""The shapes of arrays as the caller has them: channels first or last, a batch or one sample."""
+"""Layouts: channels first or last, a batch or one sample; here their shapes, in `passes.layout` their arrays."""
 
 from __future__ import annotations
-
-from .geometry import Geometry
 
 Shape = tuple[int, ...]
 
 
-def given(geometry: Geometry, shape: Shape, unbatched: bool) -> Shape:
-    """Turn a shape (N, C, *cells) into the caller's."""
+def given_shape(shape: Shape, channels_last: bool, unbatched: bool) -> Shape:
+    """Turn a canonical shape (N, C, *cells) into the shape that the caller's array has."""
     batch, channels, *cells = shape
-    own = (*cells, channels) if geometry.channels_last else (channels, *cells)
-    return own if unbatched else (batch, *own)
+    sample = (*cells, channels) if channels_last else (channels, *cells)
+    return sample if unbatched else (batch, *sample)

@@ -182,7 +182,8 @@ def digest() -> str:
 
 
 def test_inputs_are_the_same_in_another_process() -> None:
-    code = "import sys; sys.path.insert(0, sys.argv[1]); from verification import test_verification as t; print(t.digest())"
+    code = "import sys; sys.path.insert(0, sys.argv[1])\n"
+    code += "from verification import test_verification as own; print(own.digest())"
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
     done = subprocess.run(
         [sys.executable, "-P", "-c", code, str(Path(__file__).parents[1])],
