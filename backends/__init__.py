@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import BackendError, ConvTypeError
 from ._base import Array, Backend, Costs, Unavailable, Workspace
+from ._generic import GenericBackend
 
 __all__ = ["Array", "Backend", "Costs", "Unavailable", "Workspace", "available", "find", "get", "names", "of"]
 
@@ -190,8 +191,6 @@ def _recognised(array: Array) -> Backend:
         third_party = _third_party(name)
         if third_party is not None and third_party.owns(array):
             return third_party
-    from ._generic import GenericBackend
-
     try:
         return GenericBackend(array)
     except TypeError as error:

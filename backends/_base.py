@@ -18,12 +18,15 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cache, cached_property
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from ..errors import BackendError, in_a_line
+from ..errors import BackendError, PortconvError, in_a_line
 
 Array = Any
 """An array of whichever library; the standard gives no type for it."""
 
 Block = TypeVar("Block")
+
+CPU_WORKSPACE, GPU_WORKSPACE = 64 << 20, 512 << 20
+"""The bytes that a call may take a thread beside its result, where the user sets no limit."""
 
 
 class Workspace(Protocol):
@@ -102,10 +105,8 @@ class Backend:
     """Whether `array[index] = value` is allowed."""
     views = False
     """Whether a slice shares its array's memory, so that what is written there needs no writing back."""
-    staged = False
-    """Whether its arrays want whole steps of a call, to put off, differentiate or map: `stage` takes them."""
-    lazy = False
-    """Whether nothing is computed until somebody asks, so that shapes and dtypes are all that can be checked."""
+    framework = ""
+    """The module whose function `node` takes whole operations, to put them off, differentiate or map them; or none."""
     propagates = False
     """Whether the largest and the smallest of elements are nan where any of them is."""
     strided = False
@@ -118,8 +119,6 @@ class Backend:
     """How many columns a product needs to run at full speed; small images share a block up to there."""
     costs = Costs(operation=0.02, element=0.5, transform=0.5, call=10_000)
     """Of a library that makes a new array for each result, on a CPU."""
-    spare_bytes = 64 << 20
-    """How much memory a call may take beside its result, unless the user says otherwise."""
 
     def load(self) -> Any:
         """Import the library and return its Array API namespace; raise `Unavailable` where it does not work."""
@@ -161,12 +160,8 @@ class Backend:
         kind = getattr(module, self.array_class, None)
         return isinstance(kind, type) and isinstance(array, kind)
 
-    def objection(self, array: Array) -> str | None:
-        """Why portconv cannot take this array of the library's, or None."""
-        return None
-
-    def unsized(self, array: Array) -> str | None:
-        """Why the shape of this array, of a `staged` library, is not known, or None."""
+    def objection(self, array: Array) -> PortconvError | None:
+        """Return the error that says why portconv cannot take this array of the library's, or None."""
         return None
 
     def version(self) -> str:
@@ -345,10 +340,6 @@ class Backend:
         """Arithmetic inside says nothing of infinities and nans, where the library would warn of them."""
         return nullcontext()
 
-    def stage(self, operation: Any, *operands: Array) -> Array:
-        """Take one `Operation` with its operands, where `staged`; return the array that it makes."""
-        raise NotImplementedError
-
     def same_device(self, array: Array, other: Array) -> bool:
         """Whether two arrays are on one device."""
         return bool(self.device_of(array) == self.device_of(other))
@@ -375,9 +366,9 @@ class Backend:
         """
         return nullcontext()
 
-    def spare(self, like: Array) -> int:
-        """How many bytes a call on the device of `like` may take a thread beside its result, where nobody says."""
-        return self.spare_bytes
+    def default_workspace(self, like: Array) -> int:
+        """Return the bytes that a call on the device of `like` may take a thread, where the user sets no limit."""
+        return CPU_WORKSPACE
 
     def least_blocks(self, operations: int, samples: int) -> int:
         """Into how many blocks such work, on so many samples, should be cut at the least, for threads to share."""

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from ..errors import in_a_line
-from ._base import Array, Backend, Costs, Unavailable, bfloat16
+from ._base import GPU_WORKSPACE, Array, Backend, Costs, Unavailable, bfloat16
 
 
 class CupyBackend(Backend):
@@ -21,7 +21,6 @@ class CupyBackend(Backend):
     block_bytes = 256 << 20
     block_columns = 1 << 30
     costs = Costs(operation=5e-5, element=6e-3, transform=2e-3, call=5000)
-    spare_bytes = 512 << 20
 
     def load(self) -> Any:
         try:
@@ -64,6 +63,9 @@ class CupyBackend(Backend):
     def memory(self, like: Array) -> int:
         with like.device:
             return int(self.xp.cuda.runtime.memGetInfo()[1])
+
+    def default_workspace(self, like: Array) -> int:
+        return GPU_WORKSPACE
 
     def at_hand(self, like: Array) -> bool:
         return False

@@ -6,7 +6,8 @@ import math
 import sys
 from typing import Any
 
-from ..errors import PortconvError
+from ..errors import ConvShapeError, ConvTypeError, PortconvError
+from . import of
 from ._base import Array, Backend, Unavailable, bfloat16
 
 
@@ -16,8 +17,7 @@ class DaskBackend(Backend):
     array_class = "Array"
     install = "pip install 'portconv[dask]'"
     mutable = False
-    staged = True
-    lazy = True
+    framework = "portconv.frameworks.dask_graph.graph"
 
     def load(self) -> Any:
         try:
@@ -29,24 +29,20 @@ class DaskBackend(Backend):
 
     def of_chunks(self, array: Array) -> Backend:
         """The backend that an array's chunks belong to."""
-        from . import of
-
         return of(array._meta)
 
-    def objection(self, array: Array) -> str | None:
+    def objection(self, array: Array) -> PortconvError | None:
         try:
-            own = self.of_chunks(array)
+            chunks = self.of_chunks(array)
         except PortconvError as error:
-            return f"got chunks of no library that portconv knows: {error}"
-        if own is self or not hasattr(array.dtype, "newbyteorder"):
-            return f"got chunks of {own.name}, expected NumPy's or CuPy's"
-        found = own.objection(array._meta)
-        return None if found is None else f"of its chunks: {found}"
-
-    def unsized(self, array: Array) -> str | None:
+            return ConvTypeError(f"got chunks of no library that portconv knows: {error}")
+        if chunks is self or not hasattr(array.dtype, "newbyteorder"):
+            return ConvTypeError(f"got chunks of {chunks.name}, expected NumPy's or CuPy's")
+        if (error := chunks.objection(array._meta)) is not None:
+            return type(error)(f"of its chunks: {error}")
         if not any(math.isnan(size) for size in array.shape):
             return None
-        return (
+        return ConvShapeError(
             f"got shape {tuple(array.shape)} with chunks of unknown sizes, expected known ones; "
             "array.compute_chunk_sizes() finds them, by computing the array"
         )
@@ -63,8 +59,8 @@ class DaskBackend(Backend):
     def memory(self, like: Array) -> int:
         return sys.maxsize  # arrays may be larger than memory: that is what they are for
 
-    def spare(self, like: Array) -> int:
-        return self.of_chunks(like).spare(like._meta)
+    def default_workspace(self, like: Array) -> int:
+        return self.of_chunks(like).default_workspace(like._meta)
 
     def dtype(self, name: str) -> Any:
         import numpy
@@ -91,12 +87,5 @@ class DaskBackend(Backend):
         return array if own is None else self.astype(array, own)
 
     def to_numpy(self, array: Array) -> Any:
-        from . import of
-
         found = array.compute()
         return of(found).to_numpy(found)
-
-    def stage(self, operation: Any, *operands: Array) -> Array:
-        from ..frameworks.dask_graph.graph import stage
-
-        return stage(self, operation, operands)

@@ -1,24 +1,15 @@
-"""JAX, in numbers of 64 bits where `jax_enable_x64` is set.
-
-Each step of a call is a primitive of JAX's, so that `jit`, `grad`, `jvp` and `vmap` see one operation whose derivatives
-are steps themselves; what it is made of is traced once for each shape, and compiled as a whole.
-"""
+"""JAX, in numbers of 64 bits where `jax_enable_x64` is set."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from functools import cache, lru_cache, partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from .. import limits
-from ..errors import BackendError, in_a_line
-from ._base import Array, Backend, Unavailable
-
-if TYPE_CHECKING:
-    from ..engine.execution import Operation
-
+from ..errors import ConvShapeError, PortconvError, in_a_line
+from ._base import GPU_WORKSPACE, Array, Backend, Unavailable
 
 UNROLLED = 256
 """Up to so many blocks and taps of a product are code of their own, which runs faster than a loop over taps."""
@@ -31,10 +22,9 @@ class JaxBackend(Backend):
     install = "pip install 'portconv[jax]'"
     widening = "jax.config.update('jax_enable_x64', True)"
     mutable = False
-    staged = True
+    framework = "portconv.frameworks.jax_primitive"
     block_bytes = 64 << 20
     """Each block is code of its own, so that few large ones serve better than many small ones."""
-    spare_bytes = 512 << 20
 
     def load(self) -> Any:
         try:
@@ -113,6 +103,16 @@ class JaxBackend(Backend):
         granted.append(condition)
         return True
 
+    @contextmanager
+    def granting(self) -> Iterator[list[Array]]:
+        """Take traced conditions for granted inside; give the list that they are put in."""
+        conditions: list[Array] = []
+        token = _granted.set(conditions)
+        try:
+            yield conditions
+        finally:
+            _granted.reset(token)
+
     def sure(self, condition: Array) -> bool:
         import jax
 
@@ -146,25 +146,13 @@ class JaxBackend(Backend):
         held: AbstractContextManager[Any] = jax.ensure_compile_time_eval()
         return held
 
-    def unsized(self, array: Array) -> str | None:
+    def objection(self, array: Array) -> PortconvError | None:
         if all(isinstance(size, int) for size in array.shape):
             return None
-        return f"got shape {tuple(array.shape)} with symbolic sizes, expected numbers"
+        return ConvShapeError(f"got shape {tuple(array.shape)} with symbolic sizes, expected numbers")
 
-    def stage(self, operation: Operation, *operands: Array) -> Array:
-        import jax
-
-        if any(_varies(jax.typeof(array)) for array in operands):
-            # How results vary over devices is then part of their types, of which JAX's own primitives alone can tell.
-            raise BackendError(
-                "jax.shard_map: got check_vma=True around a call of portconv's, expected check_vma=False"
-            )
-        return _primitive(operation.purpose).bind(*operands, operation=operation, limit=limits.workspace())
-
-
-def _varies(aval: Any) -> bool:
-    """Whether JAX keeps track of the devices that an array's values differ on; its name for that has changed."""
-    return bool(getattr(aval, "vma", None) or getattr(getattr(aval, "manual_axis_type", None), "varying", None))
+    def default_workspace(self, like: Array) -> int:
+        return GPU_WORKSPACE
 
 
 class _Run(NamedTuple):
@@ -194,92 +182,3 @@ def _runs(index: tuple[Any, ...], shape: tuple[int, ...]) -> list[_Run]:
 
 _granted: ContextVar[list[Array] | None] = ContextVar("portconv.jax.granted", default=None)
 """Traced conditions that are taken to hold, while there is another way for where they do not."""
-
-
-def _compute(*operands: Array, operation: Operation, limit: int | None) -> Array:
-    """Compute a step, traced: as if all were as usual, and in another way where that then turns out not to be so."""
-    import jax
-
-    from . import get
-
-    def run(granted: list[Array] | None, *own: Array) -> Array:
-        token = _granted.set(granted)
-        try:
-            with nullcontext() if limit is None else limits.workspace_limit(limit):
-                return operation.compute(get("jax"), *own)
-        finally:
-            _granted.reset(token)
-
-    asked: list[Array] = []
-    made = run(asked, *operands)
-    if not asked:
-        return made
-    usual = jax.numpy.all(jax.numpy.stack([jax.numpy.all(condition) for condition in asked]))
-    return jax.lax.cond(usual, lambda made, *_: made, lambda _, *own: run(None, *own), made, *operands)
-
-
-def _compile(operation: Operation, limit: int | None) -> Any:
-    import jax
-
-    return jax.jit(partial(_compute, operation=operation, limit=limit))
-
-
-_compiled = lru_cache(maxsize=512)(_compile)
-_exact = lru_cache(maxsize=64)(_compile)
-"""Of reproducible steps fewer are kept: on a CPU each takes hundreds of mappings of memory, of 65530 in a process."""
-
-
-@cache
-def _primitive(purpose: str) -> Any:
-    """A step as a primitive, with the rules by which JAX transforms it."""
-    import jax
-    from jax.extend.core import Primitive
-    from jax.interpreters import ad, batching, mlir
-
-    from ..frameworks.vmap import mapped
-    from . import get
-
-    backend = get("jax")
-    primitive = Primitive(purpose if purpose in ("unfold", "fold") else f"conv_{purpose}")
-
-    def taken(limit: int | None, step: Operation, *own: Array) -> Array:
-        made: Array = _primitive(step.purpose).bind(*own, operation=step, limit=limit)
-        return made
-
-    def abstract(*avals: Any, operation: Operation, limit: int | None) -> Any:
-        return jax.core.ShapedArray(operation.shape(operation.result), backend.dtype(operation.made))
-
-    def jvp(primals: Any, tangents: Any, *, operation: Operation, limit: int | None) -> tuple[Array, Any]:
-        out = primitive.bind(*primals, operation=operation, limit=limit)
-        changes: Any = None
-        for place, tangent in enumerate(tangents):
-            if type(tangent) is not ad.Zero and operation.purpose != "bound":  # which has no derivatives
-                change = taken(limit, *operation.tangent(place, tangent, tuple(primals)))
-                changes = change if changes is None else changes + change
-        return out, ad.Zero(jax.typeof(out).to_tangent_aval()) if changes is None else changes
-
-    def transpose(cotangent: Any, *operands: Any, operation: Operation, limit: int | None) -> list[Any]:
-        found: list[Any] = []
-        for place, operand in enumerate(operands):
-            if not ad.is_undefined_primal(operand):
-                found.append(None)
-            elif type(cotangent) is ad.Zero:
-                found.append(ad.Zero(operand.aval))
-            else:
-                made = backend.dtype_name(operand.aval.dtype)
-                found.append(taken(limit, *operation.gradient(place, made, cotangent, operands)))
-        return found
-
-    def batch(operands: Any, axes: Any, *, operation: Operation, limit: int | None) -> tuple[Array, int]:
-        return mapped(backend, operation, operands, axes, partial(taken, limit)), 0
-
-    def run(*own: Array, operation: Operation, limit: int | None) -> Array:
-        return (_exact if operation.precision == "reproducible" else _compiled)(operation, limit)(*own)
-
-    primitive.def_impl(run)
-    primitive.def_abstract_eval(abstract)
-    ad.primitive_jvps[primitive] = jvp
-    ad.primitive_transposes[primitive] = transpose
-    batching.primitive_batchers[primitive] = batch
-    mlir.register_lowering(primitive, mlir.lower_fun(_compute, multiple_results=False))
-    return primitive

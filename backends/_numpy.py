@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from .. import limits
+from ..errors import ConvTypeError, PortconvError
 from ._base import Array, Backend, Block, Costs, Workspace, bfloat16
 
 FEW_OPERATIONS = 4_000_000
@@ -46,9 +47,11 @@ class NumpyBackend(Backend):
         # NumPy 2's own namespace holds all that is used here; importing array_api_compat's wrapper takes 0.1 s.
         return np
 
-    def objection(self, array: Array) -> str | None:
+    def objection(self, array: Array) -> PortconvError | None:
         if type(array) is not np.ndarray and type(array).__module__.startswith("numpy.ma"):
-            return "got a masked array, expected a plain one: array.filled(0) puts a number where the mask is"
+            return ConvTypeError(
+                "got a masked array, expected a plain one: array.filled(0) puts a number where the mask is"
+            )
         return None
 
     def details(self) -> dict[str, str]:

@@ -5,18 +5,11 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import limits
 from ..errors import in_a_line
-from ._base import Array, Backend, Unavailable, bfloat16
-
-if TYPE_CHECKING:
-    from ..engine.execution import Operation
-
-NAMES = {"forward": "Conv", "unfold": "Unfold", "fold": "Fold"}
-"""How autograd's graph names steps; the others by their purpose, as "ConvInputGrad"."""
+from ._base import CPU_WORKSPACE, GPU_WORKSPACE, Array, Backend, Unavailable, bfloat16
 
 
 class TorchBackend(Backend):
@@ -25,7 +18,7 @@ class TorchBackend(Backend):
     array_class = "Tensor"
     install = "pip install 'portconv[torch]'"
     views = True
-    staged = True
+    framework = "portconv.frameworks.torch_autograd"
     propagates = True
 
     def load(self) -> Any:
@@ -33,9 +26,6 @@ class TorchBackend(Backend):
             return importlib.import_module("array_api_compat.torch")
         except (ImportError, OSError) as error:
             raise Unavailable(f"PyTorch is not installed ({in_a_line(error)})") from error
-
-    def stage(self, operation: Operation, *operands: Array) -> Array:
-        return _step()(self, operation, *operands)
 
     def details(self) -> dict[str, str]:
         import torch
@@ -67,8 +57,8 @@ class TorchBackend(Backend):
             return super().memory(like)
         return int(torch.cuda.mem_get_info(like.device)[1])
 
-    def spare(self, like: Array) -> int:
-        return self.spare_bytes if like.device.type == "cpu" else 8 * self.spare_bytes
+    def default_workspace(self, like: Array) -> int:
+        return CPU_WORKSPACE if like.device.type == "cpu" else GPU_WORKSPACE
 
     def synchronize(self) -> None:
         import torch
@@ -102,76 +92,3 @@ class TorchBackend(Backend):
                 held.callback(setattr, matmul, "fp32_precision", matmul.fp32_precision)
                 matmul.fp32_precision = "ieee"
             yield
-
-
-@cache
-def _step() -> Any:
-    """What takes a step of a call: where torch.compile traces the caller, it breaks its graph there alone."""
-    import torch
-
-    def step(backend: TorchBackend, operation: Operation, *operands: Array) -> Array:
-        if operation.purpose == "bound":  # which has no gradient
-            with torch.no_grad():
-                return _node(operation.purpose).apply(backend, operation, *operands)
-        return _node(operation.purpose).apply(backend, operation, *operands)
-
-    return torch.compiler.disable(step)
-
-
-@cache
-def _node(purpose: str) -> Any:
-    """A step as a node of autograd's graph, and of torch.func's transforms.
-
-    Its derivatives in either mode are steps themselves, and so nodes as well, as often as one differentiates.
-    """
-    import torch
-
-    from ..frameworks.vmap import mapped
-    from ..reproducible.magnitudes import remembering
-
-    function: Any = torch.autograd.Function
-
-    class Step(function):  # type: ignore[misc]
-        @staticmethod
-        def forward(backend: TorchBackend, operation: Operation, *operands: Array) -> Array:
-            return operation.compute(backend, *operands)
-
-        @staticmethod
-        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Array) -> None:
-            ctx.backend, ctx.operation, *operands = inputs
-            ctx.save_for_backward(*operands)
-            ctx.save_for_forward(*operands)
-
-        @staticmethod
-        def backward(ctx: Any, cotangent: Array) -> tuple[Array | None, ...]:
-            operands = ctx.saved_tensors
-            made: list[Array | None] = []
-            # PyTorch's gradients are of the conjugate.
-            turned = tuple(operand.conj() for operand in operands)
-            with remembering():
-                for place, operand in enumerate(operands):
-                    if not ctx.needs_input_grad[2 + place]:
-                        made.append(None)
-                        continue
-                    name = ctx.backend.dtype_name(operand.dtype)
-                    made.append(ctx.backend.stage(*ctx.operation.gradient(place, name, cotangent, turned)))
-            return None, None, *made
-
-        @staticmethod
-        def jvp(ctx: Any, _: None, __: None, *tangents: Array | None) -> Array:
-            operands = ctx.saved_tensors
-            terms = [
-                ctx.backend.stage(*ctx.operation.tangent(place, tangent, operands))
-                for place, tangent in enumerate(tangents)
-                if tangent is not None
-            ]
-            return sum(terms[1:], terms[0])
-
-        @staticmethod
-        def vmap(
-            info: Any, in_dims: tuple[int | None, ...], backend: TorchBackend, operation: Operation, *operands: Array
-        ) -> tuple[Array, int]:
-            return mapped(backend, operation, operands, in_dims[2:], backend.stage), 0
-
-    name = NAMES.get(purpose) or "Conv" + purpose.title().replace("_", "")
-    return type(name, (Step,), {})

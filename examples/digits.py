@@ -29,15 +29,15 @@ from typing import Any, NamedTuple
 
 import click
 import numpy as np
-from portconv.backends import Array, Backend
 from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 import portconv
+from portconv.backends import Array, Backend
 from portconv.command.group import UNCHECKED, backends_named, check_destination, refuse
-from portconv.spec.arguments import PRECISIONS
+from portconv.spec.options import PRECISIONS
 
 CLASSES, FILTERS = 10, 48
 TRAINED = 1408
@@ -107,7 +107,7 @@ def initial(generator: np.random.Generator) -> list[np.ndarray]:
 
 def settled(backend: Backend, array: Array) -> Array:
     """Compute a lazy array now: else its graph would grow with every step, and be computed for each of its uses."""
-    return backend.asarray(backend.to_numpy(array)) if backend.lazy else array
+    return backend.asarray(backend.to_numpy(array)) if backend.name == "dask" else array
 
 
 def positive(backend: Backend, array: Array, where: Array) -> Array:

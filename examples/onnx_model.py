@@ -27,7 +27,6 @@ from typing import Any
 
 import click
 import numpy as np
-from portconv.backends import Backend
 from rich import box
 from rich.console import Console
 from rich.progress import Progress
@@ -35,9 +34,10 @@ from rich.table import Table
 from rich.text import Text
 
 import portconv
+from portconv.backends import Backend
 from portconv.command.group import UNCHECKED, backends_named, check_destination, refuse
 from portconv.errors import in_a_line
-from portconv.spec.arguments import PRECISIONS
+from portconv.spec.options import PRECISIONS
 from portconv.verification.onnx_model import nodes
 
 OPERATORS = ("Conv", "ConvTranspose")

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ._version import __version__
 from .backends import Backend, Costs
 from .errors import in_a_line
 
@@ -97,6 +98,4 @@ def processor() -> str:
 
 
 def _surroundings() -> dict[str, Any]:
-    from ._version import __version__
-
     return {"format": FORMAT, "version": __version__, "machine": f"{processor()}, {os.cpu_count()} CPUs"}

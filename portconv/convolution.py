@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from .algorithms.choice import Explanation
 from .backends import Array
-from .engine.call import ConvCache, _call, _geometry, prepare
+from .engine import call, plan
+from .engine.call import ConvCache
 from .engine.gradients import ConvGrads, backward
 from .errors import ConvTypeError
-from .spec import arguments
-from .spec.arguments import Ints, Padding
+from .spec import arguments, checked_geometry
 from .spec.layout import given_shape
+from .spec.operation import Kind
+from .spec.options import Ints, Options, Padding
 
 
 def conv(
@@ -98,20 +100,8 @@ def conv(
     >>> portconv.conv(np.ones((2, 3, 32, 32)), np.ones((8, 3, 3, 3)), stride=2, padding="same").shape
     (2, 8, 16, 16)
     """
-    out, _ = conv_forward(
-        x,
-        w,
-        b,
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
-        groups=groups,
-        padding_mode=padding_mode,
-        data_format=data_format,
-        precision=precision,
-        algorithm=algorithm,
-    )
-    return out
+    options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
+    return call.convolution(x, w, b, options).run()
 
 
 def conv_forward(
@@ -154,9 +144,9 @@ def conv_forward(
     >>> out
     array([[[3., 3.]]])
     """
-    cache = prepare(x, w, b, stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
-    cache.call.room(cache.dtype, x, "x", x.shape, "out")
-    return cache.call.apply("forward", cache.dtype, *(x, w) if b is None else (x, w, b)), cache
+    options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
+    cache = call.convolution(x, w, b, options)
+    return cache.run(), cache
 
 
 def conv_backward(dout: Array, cache: ConvCache) -> ConvGrads:
@@ -250,26 +240,8 @@ def conv_input_grad(
     >>> portconv.conv_input_grad(np.ones((1, 1, 2)), np.array([[[1.0, 2.0, 3.0]]]), (1, 1, 4))
     array([[[1., 3., 5., 3.]]])
     """
-    backend, dtype = arguments.arrays(dout=dout, w=w)
-    call = _call(
-        backend,
-        dtype,
-        dout,
-        arguments.shape("x_shape", x_shape),
-        w.shape,
-        ("x_shape", "w"),
-        stride,
-        padding,
-        dilation,
-        groups,
-        padding_mode,
-        data_format,
-        precision,
-        algorithm,
-    )
-    arguments.exact_shape("dout", tuple(dout.shape), call.out_shape)
-    call.room(dtype, dout, "x_shape", call.x_shape, "x")
-    return call.apply("input_grad", dtype, dout, w, conjugated=(False, True))
+    options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
+    return call.gradient(Kind.INPUT_GRAD, dout, ("w", w), ("x_shape", x_shape), options)
 
 
 def conv_weight_grad(
@@ -317,26 +289,8 @@ def conv_weight_grad(
     >>> portconv.conv_weight_grad(np.ones((1, 1, 2)), np.arange(4.0).reshape(1, 1, 4), (1, 1, 3))
     array([[[1., 3., 5.]]])
     """
-    backend, dtype = arguments.arrays(dout=dout, x=x)
-    call = _call(
-        backend,
-        dtype,
-        dout,
-        x.shape,
-        arguments.shape("w_shape", w_shape),
-        ("x", "w_shape"),
-        stride,
-        padding,
-        dilation,
-        groups,
-        padding_mode,
-        data_format,
-        precision,
-        algorithm,
-    )
-    arguments.exact_shape("dout", tuple(dout.shape), call.out_shape)
-    call.room(dtype, dout, "w_shape", call.geometry.w_shape, "w")
-    return call.apply("weight_grad", dtype, dout, x, conjugated=(False, True))
+    options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
+    return call.gradient(Kind.WEIGHT_GRAD, dout, ("x", x), ("w_shape", w_shape), options)
 
 
 def conv_output_shape(
@@ -372,10 +326,9 @@ def conv_output_shape(
     >>> portconv.conv_output_shape((16, 3, 224, 224), (64, 3, 7, 7), stride=2, padding=3)
     (16, 64, 112, 112)
     """
+    options = Options(stride, padding, dilation, groups, data_format=data_format)
     shapes = arguments.shape("x_shape", x_shape), arguments.shape("w_shape", w_shape)
-    geometry, unbatched = _geometry(
-        *shapes, ("x_shape", "w_shape"), stride, padding, dilation, groups, "zeros", data_format
-    )
+    geometry, unbatched = checked_geometry.convolution(*shapes, options, ("x_shape", "w_shape"))
     return given_shape(geometry.out_shape, geometry.channels_last, unbatched)
 
 
@@ -420,5 +373,6 @@ def explain(
     >>> [one.name for one in found.candidates if one.why_not is None]
     ['fft', 'depthwise', 'gemm']
     """
-    cache = prepare(x, w, b, stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
-    return cache.call.explain(x, w)
+    options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
+    cache = call.convolution(x, w, b, options)
+    return plan.of(cache.operation, cache.backend, x, w).explain()

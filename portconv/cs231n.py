@@ -9,8 +9,9 @@ from __future__ import annotations
 from . import backends
 from .backends import Array
 from .convolution import conv_backward, conv_forward
-from .engine.call import prepare
+from .engine import call
 from .errors import ConvTypeError, ConvValueError
+from .spec.options import Options
 
 Cache = tuple[Array, Array, Array, dict[str, int]]
 
@@ -158,7 +159,7 @@ def _backward(dout: Array, cache: Cache, algorithm: str) -> tuple[Array, Array, 
         raise ConvTypeError(f"cache: got {type(cache).__name__}, expected the tuple (x, w, b, conv_param)")
     x, w, b, conv_param = cache
     stride, pad = _options(conv_param)
-    return conv_backward(dout, prepare(x, w, _bias(x, b), stride, pad, algorithm=algorithm))
+    return conv_backward(dout, call.convolution(x, w, _bias(x, b), Options(stride, pad, algorithm=algorithm)))
 
 
 def _options(conv_param: dict[str, int]) -> tuple[int, int]:

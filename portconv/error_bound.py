@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from .backends import Array
-from .engine.call import prepare
-from .spec.arguments import Ints, Padding
+from .engine import call
+from .engine.execution import run
 from .spec.dtypes import real
+from .spec.operation import Kind, changed
+from .spec.options import Ints, Options, Padding
 
 
 def error_bound(
@@ -55,7 +57,7 @@ def error_bound(
     >>> bool(np.all(np.abs(portconv.conv(x, w) - exact) <= bound))
     True
     """
-    options = (stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
-    cache = prepare(x, w, b, *options)
-    operands = (x, w) if b is None else (x, w, b)
-    return cache.call.apply("bound", cache.dtype, *operands, made=real(cache.dtype.name))
+    options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
+    cache = call.convolution(x, w, b, options)
+    step = changed(cache.operation, kind=Kind.ERROR_BOUND, result_dtype=real(cache.operation.dtype))
+    return run(step, cache.backend, *cache.operands)

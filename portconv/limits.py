@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cache
 
@@ -86,6 +86,11 @@ def num_threads(n: int) -> AbstractContextManager[None]:
     array([[[3., 3., 3.]]])
     """
     return _within(_threads, _positive("n", n))
+
+
+def within(nbytes: int | None) -> AbstractContextManager[None]:
+    """Limit the memory inside to so many bytes, which have been checked; None leaves it as it is."""
+    return nullcontext() if nbytes is None else _within(_workspace, nbytes)
 
 
 def workspace() -> int | None:

@@ -12,6 +12,7 @@ import math
 import unittest
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import combinations
 from typing import Any
 
@@ -20,11 +21,13 @@ from numpy.typing import NDArray
 
 from . import backends as registry
 from .backends import Array, Backend
-from .engine.call import prepare
-from .engine.gradients import ConvGrads
+from .engine import call
+from .engine.gradients import ConvGrads, plans_of
 from .errors import BackendError, ConvShapeError, ConvTypeError, ConvValueError
 from .spec import dtypes
-from .spec.dtypes import EPSILON, HALVES, LEAST_NORMAL, real
+from .spec.dtypes import EPSILON, HALVES, KINDS, LEAST_NORMAL, real
+from .spec.operation import Role
+from .spec.options import Options
 from .verification import Case, exact
 from .verification.cases import Inputs
 
@@ -483,34 +486,34 @@ def conv_grads_tolerance(dout: Array, x: Array, w: Array, b: Array | None = None
     >>> round(db[0] / 2.0**-24)  # sums of 36 ones
     1296
     """
-    cache = prepare(x, w, b, **options)
-    call, common = cache.call, cache.dtype
-    if tuple(dout.shape) != call.out_shape:
-        raise ConvShapeError(f"dout: got shape {tuple(dout.shape)}, expected {call.out_shape}")
-    if common.kind == "integral":
+    cache = call.convolution(x, w, b, Options(**options))
+    common, out_shape = cache.operation.dtype, cache.operation.shape(Role.OUT)
+    if tuple(dout.shape) != out_shape:
+        raise ConvShapeError(f"dout: got shape {tuple(dout.shape)}, expected {out_shape}")
+    if KINDS[common] == "integral":
         return ConvGrads(*(None if a is None else np.zeros(tuple(a.shape)) for a in (x, w, b)))
-    own = real(common.name)
-    precision = call.precision
+    own = real(common)
+    precision = cache.operation.precision
     computed = own if precision == "reproducible" else _computed(own)
     host = [None if a is None else _on_host(a) for a in (x, w, b, dout)]
-    if own != common.name:
+    if own != common:
         host = [None if a is None else np.abs(a) for a in host]
     given: Any = [None if a is None else registry.get("numpy").asarray(a, dtype=computed) for a in host]
     shapes = {key: value for key, value in options.items() if key != "precision"}
     truth = exact(Case("", tuple(x.shape), tuple(w.shape), b is not None, **shapes, dtype=computed), Inputs(*given))
 
-    def reach(name: str, array: Array, algorithm: str) -> Doubles:
-        found = truth[name].reach(computed, precision, algorithm)
+    def reach(name: str, array: Array, algorithms: Iterable[str]) -> Doubles:
+        found = reduce(np.maximum, (truth[name].reach(computed, precision, algorithm) for algorithm in algorithms))
         final = real(_dtype_name(array.dtype))
         if _unit(final) > _unit(computed):
             found = found + _unit(final) * (np.abs(truth[name].value) + found) + _least(final)
         # Sums of twice as many terms, for which gamma is less than 2 sqrt(2) times as large while it is less than 0.29;
         # and both parts together, which are off by sqrt(2) times as much as one.
-        return found if own == common.name else 4 * found
+        return found if own == common else 4 * found
 
-    dx = reach("dx", x, call.served("input_grad"))
-    dw = reach("dw", w, call.served("weight_grad"))
-    return ConvGrads(dx, dw, None if b is None else reach("db", b, "direct"))
+    plans = plans_of(cache)
+    dx, dw = reach("dx", x, plans["dx"].algorithms), reach("dw", w, plans["dw"].algorithms)
+    return ConvGrads(dx, dw, None if b is None else reach("db", b, ["direct"]))
 
 
 def _unit(dtype: str) -> float:

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from .algorithms.choice import algorithms
 from .backends import Array
-from .engine.call import Forward
+from .engine import call
+from .engine.call import ConvTransposeCache
 from .engine.gradients import ConvGrads, backward
-from .engine.products import Contraction
 from .errors import ConvTypeError
-from .spec import arguments
-from .spec.arguments import Ints
+from .spec.options import Ints, Options
 
 Pads = int | tuple[int, ...] | tuple[tuple[int, int], ...]
-
-
-class ConvTransposeCache(Forward):
-    """What `conv_transpose_backward` needs to know of a `conv_transpose_forward`; not to be looked into."""
 
 
 def conv_transpose(
@@ -91,20 +85,17 @@ def conv_transpose(
     >>> portconv.conv_transpose(np.ones((2, 8, 16, 16)), np.ones((8, 3, 4, 4)), stride=2, padding=1).shape
     (2, 3, 32, 32)
     """
-    out, _ = conv_transpose_forward(
-        x,
-        w,
-        b,
-        stride=stride,
-        padding=padding,
-        output_padding=output_padding,
-        dilation=dilation,
-        groups=groups,
+    options = Options(
+        stride,
+        padding,
+        dilation,
+        groups,
         data_format=data_format,
         precision=precision,
         algorithm=algorithm,
+        output_padding=output_padding,
     )
-    return out
+    return call.transposed(x, w, b, options).run()
 
 
 def conv_transpose_forward(
@@ -147,19 +138,18 @@ def conv_transpose_forward(
     >>> out
     array([[[1., 2., 2., 1.]]])
     """
-    backend, dtype = arguments.arrays(x=x, w=w, b=b)
-    arguments.option("precision", precision, arguments.PRECISIONS)
-    batched, channels_last, unbatched = arguments.batched(tuple(x.shape), tuple(w.shape), ("x", "w"), data_format)
-    geometry = arguments.transposed(
-        batched, tuple(w.shape), stride, padding, output_padding, dilation, groups, channels_last
+    options = Options(
+        stride,
+        padding,
+        dilation,
+        groups,
+        data_format=data_format,
+        precision=precision,
+        algorithm=algorithm,
+        output_padding=output_padding,
     )
-    if b is not None:
-        arguments.exact_shape("b", tuple(b.shape), (geometry.in_channels,))
-    arguments.option("algorithm", algorithm, ("auto", *algorithms()))
-    call = Contraction(backend, dtype, geometry, algorithm, unbatched, precision, backend.spare(x), "x")
-    call.room(dtype, x, "x", x.shape, "x")
-    out = call.apply("input_grad", dtype, *(x, w) if b is None else (x, w, b))
-    return out, ConvTransposeCache(x, w, b, dtype, call)
+    cache = call.transposed(x, w, b, options)
+    return cache.run(), cache
 
 
 def conv_transpose_backward(dout: Array, cache: ConvTransposeCache) -> ConvGrads:
@@ -203,4 +193,4 @@ def conv_transpose_backward(dout: Array, cache: ConvTransposeCache) -> ConvGrads
         raise ConvTypeError(
             f"cache: got {type(cache).__name__}, expected the cache that conv_transpose_forward returned"
         )
-    return backward(dout, cache, transposed=True)
+    return backward(dout, cache)

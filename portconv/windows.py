@@ -6,11 +6,12 @@ import math
 from typing import Any
 
 from .backends import Array
-from .engine.execution import operation
+from .engine.execution import run
 from .errors import ConvShapeError
-from .spec import arguments
-from .spec.arguments import Ints, Padding
+from .spec import arguments, checked_geometry
 from .spec.geometry import Geometry
+from .spec.operation import Kind, operation
+from .spec.options import Ints, Options, Padding
 
 
 def unfold(x: Array, kernel_size: Ints, *, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1) -> Array:
@@ -53,11 +54,10 @@ def unfold(x: Array, kernel_size: Ints, *, stride: Ints = 1, padding: Padding = 
     backend, dtype = arguments.arrays(x=x)
     shape = tuple(x.shape)
     kernel = _kernel(shape, len(shape) - 2, "x", kernel_size)
-    geometry = _geometry("x", shape, kernel, stride, padding, dilation)
-    result = (geometry.batch, geometry.in_channels * geometry.taps, geometry.positions)
-    arguments.room(backend, x, dtype, "x", shape, result)
-    step = operation("unfold", geometry, dtype.name, dtype.name)
-    return step.apply(backend, x)
+    geometry = _geometry(("x", "kernel_size"), shape, kernel, Options(stride, padding, dilation))
+    step = operation(Kind.UNFOLD, geometry, dtype.name, dtype.name)
+    arguments.memory(backend, x, dtype.name, ("x", shape), step.shape(step.result))
+    return run(step, backend, x)
 
 
 def fold(
@@ -112,12 +112,12 @@ def fold(
             f"columns: got shape {found}, expected three dimensions, and in the second a multiple of {deep}, "
             "the cells of a window"
         )
-    geometry = _geometry("output_size", (found[0], found[1] // deep, *sizes), kernel, stride, padding, dilation)
+    x_shape = found[0], found[1] // deep, *sizes
+    options = Options(stride, padding, dilation)
+    geometry = _geometry(("output_size", "kernel_size"), x_shape, kernel, options)
     arguments.exact_shape("columns", found, (*found[:2], geometry.positions))
-    result = geometry.x_shape
-    arguments.room(backend, columns, dtype, "output_size", sizes, result)
-    step = operation("fold", geometry, dtype.name, dtype.name)
-    return step.apply(backend, columns)
+    arguments.memory(backend, columns, dtype.name, ("output_size", sizes), geometry.x_shape)
+    return run(operation(Kind.FOLD, geometry, dtype.name, dtype.name), backend, columns)
 
 
 def _kernel(shape: tuple[int, ...], dims: int, name: str, kernel_size: Any) -> tuple[int, ...]:
@@ -127,12 +127,10 @@ def _kernel(shape: tuple[int, ...], dims: int, name: str, kernel_size: Any) -> t
     return arguments.per_dimension("kernel_size", kernel_size, dims, 1)
 
 
-def _geometry(
-    name: str, x_shape: tuple[int, ...], kernel: tuple[int, ...], stride: Ints, padding: Padding, dilation: Ints
-) -> Geometry:
-    """The geometry of a depthwise convolution with windows of these sizes."""
+def _geometry(names: tuple[str, str], x_shape: tuple[int, ...], kernel: tuple[int, ...], options: Options) -> Geometry:
+    """Return the geometry of a depthwise convolution with windows of these sizes."""
     channels = x_shape[1]
     if channels < 1:
         raise ConvShapeError(f"x: got {channels} channels in shape {x_shape}, expected at least 1")
-    w_shape = (channels, 1, *kernel)
-    return arguments.geometry(x_shape, w_shape, stride, padding, dilation, channels, names=(name, "kernel_size"))
+    options = options._replace(groups=channels)
+    return checked_geometry.convolution(x_shape, (channels, 1, *kernel), options, names).geometry

@@ -12,6 +12,8 @@ import pytest
 from support.oracle import Problem, gamma
 
 import portconv
+from portconv.engine import call
+from portconv.spec.options import Options
 from portconv.verification.tiles import tiled
 
 PROBLEMS = {
@@ -105,7 +107,7 @@ def test_tiles_are_bounded_by_no_less_than_their_own_sums(target, problem):
     options, problem = PROBLEMS[problem]
     x, w, b = numbers(problem, "float32")
     sizes = [np.abs(array.astype(np.float64)) for array in (x, w, b)]
-    geometry = portconv.convolution.prepare(x, w, b, 1, 1).call.geometry
+    geometry = call.convolution(x, w, b, Options(padding=1)).operation.geometry
     own = tiled(geometry, *sizes, np.zeros(problem.out))["out"]
     found = bound_of(target, (x, w, b), {**options, "algorithm": "winograd"})
     u = 2.0**-24

@@ -214,7 +214,7 @@ def test_without_a_limit_calls_take_what_they_must(monkeypatch):
         pytest.raises(portconv.ConvValueError, match="workspace_limit: got 67108864"),
     ):
         portconv.conv(x, w, padding=((0, 1), (0, 0)), padding_mode="reflect")
-    monkeypatch.setattr(type(backends.get("numpy")), "spare_bytes", 1 << 20)
+    monkeypatch.setattr(type(backends.get("numpy")), "default_workspace", lambda *_: 1 << 20)
     x, w = np.ones((1, 2**19, 2), "float32"), np.ones((2, 2**19, 1), "float32")
     assert portconv.conv(x, w, stride=2)[0, 0, 0] == 2**19
 

@@ -16,7 +16,9 @@ from ..algorithms import choice
 from ..algorithms.budget import PURPOSES
 from ..backends import Backend, Costs
 from ..convolution import conv, conv_input_grad, conv_weight_grad
-from ..engine.call import prepare
+from ..engine import call
+from ..spec.dtypes import named
+from ..spec.options import Options
 from .measurement import medians
 from .problem import Problem
 from .zoo import Layer
@@ -42,10 +44,10 @@ def timings(layer: Layer, backend: Backend) -> Iterator[Timing]:
     device = backend.devices()[0]
     x, w, _, dout = (backend.asarray(array, device=device) for array in problem.arrays)
     options: dict[str, Any] = layer.options
-    call = prepare(x, w, None, **options).call
-    geometry, dtype = call.geometry, call.dtype
+    geometry = call.convolution(x, w, None, Options(**options)).operation.geometry
+    dtype = named(backend, backend.dtype_name(x.dtype))
     for purpose in PURPOSES:
-        bounds = choice.choose("auto", geometry, backend, dtype, purpose, call.spare).bounds
+        bounds = choice.choose("auto", geometry, backend, dtype, purpose, backend.default_workspace(x)).bounds
         found = choice.consider(geometry, backend, dtype, purpose, bounds)
         least = min(one.cost for one in found)
         runs, counts = {}, {}

@@ -20,7 +20,7 @@ from rich.text import Text
 from ..algorithms.choice import algorithms as known_algorithms
 from ..benchmark.report import surroundings
 from ..errors import PortconvError
-from ..spec.arguments import PRECISIONS
+from ..spec.options import PRECISIONS
 from ..verification import Case, Report, Variant, cases, compare, unsupported
 from ..verification.cases import ALL_DTYPES, DTYPES, in_dtypes
 from ..verification.report import Row, both, figure, grouped, share

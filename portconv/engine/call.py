@@ -1,103 +1,146 @@
-"""A call of the public functions, checked."""
+"""A public call: its arguments are checked here, and become an operation."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..algorithms.choice import algorithms
 from ..backends import Array, Backend
-from ..spec import arguments
-from ..spec.arguments import Ints, Padding, option
-from ..spec.dtypes import Dtype
-from ..spec.geometry import Geometry
-from .products import Contraction
+from ..spec import arguments, checked_geometry
+from ..spec.checked_geometry import NAMES, Shape
+from ..spec.operation import Kind, Operation, Role
+from ..spec.options import PRECISIONS, Options
+from .execution import run
+
+
+class Asked(NamedTuple):
+    """What a public function asks for, beside shapes and options.
+
+    `names` are those of the arguments that the shapes of the input and of the filters come from.
+    """
+
+    kind: Kind
+    dtype: str
+    names: tuple[str, str] = NAMES
+    transposed: bool = False
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Forward:
-    """A forward call: its arrays, their common dtype, and how it is computed."""
+    """A forward call: its arrays, their library, and what is computed of them."""
 
     x: Array
     w: Array
     b: Array | None
-    dtype: Dtype
-    call: Contraction
+    backend: Backend
+    operation: Operation
+
+    @property
+    def operands(self) -> tuple[Array, ...]:
+        """The arrays, without a bias where there is none."""
+        return (self.x, self.w) if self.b is None else (self.x, self.w, self.b)
+
+    def run(self) -> Array:
+        """Compute the result."""
+        check_memory(self.operation, self.backend, self.x, ("x", self.x.shape))
+        return run(self.operation, self.backend, *self.operands)
 
 
 class ConvCache(Forward):
     """What `conv_backward` needs to know of a `conv_forward`; to be handed on, not looked into."""
 
 
-def prepare(
-    x: Array,
-    w: Array,
-    b: Array | None,
-    stride: Ints = 1,
-    padding: Padding = 0,
-    dilation: Ints = 1,
-    groups: int = 1,
-    padding_mode: str = "zeros",
-    data_format: str = "channels_first",
-    precision: str = "standard",
-    algorithm: str = "auto",
-) -> ConvCache:
-    """Check the arguments of a forward call, and return the cache that goes with it."""
+class ConvTransposeCache(Forward):
+    """What `conv_transpose_backward` needs to know of a `conv_transpose_forward`; not to be looked into."""
+
+
+def convolution(x: Array, w: Array, b: Array | None, options: Options) -> ConvCache:
+    """Check the arguments of a convolution."""
+    return ConvCache(x, w, b, *_forward(Kind.FORWARD, (x, w, b), options))
+
+
+def transposed(x: Array, w: Array, b: Array | None, options: Options) -> ConvTransposeCache:
+    """Check the arguments of a transposed convolution: the input gradient of the convolution that it is adjoint to."""
+    return ConvTransposeCache(x, w, b, *_forward(Kind.INPUT_GRAD, (x, w, b), options))
+
+
+def _forward(kind: Kind, arrays: tuple[Array, Array, Array | None], options: Options) -> tuple[Backend, Operation]:
+    x, w, b = arrays
     backend, dtype = arguments.arrays(x=x, w=w, b=b)
-    options = (stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
-    call = _call(backend, dtype, x, x.shape, w.shape, ("x", "w"), *options)
+    asked = Asked(kind, dtype.name, transposed=kind == Kind.INPUT_GRAD)
+    step = operation_of(asked, x.shape, w.shape, options)
     if b is not None:
-        arguments.exact_shape("b", tuple(b.shape), (call.geometry.out_channels,))
-    return ConvCache(x, w, b, dtype, call)
+        arguments.exact_shape("b", tuple(b.shape), step.shape(Role.B))
+    return backend, step
 
 
-def _call(
-    backend: Backend,
-    dtype: Dtype,
-    like: Array,
-    x_shape: Any,
-    w_shape: Any,
-    names: tuple[str, str],
-    stride: Ints,
-    padding: Padding,
-    dilation: Ints,
-    groups: int,
-    padding_mode: str,
-    data_format: str,
-    precision: str,
-    algorithm: str,
-) -> Contraction:
-    option("precision", precision, arguments.PRECISIONS)
-    options = (stride, padding, dilation, groups, padding_mode, data_format)
-    geometry, unbatched = _geometry(x_shape, w_shape, names, *options)
-    option("algorithm", algorithm, ("auto", *algorithms()))
-    return Contraction(backend, dtype, geometry, algorithm, unbatched, precision, backend.spare(like))
+def gradient(kind: Kind, dout: Array, other: tuple[str, Array], shape: tuple[str, Any], options: Options) -> Array:
+    """Check the arguments of a gradient, and compute it.
+
+    Parameters
+    ----------
+    kind : Kind
+        The gradient of the input or of the filters.
+    dout : array
+    other : tuple of str and array
+        The name of the other operand, and the operand.
+    shape : tuple of str and tuple of int
+        The name of the argument that is the result's shape, and the argument.
+    options : Options
+    """
+    name, array = other
+    backend, dtype = arguments.arrays(**{"dout": dout, name: array})
+    result = arguments.shape(*shape)
+    if kind == Kind.INPUT_GRAD:
+        step = operation_of(Asked(kind, dtype.name, (shape[0], name)), result, array.shape, options)
+    else:
+        step = operation_of(Asked(kind, dtype.name, (name, shape[0])), array.shape, result, options)
+    arguments.exact_shape("dout", tuple(dout.shape), step.shape(Role.OUT))
+    check_memory(step, backend, dout, (shape[0], result))
+    return run(step, backend, dout, array)
 
 
-def _geometry(x_shape: Any, w_shape: Any, names: tuple[str, str], *options: Any) -> tuple[Geometry, bool]:
-    """Check shapes and options, as `_checked` does; what may be known from an earlier call is."""
-    # Where nothing but its type tells True or 1.0 from 1, as inside of tuples, a cache would not.
-    known = all(type(option) in (int, str) for option in options)
-    return (_known if known else _checked)(tuple(x_shape), tuple(w_shape), names, *options)
+def operation_of(asked: Asked, x_shape: Any, w_shape: Any, options: Options) -> Operation:
+    """Check shapes and options, and return the operation that they ask for.
+
+    Raises
+    ------
+    ConvShapeError, ConvValueError, ConvTypeError
+    """
+    check = _known if options.plain else _checked
+    return check(asked, tuple(x_shape), tuple(w_shape), options)
 
 
-def _checked(
-    x_shape: tuple[int, ...],
-    w_shape: tuple[int, ...],
-    names: tuple[str, str],
-    stride: Ints,
-    padding: Padding,
-    dilation: Ints,
-    groups: int,
-    padding_mode: str,
-    data_format: str,
-) -> tuple[Geometry, bool]:
-    """Check shapes and options; return the geometry, and whether the input is one sample without a batch axis."""
-    mode = option("padding_mode", padding_mode, arguments.PADDING_MODES)
-    batched, channels_last, unbatched = arguments.batched(x_shape, w_shape, names, data_format)
-    options = (stride, padding, dilation, groups, mode, channels_last)
-    return arguments.geometry(batched, w_shape, *options, names), unbatched
+def _checked(asked: Asked, x_shape: Shape, w_shape: Shape, options: Options) -> Operation:
+    arguments.option("precision", options.precision, PRECISIONS)
+    if asked.transposed:
+        geometry, unbatched = checked_geometry.transposed(x_shape, w_shape, options)
+    else:
+        geometry, unbatched = checked_geometry.convolution(x_shape, w_shape, options, asked.names)
+    arguments.option("algorithm", options.algorithm, ("auto", *algorithms()))
+    return Operation(
+        asked.kind,
+        geometry,
+        asked.dtype,
+        asked.dtype,
+        options.precision,
+        options.algorithm,
+        unbatched,
+        Role.X if asked.transposed else Role.OUT,
+        # The adjoint in one operand conjugates the other; see `gradients` for those of a forward call.
+        (False, asked.kind != Kind.FORWARD and not asked.transposed),
+    )
 
 
-_known = lru_cache(maxsize=1024, typed=True)(_checked)
+_known = lru_cache(maxsize=4096)(_checked)
+
+
+def check_memory(step: Operation, backend: Backend, like: Array, argument: tuple[str, Any]) -> None:
+    """Check that the device has memory for the result of a product, and for a padded input where one is made."""
+    geometry = step.geometry
+    shapes = [geometry.shape(step.result)]
+    if geometry.extended is not geometry or step.algorithm == "direct":
+        shapes.append((geometry.batch, geometry.in_channels, *geometry.padded))
+    arguments.memory(backend, like, step.dtype, argument, *shapes)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..backends import Array
 from ..errors import ConvTypeError
-from ..passes.casts import conjugate
 from ..reproducible.magnitudes import remembering
 from ..spec import arguments
-from .call import Forward
+from ..spec.dtypes import KINDS
+from ..spec.operation import Operation, Role, changed
+from . import plan as plans
+from .call import Forward, check_memory
+from .execution import run
 
 
 class ConvGrads(NamedTuple):
@@ -20,23 +23,47 @@ class ConvGrads(NamedTuple):
     db: Array | None
 
 
-def backward(dout: Array, cache: Forward, transposed: bool = False) -> ConvGrads:
+def backward(dout: Array, cache: Forward) -> ConvGrads:
     """Compute all gradients of a call, in the dtypes of what they are gradients of."""
-    x, w, b, call = cache.x, cache.w, cache.b, cache.call
-    backend, common = arguments.arrays(x=x, w=w, b=b, dout=dout)
-    if common.kind == "complex floating" != cache.dtype.kind:
-        raise ConvTypeError(
-            f"dout: got dtype {backend.dtype_name(dout.dtype)}, expected a real one, as the output's is"
-        )
-    arguments.exact_shape("dout", tuple(dout.shape), call.x_shape if transposed else call.out_shape)
-    of_x, of_w = (backend.dtype_name(array.dtype) for array in (x, w))
+    backend, step = cache.backend, cache.operation
+    _, common = arguments.arrays(x=cache.x, w=cache.w, b=cache.b, dout=dout)
+    if (common.kind == "complex floating") != (KINDS[step.dtype] == "complex floating"):
+        name = backend.dtype_name(dout.dtype)
+        raise ConvTypeError(f"dout: got dtype {name}, expected a real one, as the output's is")
+    arguments.exact_shape("dout", tuple(dout.shape), step.shape(step.result))
+    step = changed(step, dtype=common.name)
     with remembering():
-        if transposed:
-            dx = call.apply("forward", common, dout, conjugate(backend, w), made=of_x)
-            dw = call.apply("weight_grad", common, x, dout, made=of_w, conjugated=(True, False))
-        else:
-            call.room(common, x, "x", x.shape, "x")
-            dx = call.apply("input_grad", common, dout, w, made=of_x, conjugated=(False, True))
-            dw = call.apply("weight_grad", common, dout, x, made=of_w, conjugated=(False, True))
-        db = None if b is None else call.apply("channel_sum", common, dout, made=backend.dtype_name(b.dtype))
-    return ConvGrads(dx, dw, db)
+        grads: list[Array | None] = [None, None, None]
+        for place, operand in enumerate(cache.operands):
+            name = backend.dtype_name(operand.dtype)
+            own, *operands = adjoint(step, place, name, dout, cache.operands)
+            if own.result == Role.X:
+                check_memory(own, backend, cache.x, ("x", cache.x.shape))
+            grads[place] = run(own, backend, *operands)
+    return ConvGrads(*grads)
+
+
+def plans_of(cache: Forward) -> dict[str, plans.Plan]:
+    """Return the plans of the products of a call and its gradients: those of "out", "dx" and "dw"."""
+    backend, step = cache.backend, cache.operation
+    steps = {"out": (step, cache.x.dtype, cache.w.dtype)}
+    # The gradient of the output has the output's dtype.
+    dtype = backend.dtype(step.dtype)
+    for place, name in enumerate(("dx", "dw")):
+        operand = backend.dtype_name(cache.operands[place].dtype)
+        steps[name] = adjoint(step, place, operand, dtype, (cache.x.dtype, cache.w.dtype))
+    return {name: plans.of_dtypes(own, backend, (one, other), cache.x) for name, (own, one, other) in steps.items()}
+
+
+def adjoint(
+    step: Operation, place: int, dtype: str, dout: Any, operands: tuple[Any, ...]
+) -> tuple[Operation, *tuple[Any, ...]]:
+    """Return the operation that is the gradient of the operand in that `place`, and its operands.
+
+    Of complex numbers it is the adjoint, by PyTorch's convention: the other operand is conjugated.
+    """
+    gradient, *arrays = step.gradient(place, dtype, dout, operands)
+    if gradient.is_product:
+        conjugated = tuple(role != step.result for role in gradient.kind.operands)
+        gradient = changed(gradient, conjugated=conjugated)
+    return gradient, *arrays

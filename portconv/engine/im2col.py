@@ -1,4 +1,4 @@
-"""Windows copied and added up tap by tap of the kernel: what `unfold` and `fold` do with checked arguments."""
+"""Windows, copied into columns and added up from them, tap by tap of the kernel."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from typing import Any, NamedTuple
 
 from ..backends import Array, Backend, Workspace
 from ..passes.casts import summable
-from ..spec.dtypes import Dtype
+from ..spec.dtypes import named
 from ..spec.geometry import Geometry
+from ..spec.operation import Operation
 from ..spec.ranges import ALL, Index, cut, edges
 
 OPERATIONS = 16
 """Operations of a product that take as long as copying an element."""
 
 
-def unfold(backend: Backend, geometry: Geometry, dtype: Dtype, x: Array) -> Array:
-    """Copy the windows of a batch into columns (N, C * prod(K), L), in `dtype`."""
+def unfold(operation: Operation, backend: Backend, x: Array) -> Array:
+    """Copy the windows of a batch into columns (N, C * prod(K), L)."""
+    geometry = operation.geometry
     taps = tuple(_taps(geometry))
 
     def compute(block: Index, target: Array, workspace: Workspace) -> Array:
@@ -29,17 +31,18 @@ def unfold(backend: Backend, geometry: Geometry, dtype: Dtype, x: Array) -> Arra
         return target
 
     with backend.during_call(x, "standard"):
-        x = backend.astype(x, dtype.dtype)
-        made = backend.empty((*geometry.x_shape[:2], *geometry.kernel, *geometry.out), like=x)
+        x = backend.astype(x, backend.dtype(operation.dtype))
+        columns = backend.empty((*geometry.x_shape[:2], *geometry.kernel, *geometry.out), like=x)
         blocks = _blocks(geometry, backend)
-        made = backend.fill(made, blocks, compute, len(blocks))
-        return backend.xp.reshape(made, (geometry.batch, geometry.in_channels * geometry.taps, geometry.positions))
+        columns = backend.fill(columns, blocks, compute, len(blocks))
+        return backend.xp.reshape(columns, operation.shape(operation.result))
 
 
-def fold(backend: Backend, geometry: Geometry, dtype: Dtype, columns: Array) -> Array:
-    """Add columns up to the cells that they are windows of, (N, C, *S), in `dtype`."""
+def fold(operation: Operation, backend: Backend, columns: Array) -> Array:
+    """Add columns up to the cells that they are windows of, (N, C, *S)."""
+    geometry, dtype = operation.geometry, named(backend, operation.dtype)
     taps = tuple(_taps(geometry))
-    xp, result = backend.xp, geometry.x_shape
+    xp, shape = backend.xp, geometry.x_shape
 
     def compute(block: Index, target: Array, workspace: Workspace) -> Array:
         target = backend.zeroed(target)
@@ -51,8 +54,8 @@ def fold(backend: Backend, geometry: Geometry, dtype: Dtype, columns: Array) -> 
 
     with backend.during_call(columns, "standard"):
         wide = summable(backend, dtype)
-        cells = xp.reshape(columns, (*result[:2], *geometry.kernel, *geometry.out))
-        out = xp.empty(result, dtype=wide, device=backend.device_of(columns))
+        cells = xp.reshape(columns, (*shape[:2], *geometry.kernel, *geometry.out))
+        out = xp.empty(shape, dtype=wide, device=backend.device_of(columns))
         blocks = _blocks(geometry, backend)
         out = backend.fill(out, blocks, compute, len(blocks))
         return backend.astype(out, dtype.dtype)

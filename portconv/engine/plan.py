@@ -1,57 +1,231 @@
-"""How a product is computed: what memory it takes, and into which parts it is cut."""
+"""How a product is computed, decided before an array is looked at and remembered.
+
+What computes a product, what explains it and what bounds its error read the same plan: `of` makes it.
+"""
 
 from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Any, NamedTuple
 
-from ..backends import Backend
-from ..passes.casts import computed_in
-from ..passes.partition import Copies
-from ..spec.dtypes import HALVES, Dtype
+from .. import limits
+from ..algorithms.choice import SLICED, Choice, Explanation, choose, explanation
+from ..backends import Array, Backend
+from ..errors import ConvValueError
+from ..passes.arithmetic import Arithmetic
+from ..passes.padding import overlap
+from ..passes.partition import Copies, Part, parts, whole
+from ..reproducible.slicing import in_slices, slots
+from ..spec.dtypes import HALVES, KINDS, Dtype, named
 from ..spec.geometry import Geometry
+from ..spec.operation import Kind, Operation, Role, changed
+
+SLICES = 4
+"""How many times as much memory a reproducible call may take: its operands are several, in float64."""
+
+
+class Plan(NamedTuple):
+    """How one of the three products is computed on arrays of a backend.
+
+    Attributes
+    ----------
+    operation : Operation
+    backend : Backend
+    arithmetic : Arithmetic
+    dtypes : tuple
+        The dtypes of the operands.
+    copies : Copies
+        The bytes that the whole product takes for copies of its operands and its result.
+    workspace : int
+        The bytes of workspace that an algorithm may take, a thread.
+    limited : bool
+        Whether the user has set a limit, which nothing may exceed.
+    parts : tuple of (Part, Choice)
+        What the product is cut into, and the algorithm that serves each part.
+    """
+
+    operation: Operation
+    backend: Backend
+    arithmetic: Arithmetic
+    dtypes: tuple[Any, Any]
+    copies: Copies
+    workspace: int
+    limited: bool
+    parts: tuple[tuple[Part, Choice], ...] = ()
+
+    @property
+    def exact(self) -> bool:
+        """Whether the product is made of slices, so that its bits are the same everywhere; integers need none."""
+        return is_exact(self.operation)
+
+    @property
+    def precision(self) -> str:
+        """The precision that the library is held to."""
+        return held_precision(self.operation)
+
+    @property
+    def largest(self) -> tuple[Part, Choice]:
+        """The part with the most work, and its algorithm."""
+        return max(self.parts, key=lambda planned: planned[0].geometry.operations)
+
+    @property
+    def algorithm(self) -> str:
+        """The name of the algorithm that computes the largest part."""
+        return name_of(self.largest[1])
+
+    @property
+    def algorithms(self) -> frozenset[str]:
+        """The names of the algorithms of all parts."""
+        return frozenset(name_of(choice) for _, choice in self.parts)
+
+    def asked(self, geometry: Geometry) -> tuple[Geometry, Dtype]:
+        """Return the convolution that an algorithm computes for a part, and the dtype that it computes in."""
+        if not self.exact:
+            return geometry.extended, self.arithmetic.computed_in(self.backend)
+        kind, dtype = self.operation.kind, self.operation.dtype
+        return in_slices(geometry, slots(self.backend, geometry, kind, dtype)).extended, self.sliced
+
+    @property
+    def sliced(self) -> Dtype:
+        """The dtype that slices are multiplied in."""
+        return Dtype(self.backend.dtype("float64"), self.operation.dtype, SLICED)
+
+    def choose(self, geometry: Geometry, dtype: Dtype) -> Choice:
+        """Choose the algorithm for a convolution that is computed in that dtype."""
+        kind, name = self.operation.kind, self.operation.algorithm
+        return choose(name, geometry, self.backend, dtype, kind, self.workspace, self.limited)
+
+    def choose_for_slices(self, geometry: Geometry) -> Choice:
+        """Choose the algorithm for a convolution of slices."""
+        return self.choose(geometry, self.sliced)
+
+    def explain(self) -> Explanation:
+        """Say which algorithm computes the largest part, in what blocks and memory, and what the others would cost."""
+        part, choice = self.largest
+        copies = _copies(changed(self.operation, geometry=part.geometry), self.backend, self.arithmetic, self.dtypes)
+        size = copies.bytes(part.geometry, cut=len(self.parts) > 1)
+        if self.exact:
+            size += limits.aside(self.backend.block_bytes, limits.workspace())
+        return explanation(choice, *self.asked(part.geometry), self.backend, size)
+
+
+def of(operation: Operation, backend: Backend, a: Array, b: Array) -> Plan:
+    """Return the plan of a product, for operands with the dtypes and on the device of `a` and `b`.
+
+    Raises
+    ------
+    ConvValueError
+        If the algorithm that was asked for cannot serve, or nothing can do with as little memory as the limit leaves.
+    """
+    return of_dtypes(operation, backend, (a.dtype, b.dtype), a)
+
+
+def of_dtypes(operation: Operation, backend: Backend, dtypes: tuple[Any, Any], like: Array) -> Plan:
+    """Return the plan of a product, for operands of these dtypes on the device of `like`."""
+    return _planned(operation, backend, dtypes, limits.workspace(), backend.default_workspace(like))
+
+
+def name_of(choice: Choice) -> str:
+    """Return the name of the algorithm of a choice."""
+    return choice.algorithm.__name__.rpartition(".")[2]
+
+
+def is_exact(operation: Operation) -> bool:
+    """Return whether an operation is reproducible by slices: integers are exact as they are."""
+    return operation.precision == "reproducible" and KINDS[operation.dtype] != "integral"
+
+
+def held_precision(operation: Operation) -> str:
+    """Return the precision that the library is held to: integers stay exact, whatever floating point may do."""
+    return "standard" if KINDS[operation.dtype] == "integral" else operation.precision
 
 
 @lru_cache(maxsize=1024)
-def copies(
-    backend: Backend,
-    dtype: Dtype,
-    geometry: Geometry,
-    purpose: str,
-    a: object,
-    b: object,
-    slices: bool = True,
-    exact: int = 0,
-) -> Copies:
-    """Count the bytes of copies that a product makes before and after an algorithm works on it.
+def _planned(operation: Operation, backend: Backend, dtypes: tuple[Any, Any], limit: int | None, default: int) -> Plan:
+    geometry = operation.geometry
+    # The readable truth multiplies integers as they are.
+    arithmetic = Arithmetic(named(backend, operation.dtype), _terms(operation), slices=operation.algorithm != "direct")
+    copies = _copies(operation, backend, arithmetic, dtypes)
+    bare = Plan(operation, backend, arithmetic, dtypes, copies, 0, limit is not None)
 
-    `a` and `b` are the dtypes of its operands, in the order of `compute`; `exact` is how many products of slices it is
-    made of where it is reproducible.
-    """
-    wide = backend.bits(computed_in(backend, dtype, slices).dtype) // 8
-    own = backend.bits(dtype.dtype) // 8
-    if exact:
-        # In slices, in float64, as are their products.
-        operands, result, wide = [8 * exact] * 2, 8 * exact, 8 * exact
-    elif dtype.kind == "integral" and slices:
-        # As it was given, in slices as they are cut, of at least 8 bits each, and as they are multiplied.
-        most = -(-(8 * own + 1) // 8)
-        operands, result = [own + most * (wide + 2 * own)] * 2, 3 * wide + 3 * own
-    elif dtype.kind == "integral":
-        operands, result = [own] * 2, own
-    else:
-        computed = computed_in(backend, dtype).dtype
-        conjugates = dtype.kind == "complex floating" and purpose != "forward"
-        operands = [wide if conjugates or backend.native(given) != computed else 0 for given in (a, b)]
-        result = wide if dtype.name in HALVES else 0
-    shapes = {"x": geometry.x_shape[1:], "w": geometry.w_shape, "out": geometry.out_shape[1:]}
-    names = {"forward": ("x", "w", "out"), "input_grad": ("out", "w", "x"), "weight_grad": ("out", "x", "w")}[purpose]
-    sizes = {name: math.prod(shapes[name]) * size for name, size in zip(names, (*operands, result), strict=True)}
-    sample = sizes["x"] + sizes["out"]
-    if geometry.extended is not geometry:
-        sample += geometry.in_channels * math.prod(geometry.padded) * max(wide, own)
-    # A part's own result, before it is put where it belongs; of filters, what it is added to as well.
-    results = {"forward": math.prod(shapes["out"]) * own, "input_grad": math.prod(shapes["x"]) * own}
-    return Copies(
-        sample, sizes["w"], results.get(purpose, 0), 0 if purpose in results else 2 * math.prod(shapes["w"]) * wide
+    def workspace(limit: int | None) -> int:
+        return _workspace(bare, limit or default * (SLICES if bare.exact else 1), limit)
+
+    cut = parts(geometry, operation.kind, copies, workspace(limit))
+    if cut is None and limit is not None:
+        least = _least(lambda more: parts(geometry, operation.kind, copies, workspace(more)) is not None, limit)
+        raise ConvValueError(
+            f"workspace_limit: got {limit} bytes, expected at least {least}, for copies of a sample, or of some rows "
+            "of one, and of some filters, and as much again"
+        )
+    plan = bare._replace(workspace=workspace(limit))
+    return plan._replace(
+        parts=tuple((part, plan.choose(*plan.asked(part.geometry))) for part in cut or (whole(geometry),))
     )
+
+
+def _workspace(plan: Plan, most: int, limit: int | None) -> int:
+    """Return the bytes for copies, where there are any, and as many for an algorithm's workspaces."""
+    most -= limits.aside(plan.backend.block_bytes, limit) if plan.operation.precision == "reproducible" else 0
+    return most // 2 if plan.copies else most
+
+
+def _terms(operation: Operation) -> int:
+    """Return how many products of elements are added up to one element of a result, at most."""
+    geometry = operation.geometry
+    if operation.kind == Kind.FORWARD:
+        return geometry.group_in * geometry.taps
+    if operation.kind == Kind.INPUT_GRAD:
+        return geometry.group_out * geometry.taps * overlap(geometry)
+    return geometry.batch * geometry.positions
+
+
+def _copies(operation: Operation, backend: Backend, arithmetic: Arithmetic, dtypes: tuple[Any, Any]) -> Copies:
+    """Count the bytes of copies that a product makes before and after an algorithm works on it."""
+    kind, geometry = operation.kind, operation.geometry
+    size = backend.bits(arithmetic.dtype.dtype) // 8
+    operands, result, wide = _copied(operation, backend, arithmetic, dtypes)
+    elements = {role: math.prod(geometry.shape(role)[role != Role.W :]) for role in (Role.X, Role.W, Role.OUT)}
+    copied = dict(zip(kind.operands, operands, strict=True)) | {kind.result: result}
+    sample = sum(elements[role] * copied[role] for role in (Role.X, Role.OUT))
+    if geometry.extended is not geometry:
+        sample += geometry.in_channels * math.prod(geometry.padded) * max(wide, size)
+    filters = elements[Role.W] * copied[Role.W]
+    # A part's own result, before it is put where it belongs; of filters, what it is added to as well.
+    if kind == Kind.WEIGHT_GRAD:
+        return Copies(sample, filters, 0, 2 * elements[Role.W] * wide)
+    return Copies(sample, filters, elements[kind.result] * size, 0)
+
+
+def _copied(
+    operation: Operation, backend: Backend, arithmetic: Arithmetic, dtypes: tuple[Any, Any]
+) -> tuple[list[int], int, int]:
+    """Return the bytes of copies for each element of the operands and of the result, and of one as it is computed."""
+    dtype, computed = arithmetic.dtype, arithmetic.computed_in(backend).dtype
+    size, wide = backend.bits(dtype.dtype) // 8, backend.bits(computed) // 8
+    if is_exact(operation):
+        # Slices and their products are in float64.
+        number = 8 * slots(backend, operation.geometry, operation.kind, operation.dtype)
+        return [number] * 2, number, number
+    if dtype.kind != "integral":
+        conjugates = (dtype.kind == "complex floating" and each for each in operation.conjugated)
+        both = zip(conjugates, dtypes, strict=True)
+        operands = [wide if copied or backend.native(given) != computed else 0 for copied, given in both]
+        return operands, wide if dtype.name in HALVES else 0, wide
+    if not arithmetic.slices:
+        return [size] * 2, size, wide
+    # An integer as it was given, its slices as they are cut, of at least 8 bits each, and as they are multiplied.
+    most = -(-(8 * size + 1) // 8)
+    return [size + most * (wide + 2 * size)] * 2, 3 * wide + 3 * size, wide
+
+
+def _least(enough: Any, limit: int) -> int:
+    """Return the smallest limit beyond `limit` that is enough."""
+    low, high = limit, 2 * limit
+    while not enough(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high

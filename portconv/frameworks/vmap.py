@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..backends import Array, Backend
-from ..engine.execution import MAKES, ROLES, Operation
+from ..spec.operation import Kind, Operation, Role
 
 FOLDS = {
     frozenset(("x", "out")): ("batch",),
@@ -25,25 +25,25 @@ FOLDS = {
 
 
 def mapped(
-    backend: Backend,
     operation: Operation,
+    backend: Backend,
     operands: Sequence[Array],
     axes: Sequence[int | None],
-    stage: Callable[..., Array],
+    run: Callable[..., Array],
 ) -> Array:
     """Compute many operations as one.
 
     Parameters
     ----------
-    backend : Backend
     operation : Operation
         What each of them computes.
+    backend : Backend
     operands : sequence of array
         With an axis more where they are mapped.
     axes : sequence of int or None
         Which axis of each that is; None where all share it.
-    stage : callable
-        Takes an operation and its operands, and computes it.
+    run : callable
+        Computes an operation, of a backend and its operands.
 
     Returns
     -------
@@ -53,14 +53,16 @@ def mapped(
     xp = backend.xp
     count = next(array.shape[axis] for array, axis in zip(operands, axes, strict=True) if axis is not None)
     first = [_first(xp, array, axis) for array, axis in zip(operands, axes, strict=True)]
-    if operation.purpose == "bound":  # which is of a call by itself: the larger one may be computed in another way
+    if (
+        operation.kind == Kind.ERROR_BOUND
+    ):  # which is of a call by itself: the larger one may be computed in another way
         each = (
             [array if axis is None else array[i, ...] for array, axis in zip(first, axes, strict=True)]
             for i in range(count)
         )
-        return xp.stack([stage(operation, *own) for own in each])
-    grown, larger, restore = (_Bilinear if operation.bilinear else _Linear)(backend, operation, count).of(first, axes)
-    return restore(stage(grown, *larger))
+        return xp.stack([run(operation, backend, *own) for own in each])
+    grown, larger, restore = (_Bilinear if operation.is_product else _Linear)(backend, operation, count).of(first, axes)
+    return restore(run(grown, backend, *larger))
 
 
 def _first(xp: Any, array: Array, axis: int | None) -> Array:
@@ -127,9 +129,9 @@ class _Bilinear(_Folded):
     def of(
         self, operands: list[Array], axes: Sequence[int | None]
     ) -> tuple[Operation, list[Array], Callable[[Array], Array]]:
-        purpose, groups = self.operation.purpose, self.geometry.groups
-        roles = ROLES[purpose]
-        have = {MAKES[purpose], *(role for role, axis in zip(roles, axes, strict=False) if axis is not None)}
+        kind, groups = self.operation.kind, self.geometry.groups
+        roles = kind.operands
+        have = {kind.result, *(role for role, axis in zip(roles, axes, strict=False) if axis is not None)}
         if len(operands) > 2 and axes[2] is not None:
             have.add("w")  # samples that have each a bias of their own have each filters of their own
         grows = FOLDS[frozenset(have)]
@@ -146,7 +148,7 @@ class _Bilinear(_Folded):
             made.append(array)
 
         def restore(array: Array) -> Array:
-            if MAKES[purpose] == "w":
+            if kind.result == Role.W:
                 return self.restored(array, grows)
             return self.given(self.from_channels(array, groups) if channels else self.from_samples(array))
 
@@ -185,11 +187,11 @@ class _Linear(_Folded):
         self, operands: list[Array], axes: Sequence[int | None]
     ) -> tuple[Operation, list[Array], Callable[[Array], Array]]:
         (array,) = operands
-        purpose = self.operation.purpose
-        if purpose in ("unfold", "fold"):
+        kind = self.operation.kind
+        if kind in (Kind.UNFOLD, Kind.FOLD):
             return self.grown(("batch",)), [self.into_samples(array)], self.from_samples
         grown = self.grown(("in_channels", "out_channels", "groups"))
-        if purpose == "channel_sum":
+        if kind == Kind.CHANNEL_SUM:
             cells = self.into_channels(self.seen(array, 1), 1)
             return grown, [cells], lambda sums: self.xp.reshape(sums, (self.count, -1))
         return (

@@ -14,7 +14,9 @@ from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
+from ..backends import Array, Backend
 from ..spec.geometry import Geometry
+from ..spec.operation import Kind, Role
 from ..spec.ranges import ALL, Range, pieces
 
 Index = tuple[slice, ...]
@@ -44,6 +46,15 @@ class Part(NamedTuple):
     of_x: Index
     of_w: Index
     of_out: Index
+
+    def at(self, role: Role) -> Index:
+        """Return where the part lies in the array of a role."""
+        return {Role.X: self.of_x, Role.W: self.of_w, Role.OUT: self.of_out}[role]
+
+    def operands(self, kind: Kind, operands: tuple[Array, ...]) -> tuple[Array, ...]:
+        """Cut the part out of the operands of a product; of a bias, the channels that the part makes."""
+        arrays = tuple(array[(*self.at(role), ...)] for role, array in zip(kind.operands, operands, strict=False))
+        return *arrays, *(bias[self.at(kind.result)[1]] for bias in operands[2:])
 
 
 def whole(geometry: Geometry) -> Part:
@@ -145,3 +156,14 @@ def _cut(part: Part, cells: Range, rows: Range, before: int, after: int) -> Part
     )
     assert own.out[0] == rows[1] - rows[0]
     return Part(own, (*part.of_x, slice(*cells)), part.of_w, (*part.of_out, slice(*rows)))
+
+
+def place(backend: Backend, result: Array, at: Index, value: Array, begun: set[tuple[int, ...]]) -> Array:
+    """Put the value of a part where it belongs in a result; parts that belong in the same place are added up.
+
+    `begun` holds the places that have a value, and gains this one.
+    """
+    start = tuple(side.start or 0 for side in at)
+    put = backend.add if start in begun else backend.write
+    begun.add(start)
+    return put(result, (*at, ...), value)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import operator
-import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -16,16 +15,9 @@ from .. import backends
 from ..backends import Array, Backend
 from ..errors import BackendError, ConvShapeError, ConvTypeError, ConvValueError, in_a_line
 from .dtypes import KINDS, Dtype
-from .geometry import Geometry
 
-Ints = int | Sequence[int]
-Padding = str | int | Sequence[int] | Sequence[tuple[int, int]]
-
-NAMED_PADDINGS = ("valid", "full", "same", "same_lower")
-PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
-DATA_FORMATS = ("channels_first", "channels_last")
-PRECISIONS = ("standard", "fast", "reproducible")
 LITTLE_BYTES = 1 << 26
+"""Arrays of up to 64 MiB are not worth asking the device whether it has room for them."""
 
 
 def integer(name: str, value: Any, least: int | None = None) -> int:
@@ -70,219 +62,18 @@ def shape(name: str, value: Any) -> tuple[int, ...]:
     return tuple(operator.index(size) for size in value)
 
 
-def _pairs(padding: Any, dims: int) -> tuple[tuple[int, int], ...]:
-    """Check a padding that is no string, as one (before, after) pair per dimension."""
-    if isinstance(padding, (tuple, list)) and any(isinstance(entry, (tuple, list)) for entry in padding):
-        if len(padding) != dims:
-            raise ConvValueError(
-                f"padding: got {len(padding)} pairs in {padding!r}, expected {dims}, one per dimension"
-            )
-        pairs = []
-        for i, entry in enumerate(padding):
-            if not isinstance(entry, (tuple, list)):
-                raise ConvTypeError(f"padding[{i}]: got {entry!r}, expected a pair (before, after), as beside it")
-            if len(entry) != 2:
-                raise ConvValueError(f"padding[{i}]: got {entry!r}, expected a pair (before, after)")
-            before, after = (integer(f"padding[{i}][{j}]", side, 0) for j, side in enumerate(entry))
-            pairs.append((before, after))
-        return tuple(pairs)
-    return tuple((side, side) for side in per_dimension("padding", padding, dims, 0))
+def memory(backend: Backend, like: Array, dtype: str, argument: tuple[str, Any], *shapes: tuple[int, ...]) -> None:
+    """Check that the device of `like` has memory for arrays of these shapes and that dtype.
 
-
-def _named_pair(name: str, size: int, extent: int, stride: int) -> tuple[int, int]:
-    """Work out one dimension of a padding given by name."""
-    if name == "valid":
-        return 0, 0
-    if name == "full":
-        return extent - 1, extent - 1
-    total = max((-(-size // stride) - 1) * stride + extent - size, 0)
-    less, more = total // 2, total - total // 2
-    return (less, more) if name == "same" else (more, less)
-
-
-def geometry(
-    x_shape: tuple[int, ...],
-    w_shape: tuple[int, ...],
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    groups: Any,
-    mode: str = "zeros",
-    channels_last: bool = False,
-    names: tuple[str, str] = ("x", "w"),
-) -> Geometry:
-    """Check shapes and options together, and compute the geometry of a batched call; `x_shape` is channels first.
-
-    `names` are those of the arguments that the shapes come from.
+    `argument` is the name and the shape of the argument that a call makes them for.
     """
-    dims = len(w_shape) - 2
-    strides = per_dimension("stride", stride, dims, 1)
-    dilations = per_dimension("dilation", dilation, dims, 1)
-    group_count = integer("groups", groups, 1)
-    pads = option("padding", padding, NAMED_PADDINGS) if isinstance(padding, str) else _pairs(padding, dims)
-    return _geometry(x_shape, w_shape, strides, pads, dilations, group_count, mode, channels_last, names)
-
-
-@lru_cache(maxsize=1024)
-def _geometry(
-    x_shape: tuple[int, ...],
-    w_shape: tuple[int, ...],
-    strides: tuple[int, ...],
-    pads: str | tuple[tuple[int, int], ...],
-    dilations: tuple[int, ...],
-    groups: int,
-    mode: str,
-    channels_last: bool,
-    names: tuple[str, str],
-) -> Geometry:
-    batch, channels, *size = x_shape
-    filters, group_channels, *kernel = w_shape
-    x_name, w_name = names
-    _not_empty(w_shape, w_name)
-    if channels < 1:
-        raise ConvShapeError(f"{x_name}: got {channels} channels in shape {x_shape}, expected at least 1")
-    if channels % groups or filters % groups:
-        raise ConvValueError(
-            f"groups: got {groups}, expected a divisor of x's {channels} channels and of w's {filters} filters"
-        )
-    if channels != group_channels * groups:
-        raise ConvShapeError(
-            f"{w_name}: got shape {w_shape}, for {group_channels * groups} input channels in {groups} group(s), "
-            f"expected {channels // groups} in its second place, for x of shape {x_shape}"
-        )
-    extents = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True))
-    if isinstance(pads, str):
-        pads = tuple(_named_pair(pads, s, e, t) for s, e, t in zip(size, extents, strides, strict=True))
-    befores, afters = zip(*pads, strict=True)
-    found = Geometry(
-        batch,
-        channels,
-        filters,
-        groups,
-        tuple(size),
-        tuple(kernel),
-        strides,
-        dilations,
-        befores,
-        afters,
-        mode,
-        channels_last,
-    )
-    for dim, (padded, extent) in enumerate(zip(found.padded, found.extent, strict=True)):
-        if padded < extent:
+    for shape in shapes:
+        needed = math.prod(shape) * backend.bits(backend.dtype(dtype)) // 8
+        if needed > LITTLE_BYTES and needed > (available := backend.memory(like)):
+            name, given = argument
             raise ConvShapeError(
-                f"{w_name}: got a kernel of {kernel[dim]} in spatial dimension {dim}, {extent} cells with its dilation "
-                f"of {dilations[dim]}, expected at most the {padded} cells of the padded input"
-            )
-        if mode != "zeros" and size[dim] == 0 and padded:
-            raise ConvShapeError(
-                f"{x_name}: got no cell in spatial dimension {dim} of shape {x_shape}, "
-                f"expected at least one for padding_mode {mode!r} to fill the padding from"
-            )
-    _addressable(found, x_name, x_shape, f"padded to {found.padded}, ", found.out_shape)
-    return found
-
-
-def transposed(
-    x_shape: tuple[int, ...],
-    w_shape: tuple[int, ...],
-    stride: Any,
-    padding: Any,
-    output_padding: Any,
-    dilation: Any,
-    groups: Any,
-    channels_last: bool,
-) -> Geometry:
-    """Check shapes and options of a transposed convolution; return the geometry of the convolution it is adjoint to.
-
-    The input of that convolution is the output here; `output_padding` adds cells to it where padding took them away,
-    and beyond that cells which no window reads.
-    """
-    dims = len(w_shape) - 2
-    strides = per_dimension("stride", stride, dims, 1)
-    dilations = per_dimension("dilation", dilation, dims, 1)
-    more = per_dimension("output_padding", output_padding, dims, 0)
-    for dim, (extra, step, gap) in enumerate(zip(more, strides, dilations, strict=True)):
-        if extra >= max(step, gap):
-            raise ConvValueError(
-                f"output_padding: got {output_padding!r}, expected less than the larger of stride {step} and dilation "
-                f"{gap} in spatial dimension {dim}"
-            )
-    return _transposed(
-        x_shape, w_shape, strides, _pairs(padding, dims), more, dilations, integer("groups", groups, 1), channels_last
-    )
-
-
-@lru_cache(maxsize=1024)
-def _transposed(
-    x_shape: tuple[int, ...],
-    w_shape: tuple[int, ...],
-    strides: tuple[int, ...],
-    pads: tuple[tuple[int, int], ...],
-    more: tuple[int, ...],
-    dilations: tuple[int, ...],
-    groups: int,
-    channels_last: bool,
-) -> Geometry:
-    batch, channels, *size = x_shape
-    filters, group_channels, *kernel = w_shape
-    _not_empty(w_shape, "w")
-    if channels != filters:
-        raise ConvShapeError(
-            f"w: got shape {w_shape}, for {filters} input channels, expected {channels} in its first place, "
-            f"for x of shape {x_shape}"
-        )
-    if channels % groups:
-        raise ConvValueError(f"groups: got {groups}, expected a divisor of x's {channels} channels")
-    if min(size) < 1:
-        raise ConvShapeError(f"x: got shape {x_shape}, expected at least one cell along each spatial dimension")
-    befores, afters = zip(*pads, strict=True)
-    sides = zip(size, strides, befores, afters, dilations, kernel, more, strict=True)
-    out = tuple((s - 1) * step - lo - hi + d * (k - 1) + extra + 1 for s, step, lo, hi, d, k, extra in sides)
-    if min(out) < 1:
-        raise ConvShapeError(
-            f"x: got shape {x_shape} with a padding of {pads}, expected one that leaves an output of at least one "
-            f"cell along each spatial dimension; it would be {out}"
-        )
-    ends = tuple(hi - extra for hi, extra in zip(afters, more, strict=True))
-    found = Geometry(
-        batch,
-        group_channels * groups,
-        channels,
-        groups,
-        out,
-        tuple(kernel),
-        strides,
-        dilations,
-        befores,
-        ends,
-        channels_last=channels_last,
-    )
-    _addressable(found, "x", x_shape, "", found.x_shape)
-    return found
-
-
-def _not_empty(w_shape: tuple[int, ...], name: str) -> None:
-    if min(w_shape) < 1:
-        raise ConvShapeError(f"{name}: got shape {w_shape}, expected at least one filter, channel and kernel cell")
-
-
-def _addressable(found: Geometry, name: str, x_shape: tuple[int, ...], how: str, result: tuple[int, ...]) -> None:
-    if max(2 * found.operations, *found.padded, *found.size) > sys.maxsize:
-        raise ConvShapeError(
-            f"{name}: got shape {x_shape}, {how}expected an output that can be addressed; it would be {result}"
-        )
-
-
-def room(backend: Backend, like: Array, dtype: Dtype, name: str, got: tuple[int, ...], *made: tuple[int, ...]) -> None:
-    """Check that the device has the memory for each array that a call is to make for an argument of shape `got`."""
-    for shape in made:
-        needed = math.prod(shape) * backend.bits(dtype.dtype) // 8
-        # Small needs are not worth asking the device.
-        if needed > LITTLE_BYTES and needed > (memory := backend.memory(like)):
-            raise ConvShapeError(
-                f"{name}: got shape {got}, for which an array of shape {shape} and {needed} bytes would be made, "
-                f"expected what fits in the {memory} bytes of memory that the device has"
+                f"{name}: got shape {tuple(given)}, for which an array of shape {shape} and {needed} bytes would be "
+                f"made, expected what fits in the {available} bytes of memory that the device has"
             )
 
 
@@ -302,9 +93,7 @@ def arrays(**named: Array) -> tuple[Backend, Dtype]:
             raise ConvTypeError(f"{name}: {error}") from None
         objection = own.objection(array)
         if objection is not None:
-            raise ConvTypeError(f"{name}: {objection}")
-        if own.staged and (unsized := own.unsized(array)) is not None:
-            raise ConvShapeError(f"{name}: {unsized}")
+            raise type(objection)(f"{name}: {objection}")
         if backend is None:
             first_name, first, backend = name, array, own
         elif own is not backend:
@@ -348,30 +137,6 @@ def _common(backend: Backend, dtypes: tuple[tuple[str, Any], ...]) -> Dtype:
             f"{dtypes[-1][0]}: got dtypes {names}, expected ones with a common dtype of their kind{why}"
         )
     return Dtype(common, own, KINDS[own])
-
-
-def batched(
-    x_shape: tuple[int, ...], w_shape: tuple[int, ...], names: tuple[str, str], data_format: Any
-) -> tuple[tuple[int, ...], bool, bool]:
-    """Check the numbers of dimensions; return the shape of `x` with a batch axis and channels first.
-
-    And whether the channels are last, and whether `x` is one sample without a batch axis.
-    """
-    channels_last = option("data_format", data_format, DATA_FORMATS) == "channels_last"
-    dims = len(w_shape) - 2
-    x_name, w_name = names
-    if dims < 1:
-        raise ConvShapeError(f"{w_name}: got shape {w_shape}, expected (filters, channels / groups, *kernel)")
-    if len(x_shape) not in (dims + 1, dims + 2):
-        raise ConvShapeError(
-            f"{x_name}: got {len(x_shape)} dimensions in shape {x_shape}, expected {dims + 2}, or {dims + 1} for one "
-            f"sample without a batch axis, to go with {w_name} of shape {w_shape}"
-        )
-    unbatched = len(x_shape) == dims + 1
-    batch, *rest = (1, *x_shape) if unbatched else x_shape
-    if channels_last:
-        rest = [rest[-1], *rest[:-1]]
-    return (batch, *rest), channels_last, unbatched
 
 
 def exact_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:

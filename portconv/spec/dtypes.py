@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+from ..backends import Backend
+
 KINDS = {
     **dict.fromkeys(("float16", "bfloat16", "float32", "float64"), "real floating"),
     **dict.fromkeys(("complex64", "complex128"), "complex floating"),
@@ -35,6 +37,11 @@ class Dtype(NamedTuple):
     dtype: Any
     name: str
     kind: str
+
+
+def named(backend: Backend, name: str) -> Dtype:
+    """Return the dtype of a backend that has a name."""
+    return Dtype(backend.dtype(name), name, KINDS[name])
 
 
 def real(dtype: str) -> str:

@@ -132,6 +132,18 @@ class Operation:
         }
         return RESULTS.get(self.kind) or others[self.kind]
 
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """The roles of the operands, without that of a bias."""
+        others = {
+            Kind.CHANNEL_SUM: (self.bias_role,),
+            Kind.SPREAD: (Role.B,),
+            Kind.UNFOLD: (Role.X,),
+            Kind.FOLD: (Role.COLUMNS,),
+            Kind.ERROR_BOUND: OPERANDS[Kind.FORWARD],
+        }
+        return OPERANDS.get(self.kind) or others[self.kind]
+
     def shape(self, role: Role) -> Shape:
         """Return the shape of the array of a role, as the caller has it."""
         geometry = self.geometry

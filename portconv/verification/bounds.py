@@ -28,10 +28,11 @@ import numpy as np
 from .. import backends
 from ..algorithms import fft, winograd
 from ..convolution import conv_backward, conv_forward
-from ..engine.products import Contraction
+from ..engine.execution import compute
 from ..engine.rounding_error import relative
 from ..reproducible.sliced_product import quanta
-from ..spec.dtypes import EPSILON, HALVES, LARGEST, LEAST_NORMAL, Dtype, gamma, real
+from ..spec.dtypes import EPSILON, HALVES, LARGEST, LEAST_NORMAL, gamma, real
+from ..spec.operation import Kind, Operation
 from .cases import Case, Floats, Inputs
 from .spectra import spectral
 from .tiles import Doubles, Sums, tiled
@@ -182,17 +183,17 @@ def _quantising(case: Case, given: Inputs) -> dict[str, Doubles]:
     """What quantising operands changes in results, at most: products with what each can be off by."""
     backend, geometry = backends.get("numpy"), replace(case.geometry, channels_last=False)
     cells, grads = _batched(case, given.x, given.dout)
-    doubles = Dtype(np.dtype(np.float64), "float64", "real floating")
-    call = Contraction(backend, doubles, geometry, "direct", False, "standard", backend.spare(cells))
-    products: dict[str, tuple[str, Any, Any, Callable[[Any, Any], Any]]] = {
-        "out": ("forward", cells, given.w, lambda a, b: call.forward(doubles, a, b, None)),
-        "dx": ("input_grad", grads, given.w, lambda a, b: call.input_grad(doubles, a, b)),
-        "dw": ("weight_grad", grads, cells, lambda a, b: call.weight_grad(doubles, a, b)),
+    products = {
+        "out": (Kind.FORWARD, cells, given.w),
+        "dx": (Kind.INPUT_GRAD, grads, given.w),
+        "dw": (Kind.WEIGHT_GRAD, grads, cells),
     }
     found: dict[str, Doubles] = {}
-    for name, (purpose, a, b, product) in products.items():
-        of_a, of_b = quanta(backend, geometry, case.dtype, purpose, a, b)
-        found[name] = _seen(case, name, product(_sizes(a), of_b) + product(of_a, _sizes(b) + _parts(case) * of_b))
+    for name, (kind, a, b) in products.items():
+        of_a, of_b = quanta(backend, geometry, case.dtype, kind, a, b)
+        step = Operation(kind, geometry, "float64", "float64", algorithm="direct")
+        first = compute(step, backend, _sizes(a), of_b)
+        found[name] = _seen(case, name, first + compute(step, backend, of_a, _sizes(b) + _parts(case) * of_b))
     of_dout, _ = quanta(backend, geometry, case.dtype, "weight_grad", grads, cells)
     found["db"] = np.sum(of_dout, axis=(0, *range(2, of_dout.ndim)))
     return found

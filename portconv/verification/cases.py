@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from .. import backends
 from ..convolution import conv_output_shape
 from ..passes.padding import overlap
-from ..spec.arguments import Ints, Padding, batched, geometry
+from ..spec import checked_geometry
 from ..spec.dtypes import LARGEST, real
 from ..spec.geometry import Geometry
+from ..spec.options import Ints, Options, Padding
 
 Floats = NDArray[np.inexact[Any]]
 Shape = tuple[int, ...]
@@ -78,10 +79,7 @@ class Case:
     @cached_property
     def geometry(self) -> Geometry:
         """The sizes of the problem, with a batch axis and channels first."""
-        names = ("x", "w")
-        shape, last, _ = batched(self.x_shape, self.w_shape, names, self.data_format)
-        sizes = (self.stride, self.padding, self.dilation, self.groups)
-        return geometry(shape, self.w_shape, *sizes, self.padding_mode, last, names)
+        return checked_geometry.convolution(self.x_shape, self.w_shape, Options(**self.options)).geometry
 
     @property
     def quantities(self) -> tuple[str, ...]:

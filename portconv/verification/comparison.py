@@ -14,6 +14,7 @@ import numpy as np
 from .. import backends as registry
 from ..backends import Backend
 from ..convolution import conv_backward, conv_forward, explain
+from ..engine.gradients import plans_of
 from ..errors import PortconvError, in_a_line
 from .bounds import Exact, exact
 from .cases import Case, Inputs, host_dtype
@@ -23,7 +24,7 @@ from .variants import Variant, pairs, plain
 
 Array = Any
 
-PURPOSES = {"out": "forward", "dx": "input_grad", "dw": "weight_grad"}
+PRODUCTS = ("out", "dx", "dw")
 """The product that each quantity is, which chooses an algorithm for itself."""
 WHOLE = slice(None)
 
@@ -172,7 +173,7 @@ def compare(
         return reaches[0] if len(reaches) == 1 else np.maximum.reduce(reaches)
 
     def comparison(one: str, other: str | None, quantity: str, found: Figures, **more: Any) -> Comparison:
-        by = "+".join(served[one][quantity]) if quantity in PURPOSES else None
+        by = "+".join(served[one][quantity]) if quantity in PRODUCTS else None
         common = {"precision": precision, "algorithm": case.algorithm, "served": by}
         return Comparison(one, other, case.name, case.dtype, quantity, **{**common, **more}, **vars(found))
 
@@ -252,7 +253,7 @@ def _run(
         out, cache = conv_forward(x, w, b, **case.options, precision=precision, algorithm=case.algorithm)
     except Exception as error:
         return dict.fromkeys(case.quantities, _words(error)), served
-    served |= {name: cache.call.served(purpose) for name, purpose in PURPOSES.items()}
+    served |= {name: plan.algorithm for name, plan in plans_of(cache).items()}
     results: dict[str, Host | str] = {"out": _host(backend, x, out, shapes["out"])}
     try:
         grads = conv_backward(dout, cache)._asdict()

@@ -11,7 +11,8 @@ from typing import Any
 
 from ..algorithms.choice import algorithms
 from ..errors import PortconvError
-from ..spec.arguments import PADDING_MODES, option
+from ..spec.arguments import option
+from ..spec.options import PADDING_MODES
 from .cases import Case
 
 READERS = {".toml": ("TOML", tomllib.loads), ".json": ("JSON", json.loads)}

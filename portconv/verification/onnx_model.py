@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import in_a_line
-from ..spec.arguments import NAMED_PADDINGS
+from ..spec.options import NAMED_PADDINGS
 from .cases import Case
 from .layers import Unusable, check_names, checked
 

@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 import pytest
+from support.geometries import geometry
 from support.oracle import Problem
 from threadpoolctl import threadpool_limits
 
@@ -16,7 +17,6 @@ import portconv
 from portconv import backends
 from portconv.algorithms.budget import Limits
 from portconv.algorithms.depthwise_plan import planned
-from portconv.spec.arguments import geometry
 
 # The package's attribute of that name may be a public function.
 depthwise, direct = (importlib.import_module(f"portconv.algorithms.{name}") for name in ("depthwise", "direct"))

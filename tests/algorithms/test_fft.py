@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+from support.geometries import geometry
 from support.oracle import Problem, gamma
 from threadpoolctl import threadpool_limits
 
@@ -14,7 +15,6 @@ import portconv
 from portconv import backends
 from portconv.algorithms import fft_tiles
 from portconv.algorithms.budget import Limits, limits
-from portconv.spec.arguments import geometry
 
 # The package's attribute of that name may be a public function.
 fft = importlib.import_module("portconv.algorithms.fft")

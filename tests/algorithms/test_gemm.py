@@ -8,6 +8,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from support.geometries import geometry
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import portconv
@@ -15,7 +16,6 @@ from portconv import backends
 from portconv.algorithms import columns
 from portconv.algorithms.budget import Limits, limits
 from portconv.algorithms.gemm_plan import FEWEST_COLUMNS, _plan, planned
-from portconv.spec.arguments import geometry
 from portconv.spec.ranges import boxes, pieces, spans
 
 NUMPY = backends.get("numpy")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from support.geometries import geometry
 from support.oracle import Problem
 
 import portconv
 from portconv.algorithms import tap_loop as rolled
-from portconv.spec.arguments import geometry
 
 CASES = {
     "1d gaps, cells at the end that no window reads": Problem((2, 3, 13), (4, 3, 3), (3,), ((1, 0),), (2,)),

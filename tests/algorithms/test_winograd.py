@@ -6,14 +6,15 @@ import math
 
 import numpy as np
 import pytest
+from support.geometries import geometry
 from support.oracle import Problem
 
 import portconv
 from portconv import backends
 from portconv.algorithms import depthwise, fft, gemm, winograd
-from portconv.algorithms.budget import PURPOSES, limits
+from portconv.algorithms.budget import limits
 from portconv.algorithms.winograd_tiles import FEWEST_TILES, cuts, tiling
-from portconv.spec.arguments import geometry
+from portconv.engine.gradients import plans_of
 
 SHAPES = {
     "resnet": ((16, 64, 56, 56), (64, 64, 3, 3), 1, 1),
@@ -153,7 +154,7 @@ def test_auto_takes_tiles_where_they_pay():
         assert chosen(found, "numpy") != "winograd"
     x, w = np.ones((16, 64, 56, 56), "float32"), np.ones((64, 64, 3, 3), "float32")
     _, cache = portconv.conv_forward(x, w, padding=1)
-    assert [cache.call.served(purpose) for purpose in PURPOSES] == ["winograd"] * 3
+    assert [plan.algorithm for plan in plans_of(cache).values()] == ["winograd"] * 3
 
 
 def test_auto_takes_no_tiles_where_each_step_makes_a_new_array():

@@ -13,7 +13,7 @@ import pytest
 
 import portconv
 from portconv import ConvShapeError, ConvTypeError, ConvValueError, backends, limits
-from portconv.engine.execution import Operation
+from portconv.engine import execution
 from portconv.frameworks.dask_graph import tasks
 from portconv.reproducible.bias_grad import channel_rounded, channel_sums
 from portconv.reproducible.magnitudes import magnitudes
@@ -435,11 +435,11 @@ def test_graphs_can_be_sent_and_cut():
 def test_limits_are_those_that_the_graph_was_made_under(monkeypatch):
     seen = []
 
-    def compute(self, backend, *operands, compute=Operation.compute):
+    def compute(operation, backend, *operands, compute=execution.compute):
         seen.append((limits.threads(), limits.workspace()))
-        return compute(self, backend, *operands)
+        return compute(operation, backend, *operands)
 
-    monkeypatch.setattr(Operation, "compute", compute)
+    monkeypatch.setattr(execution, "compute", compute)
     x, w, b = example()
     with portconv.num_threads(3), portconv.workspace_limit(1 << 20):
         out = portconv.conv(x, w, b)
@@ -583,8 +583,8 @@ def test_volumes_larger_than_memory_are_no_error():
 
 def test_the_backend():
     own = backends.get("dask")
-    assert own.lazy
-    assert not backends.get("numpy").lazy
+    assert own.framework
+    assert not backends.get("numpy").framework
     made = own.asarray([[1, 2], [3, 4]], dtype="float32")
     assert backends.of(made) is own
     assert (own.device_of(made), own.devices()) == ("cpu", ["cpu"])

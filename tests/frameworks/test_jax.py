@@ -17,7 +17,7 @@ import pytest
 from support.differentiable import CALLS, WAYS, counted, shapes_of
 
 import portconv
-from portconv.engine.execution import Operation
+from portconv.spec.operation import Operation
 
 jax = pytest.importorskip("jax", reason="JAX is not installed")
 if portconv.backends.find("jax").fault:
@@ -184,7 +184,7 @@ def test_a_step_is_hashed_once(monkeypatch):
     compute = Operation.__dict__["_hash"].func
 
     def counting(self):
-        hashed.append(self.purpose)
+        hashed.append(self.kind)
         return compute(self)
 
     own = cached_property(counting)

@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.geometries import geometry
 from support.oracle import Problem, gamma
 
 import portconv
 from portconv import backends
-from portconv.engine.products import Contraction
+from portconv.engine import plan
 from portconv.passes.integers import slicing
-from portconv.spec.arguments import geometry
-from portconv.spec.dtypes import EXACT, KINDS, Dtype
+from portconv.spec.dtypes import EXACT, KINDS
+from portconv.spec.operation import PRODUCTS, Operation
 
 PROBLEM = Problem((2, 4, 6, 5), (6, 2, 3, 2), (2, 1), ((1, 2), (0, 1)), (1, 2), 2)
 OPTIONS: dict[str, Any] = {"stride": (2, 1), "padding": ((1, 2), (0, 1)), "dilation": (1, 2), "groups": 2}
@@ -326,17 +327,9 @@ def test_winograd_serves_real_floating_point_alone():
 def test_terms_are_those_of_the_longest_sum():
     # What the exactness of integers rests on; the gradient of a reflected input adds cells of the padding up, too.
     found = geometry((2, 4, 6, 5), (6, 2, 3, 2), 1, ((1, 2), (0, 1)), 1, 2, "reflect")
-    seen = []
-
-    class Spy(Contraction):
-        def _computed(self, dtype, product, terms, *arrays):
-            seen.append(terms)
-            return arrays[0]
-
-    dtype = Dtype(np.dtype("float64"), "float64", KINDS["float64"])
-    spy = Spy(backends.get("numpy"), dtype, found, "gemm", False, "standard", 1 << 26)
-    x, w, dout = np.zeros(found.x_shape), np.zeros(found.w_shape), np.zeros(found.out_shape)
-    spy.forward(dtype, x, w, None)
-    spy.input_grad(dtype, dout, w)
-    spy.weight_grad(dtype, dout, x)
-    assert seen == [2 * 6, 3 * 6 * (1 + 1 + 2) * (1 + 0 + 1), 2 * math.prod(found.out)]
+    terms = []
+    for kind in PRODUCTS:
+        operands = (np.zeros(found.shape(role)) for role in kind.operands)
+        step = Operation(kind, found, "float64", "float64")
+        terms.append(plan.of(step, backends.get("numpy"), *operands).arithmetic.terms)
+    assert terms == [2 * 6, 3 * 6 * (1 + 1 + 2) * (1 + 0 + 1), 2 * math.prod(found.out)]

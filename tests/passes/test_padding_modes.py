@@ -7,7 +7,7 @@ import pytest
 from support.oracle import Problem, gamma
 
 import portconv
-from portconv.passes import padding as boundary
+from portconv.passes import padding
 
 NUMPYS = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
@@ -142,7 +142,7 @@ def test_pieces_are_numpys(mode):
         cells = np.arange(size)
         out = np.full(size + before + after, -1)
         out[before : before + size] = cells
-        for piece in boundary.pieces(mode, size, before, after):
+        for piece in padding.pieces(mode, size, before, after):
             source = out[slice(*piece.source)]
             assert np.all(source >= 0)
             out[slice(*piece.cells)] = source[::-1] if piece.flipped else source
@@ -152,7 +152,7 @@ def test_pieces_are_numpys(mode):
 @every_mode
 def test_a_padding_far_longer_than_the_input_takes_few_pieces(mode):
     # Each piece may be as long as all that is filled before it, so that 20 doublings reach beyond 2**20 cells.
-    assert len(boundary.pieces(mode, 2, 0, 2**20)) <= 21
+    assert len(padding.pieces(mode, 2, 0, 2**20)) <= 21
     x = np.arange(1.0, 4.0, dtype="float32").reshape(1, 1, 3)
     w = np.ones((1, 1, 1), "float32")
     out, cache = portconv.conv_forward(x, w, padding=2**18, padding_mode=mode)

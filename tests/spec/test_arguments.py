@@ -9,6 +9,8 @@ import pytest
 
 import portconv
 from portconv import BackendError, ConvShapeError, ConvTypeError, ConvValueError, backends
+from portconv.engine.call import convolution
+from portconv.spec.options import Options
 
 X, W, B = np.ones((2, 4, 8, 8)), np.ones((6, 4, 3, 3)), np.ones(6)
 
@@ -138,7 +140,7 @@ def test_bad_option_of_the_gradients(change, error, words):
 
 @pytest.mark.usefixtures("nothing_allocated")
 def test_wrong_dout_and_shapes():
-    cache = portconv.convolution.prepare(X, W, None)
+    cache = convolution(X, W, None, Options())
     with pytest.raises(ConvShapeError) as caught:
         portconv.conv_backward(np.ones((2, 6, 6, 5)), cache)
     assert_message(caught, ["dout: got shape (2, 6, 6, 5), expected (2, 6, 6, 6)"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import portconv
-from portconv.engine.execution import Operation
+from portconv.engine import execution
 
 CALLS = {
     "conv": (portconv.conv, (2, 4, 4, 3), (4, 2, 3, 2), {"stride": 2, "padding": 1, "groups": 2}),
@@ -27,13 +27,13 @@ WAYS = [way for way in itertools.product((0, None), repeat=3) if any(axis == 0 f
 
 
 def counted(monkeypatch) -> list[str]:
-    """The purposes of the steps that are computed from here on, or traced to be compiled."""
-    seen = []
-    compute = Operation.compute
+    """The kinds of the operations that are computed from here on, or traced to be compiled."""
+    kinds = []
+    compute = execution.compute
 
-    def counting(self, backend, *operands):
-        seen.append(self.purpose)
-        return compute(self, backend, *operands)
+    def counting(operation, backend, *operands):
+        kinds.append(operation.kind)
+        return compute(operation, backend, *operands)
 
-    monkeypatch.setattr(Operation, "compute", counting)
-    return seen
+    monkeypatch.setattr(execution, "compute", counting)
+    return kinds

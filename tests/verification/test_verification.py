@@ -13,6 +13,7 @@ from fractions import Fraction
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,10 +30,10 @@ from portconv.algorithms.fft_tiles import planned
 from portconv.algorithms.gemm_plan import POINTWISE_COLUMNS
 from portconv.backends import Backend
 from portconv.backends._numpy import FEW_OPERATIONS
-from portconv.engine.products import Contraction
+from portconv.engine.gradients import plans_of
 from portconv.engine.rounding_error import relative
-from portconv.spec.arguments import DATA_FORMATS, PADDING_MODES
 from portconv.spec.dtypes import gamma
+from portconv.spec.options import DATA_FORMATS, PADDING_MODES
 from portconv.verification import (
     Case,
     Comparison,
@@ -295,7 +296,7 @@ def test_the_bound_of_spectra_holds_in_exact_arithmetic(mode: str) -> None:
     x, w, b, dout = inputs
     out, cache = portconv.conv_forward(x, w, b, **case.options, algorithm="fft")
     found = {"out": out, **portconv.conv_backward(dout, cache)._asdict()}
-    assert {cache.call.served(purpose) for purpose in comparison.PURPOSES.values()} == {"fft"}
+    assert {plan.algorithm for plan in plans_of(cache).values()} == {"fft"}
     # Products of float32 and sums of few of them, over 24 binary orders, are exact in float64, or nearly: see `radius`.
     true = exact(case, doubles)
     beyond = 0
@@ -314,11 +315,9 @@ def test_each_product_is_judged_by_the_algorithm_that_served_it(monkeypatch: pyt
     }
     for served, tight in (("out", "dx"), ("dx", "dw"), ("dw", "dx")):
         with monkeypatch.context() as patch:
-            patch.setattr(
-                Contraction,
-                "served",
-                lambda _, purpose, own=served: "fft" if comparison.PURPOSES[own] == purpose else "gemm",
-            )
+            algorithms = {name: "fft" if name == served else "gemm" for name in comparison.PRODUCTS}
+            plans = {name: SimpleNamespace(algorithm=own) for name, own in algorithms.items()}
+            patch.setattr(comparison, "plans_of", lambda _, plans=plans: plans)
             # Beyond the bound of sums, and within that of spectra.
             for name in (served, tight):
                 spoil(patch, name, off_by(4, reaches[name]["gemm"], true[name].value))

@@ -18,9 +18,11 @@ from dask.highlevelgraph import HighLevelGraph
 
 from ... import backends, limits
 from ...backends import Array, Backend
-from ...engine.execution import ROLES, Operation
+from ...engine import execution
+from ...passes.layout import LAID_OUT, as_given, canonical
 from ...spec.dtypes import HALVES
 from ...spec.geometry import Geometry
+from ...spec.operation import Kind, Operation, Role
 from ...spec.ranges import Range
 from . import tasks
 from .halos import convolved, inputs, located, outputs, ranges, read, touching
@@ -34,51 +36,43 @@ Reads = tuple[list[tuple[Place, ...]], list[Any]]
 """Where what a block reads of an array lies along each axis, and what of that is taken, as `Gathering` has it."""
 
 NAMES = {
-    "forward": "conv",
-    "input_grad": "conv_input_grad",
-    "weight_grad": "conv_weight_grad",
-    "channel_sum": "conv_bias_grad",
-    "bound": "conv_error_bound",
-    "unfold": "unfold",
-    "fold": "fold",
+    Kind.FORWARD: "conv",
+    Kind.INPUT_GRAD: "conv_input_grad",
+    Kind.WEIGHT_GRAD: "conv_weight_grad",
+    Kind.CHANNEL_SUM: "conv_bias_grad",
+    Kind.ERROR_BOUND: "conv_error_bound",
+    Kind.UNFOLD: "unfold",
+    Kind.FOLD: "fold",
 }
 TRANSPOSED = {
-    "forward": "conv_transpose_input_grad",
-    "input_grad": "conv_transpose",
-    "weight_grad": "conv_transpose_weight_grad",
-    "channel_sum": "conv_transpose_bias_grad",
+    Kind.FORWARD: "conv_transpose_input_grad",
+    Kind.INPUT_GRAD: "conv_transpose",
+    Kind.WEIGHT_GRAD: "conv_transpose_weight_grad",
+    Kind.CHANNEL_SUM: "conv_transpose_bias_grad",
 }
 """The names that go with a transposed convolution, whose products are a convolution's others."""
 FEWEST, USUAL = 2, 8
 """Sums that one task of a tree adds up, unless Dask's setting `split_every` says otherwise."""
 
 
-def stage(backend: Backend, operation: Operation, operands: Sequence[Array]) -> Array:
+def node(operation: Operation, backend: Backend, *operands: Array) -> Array:
     """Put an operation off: return the array that it will make."""
-    if operation.purpose == "spread":
-        return operation.compute(backend, operands[0])
-    if operation.purpose in ("unfold", "fold"):
-        return _windows(backend, operation, operands[0])
-    roles = ROLES.get(operation.purpose) or {"channel_sum": (operation.side,), "bound": ("x", "w")}[operation.purpose]
-    call = operation.call(backend, operands[0])
-    seen = [
-        _whole(call.seen(array), (1,)) if role in ("x", "out") else _whole(array, range(array.ndim))
-        for array, role in zip(operands, (*roles, "b"), strict=False)
+    if operation.kind == Kind.SPREAD:
+        return execution.compute(operation, backend, *operands)
+    if operation.kind in (Kind.UNFOLD, Kind.FOLD):
+        return _windows(operation, backend, operands[0])
+    arrays = [
+        _whole(canonical(operation, backend, role, array), (1,) if role in LAID_OUT else range(array.ndim))
+        for role, array in zip((*operation.roles, Role.B), operands, strict=False)
     ]
-    building = _Building(backend, operation, seen)
-    made: dict[str, Callable[..., Array]] = {
-        "weight_grad": _weight_grad,
-        "channel_sum": _channel_sum,
-        "input_grad": _input_grad,
-    }
-    found = made.get(operation.purpose, _forward)(building, *seen)
-    return found if operation.result in ("w", "b") else call.given(found)
+    building = _Building(operation, backend, arrays)
+    return as_given(operation, backend, operation.result, BUILD.get(operation.kind, _forward)(building, *arrays))
 
 
 class _Building:
     """A graph as it grows: the layers below, and those of one operation."""
 
-    def __init__(self, backend: Backend, operation: Operation, operands: Sequence[Array]) -> None:
+    def __init__(self, operation: Operation, backend: Backend, operands: Sequence[Array]) -> None:
         own = replace(operation.geometry, channels_last=False)
         self.backend, self.operation, self.geometry = backend, operation, own
         held = limits.workspace(), limits.threads()
@@ -87,7 +81,7 @@ class _Building:
         self.split_every = found if isinstance(found, int) and found >= FEWEST else USUAL
         names = [array.name for array in operands]
         self.token = tokenize(astuple(self.step.operation), *held, self.split_every, *names)
-        self.prefix = (TRANSPOSED if operation.side == "x" else NAMES)[operation.purpose]
+        self.prefix = (TRANSPOSED if operation.bias_role == Role.X else NAMES)[operation.kind]
         self.like = operands[0]
         merged = HighLevelGraph.merge(*(array.dask for array in operands))
         self.layers: dict[str, Any] = dict(merged.layers)
@@ -104,7 +98,7 @@ class _Building:
 
     def array(self, name: str, chunks: tuple[tuple[int, ...], ...]) -> Array:
         own, like = backends.of(self.like._meta), self.like._meta
-        meta = own.empty((0,) * len(chunks), like=like, dtype=own.dtype(self.operation.made))
+        meta = own.empty((0,) * len(chunks), like=like, dtype=own.dtype(self.operation.result_dtype))
         return da.Array(HighLevelGraph(self.layers, self.dependencies), name, chunks, meta=meta)
 
     def gathered(
@@ -176,7 +170,7 @@ class _Building:
         """A step that is the same for all that asks for the scales of an array."""
         one = (1,) * self.geometry.dims
         geometry = Geometry(1, 1, 1, 1, one, one, one, one, (0,) * len(one), (0,) * len(one))
-        return replace(self.step, operation=Operation("forward", geometry, "float32", "float32"))
+        return replace(self.step, operation=Operation(Kind.FORWARD, geometry, "float32", "float32"))
 
 
 def _largest(found: list[Key]) -> tuple[Any, ...]:
@@ -277,7 +271,7 @@ def _weight_grad(building: _Building, dout: Array, x: Array) -> Array:
         key,
         list(layer),
         lambda found: (tasks.weight_grad_sum, own, found),
-        lambda found: (tasks.weight_grad_end, step if step.exact else own, found, most, step.operation.made),
+        lambda found: (tasks.weight_grad_end, step if step.exact else own, found, most, step.operation.result_dtype),
     )
     building.add(whole, sums, *building.layers)
     return building.array(whole, tuple((size,) for size in geometry.w_shape))
@@ -301,20 +295,20 @@ def _channel_sum(building: _Building, array: Array) -> Array:
         (whole, 0),
         list(layer),
         lambda found: (tasks.channel_sum_sum, found),
-        lambda found: (tasks.channel_sum_end, own, found, most, count, step.operation.made),
+        lambda found: (tasks.channel_sum_end, own, found, most, count, step.operation.result_dtype),
     )
     building.add(whole, sums, *building.layers)
     return building.array(whole, ((array.shape[1],),))
 
 
-def _windows(backend: Backend, operation: Operation, array: Array) -> Array:
+def _windows(operation: Operation, backend: Backend, array: Array) -> Array:
     """Columns, or what they add up to: of some samples and channels each, whose cells lie in one chunk."""
     geometry, many = operation.geometry, operation.geometry.taps
     array = _whole(array, range(2, array.ndim))
-    made, taken = (many, 1) if operation.purpose == "unfold" else (1, many)
+    made, taken = (many, 1) if operation.kind == Kind.UNFOLD else (1, many)
     if any(size % taken for size in array.chunks[1]):  # a channel's columns go together
         array = _whole(array, (1,))
-    building = _Building(backend, operation, [array])
+    building = _Building(operation, backend, [array])
     name = building.name()
     samples, channels = ranges(array.chunks[0]), ranges(array.chunks[1])
     layer: dict[Key, Any] = {}
@@ -328,6 +322,14 @@ def _windows(backend: Backend, operation: Operation, array: Array) -> Array:
     building.add(name, layer, array.name)
     sizes = tuple((end - start) // taken * made for start, end in channels)
     return building.array(name, (_sizes(samples), sizes, *((size,) for size in cells)))
+
+
+BUILD: dict[Kind, Callable[..., Array]] = {
+    Kind.INPUT_GRAD: _input_grad,
+    Kind.WEIGHT_GRAD: _weight_grad,
+    Kind.CHANNEL_SUM: _channel_sum,
+}
+"""What builds the graph of each kind of operation; that of an output, or of its error bound, is built as well."""
 
 
 def _reads(geometry: Geometry, x: Array, samples: Range, box: Sequence[Range]) -> tuple[Reads, Geometry]:
@@ -351,7 +353,7 @@ def _blocks(
 def _wide(operation: Operation) -> Operation:
     """The operation that makes what is added up: halves in float32, to be rounded once."""
     dtype = "float32" if operation.dtype in HALVES else operation.dtype
-    return replace(operation, dtype=dtype, made=dtype)
+    return replace(operation, dtype=dtype, result_dtype=dtype)
 
 
 def _whole(array: Array, axes: Iterable[int]) -> Array:

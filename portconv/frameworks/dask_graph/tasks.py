@@ -12,13 +12,15 @@ from functools import reduce
 
 from ... import backends, limits
 from ...backends import Array, Backend
-from ...engine.execution import Operation
+from ...engine import execution
+from ...engine.products import weight_sums
 from ...passes.casts import narrow, with_bias
 from ...passes.partition import Part
 from ...reproducible.magnitudes import magnitudes as magnitudes_of
 from ...reproducible.magnitudes import remembering
 from ...spec.dtypes import KINDS, real
 from ...spec.geometry import Geometry
+from ...spec.operation import Operation
 from ...spec.ranges import Range
 from .halos import boxes, convolved, read
 
@@ -137,7 +139,7 @@ def computed(step: Step, block: Block, pieces: list[Array], scales: Array | None
     """A block of an output, or of its bound: `more` are the filters, and a bias."""
     x = block.gathering[0].of(pieces)
     with step.held(() if scales is None else [(x, scales)]):
-        return step.of(block.geometry).compute(backends.of(x), x, *more)
+        return execution.compute(step.of(block.geometry), backends.of(x), x, *more)
 
 
 def input_grad(step: Step, block: Block, pieces: list[Array], scales: Array | None, *more: Array) -> Array:
@@ -146,14 +148,14 @@ def input_grad(step: Step, block: Block, pieces: list[Array], scales: Array | No
     backend = backends.of(dout)
     if all(part.start < part.stop for part in block.place):
         with step.held(() if scales is None else [(dout, scales)]):
-            found = step.of(block.geometry).compute(backend, dout, *more)
+            found = execution.compute(step.of(block.geometry), backend, dout, *more)
         whole = tuple(slice(0, size) for size in found.shape[2:])
         part = found if block.inside == whole else found[(slice(None), slice(None), *block.inside)]
         if tuple(part.shape) == block.shape:
             return part if part is found else halo(part)
     else:
         part = None
-    made = backend.dtype(step.operation.made)
+    made = backend.dtype(step.operation.result_dtype)
     array = backend.zeroed(backend.empty(block.shape, like=dout, dtype=made))
     if len(more) > 1:  # the bias of what no window reaches
         array = _biased(step, backend, array, more[1])
@@ -166,7 +168,7 @@ def _biased(step: Step, backend: Backend, zeros: Array, bias: Array) -> Array:
     from ...reproducible.bias import biased
 
     with step.held(), backend.quiet():
-        return biased(backend, zeros, bias, step.operation.made)
+        return biased(backend, zeros, bias, step.operation.result_dtype)
 
 
 def weight_grad(step: Step, block: Block, of_out: list[Array], of_x: list[Array], scales: list[Array] | None) -> Array:
@@ -175,13 +177,12 @@ def weight_grad(step: Step, block: Block, of_out: list[Array], of_x: list[Array]
     backend, operation = backends.of(dout), step.of(block.geometry)
     if scales is None:
         with step.held():
-            return operation.compute(backend, dout, x)
+            return execution.compute(operation, backend, dout, x)
     with step.held([(dout, scales[0]), (x, scales[1])]):
-        call = operation.call(backend, dout)
         from ...reproducible.slicing import longest
 
         some = [_box(block.geometry, box) for box in boxes(block.geometry.out, longest(operation.dtype))]
-        return call.weight_sums(call.dtype, dout, x, some, operation.made)
+        return weight_sums(operation, backend, some, dout, x)
 
 
 def _box(geometry: Geometry, box: tuple[Range, ...]) -> Part:
@@ -219,7 +220,7 @@ def channel_sum(step: Step, block: Block, chunk: Array, scales: Array | None, co
     backend, operation = backends.of(chunk), step.of(block.geometry)
     if scales is None:
         with step.held():
-            return operation.compute(backend, chunk)
+            return execution.compute(operation, backend, chunk)
     from ...reproducible.bias_grad import channel_sums
 
     with step.held([(chunk, scales)]), backend.during_call(chunk, "reproducible"), backend.quiet():
@@ -246,7 +247,7 @@ def channel_sum_end(step: Step, sums: list[Array], scales: Array | None, count: 
 def windows(step: Step, geometry: Geometry, chunk: Array) -> Array:
     """Columns of some samples and channels, or the cells that such columns add up to."""
     with step.held():
-        return step.of(geometry).compute(backends.of(chunk), chunk)
+        return execution.compute(step.of(geometry), backends.of(chunk), chunk)
 
 
 def magnitudes(step: Step, chunk: Array) -> Array:

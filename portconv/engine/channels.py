@@ -1,0 +1,44 @@
+"""The sum of the elements of each channel, which is the gradient of a bias, and its adjoint."""
+
+from __future__ import annotations
+
+import math
+
+from ..backends import Array, Backend
+from ..passes.casts import narrow, summable
+from ..passes.layout import canonical
+from ..spec.dtypes import named
+from ..spec.operation import Operation, Role
+from .plan import held_precision, is_exact
+from .products import reproducible
+
+
+def add_up(operation: Operation, backend: Backend, array: Array) -> Array:
+    """Add up the elements of each channel of an input or an output."""
+    dtype, xp = named(backend, operation.dtype), backend.xp
+    with backend.during_call(array, held_precision(operation)):
+        cells = canonical(operation, backend, Role.OUT, array)
+        if is_exact(operation):
+            with backend.quiet():
+                return reproducible("bias_grad").channel_sum(
+                    backend, operation.geometry, operation.dtype, cells, operation.result_dtype
+                )
+        wide = summable(backend, dtype)
+        if operation.geometry.channels_last:
+            cells = xp.permute_dims(cells, (0, *range(2, cells.ndim), 1))
+            sums = xp.sum(backend.astype(cells, wide), axis=tuple(range(cells.ndim - 1)), dtype=wide)
+        else:
+            # Cells first: they lie side by side, and their sum is then a pairwise one where the library has it.
+            flat = backend.astype(xp.reshape(cells, (*cells.shape[:2], math.prod(cells.shape[2:]))), wide)
+            sums = xp.sum(xp.sum(flat, axis=2, dtype=wide), axis=0, dtype=wide)
+        sums = backend.astype(sums, dtype.dtype)
+    return narrow(backend, sums, backend.dtype(operation.result_dtype))
+
+
+def spread(operation: Operation, backend: Backend, bias: Array) -> Array:
+    """Repeat a bias over the cells of a result, in the result's dtype."""
+    shape = operation.shape(operation.result)
+    axis = len(shape) - 1 if operation.geometry.channels_last else int(not operation.unbatched)
+    bias = narrow(backend, bias, backend.dtype(operation.result_dtype))
+    bias = backend.xp.reshape(bias, (-1, *(1,) * (len(shape) - 1 - axis)))
+    return backend.xp.broadcast_to(bias, shape)

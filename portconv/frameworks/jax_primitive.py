@@ -1,0 +1,121 @@
+"""One operation as one primitive of JAX's, with the rules by which JAX differentiates and maps it.
+
+`jit`, `grad`, `jvp` and `vmap` see one operation whose derivatives are operations themselves. What it is made of is
+traced once for each shape, and compiled as a whole.
+"""
+
+from __future__ import annotations
+
+from functools import cache, lru_cache, partial
+from typing import Any
+
+import jax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from .. import backends, limits
+from ..backends import Array, Backend
+from ..engine import execution
+from ..errors import BackendError
+from ..spec.operation import Kind, Operation
+from .vmap import mapped
+
+NAMES = {Kind.UNFOLD: "unfold", Kind.FOLD: "fold"}
+"""The names of some primitives; the others have names of their kind, such as "conv_forward"."""
+
+
+def node(operation: Operation, backend: Backend, *operands: Array) -> Array:
+    """Take an operation as a primitive, under the caller's limit on memory."""
+    if any(_varies(jax.typeof(array)) for array in operands):
+        # How results vary over devices is then part of their types, of which JAX's own primitives alone can tell.
+        raise BackendError("jax.shard_map: got check_vma=True around a call of portconv's, expected check_vma=False")
+    return _bind(limits.workspace(), operation, backend, *operands)
+
+
+def _bind(limit: int | None, operation: Operation, backend: Backend, *operands: Array) -> Array:
+    array: Array = _primitive(operation.kind).bind(*operands, operation=operation, limit=limit)
+    return array
+
+
+def _varies(aval: Any) -> bool:
+    """Return whether JAX keeps track of the devices that an array's values differ on; its name for that has changed."""
+    return bool(getattr(aval, "vma", None) or getattr(getattr(aval, "manual_axis_type", None), "varying", None))
+
+
+def _compute(*operands: Array, operation: Operation, limit: int | None) -> Array:
+    """Compute an operation, traced: as if all numbers were finite, and again in another way where they are not."""
+    backend: Any = backends.get("jax")
+
+    def run(*arrays: Array) -> Array:
+        with limits.within(limit):
+            return execution.compute(operation, backend, *arrays)
+
+    with backend.granting() as conditions:
+        array = run(*operands)
+    if not conditions:
+        return array
+    holds = jax.numpy.all(jax.numpy.stack([jax.numpy.all(condition) for condition in conditions]))
+    return jax.lax.cond(holds, lambda array, *_: array, lambda _, *arrays: run(*arrays), array, *operands)
+
+
+def _compile(operation: Operation, limit: int | None) -> Any:
+    return jax.jit(partial(_compute, operation=operation, limit=limit))
+
+
+_compiled = lru_cache(maxsize=512)(_compile)
+_exact = lru_cache(maxsize=64)(_compile)
+"""Fewer reproducible operations are kept: on a CPU each takes hundreds of mappings of memory, of 65530 in a process."""
+
+
+@cache
+def _primitive(kind: Kind) -> Any:
+    """Return the primitive of a kind of operation."""
+    backend = backends.get("jax")
+    primitive = Primitive(NAMES.get(kind) or f"conv_{kind}")
+
+    def abstract(*avals: Any, operation: Operation, limit: int | None) -> Any:
+        return jax.core.ShapedArray(operation.shape(operation.result), backend.dtype(operation.result_dtype))
+
+    def run(*operands: Array, operation: Operation, limit: int | None) -> Array:
+        compiled = _exact if operation.precision == "reproducible" else _compiled
+        return compiled(operation, limit)(*operands)
+
+    def batch(operands: Any, axes: Any, *, operation: Operation, limit: int | None) -> tuple[Array, int]:
+        return mapped(operation, backend, operands, axes, partial(_bind, limit)), 0
+
+    primitive.def_impl(run)
+    primitive.def_abstract_eval(abstract)
+    ad.primitive_jvps[primitive] = partial(_jvp, backend)
+    ad.primitive_transposes[primitive] = partial(_transpose, backend)
+    batching.primitive_batchers[primitive] = batch
+    mlir.register_lowering(primitive, mlir.lower_fun(_compute, multiple_results=False))
+    return primitive
+
+
+def _jvp(
+    backend: Backend, primals: Any, tangents: Any, *, operation: Operation, limit: int | None
+) -> tuple[Array, Any]:
+    """Compute an operation, and how its result changes with its operands."""
+    out = _bind(limit, operation, backend, *primals)
+    change: Any = None
+    for place, tangent in enumerate(tangents):
+        if type(tangent) is not ad.Zero and operation.kind != Kind.ERROR_BOUND:  # which has no derivatives
+            step, *operands = operation.tangent(place, tangent, tuple(primals))
+            term = _bind(limit, step, backend, *operands)
+            change = term if change is None else change + term
+    return out, ad.Zero(jax.typeof(out).to_tangent_aval()) if change is None else change
+
+
+def _transpose(backend: Backend, cotangent: Any, *operands: Any, operation: Operation, limit: int | None) -> list[Any]:
+    """Compute the gradients of the operands that JAX asks for."""
+    grads: list[Any] = []
+    for place, operand in enumerate(operands):
+        if not ad.is_undefined_primal(operand):
+            grads.append(None)
+        elif type(cotangent) is ad.Zero:
+            grads.append(ad.Zero(operand.aval))
+        else:
+            dtype = backend.dtype_name(operand.aval.dtype)
+            step, *arrays = operation.gradient(place, dtype, cotangent, operands)
+            grads.append(_bind(limit, step, backend, *arrays))
+    return grads

@@ -1,0 +1,248 @@
+"""The geometry of a call, from shapes and options that are checked together.
+
+Nothing here takes time that grows with the sizes; messages read "argument: got ..., expected ...".
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import Any, NamedTuple
+
+from ..errors import ConvShapeError, ConvTypeError, ConvValueError
+from .arguments import integer, option, per_dimension
+from .geometry import Geometry
+from .options import DATA_FORMATS, NAMED_PADDINGS, PADDING_MODES, Options
+
+Shape = tuple[int, ...]
+Pairs = tuple[tuple[int, int], ...]
+NAMES = ("x", "w")
+
+
+class Checked(NamedTuple):
+    """A geometry, and whether the caller's input is one sample without a batch axis."""
+
+    geometry: Geometry
+    unbatched: bool
+
+
+class _Steps(NamedTuple):
+    """The options of a call that are numbers, one entry for each spatial dimension."""
+
+    strides: Shape
+    pads: str | Pairs
+    dilations: Shape
+    groups: int
+
+
+def _remembered(check: Callable[..., Checked]) -> Callable[..., Checked]:
+    """Look a call up that was checked before, where its options tell apart what they must."""
+    known = lru_cache(maxsize=1024)(check)
+
+    @wraps(check)
+    def look_up(x_shape: Any, w_shape: Any, options: Options, names: tuple[str, str] = NAMES) -> Checked:
+        return (known if options.plain else check)(tuple(x_shape), tuple(w_shape), options, names)
+
+    return look_up
+
+
+@_remembered
+def convolution(x_shape: Shape, w_shape: Shape, options: Options, names: tuple[str, str] = NAMES) -> Checked:
+    """Check the shapes and options of a convolution.
+
+    Parameters
+    ----------
+    x_shape, w_shape : tuple of int
+        The shape of the input as the caller has it, and of the filters.
+    options : Options
+    names : tuple of str
+        The names of the arguments that the shapes come from.
+
+    Returns
+    -------
+    Checked
+
+    Raises
+    ------
+    ConvShapeError, ConvValueError, ConvTypeError
+    """
+    mode = option("padding_mode", options.padding_mode, PADDING_MODES)
+    canonical, channels_last, unbatched = _canonical_shape(x_shape, w_shape, names, options.data_format)
+    dims = len(w_shape) - 2
+    padding = options.padding
+    steps = _Steps(
+        per_dimension("stride", options.stride, dims, 1),
+        # The padding is checked last, as it has the most ways to be wrong.
+        dilations=per_dimension("dilation", options.dilation, dims, 1),
+        groups=integer("groups", options.groups, 1),
+        pads=option("padding", padding, NAMED_PADDINGS) if isinstance(padding, str) else _pairs(padding, dims),
+    )
+    return Checked(_convolution((canonical, w_shape), steps, names, (mode, channels_last)), unbatched)
+
+
+@lru_cache(maxsize=1024)
+def _convolution(
+    shapes: tuple[Shape, Shape], steps: _Steps, names: tuple[str, str], memory: tuple[str, bool]
+) -> Geometry:
+    (batch, channels, *size), (filters, _, *kernel) = shapes
+    _check_channels(shapes, steps.groups, names)
+    extents = tuple(d * (k - 1) + 1 for k, d in zip(kernel, steps.dilations, strict=True))
+    pads = steps.pads
+    if isinstance(pads, str):
+        pads = tuple(_named_pair(pads, s, e, t) for s, e, t in zip(size, extents, steps.strides, strict=True))
+    befores, afters = zip(*pads, strict=True)
+    lines = tuple(size), tuple(kernel), steps.strides, steps.dilations, befores, afters
+    geometry = Geometry(batch, channels, filters, steps.groups, *lines, *memory)
+    x_name, w_name = names
+    for dim, (padded, extent) in enumerate(zip(geometry.padded, geometry.extent, strict=True)):
+        if padded < extent:
+            raise ConvShapeError(
+                f"{w_name}: got a kernel of {kernel[dim]} in spatial dimension {dim}, {extent} cells with its dilation "
+                f"of {steps.dilations[dim]}, expected at most the {padded} cells of the padded input"
+            )
+        if geometry.mode != "zeros" and size[dim] == 0 and padded:
+            raise ConvShapeError(
+                f"{x_name}: got no cell in spatial dimension {dim} of shape {shapes[0]}, "
+                f"expected at least one for padding_mode {geometry.mode!r} to fill the padding from"
+            )
+    _check_addressable(geometry, f"{x_name}: got shape {shapes[0]}, padded to {geometry.padded}", geometry.out_shape)
+    return geometry
+
+
+@_remembered
+def transposed(x_shape: Shape, w_shape: Shape, options: Options, names: tuple[str, str] = NAMES) -> Checked:
+    """Check the shapes and options of a transposed convolution.
+
+    The geometry is that of the convolution that it is the adjoint of: its input is the output here. `output_padding`
+    adds cells to it where padding took them away, and beyond that cells which no window reads.
+
+    Parameters and errors are those of `convolution`.
+    """
+    canonical, channels_last, unbatched = _canonical_shape(x_shape, w_shape, names, options.data_format)
+    dims = len(w_shape) - 2
+    strides = per_dimension("stride", options.stride, dims, 1)
+    dilations = per_dimension("dilation", options.dilation, dims, 1)
+    added = per_dimension("output_padding", options.output_padding, dims, 0)
+    for dim, (extra, step, gap) in enumerate(zip(added, strides, dilations, strict=True)):
+        if extra >= max(step, gap):
+            raise ConvValueError(
+                f"output_padding: got {options.output_padding!r}, expected less than the larger of stride {step} and "
+                f"dilation {gap} in spatial dimension {dim}"
+            )
+    steps = _Steps(strides, _pairs(options.padding, dims), dilations, integer("groups", options.groups, 1))
+    return Checked(_transposed((canonical, w_shape), steps, added, channels_last), unbatched)
+
+
+@lru_cache(maxsize=1024)
+def _transposed(shapes: tuple[Shape, Shape], steps: _Steps, added: Shape, channels_last: bool) -> Geometry:
+    x_shape, w_shape = shapes
+    batch, channels, *size = x_shape
+    filters, group_channels, *kernel = w_shape
+    _check_filters(w_shape, "w")
+    if channels != filters:
+        raise ConvShapeError(
+            f"w: got shape {w_shape}, for {filters} input channels, expected {channels} in its first place, "
+            f"for x of shape {x_shape}"
+        )
+    if channels % steps.groups:
+        raise ConvValueError(f"groups: got {steps.groups}, expected a divisor of x's {channels} channels")
+    if min(size) < 1:
+        raise ConvShapeError(f"x: got shape {x_shape}, expected at least one cell along each spatial dimension")
+    befores, afters = zip(*steps.pads, strict=True)
+    sides = zip(size, steps.strides, befores, afters, steps.dilations, kernel, added, strict=True)
+    out = tuple((s - 1) * step - lo - hi + d * (k - 1) + extra + 1 for s, step, lo, hi, d, k, extra in sides)
+    if min(out) < 1:
+        raise ConvShapeError(
+            f"x: got shape {x_shape} with a padding of {steps.pads}, expected one that leaves an output of at least "
+            f"one cell along each spatial dimension; it would be {out}"
+        )
+    ends = tuple(hi - extra for hi, extra in zip(afters, added, strict=True))
+    lines = out, tuple(kernel), steps.strides, steps.dilations, befores, ends
+    in_channels = group_channels * steps.groups
+    geometry = Geometry(batch, in_channels, channels, steps.groups, *lines, channels_last=channels_last)
+    _check_addressable(geometry, f"x: got shape {x_shape}", geometry.x_shape)
+    return geometry
+
+
+def _canonical_shape(
+    x_shape: Shape, w_shape: Shape, names: tuple[str, str], data_format: Any
+) -> tuple[Shape, bool, bool]:
+    """Check the numbers of dimensions; return the shape of the input with a batch axis and channels first.
+
+    Return also whether the channels are last, and whether the input is one sample without a batch axis.
+    """
+    channels_last = option("data_format", data_format, DATA_FORMATS) == "channels_last"
+    dims = len(w_shape) - 2
+    x_name, w_name = names
+    if dims < 1:
+        raise ConvShapeError(f"{w_name}: got shape {w_shape}, expected (filters, channels / groups, *kernel)")
+    if len(x_shape) not in (dims + 1, dims + 2):
+        raise ConvShapeError(
+            f"{x_name}: got {len(x_shape)} dimensions in shape {x_shape}, expected {dims + 2}, or {dims + 1} for one "
+            f"sample without a batch axis, to go with {w_name} of shape {w_shape}"
+        )
+    unbatched = len(x_shape) == dims + 1
+    batch, *rest = (1, *x_shape) if unbatched else x_shape
+    if channels_last:
+        rest = [rest[-1], *rest[:-1]]
+    return (batch, *rest), channels_last, unbatched
+
+
+def _pairs(padding: Any, dims: int) -> Pairs:
+    """Check a padding that is no string; return one (before, after) pair for each dimension."""
+    if isinstance(padding, (tuple, list)) and any(isinstance(entry, (tuple, list)) for entry in padding):
+        if len(padding) != dims:
+            raise ConvValueError(
+                f"padding: got {len(padding)} pairs in {padding!r}, expected {dims}, one per dimension"
+            )
+        pairs = []
+        for i, entry in enumerate(padding):
+            if not isinstance(entry, (tuple, list)):
+                raise ConvTypeError(f"padding[{i}]: got {entry!r}, expected a pair (before, after), as beside it")
+            if len(entry) != 2:
+                raise ConvValueError(f"padding[{i}]: got {entry!r}, expected a pair (before, after)")
+            before, after = (integer(f"padding[{i}][{j}]", side, 0) for j, side in enumerate(entry))
+            pairs.append((before, after))
+        return tuple(pairs)
+    return tuple((side, side) for side in per_dimension("padding", padding, dims, 0))
+
+
+def _named_pair(name: str, size: int, extent: int, stride: int) -> tuple[int, int]:
+    """Return the padding of one dimension that has a name."""
+    if name == "valid":
+        return 0, 0
+    if name == "full":
+        return extent - 1, extent - 1
+    total = max((-(-size // stride) - 1) * stride + extent - size, 0)
+    less, more = total // 2, total - total // 2
+    return (less, more) if name == "same" else (more, less)
+
+
+def _check_filters(w_shape: Shape, name: str) -> None:
+    if min(w_shape) < 1:
+        raise ConvShapeError(f"{name}: got shape {w_shape}, expected at least one filter, channel and kernel cell")
+
+
+def _check_channels(shapes: tuple[Shape, Shape], groups: int, names: tuple[str, str]) -> None:
+    """Check that the channels of an input and of filters go together."""
+    (x_shape, w_shape), (x_name, w_name) = shapes, names
+    channels, filters, group_channels = x_shape[1], w_shape[0], w_shape[1]
+    _check_filters(w_shape, w_name)
+    if channels < 1:
+        raise ConvShapeError(f"{x_name}: got {channels} channels in shape {x_shape}, expected at least 1")
+    if channels % groups or filters % groups:
+        raise ConvValueError(
+            f"groups: got {groups}, expected a divisor of x's {channels} channels and of w's {filters} filters"
+        )
+    if channels != group_channels * groups:
+        raise ConvShapeError(
+            f"{w_name}: got shape {w_shape}, for {group_channels * groups} input channels in {groups} group(s), "
+            f"expected {channels // groups} in its second place, for x of shape {x_shape}"
+        )
+
+
+def _check_addressable(geometry: Geometry, what: str, result: Shape) -> None:
+    """Check that every size fits in an integer of the machine; `what` begins the message."""
+    if max(2 * geometry.operations, *geometry.padded, *geometry.size) > sys.maxsize:
+        raise ConvShapeError(f"{what}, expected an output that can be addressed; it would be {result}")

@@ -1,0 +1,41 @@
+"""The keywords of a call, in one object."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+Ints = int | Sequence[int]
+"""One int for all spatial dimensions, or one for each."""
+Padding = str | int | Sequence[int] | Sequence[tuple[int, int]]
+
+NAMED_PADDINGS = ("valid", "full", "same", "same_lower")
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+DATA_FORMATS = ("channels_first", "channels_last")
+PRECISIONS = ("standard", "fast", "reproducible")
+
+
+class Options(NamedTuple):
+    """The keywords of `conv` and `conv_transpose`, as the caller gave them: `spec.arguments` checks them.
+
+    A tuple is built and hashed in C, and small calls spend their time in Python.
+    """
+
+    stride: Ints = 1
+    padding: Padding = 0
+    dilation: Ints = 1
+    groups: int = 1
+    padding_mode: str = "zeros"
+    data_format: str = "channels_first"
+    precision: str = "standard"
+    algorithm: str = "auto"
+    output_padding: Ints = 0
+    """Only a transposed convolution has any."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether the type of each option is known from its value.
+
+        A cache takes True and 1.0 for 1, so only plain options may be looked up in one.
+        """
+        return all(type(option) in (int, str) for option in self)
