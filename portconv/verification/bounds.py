@@ -30,8 +30,9 @@ from ..algorithms import fft, winograd
 from ..convolution import conv_backward, conv_forward
 from ..engine.products import Contraction
 from ..engine.rounding_error import relative
-from ..reproducible.sliced_product import quanta
+from ..reproducible.operands import quanta
 from ..spec.dtypes import EPSILON, HALVES, LARGEST, LEAST_NORMAL, Dtype, gamma, real
+from ..spec.operation import Kind, Operation
 from .cases import Case, Floats, Inputs
 from .spectra import spectral
 from .tiles import Doubles, Sums, tiled
@@ -191,9 +192,10 @@ def _quantising(case: Case, given: Inputs) -> dict[str, Doubles]:
     }
     found: dict[str, Doubles] = {}
     for name, (purpose, a, b, product) in products.items():
-        of_a, of_b = quanta(backend, geometry, case.dtype, purpose, a, b)
+        of_a, of_b = quanta(Operation(Kind(purpose), geometry, case.dtype, case.dtype), backend, (a, b))
         found[name] = _seen(case, name, product(_sizes(a), of_b) + product(of_a, _sizes(b) + _parts(case) * of_b))
-    of_dout, _ = quanta(backend, geometry, case.dtype, "weight_grad", grads, cells)
+    step = Operation(Kind.WEIGHT_GRAD, geometry, case.dtype, case.dtype)
+    of_dout, _ = quanta(step, backend, (grads, cells))
     found["db"] = np.sum(of_dout, axis=(0, *range(2, of_dout.ndim)))
     return found
 

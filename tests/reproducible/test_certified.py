@@ -18,9 +18,11 @@ from portconv.algorithms import gemm
 from portconv.algorithms.budget import Limits
 from portconv.algorithms.gemm_plan import chain
 from portconv.backends._numpy import NumpyBackend
-from portconv.reproducible import certified as near
 from portconv.reproducible import product as products
-from portconv.reproducible import weight_grad
+from portconv.reproducible import weight_grad, window_sums
+from portconv.reproducible.certified import BoundedSums
+from portconv.reproducible.correlation_sums import CorrelationSums
+from portconv.reproducible.window_sums import WindowSums
 from portconv.spec import arguments
 
 NAMES = ("float32",) * 4
@@ -28,30 +30,30 @@ CONTENTS = ("random", "wide", "cancelling", "ties")
 
 
 @pytest.fixture
-def puts(monkeypatch) -> list[Any]:
-    """What each result is put from: the products, and what came of it."""
-    found, put = [], near.Near.put
+def roundings(monkeypatch) -> list[Any]:
+    """The sums that each result is rounded from, what bounds their error, and whether enough of them are decided."""
+    calls, round_into = [], BoundedSums.round_into
 
-    def watched(self, *given):
-        value = put(self, *given)
-        found.append(SimpleNamespace(near=self, products=given[1] * 1.0, decided=value is not None))
+    def watched(self, target, sums):
+        value = round_into(self, target, sums)
+        calls.append(SimpleNamespace(bounded=self, sums=sums * 1.0, decided=value is not None))
         return value
 
-    monkeypatch.setattr(near.Near, "put", watched)
-    return found
+    monkeypatch.setattr(BoundedSums, "round_into", watched)
+    return calls
 
 
 @pytest.fixture
-def settled(monkeypatch) -> list[int]:
-    """How many sums were made anew, of each result."""
-    found, settle = [], near.Near.settle
+def recomputed(monkeypatch) -> list[int]:
+    """How many sums of each result are computed exactly because they are undecided."""
+    counts, recompute = [], BoundedSums.recompute
 
-    def watched(self, out, places, *rest):
-        found.append(len(places))
-        return settle(self, out, places, *rest)
+    def watched(self, target, places, added):
+        counts.append(len(places))
+        return recompute(self, target, places, added)
 
-    monkeypatch.setattr(near.Near, "settle", watched)
-    return found
+    monkeypatch.setattr(BoundedSums, "recompute", watched)
+    return counts
 
 
 @pytest.fixture
@@ -74,12 +76,12 @@ layers = pytest.mark.parametrize(("case", "transposed"), LAYERS, ids=[f"{c}{' T'
 
 
 @layers
-def test_every_sum_made_anew(close, monkeypatch, settled, case, transposed):
+def test_every_sum_recomputed(close, monkeypatch, recomputed, case, transposed):
     """An error without bound decides nothing."""
-    monkeypatch.setattr(near, "gamma", lambda terms: math.inf)
-    monkeypatch.setattr(weight_grad, "gamma", lambda terms: math.inf)
-    for kind in (near.Windows, near.Correlations):
-        monkeypatch.setattr(kind, "few", 1)
+    for module in (window_sums, weight_grad):
+        monkeypatch.setattr(module, "gamma", lambda terms: math.inf)
+    for sums in (WindowSums, CorrelationSums):
+        monkeypatch.setattr(sums, "sums_per_undecided", 1)
     layer, options = every(case, transposed)
     for contents in CONTENTS:
         given, expected = (of(layer, NAMES, contents, transposed) for of in (operands, truth))
@@ -87,21 +89,21 @@ def test_every_sum_made_anew(close, monkeypatch, settled, case, transposed):
     # Numbers from 2**-126 on, and padding that is not of zeros, take the other way.
     sizes = [truth(layer, NAMES, "random", transposed)[name].size for name in ("out", "dx", "dw")]
     if layer.mode == "zeros" and 0 not in layer.x:
-        assert sum(settled) >= sum(sizes)
+        assert sum(recomputed) >= sum(sizes)
 
 
 @layers
-def test_every_sum_of_slices(close, monkeypatch, puts, case, transposed):
+def test_every_sum_of_slices(close, monkeypatch, roundings, case, transposed):
     for module in (products, weight_grad):
-        monkeypatch.setattr(module, "serves", lambda *call: False)
+        monkeypatch.setattr(module, "is_worthwhile", lambda *call: False)
     layer, options = every(case, transposed)
     for contents in CONTENTS:
         given, expected = (of(layer, NAMES, contents, transposed) for of in (operands, truth))
         same(run(close, given, options, transposed), expected)
-    assert not puts
+    assert not roundings
 
 
-def test_what_too_few_sums_are_decided_of_is_made_of_slices(close, puts):
+def test_a_result_with_too_many_undecided_sums_is_made_of_slices(close, roundings):
     """Sums of -1, 0 and 1 are often 0, and what cancels is nothing that a bound could tell from 0."""
     layer, options = MIXED
     rng = np.random.default_rng(5)
@@ -109,10 +111,10 @@ def test_what_too_few_sums_are_decided_of_is_made_of_slices(close, puts):
     given = tuple(rng.integers(-1, 2, shape).astype("float32") for shape in shapes)
     given[0][0, 0, 0, 0] = given[1][0, 0, 0, 0] = given[3][0, 0, 0, 0] = 1 + 2.0**-23
     same(run(close, given, options), layer.all(*given))
-    assert not all(one.decided for one in puts)
+    assert not all(one.decided for one in roundings)
 
 
-def test_windows_of_zeros_are_decided(close, settled):
+def test_windows_of_zeros_are_decided(close, recomputed):
     """As are cells that no window has, and the gradients of filters of channels that are zeros."""
     rng = np.random.default_rng(6)
     x, w, dout = (
@@ -128,11 +130,11 @@ def test_windows_of_zeros_are_decided(close, settled):
     assert not found["dw"][2].any()
     assert not found["dw"][:, 1].any()
     # Of 420 outputs, 4320 cells and 30 weights some 90, 108 and 20 are not zero, and next to all of these decided.
-    assert sum(settled) <= 3
+    assert sum(recomputed) <= 3
 
 
 @pytest.mark.parametrize("algorithm", ["auto", "direct"])
-def test_products_are_off_by_no_more_than_their_bound(puts, algorithm):
+def test_sums_are_off_by_no_more_than_their_bound(roundings, algorithm):
     """Numbers that are all one: a sum is their product as often as there are terms, and all roundings add up."""
     rng = np.random.default_rng(7)
     worst = 0.0
@@ -149,19 +151,19 @@ def test_products_are_off_by_no_more_than_their_bound(puts, algorithm):
         ones = [np.ones(shape) for shape in (x_shape, w_shape)]
         counts, cache = portconv.conv_forward(*ones, **options)
         grads = portconv.conv_backward(np.ones_like(counts), cache)
-        puts.clear()
+        roundings.clear()
         out, cache = portconv.conv_forward(x, w, precision="reproducible", algorithm=algorithm, **options)
         portconv.conv_backward(np.full(out.shape, first, "float32"), cache)
-        assert len(puts) == 3
+        assert len(roundings) == 3
         for one, (terms, factors) in zip(
-            puts, ((counts, first * second), (grads.dx, first * second), (grads.dw, first * first)), strict=True
+            roundings, ((counts, first * second), (grads.dx, first * second), (grads.dw, first * first)), strict=True
         ):
             # 2**24 is the power of two above them, and numbers of 40 bits, sign included, are 2**39 for it.
             exact = factors * 2**30
-            shape = one.products.shape
-            room = lambda name, shape, dtype=None: np.empty(shape, dtype)  # noqa: E731
-            error = np.broadcast_to(one.near.error(tuple(slice(0, n) for n in shape), room), shape)
-            for number, count, bound in set(zip(one.products.flat, terms.flat, error.flat, strict=True)):
+            shape = one.sums.shape
+            workspace = lambda name, shape, dtype=None: np.empty(shape, dtype)  # noqa: E731
+            error = np.broadcast_to(one.bounded.error_bound(tuple(slice(0, n) for n in shape), workspace), shape)
+            for number, count, bound in set(zip(one.sums.flat, terms.flat, error.flat, strict=True)):
                 off = abs(Fraction(float(number)) - int(count) * exact)
                 assert off <= Fraction(float(bound))
                 worst = max(worst, float(off / Fraction(float(bound))) if bound else 0)

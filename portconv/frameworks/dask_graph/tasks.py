@@ -19,6 +19,8 @@ from ...reproducible.magnitudes import magnitudes as magnitudes_of
 from ...reproducible.magnitudes import remembering
 from ...spec.dtypes import KINDS, real
 from ...spec.geometry import Geometry
+from ...spec.operation import Kind
+from ...spec.operation import operation as operation_of
 from ...spec.ranges import Range
 from .halos import boxes, convolved, read
 
@@ -163,10 +165,10 @@ def input_grad(step: Step, block: Block, pieces: list[Array], scales: Array | No
 def _biased(step: Step, backend: Backend, zeros: Array, bias: Array) -> Array:
     if not step.exact:
         return with_bias(backend, zeros, narrow(backend, bias, zeros.dtype))
-    from ...reproducible.bias import biased
+    from ...reproducible.bias import add_bias
 
     with step.held(), backend.quiet():
-        return biased(backend, zeros, bias, step.operation.made)
+        return add_bias(backend, zeros, bias, step.operation.made)
 
 
 def weight_grad(step: Step, block: Block, of_out: list[Array], of_x: list[Array], scales: list[Array] | None) -> Array:
@@ -178,9 +180,9 @@ def weight_grad(step: Step, block: Block, of_out: list[Array], of_x: list[Array]
             return operation.compute(backend, dout, x)
     with step.held([(dout, scales[0]), (x, scales[1])]):
         call = operation.call(backend, dout)
-        from ...reproducible.slicing import longest
+        from ...reproducible.slicing import longest_sum
 
-        some = [_box(block.geometry, box) for box in boxes(block.geometry.out, longest(operation.dtype))]
+        some = [_box(block.geometry, box) for box in boxes(block.geometry.out, longest_sum(operation.dtype))]
         return call.weight_sums(call.dtype, dout, x, some, operation.made)
 
 
@@ -196,9 +198,9 @@ def weight_grad_sum(step: Step, sums: list[Array]) -> Array:
     """Add up what blocks add."""
     if not step.exact:
         return reduce(lambda total, more: total + more, sums)
-    from ...reproducible.weight_grad import weight_sum
+    from ...reproducible.weight_grad import add_weight_sums
 
-    return weight_sum(backends.of(sums[0]), step.operation.dtype, sums)
+    return add_weight_sums(step.operation.dtype, backends.of(sums[0]), sums)
 
 
 def weight_grad_end(step: Step, sums: list[Array], scales: list[Array] | None, made: str) -> Array:
@@ -207,11 +209,12 @@ def weight_grad_end(step: Step, sums: list[Array], scales: list[Array] | None, m
     backend, operation = backends.of(total), step.operation
     if scales is None:
         return narrow(backend, total, backend.dtype(made))
-    from ...reproducible.weight_grad import weight_rounded
+    from ...reproducible.weight_grad import round_weight_sums
 
-    most = scales[0][0, 0, :], scales[1][0, 0, :]
+    largest = scales[0][0, 0, :], scales[1][0, 0, :]
+    gradient = operation_of(Kind.WEIGHT_GRAD, operation.geometry, operation.dtype, made)
     with step.held(), backend.quiet():
-        return weight_rounded(backend, operation.geometry, operation.dtype, total, most, made)
+        return round_weight_sums(gradient, backend, total, largest)
 
 
 def channel_sum(step: Step, block: Block, chunk: Array, scales: Array | None, count: int) -> Array:
@@ -223,7 +226,8 @@ def channel_sum(step: Step, block: Block, chunk: Array, scales: Array | None, co
     from ...reproducible.bias_grad import channel_sums
 
     with step.held([(chunk, scales)]), backend.during_call(chunk, "reproducible"), backend.quiet():
-        return channel_sums(backend, block.geometry, operation.dtype, chunk, count)
+        own = operation_of(Kind.CHANNEL_SUM, block.geometry, operation.dtype, operation.dtype)
+        return channel_sums(own, backend, chunk, count)
 
 
 def channel_sum_sum(sums: list[Array]) -> Array:
@@ -237,10 +241,11 @@ def channel_sum_end(step: Step, sums: list[Array], scales: Array | None, count: 
     backend = backends.of(total)
     if scales is None:
         return narrow(backend, total, backend.dtype(made))
-    from ...reproducible.bias_grad import channel_rounded
+    from ...reproducible.bias_grad import round_channel_sums
 
+    gradient = operation_of(Kind.CHANNEL_SUM, step.operation.geometry, step.operation.dtype, made)
     with step.held(), backend.quiet():
-        return channel_rounded(backend, step.operation.dtype, count, total, scales[0, 0, :], made)
+        return round_channel_sums(gradient, backend, total, scales[0, 0, :], count)
 
 
 def windows(step: Step, geometry: Geometry, chunk: Array) -> Array:
@@ -250,7 +255,7 @@ def windows(step: Step, geometry: Geometry, chunk: Array) -> Array:
 
 
 def magnitudes(step: Step, chunk: Array) -> Array:
-    """The largest magnitude of each sample's channel, and whether all are finite, as `reproducible.scales` has it."""
+    """The largest magnitude of each sample's channel, and whether all are finite, as `reproducible` has it."""
     backend = backends.of(chunk)
     with step.held(), backend.during_call(chunk, "reproducible"), backend.quiet():
         return magnitudes_of(backend, chunk, real(backend.dtype_name(chunk.dtype)))
