@@ -28,6 +28,8 @@ from ..spec import arguments
 from ..spec.dtypes import Dtype
 from ..spec.geometry import Geometry
 from ..spec.layout import Shape, given_shape
+from ..spec.operation import Kind
+from ..spec.operation import operation as operation_of
 from .plan import copies
 
 SLICES = 4
@@ -243,9 +245,8 @@ class Contraction:
             return self._chosen_in(self._sliced(dtype), "weight_grad", geometry, made)
 
         with self._held(dtype, dout), self.backend.quiet():
-            return _imported("weight_grad").weight_sums(
-                self.backend, self.geometry, dtype.name, chosen, some, dout, x, rounded
-            )
+            step = operation_of(Kind.WEIGHT_GRAD, self.geometry, dtype.name, rounded)
+            return _imported("weight_grad").weight_sums(step, self.backend, chosen, tuple(some), (dout, x))
 
     def channel_sum(self, dtype: Dtype, array: Array, rounded: str | None = None) -> Array:
         """Add up the elements of each channel, of an input or an output as the caller has it.
@@ -259,7 +260,8 @@ class Contraction:
                 from ..reproducible.bias_grad import channel_sum
 
                 with self.backend.quiet():
-                    return channel_sum(self.backend, self.geometry, dtype.name, seen, rounded)
+                    step = operation_of(Kind.CHANNEL_SUM, self.geometry, dtype.name, rounded or dtype.name)
+                    return channel_sum(step, self.backend, seen)
             if self.geometry.channels_last:
                 cells = xp.permute_dims(seen, (0, *range(2, seen.ndim), 1))
                 sums = xp.sum(self.backend.astype(cells, wide), axis=tuple(range(seen.ndim - 1)), dtype=wide)
@@ -313,9 +315,9 @@ class Contraction:
             return self._chosen_in(self._sliced(dtype), purpose, geometry, made)
 
         with self.backend.quiet():
-            return _imported("product").compute(
-                self.backend, self.geometry, dtype.name, purpose, chosen, cut, a, b, bias, rounded, conjugated
-            )
+            step = operation_of(Kind(purpose), self.geometry, dtype.name, rounded or dtype.name, conjugated=conjugated)
+            operands = (a, b) if bias is None else (a, b, bias)
+            return _imported("product").product(step, self.backend, chosen, cut, operands)
 
     def _sliced(self, dtype: Dtype) -> Dtype:
         """What slices are multiplied in."""

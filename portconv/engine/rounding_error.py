@@ -13,6 +13,7 @@ from ..reproducible.magnitudes import parts_of
 from ..spec import arguments
 from ..spec.dtypes import EPSILON, HALVES, LARGEST, LEAST_NORMAL, Dtype, gamma, real
 from ..spec.geometry import Geometry
+from ..spec.operation import Kind, operation
 from .products import Contraction
 
 TF32_OPERAND = 2.0**-10
@@ -138,12 +139,12 @@ class _Bound:
 
     def of_reproducible(self) -> Array:
         """Bound what quantising changes, and one rounding; and the addition of a bias."""
-        from ..reproducible.sliced_product import quanta  # which takes as long to import as half the rest
+        from ..reproducible.operands import quanta  # which takes as long to import as half the rest
 
         backend, xp, own = self.backend, self.backend.xp, self.geometry
         call = replace(self.call, geometry=own, unbatched=False)
         x, w, b = self.given
-        of_x, of_w = quanta(backend, own, call.dtype.name, "forward", x, w)
+        of_x, of_w = quanta(operation(Kind.FORWARD, own, call.dtype.name, call.dtype.name), backend, (x, w))
         # A part of a complex number is a sum of two products.
         found = self.convolved(own, self.x, self.parts * of_w) + self.convolved(own, of_x, self.parts * (self.w + of_w))
         found = found * (1 + 4 * gamma(self.parts * self.terms + 4))
