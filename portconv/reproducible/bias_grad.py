@@ -19,7 +19,7 @@ from .rounding import Rounding
 from .slicing import SIGNIFICANT_BITS, Slicing, addition_slicing
 
 SHORT_BITS = 40
-"""The most bits for which a block's sum may fit in int64, and one power of two scales numbers of float64."""
+"""The most bits for which a block's sum may fit in int64, and one power of two, a normal float64, quantises."""
 COUNTED = ("nan", "infinite", "sign", "finite sign")
 """The indicators that are added up where not all elements are finite."""
 

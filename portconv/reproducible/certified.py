@@ -138,9 +138,9 @@ def is_worthwhile(kind: str, geometry: Geometry, backend: Backend, like: Array) 
     return geometry.terms(kind) <= MOST_TERMS
 
 
-def _places(block: Block, found: tuple[Array, ...]) -> list[Place]:
-    """Return the places in the whole result of elements that `nonzero` found in a block."""
+def _places(block: Block, indices: tuple[Array, ...]) -> list[Place]:
+    """Return the places in the whole result of elements of a block, of which `indices` has an array for each axis."""
     columns = (
-        [(side.start or 0) + int(at[i]) for i in range(at.shape[0])] for side, at in zip(block, found, strict=True)
+        [(side.start or 0) + int(at[i]) for i in range(at.shape[0])] for side, at in zip(block, indices, strict=True)
     )
     return list(zip(*columns, strict=True))

@@ -20,7 +20,7 @@ def parts_of(backend: Backend, array: Array) -> list[Array]:
 
 
 def join_parts(backend: Backend, parts: list[Array], dtype: str) -> Array:
-    """Make an array of `dtype` from its parts: a real one from the first, a complex one from both or the first and 0."""
+    """Make an array of a real dtype from the first part, or of a complex one from both, or from one and zeros."""
     if dtype not in PARTS_OF:
         return parts[0]
     return backend.complex(parts[0], parts[1] if len(parts) > 1 else backend.xp.zeros_like(parts[0]))
@@ -45,7 +45,7 @@ def remembering(known: Iterable[tuple[Array, Array]] = ()) -> Iterator[None]:
     `known` are pairs of an array and what `magnitudes` gives for it. A part of a larger array may so have the
     magnitudes of the whole.
     """
-    token = _remembered.set({id(array): (array, _with_finite(of(found), found)) for array, found in known})
+    token = _remembered.set({id(array): (array, _with_finite(of(each), each)) for array, each in known})
     try:
         yield
     finally:
@@ -57,15 +57,15 @@ def plane_magnitudes(backend: Backend, array: Array, real: str) -> Magnitudes:
     remembered = _remembered.get()
     if remembered is not None and id(array) in remembered:
         return remembered[id(array)][1]
-    found = _with_finite(backend, magnitudes(backend, array, real))
+    entry = _with_finite(backend, magnitudes(backend, array, real))
     if remembered is not None:
         # The array is kept too, so that no other array gets its place in memory, and so its id.
-        remembered[id(array)] = array, found
-    return found
+        remembered[id(array)] = array, entry
+    return entry
 
 
-def _with_finite(backend: Backend, found: Array) -> Magnitudes:
-    return found[0, ...], backend.likely(backend.xp.logical_not(found[1, ...] > 0))
+def _with_finite(backend: Backend, magnitudes: Array) -> Magnitudes:
+    return magnitudes[0, ...], backend.likely(backend.xp.logical_not(magnitudes[1, ...] > 0))
 
 
 def magnitudes(backend: Backend, array: Array, real: str) -> Array:
@@ -81,7 +81,7 @@ def magnitudes(backend: Backend, array: Array, real: str) -> Array:
         cells = array[block]
         if 0 in cells.shape:
             return []
-        found, has_nonfinite = None, False
+        of_all, has_nonfinite = None, False
         for part in parts_of(backend, cells):
             largest = None
             if backend.propagates or backend.all_finite(part):
@@ -90,8 +90,8 @@ def magnitudes(backend: Backend, array: Array, real: str) -> Array:
             if largest is None or not backend.all_finite(largest):
                 part = zero_unless_normal(backend, part, real)
                 largest, has_nonfinite = largest_magnitude(backend, part, tuple(part.shape), keep=(0, 1)), True
-            found = largest if found is None else xp.maximum(found, largest)
-        return [found, xp.full_like(found, float(has_nonfinite))]
+            of_all = largest if of_all is None else xp.maximum(of_all, largest)
+        return [of_all, xp.full_like(of_all, float(has_nonfinite))]
 
     return xp.max(reduce_planes(backend, array, 2, reduce, BYTES_TO_READ), axis=0)
 
@@ -108,5 +108,5 @@ def largest_magnitude(backend: Backend, part: Array, shape: tuple[int, ...], kee
     for axes in (*((axis,) for axis in range(last) if axis not in keep), tuple(range(last, len(shape)))):
         if axes:
             highest, lowest = xp.max(highest, axis=axes, keepdims=True), xp.min(lowest, axis=axes, keepdims=True)
-    found = xp.reshape(xp.maximum(highest, -lowest), tuple(shape[axis] for axis in keep))
-    return backend.astype(found, double)
+    largest = xp.reshape(xp.maximum(highest, -lowest), tuple(shape[axis] for axis in keep))
+    return backend.astype(largest, double)

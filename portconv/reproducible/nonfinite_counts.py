@@ -14,7 +14,7 @@ from .slicing import PART_PRODUCTS, PART_SIGNS
 
 
 def count_nonfinite(
-    product: SlicedProduct, geometry: Geometry, first: Operand, second: Operand, chunks: int = 1
+    sliced: SlicedProduct, geometry: Geometry, first: Operand, second: Operand, chunks: int = 1
 ) -> list[Counts] | None:
     """Count nans and infinities for the real part of a result, and the imaginary one; None where there can be none.
 
@@ -22,28 +22,28 @@ def count_nonfinite(
     """
     if first.finite and second.finite:
         return None
-    many, part_products = len(COUNTED), product.slicing.part_products
-    stacks = [_indicator_stack(product, place, part) for place, part in enumerate((first, second))]
-    found = product.convolve(geometry, many * part_products, stacks[0], stacks[1], chunks)
+    per_product, part_products = len(COUNTED), sliced.slicing.part_products
+    stacks = [_indicator_stack(sliced, place, part) for place, part in enumerate((first, second))]
+    products = sliced.convolve(geometry, per_product * part_products, stacks[0], stacks[1], chunks)
     counts = []
     for number in range(part_products):
-        sums = [found[:, number * many + i, ...] for i in range(many)]
-        if product.kind == Kind.WEIGHT_GRAD:
-            sums = [product.backend.xp.sum(array, axis=0) for array in sums]
-        bad_of_all = _bad_of_all(product, stacks, (number + 1) * many - 1)
+        sums = [products[:, number * per_product + i, ...] for i in range(per_product)]
+        if sliced.kind == Kind.WEIGHT_GRAD:
+            sums = [sliced.backend.xp.sum(array, axis=0) for array in sums]
+        bad_of_all = _bad_of_all(sliced, stacks, (number + 1) * per_product - 1)
         counts.append(counts_of(sums, bad_of_all).signed(PART_SIGNS[number]))
     if part_products == 1:
         return counts
     return [counts[0] + counts[1], counts[2] + counts[3]]
 
 
-def _indicator_stack(product: SlicedProduct, place: int, part: Operand) -> Array:
+def _indicator_stack(sliced: SlicedProduct, place: int, part: Operand) -> Array:
     """Return the indicators of an operand side by side: those of `COUNTED` for each product of parts."""
-    backend, part_products = product.backend, product.slicing.part_products
+    backend, part_products = sliced.backend, sliced.slicing.part_products
     # The padded operand is the input, or the first where there is none.
-    padded = product.kind.operands[place] == Role.X or (product.kind == Kind.INPUT_GRAD and place == 0)
+    padded = sliced.kind.operands[place] == Role.X or (sliced.kind == Kind.INPUT_GRAD and place == 0)
     names = [pair[0 if padded else 1] for pair in COUNTED]
-    axis = product.slot_axis(place)
+    axis = sliced.slot_axis(place)
     shape = (*part.array.shape[:axis], len(COUNTED) * part_products, *part.array.shape[axis:])
     stack = backend.empty(shape, part.array, dtype=backend.dtype("float64"))
 
@@ -52,7 +52,7 @@ def _indicator_stack(product: SlicedProduct, place: int, part: Operand) -> Array
         if len(of_parts) < part_products // 2:  # the imaginary part of real numbers
             zeros = backend.xp.zeros_like(of_parts[0][0])
             of_parts.append(indicators(backend, zeros, part.real, names))
-        writer = SliceWriter(backend, product.slicing, axis, workspace)
+        writer = SliceWriter(backend, sliced.slicing, axis, workspace)
         slots = [values for parts in PART_PRODUCTS[:part_products] for values in of_parts[parts[place]]]
         for slot, values in enumerate(slots):
             target = backend.write(target, writer.slot(slot), values)
@@ -61,17 +61,17 @@ def _indicator_stack(product: SlicedProduct, place: int, part: Operand) -> Array
     return fill_stack(backend, part.array, stack, axis, put)
 
 
-def _bad_of_all(product: SlicedProduct, stacks: list[Array], slot: int) -> Array | None:
+def _bad_of_all(sliced: SlicedProduct, stacks: list[Array], slot: int) -> Array | None:
     """Count all terms with a nan or an infinity of the operand without padding, those with padding included.
 
-    An input gradient has no such terms: a filter's tap that meets padding adds nothing to it.
+    None for an input gradient, whose sums have no terms with padding.
     """
-    xp = product.backend.xp
-    if product.kind == Kind.FORWARD:
+    xp = sliced.backend.xp
+    if sliced.kind == Kind.FORWARD:
         bad = stacks[1][slot, ...]
         total = xp.sum(bad, axis=tuple(range(1, bad.ndim)))
         return xp.reshape(total, (1, -1, *(1,) * (bad.ndim - 2)))
-    if product.kind == Kind.WEIGHT_GRAD:
+    if sliced.kind == Kind.WEIGHT_GRAD:
         bad = stacks[0][:, slot, ...]
         total = xp.sum(bad, axis=(0, *range(2, bad.ndim)))
         return xp.reshape(total, (-1, *(1,) * (bad.ndim - 1)))

@@ -123,8 +123,8 @@ def _of_filters(backend: Backend, geometry: Geometry, array: Array, group: Scale
     for part in parts_of(backend, array):
         if not backend.all_finite(part):
             part, finite = zero_unless_normal(backend, part, real(backend.dtype_name(array.dtype))), False
-        found = largest_magnitude(backend, part, shape, keep)
-        largest = found if largest is None else backend.xp.maximum(largest, found)
+        of_part = largest_magnitude(backend, part, shape, keep)
+        largest = of_part if largest is None else backend.xp.maximum(largest, of_part)
     return largest, finite
 
 

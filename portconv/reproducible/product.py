@@ -7,7 +7,7 @@ from ..passes.partition import Part
 from ..spec.operation import Kind, Operation, Role
 from .certified import is_worthwhile
 from .nonfinite_counts import count_nonfinite
-from .rounding import Target, is_normal, round_products
+from .rounding import Target, all_normal, round_products
 from .sliced_product import Choose, SlicedProduct, sliced_product
 from .slicing import UNCUT, exact_terms
 from .weight_grad import weight_grad
@@ -40,48 +40,48 @@ def product(
     """
     kind, geometry, like = operation.kind, operation.geometry, operands[0]
     terms = max(exact_terms(backend, part.geometry, kind, operation.dtype) for part in parts)
-    problem = sliced_product(operation, backend, choose, terms, operands)
+    sliced = sliced_product(operation, backend, choose, terms, operands)
     if kind == Kind.WEIGHT_GRAD:
-        return weight_grad(problem, parts)
+        return weight_grad(sliced, parts)
     dtype = backend.dtype(operation.result_dtype)
     out = backend.empty(geometry.shape(kind.result), like, last=geometry.channels_last, dtype=dtype)
     bias = operands[2] if len(operands) > 2 else None
-    target = Target(out, problem.exponents(geometry), bias)
-    if is_worthwhile(kind, geometry, backend, like) and is_normal(problem, target):
-        out, parts = _fill(problem.uncut(), target, parts)
+    target = Target(out, sliced.exponents(geometry), bias)
+    if is_worthwhile(kind, geometry, backend, like) and all_normal(sliced, target):
+        out, parts = _fill(sliced.uncut(), target, parts)
         target = target._replace(array=out)
-    return _fill(problem, target, parts)[0]
+    return _fill(sliced, target, parts)[0]
 
 
-def _fill(problem: SlicedProduct, target: Target, parts: tuple[Part, ...]) -> tuple[Array, tuple[Part, ...]]:
+def _fill(sliced: SlicedProduct, target: Target, parts: tuple[Part, ...]) -> tuple[Array, tuple[Part, ...]]:
     """Compute parts of a result in its array; return it, and the parts that are left.
 
     Parts are left from the first on that has too many undecided sums.
     """
-    backend, out = problem.backend, target.array
-    first, second = problem.operands
+    backend, out = sliced.backend, target.array
+    first, second = sliced.operands
     # One workspace for all parts: fresh memory takes longer to get than to fill.
     workspace = backend.workspace(first.array)
     of_w = filters = laid_out = None
-    parts = tuple(problem.in_few_samples(parts))
+    parts = tuple(sliced.in_few_samples(parts))
     for i, part in enumerate(parts):
-        index, of_first = (part.of_out, part.of_x) if problem.kind.result == Role.OUT else (part.of_x, part.of_out)
+        index, of_first = (part.of_out, part.of_x) if sliced.kind.result == Role.OUT else (part.of_x, part.of_out)
         cells, weights = first.at(of_first), second.at(part.of_w)
         if of_w != part.of_w:
             # Let go of the last filters first, or there would be slices of two.
             filters = laid_out = None
-            of_w, filters = part.of_w, problem.cut_operand(1, weights, workspace)
-            if problem.slicing is UNCUT:
-                laid_out = lay_out_filters(problem, part.geometry, filters[0, ...])
-        slices = problem.cut_operand(0, cells, workspace)
-        products = problem.convolve(part.geometry, problem.slicing.slots, slices, filters)
+            of_w, filters = part.of_w, sliced.cut_operand(1, weights, workspace)
+            if sliced.slicing is UNCUT:
+                laid_out = lay_out_filters(sliced, part.geometry, filters[0, ...])
+        slices = sliced.cut_operand(0, cells, workspace)
+        products = sliced.convolve(part.geometry, sliced.slicing.slots, slices, filters)
         place = target._replace(array=out).at(index)
         if laid_out is not None:
-            sums = window_sums(problem, part.geometry, slices[:, 0, ...], laid_out)
+            sums = window_sums(sliced, part.geometry, slices[:, 0, ...], laid_out)
             value = sums.round_into(place, products[:, 0, ...])
         else:
-            counts = count_nonfinite(problem, part.geometry, cells, weights)
-            value = round_products(problem, place, products, counts)
+            counts = count_nonfinite(sliced, part.geometry, cells, weights)
+            value = round_products(sliced, place, products, counts)
         if value is None:
             return out, parts[i:]
         if not (backend.views and value is place.array):

@@ -56,32 +56,32 @@ class Rounding(NamedTuple):
         return join_parts(backend, parts, self.dtype)
 
 
-def rounding_of(product: SlicedProduct) -> Rounding:
+def rounding_of(sliced: SlicedProduct) -> Rounding:
     """Return how the sums of a product are rounded."""
-    return Rounding(product.powers, product.slicing.width, product.operation.result_dtype)
+    return Rounding(sliced.powers, sliced.slicing.width, sliced.operation.result_dtype)
 
 
-def is_normal(product: SlicedProduct, target: Target) -> bool:
-    """Return whether all sums, and they with the bias, are known to be finite, and zero or normal numbers of float32.
+def all_normal(sliced: SlicedProduct, target: Target) -> bool:
+    """Return whether all results, with and without the bias, are known to be zero or normal numbers of float32.
 
-    A sum is a whole number of units, so that it suffices that the units are normal numbers.
+    A sum is a whole number of units, so it suffices to know that its unit is a normal number.
     """
-    dtype = product.operation.result_dtype
-    if not (dtype == product.operation.dtype == "float32" and product.finite and target.array.ndim > 2):
+    dtype = sliced.operation.result_dtype
+    if not (dtype == sliced.operation.dtype == "float32" and sliced.finite and target.array.ndim > 2):
         return False
     exponents = target.exponents
     normal = (exponents >= LEAST_NORMAL[dtype]) & (exponents <= -LEAST_NORMAL[dtype])
-    return product.backend.sure(normal) and (target.bias is None or keeps_normal(product.backend, target.bias, dtype))
+    return sliced.backend.sure(normal) and (target.bias is None or keeps_normal(sliced.backend, target.bias, dtype))
 
 
-def round_products(product: SlicedProduct, target: Target, products: Array, counts: list[Counts] | None) -> Array:
+def round_products(sliced: SlicedProduct, target: Target, products: Array, counts: list[Counts] | None) -> Array:
     """Round what products of slices add up to, add the bias, and write the result into the array of `target`."""
-    if is_normal(product, target):
-        return _round_normal(product, target, products)
-    backend, rounding, axis = product.backend, rounding_of(product), _slot_axis(product)
+    if all_normal(sliced, target):
+        return _round_normal(sliced, target, products)
+    backend, rounding, axis = sliced.backend, rounding_of(sliced), _slot_axis(sliced)
 
     def compute(block: Block, _: Array, workspace: Workspace) -> Array:
-        sums = product.sums_by_weight(products[(*block[:axis], ALL, *block[axis:])], axis)
+        sums = sliced.sums_by_weight(products[(*block[:axis], ALL, *block[axis:])], axis)
         limbs = [carry(backend, part, rounding.width) for part in sums]
         of_block = None if counts is None else [count.at(block) for count in counts]
         value = rounding.round(limbs, target.exponents[block[:2]], of_block)
@@ -91,22 +91,22 @@ def round_products(product: SlicedProduct, target: Target, products: Array, coun
     return backend.fill(target.array, cut, compute, least_blocks(backend, target.array.shape))
 
 
-def _round_normal(product: SlicedProduct, target: Target, products: Array) -> Array:
+def _round_normal(sliced: SlicedProduct, target: Target, products: Array) -> Array:
     """Round sums that are normal numbers to float32: from float64 totals, or exactly if a block has undecided ones."""
-    backend, plan, axis, exponents = product.backend, product.slicing, _slot_axis(product), target.exponents
-    factors = product.powers.scales_of(exponents, target.array)
+    backend, plan, axis, exponents = sliced.backend, sliced.slicing, _slot_axis(sliced), target.exponents
+    factors = sliced.powers.scales_of(exponents, target.array)
     added = addend(backend, target.bias, target.array)
 
     def compute(block: Block, out: Array, workspace: Workspace) -> Array:
-        found = products[(*block[:axis], ALL, *block[axis:])]
-        pairs = [found[(*(ALL,) * axis, pair, ...)] for pair in range(len(plan.pairs))]
+        of_block = products[(*block[:axis], ALL, *block[axis:])]
+        pairs = [of_block[(*(ALL,) * axis, pair, ...)] for pair in range(len(plan.pairs))]
         limbs = sum_by_weight(backend, pairs, plan, workspace)
         total, error = total_and_error(backend, limbs, plan.width, workspace)
         upper, same = round_range(backend, total, error, out.dtype, workspace)
         out = backend.elementwise("multiply", out, (...,), upper, factors[(*block[:2], ...)])
         if not bool(backend.xp.all(same)):
             limbs = carry(backend, limbs, plan.width)
-            exact = round_limbs(product.powers, limbs, plan.width, exponents[block[:2]], "float32")
+            exact = round_limbs(sliced.powers, limbs, plan.width, exponents[block[:2]], "float32")
             out = backend.write(out, (...,), exact)
         return backend.elementwise("add", out, (...,), out, added[:, block[1], ...])
 
@@ -114,6 +114,6 @@ def _round_normal(product: SlicedProduct, target: Target, products: Array) -> Ar
     return backend.fill(target.array, cut, compute, least_blocks(backend, target.array.shape))
 
 
-def _slot_axis(product: SlicedProduct) -> int:
+def _slot_axis(sliced: SlicedProduct) -> int:
     """Return the axis of the slots in the products of slices, which a weight gradient has no samples before."""
-    return 0 if product.kind == Kind.WEIGHT_GRAD else 1
+    return 0 if sliced.kind == Kind.WEIGHT_GRAD else 1

@@ -1,6 +1,6 @@
-"""A product whose operands are cut into slices; slices lie side by side as groups of one convolution.
+"""A product whose operands are cut into slices.
 
-One call of an algorithm so multiplies all pairs of slices.
+The slices lie side by side as groups of one convolution, so that one call of an algorithm multiplies all pairs.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .slicing import (
 SHORT_SUM = 1 << 8
 """The positions of a weight gradient that are added up at once where operands are uncut: more make a larger error."""
 ONE_STEP_BITS = 40
-"""The most bits for which the power of two that scales a finite operand is always a normal number of float64."""
+"""The most bits for which one step quantises: of the dtypes with so few, that power of two is a normal float64."""
 Choose = Callable[[Geometry], Choice]
 """Returns the algorithm that multiplies the slices of a convolution."""
 
@@ -151,12 +151,12 @@ class SlicedProduct(NamedTuple):
             operands.append(extend(wide, backend, array) if role == Role.X else array)
         if kind == Kind.FORWARD:
             operands.append(None)
-        found = self.choose(wide.extended).compute(kind, wide.extended, backend, *operands)
+        result = self.choose(wide.extended).compute(kind, wide.extended, backend, *operands)
         if kind.result == Role.X:
-            found = fold(wide, backend, found)
+            result = fold(wide, backend, result)
         if kind.result == Role.W:
-            return backend.xp.reshape(found, (chunks, count, *geometry.w_shape))
-        return backend.xp.reshape(found, (found.shape[0], count, *geometry.shape(kind.result)[1:]))
+            return backend.xp.reshape(result, (chunks, count, *geometry.w_shape))
+        return backend.xp.reshape(result, (result.shape[0], count, *geometry.shape(kind.result)[1:]))
 
     def sums_by_weight(self, products: Array, axis: int) -> list[list[Array]]:
         """Add up the products of slices, which lie along `axis`, by weight: for the real part, then the imaginary."""
@@ -201,7 +201,7 @@ def sliced_product(
 
 
 def outer_exponents(backend: Backend, geometry: Geometry, of_outputs: Array, of_inputs: Array) -> Array:
-    """Add the exponents of a weight gradient's channels of outputs (F,) and of inputs (C,) to those of (F, C / G)."""
+    """Return the exponents of a weight gradient (F, C / G): the sums of those of outputs (F,) and of inputs (C,)."""
     xp, groups = backend.xp, geometry.groups
     of_outputs = xp.reshape(of_outputs, (groups, geometry.group_out, 1))
     of_inputs = xp.reshape(of_inputs, (groups, 1, geometry.group_in))

@@ -19,7 +19,7 @@ from .nonfinite import Counts
 from .nonfinite_counts import count_nonfinite
 from .operands import Operand
 from .powers import powers_of_two
-from .rounding import Rounding, Target, is_normal, round_products, rounding_of
+from .rounding import Rounding, Target, all_normal, round_products, rounding_of
 from .sliced_product import Choose, SlicedProduct, outer_exponents, sliced_product
 from .slicing import SIGNIFICANT_BITS, Chunks, chunks, longest_sum, slicing
 
@@ -42,76 +42,76 @@ class ExactSums(NamedTuple):
     counts: list[Counts] | None
 
 
-def weight_grad(product: SlicedProduct, parts: tuple[Part, ...]) -> Array:
+def weight_grad(sliced: SlicedProduct, parts: tuple[Part, ...]) -> Array:
     """Compute the weight gradient from parts, of which those of the same filters are added up."""
-    backend, geometry, like = product.backend, product.operation.geometry, product.operands[0].array
-    grad = backend.empty(geometry.w_shape, like, dtype=backend.dtype(product.operation.result_dtype))
+    backend, geometry, like = sliced.backend, sliced.operation.geometry, sliced.operands[0].array
+    grad = backend.empty(geometry.w_shape, like, dtype=backend.dtype(sliced.operation.result_dtype))
     if not geometry.batch:
         return backend.zeroed(grad)
-    exponents, workspace = product.exponents(geometry), backend.workspace(like)
+    exponents, workspace = sliced.exponents(geometry), backend.workspace(like)
     for first in sorted({part.of_w[0].start or 0 for part in parts}):
         added_up = [part for part in parts if (part.of_w[0].start or 0) == first]
         index = added_up[0].of_w
         target, value = Target(grad[(*index, ...)], exponents[index]), None
-        if is_worthwhile(product.kind, geometry, backend, grad) and is_normal(product, target):
-            value = _certified(product, added_up, target, workspace)
+        if is_worthwhile(sliced.kind, geometry, backend, grad) and all_normal(sliced, target):
+            value = _certified(sliced, added_up, target, workspace)
         if value is None:
-            value = _exact(product, added_up, target, workspace)
+            value = _exact(sliced, added_up, target, workspace)
         if not (backend.views and value is target.array):
             grad = backend.write(grad, (*index, ...), value)
     return grad
 
 
-def _certified(product: SlicedProduct, parts: list[Part], target: Target, workspace: Workspace) -> Array | None:
-    """Compute the gradient of some filters from products that are not exact; None where too many are undecided."""
-    product, backend = product.uncut(), product.backend
+def _certified(sliced: SlicedProduct, parts: list[Part], target: Target, workspace: Workspace) -> Array | None:
+    """Compute the gradient of some filters from sums that are not exact; None where too many are undecided."""
+    sliced, backend = sliced.uncut(), sliced.backend
     total: Array = None
     magnitudes: Array = None
     roundings = additions = 0
-    for part in product.in_few_samples(parts):
-        roundings, additions = max(roundings, product.roundings(part.geometry)), additions + 1
-        grads = product.cut_operand(0, product.operands[0].at(part.of_out), workspace)
-        cells = product.cut_operand(1, product.operands[1].at(part.of_x), workspace)
-        sums = product.convolve(part.geometry, 1, grads, cells)[0, 0, ...]
+    for part in sliced.in_few_samples(parts):
+        roundings, additions = max(roundings, sliced.roundings(part.geometry)), additions + 1
+        grads = sliced.cut_operand(0, sliced.operands[0].at(part.of_out), workspace)
+        cells = sliced.cut_operand(1, sliced.operands[1].at(part.of_x), workspace)
+        sums = sliced.convolve(part.geometry, 1, grads, cells)[0, 0, ...]
         bounds = bound_magnitudes(backend, part.geometry, grads[:, 0, ...], cells[:, 0, ...])
         total, magnitudes = (sums, bounds) if total is None else (total + sums, magnitudes + bounds)
     # Four roundings more than those of the sum: the bound is rounded itself, and so are the ends of the range.
     errors = magnitudes * gamma(roundings + additions + 4)
     first = parts[0].of_w[0].start or 0
-    sums = CorrelationSums(product.powers, product.operation.geometry, product.operands, first, errors)
-    return sums.round_into(target, total)
+    bounded = CorrelationSums(sliced.powers, sliced.operation.geometry, sliced.operands, first, errors)
+    return bounded.round_into(target, total)
 
 
-def _exact(product: SlicedProduct, parts: list[Part], target: Target, workspace: Workspace) -> Array:
+def _exact(sliced: SlicedProduct, parts: list[Part], target: Target, workspace: Workspace) -> Array:
     """Compute the gradient of some filters from exact sums."""
-    several = len(parts) > 1 or chunks(product.backend, parts[0].geometry, product.operation.dtype).several
-    sums = _exact_sums(product, parts, workspace, several)
+    several = len(parts) > 1 or chunks(sliced.backend, parts[0].geometry, sliced.operation.dtype).several
+    sums = _exact_sums(sliced, parts, workspace, several)
     if several:
-        return rounding_of(product).round(sums.limbs, target.exponents, sums.counts)
-    return round_products(product, target, sums.products[0, ...], sums.counts)
+        return rounding_of(sliced).round(sums.limbs, target.exponents, sums.counts)
+    return round_products(sliced, target, sums.products[0, ...], sums.counts)
 
 
 def _exact_sums(
-    product: SlicedProduct, parts: list[Part] | tuple[Part, ...], workspace: Workspace, several: bool
+    sliced: SlicedProduct, parts: list[Part] | tuple[Part, ...], workspace: Workspace, several: bool
 ) -> ExactSums:
     """Compute the exact sums of some filters' gradients; where there are `several` chunks, add their limbs up."""
-    backend = product.backend
+    backend = sliced.backend
     limbs: list[list[Array]] = []
     counts: list[Counts] | None = None
     products: Array = None
     for part in parts:
-        grads, cells = product.operands[0].at(part.of_out), product.operands[1].at(part.of_x)
+        grads, cells = sliced.operands[0].at(part.of_out), sliced.operands[1].at(part.of_x)
         cells = cells._replace(array=extend(part.geometry, backend, cells.array))
-        plan = chunks(backend, part.geometry, product.operation.dtype)
+        plan = chunks(backend, part.geometry, sliced.operation.dtype)
         for geometry, count, first, second in _calls(plan, grads, cells):
-            slices = product.cut_operand(0, first, workspace), product.cut_operand(1, second, workspace)
-            products = product.convolve(geometry, product.slicing.slots, *slices, count)
-            found = count_nonfinite(product, geometry, first, second, count)
-            if counts is not None and found is not None:
-                found = [old + new for old, new in zip(counts, found, strict=True)]
-            counts = found
+            slices = sliced.cut_operand(0, first, workspace), sliced.cut_operand(1, second, workspace)
+            products = sliced.convolve(geometry, sliced.slicing.slots, *slices, count)
+            of_call = count_nonfinite(sliced, geometry, first, second, count)
+            if counts is not None and of_call is not None:
+                of_call = [old + new for old, new in zip(counts, of_call, strict=True)]
+            counts = of_call
             if several:
-                limbs = _add_chunks(product, limbs, product.sums_by_weight(products, axis=1))
+                limbs = _add_chunks(sliced, limbs, sliced.sums_by_weight(products, axis=1))
     return ExactSums(products, limbs, counts)
 
 
@@ -124,9 +124,9 @@ def _calls(plan: Chunks, grads: Operand, cells: Operand) -> Iterator[tuple[Geome
             yield geometry, end - first, grads.at((samples, *part.of_out[1:])), cells.at((samples, *part.of_x[1:]))
 
 
-def _add_chunks(product: SlicedProduct, held: list[list[Array]], sums: list[list[Array]]) -> list[list[Array]]:
-    """Add the sums of chunks, by weight, along their first axis to the limbs held, of which there is one more."""
-    backend, width, added = product.backend, product.slicing.width, []
+def _add_chunks(sliced: SlicedProduct, held: list[list[Array]], sums: list[list[Array]]) -> list[list[Array]]:
+    """Add the sums of chunks, which lie along the first axis, to the limbs held; these are one more than the sums."""
+    backend, width, added = sliced.backend, sliced.slicing.width, []
     for number, part in enumerate(sums):
         limbs = carry(backend, [*part, backend.xp.zeros_like(part[0])], width)
         limbs = [backend.xp.sum(limb, axis=0) for limb in limbs]
@@ -158,12 +158,12 @@ def weight_sums(
     array, shape (1 or 2, limbs, F, C / G, *K)
         The limbs of each part of the result, and where either operand is not finite, three counts after them.
     """
-    product = sliced_product(operation, backend, choose, longest_sum(operation.dtype), operands)
+    sliced = sliced_product(operation, backend, choose, longest_sum(operation.dtype), operands)
     geometry, like = operation.geometry, operands[0]
     if not geometry.batch:
-        shape = (2 if operation.result_dtype in PARTS_OF else 1, 2 * product.slicing.slices, *geometry.w_shape)
+        shape = (2 if operation.result_dtype in PARTS_OF else 1, 2 * sliced.slicing.slices, *geometry.w_shape)
         return backend.zeroed(backend.empty(shape, like, dtype=backend.dtype("float64")))
-    _, limbs, counts = _exact_sums(product, parts, backend.workspace(like), True)
+    _, limbs, counts = _exact_sums(sliced, parts, backend.workspace(like), True)
     xp, stacks = backend.xp, []
     for i, part in enumerate(limbs):
         counted = [] if counts is None else [counts[i].nans, counts[i].infinite, counts[i].signs]

@@ -22,6 +22,17 @@ from .sliced_product import SlicedProduct
 from .slicing import slicing
 
 
+class Dimension(NamedTuple):
+    """The sizes of one dimension, of which the cells lie `spacing` apart with zeros between them."""
+
+    size: int
+    kernel: int
+    stride: int
+    dilation: int
+    before: int
+    spacing: int
+
+
 class Filters(NamedTuple):
     """Quantised filters as windows are multiplied by them, channels last (F, *K, C / G), and their norms (F,).
 
@@ -77,11 +88,12 @@ class WindowSums(BoundedSums):
 
     def exact_sums(self, places: list[Place]) -> tuple[list[Array], int]:
         backend, xp, geometry = self.backend, self.backend.xp, self.geometry
+        dimensions = _dimensions(geometry, self.spacing)
         filters = xp.take(self.filters, self.indices([at[1] for at in places]), axis=0)
         windows = backend.zeros(tuple(filters.shape), filters)
         for i, (sample, channel, *position) in enumerate(places):
             first = channel // geometry.group_out * geometry.group_in
-            taps, cells = zip(*map(_taps_and_cells, position, *_dimensions(geometry), self.spacing), strict=True)
+            taps, cells = zip(*map(_taps_and_cells, position, dimensions), strict=True)
             window = self.cells[(sample, *cells, slice(first, first + geometry.group_in))]
             windows = backend.write(windows, (i, *taps, ALL), window)
         plan = slicing("float32", self.terms)
@@ -89,10 +101,10 @@ class WindowSums(BoundedSums):
         return carry(backend, self.sum_slices(*slices), plan.width), plan.width
 
 
-def lay_out_filters(product: SlicedProduct, geometry: Geometry, filters: Array) -> Filters:
+def lay_out_filters(sliced: SlicedProduct, geometry: Geometry, filters: Array) -> Filters:
     """Lay quantised filters (F, C / G, *K) out with channels last, mirrored for an input gradient."""
-    backend, xp = product.backend, product.backend.xp
-    if product.kind == Kind.INPUT_GRAD:
+    backend, xp = sliced.backend, sliced.backend.xp
+    if sliced.kind == Kind.INPUT_GRAD:
         filters = mirrored(geometry, backend, filters)
     order = _channels_last(filters.ndim)
     array = backend.empty(tuple(filters.shape[axis] for axis in order), filters)
@@ -101,26 +113,26 @@ def lay_out_filters(product: SlicedProduct, geometry: Geometry, filters: Array) 
     return Filters(array, xp.sqrt(xp.vecdot(flat, flat)))
 
 
-def window_sums(product: SlicedProduct, geometry: Geometry, cells: Array, filters: Filters) -> WindowSums:
+def window_sums(sliced: SlicedProduct, geometry: Geometry, cells: Array, filters: Filters) -> WindowSums:
     """Bound the errors of a product of uncut operands; `cells` are quantised (N, C, *S)."""
-    xp, squares = product.backend.xp, _window_squares(product, geometry, cells)
+    xp, squares = sliced.backend.xp, _window_squares(sliced, geometry, cells)
     # Four roundings more than those of the sum: the norms are rounded themselves, and so are the ends of the range.
-    filter_bounds = filters.norms * gamma(product.roundings(geometry) + 4)
+    filter_bounds = filters.norms * gamma(sliced.roundings(geometry) + 4)
     spacing = (1,) * geometry.dims
-    if product.kind == Kind.INPUT_GRAD:
+    if sliced.kind == Kind.INPUT_GRAD:
         spacing, geometry = geometry.stride, geometry.unstrided.mirrored
     cells = xp.permute_dims(cells, _channels_last(cells.ndim))
-    return WindowSums(product.powers, geometry, cells, filters.array, spacing, xp.sqrt(squares), filter_bounds)
+    return WindowSums(sliced.powers, geometry, cells, filters.array, spacing, xp.sqrt(squares), filter_bounds)
 
 
-def _window_squares(problem: SlicedProduct, geometry: Geometry, cells: Array) -> Array:
+def _window_squares(sliced: SlicedProduct, geometry: Geometry, cells: Array) -> Array:
     """Add up the squares of the cells (N, C, *S) that each window holds of a group: (N, G, *P)."""
-    backend, xp, groups = problem.backend, problem.backend.xp, geometry.groups
+    backend, xp, groups = sliced.backend, sliced.backend.xp, geometry.groups
     channels, size = cells.shape[1] // groups, tuple(cells.shape[2:])
-    least, most = least_blocks(backend, tuple(cells.shape)), block_elements(backend)
+    least, elements = least_blocks(backend, tuple(cells.shape)), block_elements(backend)
     row = math.prod(size[1:])
-    rows = max(1, min(most // row, -(-size[0] * cells.shape[0] * groups // least)))
-    channels_at_once = max(1, most // (rows * row))
+    rows = max(1, min(elements // row, -(-size[0] * cells.shape[0] * groups // least)))
+    channels_at_once = max(1, elements // (rows * row))
 
     def compute(block: Block, target: Array, workspace: Workspace) -> Array:
         sample, group, run = block
@@ -139,7 +151,7 @@ def _window_squares(problem: SlicedProduct, geometry: Geometry, cells: Array) ->
     sums = backend.fill(sums, [((*block, ...), block) for block in indices], compute, least)
     one = replace(geometry, in_channels=groups, out_channels=groups)
     ones = xp.ones((1, *one.w_shape), dtype=cells.dtype, device=backend.device_of(cells))
-    return problem.convolve(one, 1, xp.reshape(sums, (sums.shape[0], 1, *sums.shape[1:])), ones)[:, 0, ...]
+    return sliced.convolve(one, 1, xp.reshape(sums, (sums.shape[0], 1, *sums.shape[1:])), ones)[:, 0, ...]
 
 
 def _channels_last(dims: int) -> tuple[int, ...]:
@@ -147,15 +159,16 @@ def _channels_last(dims: int) -> tuple[int, ...]:
     return (0, *range(2, dims), 1)
 
 
-def _dimensions(geometry: Geometry) -> tuple[tuple[int, ...], ...]:
-    return geometry.size, geometry.kernel, geometry.stride, geometry.dilation, geometry.before
+def _dimensions(geometry: Geometry, spacing: tuple[int, ...]) -> list[Dimension]:
+    """Return the sizes of each dimension."""
+    sizes = (geometry.size, geometry.kernel, geometry.stride, geometry.dilation, geometry.before, spacing)
+    return [Dimension(*each) for each in zip(*sizes, strict=True)]
 
 
 @lru_cache(maxsize=8192)
-def _taps_and_cells(
-    position: int, size: int, kernel: int, stride: int, dilation: int, before: int, spacing: int
-) -> tuple[slice, slice]:
-    """Return the taps of one dimension through which an output reads cells, and those cells, `spacing` apart."""
+def _taps_and_cells(position: int, dimension: Dimension) -> tuple[slice, slice]:
+    """Return the taps of a dimension through which an output reads cells that are no zeros between, and those cells."""
+    size, kernel, stride, dilation, before, spacing = dimension
     start = position * stride - before
     first = max(0, -(start // dilation))
     end = min(kernel, -((start - size) // dilation))

@@ -1,4 +1,4 @@
-"""Sums rounded from one float64 product, and those it does not decide: the bits of any other way to make them."""
+"""Sums that are rounded from one float64 product, and those that it leaves undecided, have the bits of exact sums."""
 
 from __future__ import annotations
 
@@ -11,7 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.reproducible_cases import CASES, MIXED, TRANSPOSED, operands, run, same, skip_without, truth
+from support.reproducible_cases import (
+    CASES,
+    MIXED,
+    TRANSPOSED,
+    assert_same_bits,
+    exact_results,
+    forward_and_backward,
+    operands,
+    skip_without,
+)
 
 import portconv
 from portconv.algorithms import gemm
@@ -57,16 +66,16 @@ def recomputed(monkeypatch) -> list[int]:
 
 
 @pytest.fixture
-def close(target):
-    """A target whose numbers may be looked at one by one."""
+def host_target(target):
+    """A target whose numbers can be read one by one, so that sums are certified there."""
     skip_without(target, "float32")
     if not target.backend.at_hand(target.array(np.zeros(1, "float32"))):
         pytest.skip(f"{target.backend.name} multiplies slices: single numbers are far, or of arrays that do not change")
     return target
 
 
-def every(case: str, transposed: bool) -> Any:
-    """A case with its mode, and which contents go with it."""
+def layer_and_options(case: str, transposed: bool) -> Any:
+    """Return the layer of a case, and its options, the padding mode among them."""
     layer, options = (TRANSPOSED if transposed else CASES)[case]
     return layer, options if transposed else {**options, "padding_mode": layer.mode}
 
@@ -76,52 +85,52 @@ layers = pytest.mark.parametrize(("case", "transposed"), LAYERS, ids=[f"{c}{' T'
 
 
 @layers
-def test_every_sum_recomputed(close, monkeypatch, recomputed, case, transposed):
-    """An error without bound decides nothing."""
+def test_every_sum_recomputed(host_target, monkeypatch, recomputed, case, transposed):
+    """An infinite bound of the error leaves every sum undecided."""
     for module in (window_sums, weight_grad):
         monkeypatch.setattr(module, "gamma", lambda terms: math.inf)
     for sums in (WindowSums, CorrelationSums):
         monkeypatch.setattr(sums, "sums_per_undecided", 1)
-    layer, options = every(case, transposed)
+    layer, options = layer_and_options(case, transposed)
     for contents in CONTENTS:
-        given, expected = (of(layer, NAMES, contents, transposed) for of in (operands, truth))
-        same(run(close, given, options, transposed), expected)
-    # Numbers from 2**-126 on, and padding that is not of zeros, take the other way.
-    sizes = [truth(layer, NAMES, "random", transposed)[name].size for name in ("out", "dx", "dw")]
+        given, expected = (of(layer, NAMES, contents, transposed) for of in (operands, exact_results))
+        assert_same_bits(forward_and_backward(host_target, given, options, transposed), expected)
+    # Contents with the smallest numbers, and padding that is not of zeros, are not certified.
+    sizes = [exact_results(layer, NAMES, "random", transposed)[name].size for name in ("out", "dx", "dw")]
     if layer.mode == "zeros" and 0 not in layer.x:
         assert sum(recomputed) >= sum(sizes)
 
 
 @layers
-def test_every_sum_of_slices(close, monkeypatch, roundings, case, transposed):
+def test_every_sum_of_slices(host_target, monkeypatch, roundings, case, transposed):
     for module in (products, weight_grad):
         monkeypatch.setattr(module, "is_worthwhile", lambda *call: False)
-    layer, options = every(case, transposed)
+    layer, options = layer_and_options(case, transposed)
     for contents in CONTENTS:
-        given, expected = (of(layer, NAMES, contents, transposed) for of in (operands, truth))
-        same(run(close, given, options, transposed), expected)
+        given, expected = (of(layer, NAMES, contents, transposed) for of in (operands, exact_results))
+        assert_same_bits(forward_and_backward(host_target, given, options, transposed), expected)
     assert not roundings
 
 
-def test_a_result_with_too_many_undecided_sums_is_made_of_slices(close, roundings):
+def test_a_result_with_too_many_undecided_sums_is_made_of_slices(host_target, roundings):
     """Sums of -1, 0 and 1 are often 0, and what cancels is nothing that a bound could tell from 0."""
     layer, options = MIXED
     rng = np.random.default_rng(5)
     shapes = (layer.x, layer.w, layer.w[:1], layer.out)
     given = tuple(rng.integers(-1, 2, shape).astype("float32") for shape in shapes)
     given[0][0, 0, 0, 0] = given[1][0, 0, 0, 0] = given[3][0, 0, 0, 0] = 1 + 2.0**-23
-    same(run(close, given, options), layer.all(*given))
+    assert_same_bits(forward_and_backward(host_target, given, options), layer.all(*given))
     assert not all(one.decided for one in roundings)
 
 
-def test_windows_of_zeros_are_decided(close, recomputed):
+def test_windows_of_zeros_are_decided(host_target, recomputed):
     """As are cells that no window has, and the gradients of filters of channels that are zeros."""
     rng = np.random.default_rng(6)
     x, w, dout = (
         rng.standard_normal(shape).astype("float32") for shape in ((2, 6, 20, 18), (5, 6, 1, 1), (2, 5, 7, 6))
     )
     x[:, :, 3:], x[:, 1], dout[:, 2], dout[:, :, :2] = 0, 0, 0, 0
-    found = run(close, (x, w, None, dout), {"stride": 3})
+    found = forward_and_backward(host_target, (x, w, None, dout), {"stride": 3})
     exact = np.einsum("ncyx,fc->nfyx", x[:, :, ::3, ::3].astype("f8"), w[:, :, 0, 0].astype("f8"))
     # 6 products of float64, and one rounding to float32.
     assert np.all(np.abs(found["out"] - exact) <= 2.0**-24 * np.abs(exact) + 1e-12)
