@@ -20,9 +20,7 @@ def add_up(operation: Operation, backend: Backend, array: Array) -> Array:
         cells = canonical(operation, backend, Role.OUT, array)
         if is_exact(operation):
             with backend.quiet():
-                return reproducible("bias_grad").channel_sum(
-                    backend, operation.geometry, operation.dtype, cells, operation.result_dtype
-                )
+                return reproducible("bias_grad").channel_sum(operation, backend, cells)
         wide = summable(backend, dtype)
         if operation.geometry.channels_last:
             cells = xp.permute_dims(cells, (0, *range(2, cells.ndim), 1))

@@ -7,7 +7,6 @@ is into that form, and the result back from it.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable
 from functools import cache
 from types import ModuleType
 
@@ -84,24 +83,10 @@ def _reproducible(plan: Plan, *operands: Array) -> Array:
     """Compute a product whose bits are the same everywhere."""
     parts = tuple(part for part, _ in plan.parts)
     with plan.backend.quiet():
-        a, b, *bias = operands
-        op = plan.operation
-        return reproducible("product").compute(
-            plan.backend,
-            op.geometry,
-            op.dtype,
-            op.kind,
-            plan.choose_for_slices,
-            parts,
-            a,
-            b,
-            bias[0] if bias else None,
-            op.result_dtype,
-            op.conjugated,
-        )
+        return reproducible("product").product(plan.operation, plan.backend, plan.choose_for_slices, parts, operands)
 
 
-def weight_sums(operation: Operation, backend: Backend, parts: Iterable[Part], dout: Array, x: Array) -> Array:
+def weight_sums(operation: Operation, backend: Backend, parts: tuple[Part, ...], dout: Array, x: Array) -> Array:
     """Sum exactly what some samples and positions add to a reproducible gradient of filters.
 
     `parts` are small enough for their sums to be exact; `reproducible.weight_grad` says how the sums are rounded.
@@ -109,15 +94,8 @@ def weight_sums(operation: Operation, backend: Backend, parts: Iterable[Part], d
     plan = plans.of(operation, backend, dout, x)
     operands = (canonical(operation, backend, Role.OUT, dout), canonical(operation, backend, Role.X, x))
     with backend.during_call(dout, plan.precision), backend.quiet():
-        return reproducible("weight_grad").weight_sums(
-            backend,
-            operation.geometry,
-            operation.dtype,
-            plan.choose_for_slices,
-            parts,
-            *operands,
-            operation.result_dtype,
-        )
+        sums = reproducible("weight_grad").weight_sums
+        return sums(operation, backend, plan.choose_for_slices, parts, operands)
 
 
 @cache

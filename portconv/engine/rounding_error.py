@@ -147,7 +147,7 @@ class _Bound:
         """Bound what quantising changes, and one rounding; and the addition of a bias."""
         backend, xp, own = self.backend, self.backend.xp, self.geometry
         x, w, *b = self.operands
-        of_x, of_w = reproducible("sliced_product").quanta(backend, own, self.step.dtype, "forward", x, w)
+        of_x, of_w = reproducible("operands").quanta(self.step, backend, (x, w))
         # A part of a complex number is a sum of two products.
         found = self.convolved(own, self.x, self.parts * of_w) + self.convolved(own, of_x, self.parts * (self.w + of_w))
         found = found * (1 + 4 * gamma(self.parts * self.terms + 4))

@@ -1,49 +1,52 @@
-"""A bias added to results that are rounded: one addition of their dtype, without subnormal numbers."""
+"""Add a bias to results that are rounded: one addition of their dtype, without subnormal numbers."""
 
 from __future__ import annotations
 
 from ..backends import Array, Backend
-from ..spec.dtypes import DIGITS, HALVES, LEAST_NORMAL, PARTS_OF, real
-from .magnitudes import parts_of
+from ..spec.dtypes import DIGITS, HALVES, LEAST_NORMAL, real
+from .magnitudes import join_parts, parts_of
 
 
-def usual(backend: Backend, bias: Array, made: str) -> bool:
-    """Whether sums with a bias are neither subnormal nor nan: it is finite, and far from the smallest normal number."""
-    if backend.dtype_name(bias.dtype) != made:
+def keeps_normal(backend: Backend, bias: Array, dtype: str) -> bool:
+    """Return whether no sum of a result and this bias is subnormal or nan, where the results are zero or normal.
+
+    So it is where the bias has the dtype of the result, is finite, and is zero or far above the smallest normal number.
+    """
+    if backend.dtype_name(bias.dtype) != dtype:
         return False
     xp, size = backend.xp, backend.xp.abs(bias)
-    far = 2.0 ** (LEAST_NORMAL[made] + DIGITS[made] + 2)
+    far = 2.0 ** (LEAST_NORMAL[dtype] + DIGITS[dtype] + 2)
     return backend.sure(xp.isfinite(size) & ((size == 0) | (size >= far)))
 
 
 def addend(backend: Backend, bias: Array | None, out: Array) -> Array:
-    """What is added to a usual result such as `out` (N, F, ...): where there is no bias, zeros make zeros positive."""
-    more = backend.zeros((out.shape[1],), out) if bias is None else backend.astype(bias, out.dtype) + 0.0
-    return backend.xp.reshape(more, (1, -1, *(1,) * (out.ndim - 2)))
+    """Return what is added to `out` (N, F, ...): a bias that `keeps_normal`, or zeros, which make -0 to +0."""
+    values = backend.zeros((out.shape[1],), out) if bias is None else backend.astype(bias, out.dtype) + 0.0
+    return backend.xp.reshape(values, (1, -1, *(1,) * (out.ndim - 2)))
 
 
-def biased(backend: Backend, value: Array, bias: Array, made: str) -> Array:
-    """Add a bias (F,) to a result (N, F, ...), in one addition of its dtype."""
-    own = real(made)
-    wide = backend.dtype("float32" if own in HALVES else own)
-    xp, found = backend.xp, []
-    parts = parts_of(backend, bias)
+def add_bias(backend: Backend, value: Array, bias: Array, dtype: str) -> Array:
+    """Add any bias (F,) to a result (N, F, ...) of `dtype`, in one addition of that dtype."""
+    real_dtype = real(dtype)
+    wide = backend.dtype("float32" if real_dtype in HALVES else real_dtype)
+    xp, sums = backend.xp, []
+    bias_parts = parts_of(backend, bias)
     for i, part in enumerate(parts_of(backend, value)):
-        if i >= len(parts):
-            found.append(part)
+        if i >= len(bias_parts):
+            sums.append(part)
             continue
-        low = 2.0 ** LEAST_NORMAL[real(backend.dtype_name(bias.dtype))]
-        more = backend.astype(parts[i], backend.dtype("float64"))
-        more = backend.astype(xp.where(xp.abs(more) < low, xp.zeros_like(more), more), wide)
-        # A sum of two halves in float32 is rounded to a half as the exact one would be.
-        total = backend.astype(part, wide) + xp.reshape(more, (1, -1, *(1,) * (value.ndim - 2)))
-        found.append(_canonical(backend, backend.astype(total, backend.dtype(own)), own))
-    return found[0] if made not in PARTS_OF else backend.complex(*found)
+        least_normal = 2.0 ** LEAST_NORMAL[real(backend.dtype_name(bias.dtype))]
+        added = backend.astype(bias_parts[i], backend.dtype("float64"))
+        added = backend.astype(xp.where(xp.abs(added) < least_normal, xp.zeros_like(added), added), wide)
+        # A sum of two half precision numbers in float32 is rounded to half precision as the exact sum would be.
+        total = backend.astype(part, wide) + xp.reshape(added, (1, -1, *(1,) * (value.ndim - 2)))
+        sums.append(_canonical(backend, backend.astype(total, backend.dtype(real_dtype)), real_dtype))
+    return join_parts(backend, sums, dtype)
 
 
-def _canonical(backend: Backend, value: Array, name: str) -> Array:
-    """Subnormal numbers made zero, zeros positive, and one nan of all."""
+def _canonical(backend: Backend, value: Array, real_dtype: str) -> Array:
+    """Replace subnormal numbers and -0 by +0, and every nan by one and the same."""
     xp, device = backend.xp, backend.device_of(value)
     wide = backend.astype(value, backend.dtype("float64"))
-    value = xp.where(xp.abs(wide) < 2.0 ** LEAST_NORMAL[name], xp.zeros_like(value), value)
+    value = xp.where(xp.abs(wide) < 2.0 ** LEAST_NORMAL[real_dtype], xp.zeros_like(value), value)
     return xp.where(xp.isnan(wide), backend.asarray(float("nan"), value.dtype, device), value)

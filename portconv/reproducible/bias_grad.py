@@ -3,108 +3,133 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from ..backends import Array, Backend
-from ..spec.dtypes import PARTS_OF, real
-from ..spec.geometry import Geometry
+from ..spec.operation import Kind, Operation
 from ..spec.ranges import Index
-from .blocks import planes
-from .limbs import carried, rounded
+from .blocks import reduce_planes
+from .cutting import cut
+from .limbs import carry
 from .magnitudes import parts_of
 from .nonfinite import Counts, indicators
-from .operands import above, along, halves, operand, power
-from .probe import ready
-from .slices import SIGNIFICANT, addition, cut
+from .operands import SCALE_GROUPS, Operand, operand
+from .powers import over_cells, powers_of_two, split_exponents
+from .rounding import Rounding
+from .slicing import SIGNIFICANT_BITS, Slicing, addition_slicing
 
-MOST_BITS = 40
-"""Up to so many a plane's sum fits in int64, and powers of two are within those of float64 in one step."""
+SHORT_BITS = 40
+"""The most bits for which a block's sum may fit in int64, and one power of two, a normal float64, quantises."""
+COUNTED = ("nan", "infinite", "sign", "finite sign")
+"""The indicators that are added up where not all elements are finite."""
 
 
-def channel_sum(backend: Backend, geometry: Geometry, dtype: str, array: Array, rounded_to: str | None = None) -> Array:
+class _Limbs(NamedTuple):
+    """How the elements of a block become limbs."""
+
+    backend: Backend
+    operand: Operand
+    slicing: Slicing
+    factors: list[Array]
+    """The powers of two that quantise an element, one after the other."""
+    short: bool
+    """Whether the sum of a block's quantised elements fits in int64."""
+
+    @property
+    def number(self) -> int:
+        """How many numbers a part of a channel becomes: its limbs, and the counts where it is not finite."""
+        return self.slicing.slices + (0 if self.operand.finite else len(COUNTED))
+
+    def of(self, block: Index) -> list[Array]:
+        """Sum the quantised elements of a block as limbs, and count those that are not finite."""
+        sums = []
+        for part in parts_of(self.backend, self.operand.array[block]):
+            numbers = self.operand.doubles(self.backend, part)
+            for factor in self.factors:
+                numbers = numbers * factor[(*block[:2], ...)]
+            sums += self._sums(numbers)
+            if not self.operand.finite:
+                counted = indicators(self.backend, part, self.operand.real, COUNTED)
+                sums += [self._sum(each) for each in counted]
+        return sums
+
+    def _sums(self, numbers: Array) -> list[Array]:
+        xp, backend = self.backend.xp, self.backend
+        if not self.short:
+            return [self._sum(slice_) for slice_ in cut(backend, numbers, self.slicing)]
+        total = xp.sum(xp.astype(xp.round(numbers), xp.int64), axis=tuple(range(2, numbers.ndim)), dtype=xp.int64)
+        high = total >> self.slicing.width
+        low = total - (high << self.slicing.width)
+        return [backend.astype(limb, backend.dtype("float64")) for limb in (low, high)]
+
+    def _sum(self, cells: Array) -> Array:
+        return self.backend.xp.sum(cells, axis=tuple(range(2, cells.ndim)))
+
+
+def channel_sum(operation: Operation, backend: Backend, array: Array) -> Array:
     """Add up the elements (N, C, *cells) of each channel: quantised, exactly, and rounded once.
 
     Parameters
     ----------
+    operation : Operation
+        Its dtype says to how many bits the elements are quantised, its result dtype what the sum is rounded to.
     backend : Backend
-    geometry : Geometry
-    dtype : str
-        What says to how many bits the elements are quantised.
     array : array
-    rounded_to : str, optional
-        The dtype of the result, where that is another; of complex numbers rounded to real ones, the real part.
 
     Returns
     -------
     array, shape (C,)
     """
     count = math.prod(array.shape) // array.shape[1]
-    found, exponents = _sums(backend, geometry, dtype, array, count)
-    return _rounded(backend, dtype, count, found, exponents, rounded_to or dtype)
+    sums, exponents = _sums(operation, backend, array, count)
+    return _round(operation, backend, sums, exponents, count)
 
 
-def channel_sums(backend: Backend, geometry: Geometry, dtype: str, array: Array, count: int) -> Array:
+def channel_sums(operation: Operation, backend: Backend, array: Array, count: int) -> Array:
     """Add up exactly some of the elements of each channel, of which there are `count` in all.
 
-    Their magnitudes are remembered as those of all of them. What this gives of several is added up as it is.
+    Their magnitudes are remembered as those of all of them. Several results add up as they are.
 
     Returns
     -------
     array, shape (1 or 2, limbs, C)
-        Of each part of the result; with four counts where not all elements are finite.
+        The limbs of each part of the result, and where not all elements are finite, four counts after them.
     """
-    return _sums(backend, geometry, dtype, array, count)[0]
+    return _sums(operation, backend, array, count)[0]
 
 
-def channel_rounded(backend: Backend, dtype: str, count: int, sums: Array, most: Array, made: str) -> Array:
-    """Round the sum of what `channel_sums` gave; `most` are the largest magnitudes, (C,)."""
-    exponents = above(backend, ready(backend, sums), most) - (SIGNIFICANT[dtype] - 1)
-    return _rounded(backend, dtype, count, sums, exponents, made)
+def round_channel_sums(operation: Operation, backend: Backend, sums: Array, largest: Array, count: int) -> Array:
+    """Round the sum of all results of `channel_sums`; `largest` are the largest magnitudes, (C,)."""
+    exponents = powers_of_two(backend, sums).exponents_above(largest) - (SIGNIFICANT_BITS[operation.dtype] - 1)
+    return _round(operation, backend, sums, exponents, count)
 
 
-def _sums(backend: Backend, geometry: Geometry, dtype: str, array: Array, count: int) -> tuple[Array, Array]:
-    xp, powers, bits = backend.xp, ready(backend, array), SIGNIFICANT[dtype]
-    this = operand(backend, geometry, powers, array, "channel", bits)
-    own = addition(bits, count)
-    names = [] if this.finite else ["nan", "infinite", "sign", "finite sign"]
-    each = own.number + len(names)
-    kinds = range(len(parts_of(backend, array[:0, ...])))
-    double, axes = backend.dtype("float64"), tuple(range(2, array.ndim))
-    up = bits - 1 - this.exponents
-    short = bits <= MOST_BITS and own.number == 2 and math.prod(array.shape[2:]) <= 2 ** (63 - bits)
-    factors = [along(backend, power(backend, powers, p), len(axes)) for p in ((up,) if short else halves(backend, up))]
-
-    def of(block: Index) -> list[Array]:
-        found = []
-        for part in parts_of(backend, array[block]):
-            numbers = this.doubles(backend, part)
-            for factor in factors:
-                numbers = numbers * factor[(*block[:2], ...)]
-            if short:
-                total = xp.sum(xp.astype(xp.round(numbers), xp.int64), axis=axes, dtype=xp.int64)
-                high = total >> own.width
-                found += [backend.astype(one, double) for one in (total - (high << own.width), high)]
-            else:
-                found += [xp.sum(one, axis=axes) for one in cut(backend, numbers, own)]
-            if names:
-                found += [xp.sum(one, axis=axes) for one in indicators(backend, part, this.real, names)]
-        return found
-
-    sums = xp.sum(planes(backend, array, each * len(kinds), of), axis=(0, 2))
-    exponents = xp.max(this.exponents, axis=0) - (bits - 1) if array.shape[0] else xp.astype(sums[0, :], xp.int64)
-    return xp.reshape(sums, (len(kinds), each, array.shape[1])), exponents
+def _sums(operation: Operation, backend: Backend, array: Array, count: int) -> tuple[Array, Array]:
+    """Return the sums of `channel_sums`, and the exponent of the power of two that those of each channel count."""
+    xp, powers, bits = backend.xp, powers_of_two(backend, array), SIGNIFICANT_BITS[operation.dtype]
+    (group,) = SCALE_GROUPS[Kind.CHANNEL_SUM]
+    scaled = operand(powers, operation.geometry, array, group, bits)
+    plan = addition_slicing(bits, count)
+    up = bits - 1 - scaled.exponents
+    short = bits <= SHORT_BITS and plan.slices == 2 and math.prod(array.shape[2:]) <= 2 ** (63 - bits)
+    steps = (up,) if short else split_exponents(up)
+    factors = [over_cells(backend, powers.of(step), array.ndim - 2) for step in steps]
+    limbs = _Limbs(backend, scaled, plan, factors, short)
+    parts = len(parts_of(backend, array[:0, ...]))
+    sums = xp.sum(reduce_planes(backend, array, limbs.number * parts, limbs.of), axis=(0, 2))
+    exponents = xp.max(scaled.exponents, axis=0) - (bits - 1) if array.shape[0] else xp.astype(sums[0, :], xp.int64)
+    return xp.reshape(sums, (parts, limbs.number, array.shape[1])), exponents
 
 
-def _rounded(backend: Backend, dtype: str, count: int, sums: Array, exponents: Array, made: str) -> Array:
-    xp, powers, own = backend.xp, ready(backend, sums), addition(SIGNIFICANT[dtype], count)
-    found = []
-    for kind in range(sums.shape[0]):
-        mine = [xp.reshape(sums[kind, i, :], (-1, 1)) for i in range(sums.shape[1])]
-        exact = carried(backend, mine[: own.number], own.width)
-        value = rounded(backend, exact, own.width, powers, xp.reshape(exponents, (-1, 1)), real(made))
-        if len(mine) > own.number:
-            nans, infinite, signs, finite = mine[own.number :]
-            value = Counts(nans, infinite, signs - finite).put(backend, value)
-        found.append(xp.reshape(value, (-1,)))
-    if made not in PARTS_OF:
-        return found[0]
-    return backend.complex(found[0], found[1] if len(found) > 1 else xp.zeros_like(found[0]))
+def _round(operation: Operation, backend: Backend, sums: Array, exponents: Array, count: int) -> Array:
+    """Round the sums of `_sums` to the result dtype."""
+    xp, plan = backend.xp, addition_slicing(SIGNIFICANT_BITS[operation.dtype], count)
+    limbs, counts = [], []
+    for part in range(sums.shape[0]):
+        each = [xp.reshape(sums[part, i, :], (-1, 1)) for i in range(sums.shape[1])]
+        limbs.append(carry(backend, each[: plan.slices], plan.width))
+        if len(each) > plan.slices:
+            nans, infinite, signs, finite_signs = each[plan.slices :]
+            counts.append(Counts(nans, infinite, signs - finite_signs))
+    rounding = Rounding(powers_of_two(backend, sums), plan.width, operation.result_dtype)
+    return xp.reshape(rounding.round(limbs, xp.reshape(exponents, (-1, 1)), counts or None), (-1,))

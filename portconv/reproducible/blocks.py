@@ -1,4 +1,4 @@
-"""Blocks of arrays that stay in cache with all that is made of them, for threads to share."""
+"""Blocks of arrays, so small that a block and all that is computed from it stay in cache; threads share the blocks."""
 
 from __future__ import annotations
 
@@ -11,54 +11,61 @@ from ..backends import Array, Backend, Workspace
 from ..spec.ranges import ALL, Index, pieces
 
 BYTES = 144
-"""What an element takes while it is cut or rounded, with what is made of it on the way."""
-READ = 36
-"""What one takes that is only looked at."""
-STEPS = 32
-"""Operations that it takes."""
-Box = tuple[slice, ...]
+"""The bytes that an element takes while it is cut or rounded, intermediate arrays included."""
+BYTES_TO_READ = 36
+"""The bytes that an element takes where only its magnitude is looked at."""
+OPERATIONS = 32
+"""The operations that cutting or rounding an element takes."""
+Block = tuple[slice, ...]
 
 
-def blocks(backend: Backend, shape: tuple[int, ...], taken: int = BYTES) -> list[Box]:
-    """Cut an array, whose elements take so many bytes, into blocks along its first three axes."""
+def blocks(backend: Backend, shape: tuple[int, ...], element_bytes: int = BYTES) -> list[Block]:
+    """Cut an array into blocks along its first three axes; an element takes `element_bytes` bytes of cache."""
     first, second, *cells = shape
-    most = at_once(backend, taken)
-    row = math.prod(cells[1:])
-    rows, channels = math.prod(cells), second * math.prod(cells)
-    cuts = [pieces(first, max(1, most // max(1, channels))), pieces(second, max(1, most // max(1, rows)))]
+    longest = block_elements(backend, element_bytes)
+    row, channel = math.prod(cells[1:]), math.prod(cells)
+    sample = second * channel
+    cuts = [pieces(first, max(1, longest // max(1, sample))), pieces(second, max(1, longest // max(1, channel)))]
     if cells:
-        cuts.append(pieces(cells[0], max(1, most // max(1, row))))
+        cuts.append(pieces(cells[0], max(1, longest // max(1, row))))
     rest = (ALL,) * (len(cells) - 1)
     return [(*(slice(*piece) for piece in block), *rest) for block in product(*cuts)]
 
 
-def at_once(backend: Backend, taken: int = BYTES) -> int:
-    """How many elements that take so many bytes a block may have."""
-    return max(1, limits.aside(backend.block_bytes, limits.workspace()) // taken)
+def block_elements(backend: Backend, element_bytes: int = BYTES) -> int:
+    """Count the elements that a block may have where each takes `element_bytes` bytes."""
+    return max(1, limits.aside(backend.block_bytes, limits.workspace()) // element_bytes)
 
 
-def least(backend: Backend, shape: tuple[int, ...]) -> int:
-    """Into how many blocks an array is cut at the least, for threads to share."""
-    return backend.least_blocks(STEPS * math.prod(shape), 2)
+def least_blocks(backend: Backend, shape: tuple[int, ...]) -> int:
+    """Count the blocks that an array of this shape should be cut into at least, so that all threads have work."""
+    return backend.least_blocks(OPERATIONS * math.prod(shape), 2)
 
 
-def planes(backend: Backend, array: Array, count: int, of: Callable[[Index], list[Array]], taken: int = BYTES) -> Array:
-    """What `of` makes of the cells of each block (N, C, *cells): so many numbers for each sample and channel, float64.
+def reduce_planes(
+    backend: Backend,
+    array: Array,
+    count: int,
+    reduce: Callable[[Index], list[Array]],
+    element_bytes: int = BYTES,
+) -> Array:
+    """Reduce the cells of an array (N, C, *cells) to `count` float64 numbers for each sample and channel.
+
+    `reduce` does so for one block, given as an index. A sample's channel may be cut into several blocks.
 
     Returns
     -------
-    array, shape (parts, count, N, C)
-        With as many parts as blocks have a sample's channel in.
+    array, shape (blocks of a channel, count, N, C)
     """
-    cut = blocks(backend, tuple(array.shape), taken)
+    cut = blocks(backend, tuple(array.shape), element_bytes)
     starts = sorted({block[2].start for block in cut}) if array.ndim > 2 else [0]
     shape = (max(1, len(starts)), count, *array.shape[:2])
     out = backend.zeros(shape, backend.empty((), array, dtype=backend.dtype("float64")))
 
     def compute(block: Index, target: Array, workspace: Workspace) -> Array:
-        for i, value in enumerate(of(block)):
+        for i, value in enumerate(reduce(block)):
             target = backend.write(target, (i, ...), value)
         return target
 
     indices = [(starts.index(block[2].start) if array.ndim > 2 else 0, ALL, *block[:2]) for block in cut]
-    return backend.fill(out, list(zip(indices, cut, strict=True)), compute, least(backend, tuple(array.shape)))
+    return backend.fill(out, list(zip(indices, cut, strict=True)), compute, least_blocks(backend, tuple(array.shape)))

@@ -1,4 +1,7 @@
-"""Exact sums as limbs, integers in float64 that each count a power of `2**width`, and how they are rounded."""
+"""Exact sums as limbs, and how they are rounded.
+
+A sum is a list of limbs, integers in float64, the lowest first: limb k counts `2**(width * k)`.
+"""
 
 from __future__ import annotations
 
@@ -6,134 +9,149 @@ from typing import Any
 
 from ..backends import Array, Backend, Workspace
 from ..spec.dtypes import DIGITS, LEAST_NORMAL, LOWEST
-from .operands import along, halves, power
+from .powers import PowersOfTwo, over_cells, split_exponents
 
-WIDE = 26
-"""Bits that tell how a whole number with a rest is rounded to 24 bits or fewer."""
-FEWEST, MOST = -1300, 1100
-"""Powers of two beyond which any sum is 0 or infinite, in float64."""
+LEADING_BITS = 26
+"""The bits that decide, with what is known of the rest, how a number is rounded to 24 bits or fewer."""
+LOWEST_EXPONENT, HIGHEST_EXPONENT = -1300, 1100
+"""The exponents beyond which any sum is 0 or infinite in float64."""
 
 
-def carried(backend: Backend, limbs: list[Array], width: int) -> list[Array]:
-    """The same sum in limbs of at most `2**(width - 1)`, but for the last."""
-    xp, found, carry = backend.xp, [], None
+def carry(backend: Backend, limbs: list[Array], width: int) -> list[Array]:
+    """Return the same sums in limbs of a magnitude of at most `2**(width - 1)`, but for the highest."""
+    xp, carried, rest = backend.xp, [], None
     for limb in limbs[:-1]:
-        limb = limb if carry is None else limb + carry
-        carry = xp.round(limb * 2.0**-width)
-        found.append(limb - carry * 2.0**width)
-    return [*found, limbs[-1] if carry is None else limbs[-1] + carry]
+        limb = limb if rest is None else limb + rest
+        rest = xp.round(limb * 2.0**-width)
+        carried.append(limb - rest * 2.0**width)
+    return [*carried, limbs[-1] if rest is None else limbs[-1] + rest]
 
 
-def rounded(backend: Backend, limbs: list[Array], width: int, powers: Array, exponents: Array, real: str) -> Array:
-    """Round sums, of carried limbs in units of two to the `exponents`, to the dtype `real`, half to even, once.
+def round_limbs(powers: PowersOfTwo, limbs: list[Array], width: int, exponents: Array, real: str) -> Array:
+    """Round sums to the dtype `real`, half to even, once; a result below the smallest normal number is +0.
 
-    What is below the smallest normal number is +0. `exponents` are those of the first two axes.
+    The limbs are carried. `exponents` has one entry for each element of the first two axes, and the sums count two to
+    that power.
     """
-    exponents = along(backend, exponents, limbs[0].ndim - 2)
-    exponents = backend.xp.clip(exponents, FEWEST, MOST)
+    backend = powers.backend
+    exponents = over_cells(backend, exponents, limbs[0].ndim - 2)
+    exponents = backend.xp.clip(exponents, LOWEST_EXPONENT, HIGHEST_EXPONENT)
     if real == "float64":
-        value = _double(backend, limbs, width, powers, exponents)
+        value = _round_to_double(powers, limbs, width, exponents)
     else:
-        value = _narrow(backend, _odd(backend, limbs, width), powers, exponents, real)
+        value = _round_to_narrow(powers, _round_to_odd(backend, limbs, width), exponents, real)
     return backend.astype(value, backend.dtype(real))
 
 
-def ends(backend: Backend, value: Array, error: Array, dtype: Any, workspace: Workspace) -> tuple[Array, Array]:
-    """Round the ends of the range that a number is in, to `dtype`; return the upper one, and where both are the same.
+def round_range(backend: Backend, value: Array, error: Array, dtype: Any, workspace: Workspace) -> tuple[Array, Array]:
+    """Round both ends of the range `value` +- `error` to `dtype`; return the upper one, and where both are the same.
 
-    There the number itself is rounded to it (Ziv, "Fast evaluation of elementary mathematical functions with correctly
-    rounded last bit", ACM Transactions on Mathematical Software, 1991).
+    Where they are, every number of the range is rounded to that one (Ziv, "Fast evaluation of elementary mathematical
+    functions with correctly rounded last bit", ACM Transactions on Mathematical Software, 1991).
     """
-    term = workspace("term", tuple(value.shape), value.dtype)
-    found = []
+    end = workspace("term", tuple(value.shape), value.dtype)
+    rounded = []
     for name in ("subtract", "add"):
-        term = backend.elementwise(name, term, (...,), value, error)
-        found.append(backend.astype(term, dtype))
-    return found[1], found[0] == found[1]
+        end = backend.elementwise(name, end, (...,), value, error)
+        rounded.append(backend.astype(end, dtype))
+    return rounded[1], rounded[0] == rounded[1]
 
 
-def soon(
-    backend: Backend, target: Array, sums: list[Array], width: int, factor: Array, workspace: Workspace
-) -> tuple[Array, bool]:
-    """`target` with sums rounded to float32, and whether they are as `rounded` rounds them: nearly always.
-
-    Sums by weight are added up with rounding, whose largest error twice over makes the range that `ends` looks at. None
-    may be below the smallest normal number; `factor` is the power of two that they count, in float32. Zeros may be
-    negative.
-    """
-    shape, dtype = tuple(sums[0].shape), sums[0].dtype
+def total_and_error(backend: Backend, limbs: list[Array], width: int, workspace: Workspace) -> tuple[Array, Array]:
+    """Add up limbs, carried or not, with rounding; return the totals, and a bound of how far each is from the sum."""
+    shape, dtype = tuple(limbs[0].shape), limbs[0].dtype
     term, total, error = (workspace(name, shape, dtype) for name in ("term", "total", "error"))
-    value = sums[0]
-    for k, more in enumerate(sums[1:], start=1):
-        term = backend.elementwise("multiply", term, (...,), more, 2.0 ** (width * k))
+    value = limbs[0]
+    for k, limb in enumerate(limbs[1:], start=1):
+        term = backend.elementwise("multiply", term, (...,), limb, 2.0 ** (width * k))
         value = total = backend.elementwise("add", total, (...,), value, term)
         if k == 1:
             error = backend.elementwise("abs", error, (...,), value)
         else:
             term = backend.elementwise("abs", term, (...,), value)
             error = backend.elementwise("add", error, (...,), error, term)
-    # Each addition is off by 2**-53 of what it makes, and so is what is done with the error here.
+    # Each addition is off by 2**-53 of its result at most, and so are those that make the bound and the range: 2**-51
+    # is more than all of them together.
     error = backend.elementwise("multiply", error, (...,), error, 2.0**-51)
-    high, same = ends(backend, total, error, target.dtype, workspace)
-    return backend.elementwise("multiply", target, (...,), high, factor), bool(backend.xp.all(same))
+    return total, error
 
 
-def _signs(backend: Backend, limbs: list[Array]) -> list[Array]:
-    """The sign of what is below each limb; below the lowest there is nothing."""
+def _signs_below(backend: Backend, limbs: list[Array]) -> list[Array]:
+    """Return the sign of what is below each limb: 0 for the lowest."""
     xp = backend.xp
-    found = [xp.zeros_like(limbs[0])]
+    signs = [xp.zeros_like(limbs[0])]
     for limb in limbs[:-1]:
         sign = xp.sign(limb)
-        found.append(sign if len(found) == 1 else xp.where(sign == 0, found[-1], sign))
-    return found
+        signs.append(sign if len(signs) == 1 else xp.where(sign == 0, signs[-1], sign))
+    return signs
 
 
-def _odd(backend: Backend, limbs: list[Array], width: int) -> Array:
-    """Sums with so many leading bits that no rest changes how they are rounded to 24 bits, and half a unit for a rest.
+def _round_to_odd(backend: Backend, limbs: list[Array], width: int) -> Array:
+    """Return the leading bits of sums, and half a unit for the rest, so that both are rounded to 24 bits as the sum is.
 
     That is rounding to odd: Boldo and Melquiond, "Emulation of a FMA and correctly rounded sums: proved algorithms
     using rounding to odd" (IEEE Transactions on Computers, 2008), section 3.
     """
-    xp, below = backend.xp, _signs(backend, limbs)
+    xp, below = backend.xp, _signs_below(backend, limbs)
     top = len(limbs) - 1
     whole = limbs[top]
     value = (whole + 0.5 * below[top]) * 2.0 ** (width * top)
     for level in range(top - 1, -1, -1):
-        short = xp.abs(whole) < 2.0**WIDE
+        short = xp.abs(whole) < 2.0**LEADING_BITS
         whole = whole * 2.0**width + limbs[level]
         longer = whole + 0.5 * below[level] if level else whole
         value = xp.where(short, longer * 2.0 ** (width * level), value)
     return value
 
 
-def _narrow(backend: Backend, value: Array, powers: Array, exponents: Array, real: str) -> Array:
-    """Scale sums with a rest to what `real` holds: subnormal numbers are left out, and halves are rounded."""
-    xp, least, digits = backend.xp, LEAST_NORMAL[real], DIGITS[real]
-    for half in halves(backend, exponents):
-        value = value * power(backend, powers, half)
-    size, tiny = xp.abs(value), 2.0**least
-    # From half a subnormal unit below it on, a number is rounded up to the smallest normal one.
-    up = xp.where(size >= tiny - 2.0 ** (least - digits), xp.sign(value) * tiny, xp.zeros_like(value))
-    value = xp.where(size < tiny, up, value)
+def _round_to_narrow(powers: PowersOfTwo, value: Array, exponents: Array, real: str) -> Array:
+    """Scale sums that are rounded to odd; replace subnormal results by zero, and round those of half precision."""
+    xp, least, digits = powers.backend.xp, LEAST_NORMAL[real], DIGITS[real]
+    for half in split_exponents(exponents):
+        value = value * powers.of(half)
+    size, least_normal = xp.abs(value), 2.0**least
+    # A number is rounded up to the smallest normal one from half a subnormal unit below it on.
+    up = xp.where(size >= least_normal - 2.0 ** (least - digits), xp.sign(value) * least_normal, xp.zeros_like(value))
+    value = xp.where(size < least_normal, up, value)
     if real == "float32":
         return value
-    # Not all libraries round float64 to a half once.
+    # Not every library rounds float64 to half precision once.
     lowest = least - digits + 1
-    steps = powers[lowest - LOWEST : 128 - digits + 1 - LOWEST]
+    steps = powers.numbers[lowest - LOWEST : 128 - digits + 1 - LOWEST]
     starts = xp.reshape(xp.abs(value), (-1,)) * 2.0 ** (1 - digits)
-    found = xp.clip(xp.searchsorted(steps, starts, side="right") - 1, 0, steps.shape[0] - 1)
-    unit = xp.reshape(xp.take(steps, found, axis=0), tuple(value.shape))
+    places = xp.clip(xp.searchsorted(steps, starts, side="right") - 1, 0, steps.shape[0] - 1)
+    unit = xp.reshape(xp.take(steps, places, axis=0), tuple(value.shape))
     return xp.round(value / unit) * unit
 
 
-def _double(backend: Backend, limbs: list[Array], width: int, powers: Array, exponents: Array) -> Array:
-    """Round sums to float64, in one addition of a whole number and a rest that has bits enough."""
-    xp, below = backend.xp, _signs(backend, limbs)
-    top, nothing = len(limbs) - 1, xp.zeros_like(limbs[0])
+def _round_to_double(powers: PowersOfTwo, limbs: list[Array], width: int, exponents: Array) -> Array:
+    """Round sums to float64, scale them, and replace subnormal results by zero."""
+    xp = powers.backend.xp
+    whole, rest = _whole_and_rest(powers.backend, limbs, width)
+    value, zero = whole + rest, xp.zeros_like(whole)
+    sign = xp.sign(value)
+    least_normal = powers.of(xp.clip(LEAST_NORMAL["float64"] - exponents, -10, 300))
+    # A number is rounded up to the smallest normal one from half a subnormal unit below it on. The sum itself is
+    # compared, not its rounded value, which has fewer bits.
+    up = (whole * sign - least_normal) + rest * sign >= least_normal * -(2.0 ** -DIGITS["float64"])
+    value = xp.where(sign * value < least_normal, xp.where(up, sign * least_normal, zero), value)
+    for half in split_exponents(exponents):
+        value = value * powers.of(half)
+    # Zeros are positive.
+    return xp.where(value == 0, zero, value)
 
-    def rest(level: int) -> Array:
+
+def _whole_and_rest(backend: Backend, limbs: list[Array], width: int) -> tuple[Array, Array]:
+    """Return two numbers whose sum is rounded to float64 in one addition as the sum of the limbs is.
+
+    The first is the exact sum of the highest limbs that fit into 53 bits, the second the leading bits of the rest.
+    """
+    xp, below = backend.xp, _signs_below(backend, limbs)
+    top = len(limbs) - 1
+
+    def rest_below(level: int) -> Array:
         if level == 0:
-            return nothing
+            return xp.zeros_like(limbs[0])
         if level == 1:
             return limbs[0] * 2.0**-width
         return (
@@ -143,21 +161,11 @@ def _double(backend: Backend, limbs: list[Array], width: int, powers: Array, exp
         )
 
     number = limbs[top]
-    whole, more = number * 2.0 ** (width * top), rest(top) * 2.0 ** (width * top)
+    whole, rest = number * 2.0 ** (width * top), rest_below(top) * 2.0 ** (width * top)
     for level in range(top - 1, -1, -1):
         short = xp.abs(number) < 2.0 ** (DIGITS["float64"] - width)
         number = number * 2.0**width + limbs[level]
         unit = 2.0 ** (width * level)
         whole = xp.where(short, number * unit, whole)
-        more = xp.where(short, rest(level) * unit, more)
-    value = whole + more
-    sign = xp.sign(value)
-    tiny = power(backend, powers, xp.clip(LEAST_NORMAL["float64"] - exponents, -10, 300))
-    # As far below the smallest normal number as half a subnormal unit; of the sum itself, which has more bits.
-    up = (whole * sign - tiny) + more * sign >= tiny * -(2.0 ** -DIGITS["float64"])
-    small = sign * value < tiny
-    value = xp.where(small, xp.where(up, sign * tiny, nothing), value)
-    for half in halves(backend, exponents):
-        value = value * power(backend, powers, half)
-    # Zeros are positive.
-    return xp.where(value == 0, nothing, value)
+        rest = xp.where(short, rest_below(level) * unit, rest)
+    return whole, rest

@@ -1,4 +1,4 @@
-"""The largest magnitudes of operands, found once for each array."""
+"""The largest magnitudes of arrays, looked for once in each array."""
 
 from __future__ import annotations
 
@@ -9,90 +9,104 @@ from contextvars import ContextVar
 from ..backends import Array, Backend, of
 from ..spec.dtypes import HALVES, LEAST_NORMAL, PARTS_OF
 from ..spec.ranges import Index
-from .blocks import READ, planes
+from .blocks import BYTES_TO_READ, reduce_planes
 
 
 def parts_of(backend: Backend, array: Array) -> list[Array]:
-    """The real and the imaginary part of complex numbers; real ones themselves."""
+    """Return the real and the imaginary part of complex numbers, and real numbers as they are."""
     if backend.dtype_name(array.dtype) in PARTS_OF:
         return [backend.xp.real(array), backend.xp.imag(array)]
     return [array]
 
 
-def plain(backend: Backend, part: Array, real: str) -> Array:
-    """Real numbers in float64, with zeros for nans, infinities and subnormal numbers."""
+def join_parts(backend: Backend, parts: list[Array], dtype: str) -> Array:
+    """Make an array of a real dtype from the first part, or of a complex one from both, or from one and zeros."""
+    if dtype not in PARTS_OF:
+        return parts[0]
+    return backend.complex(parts[0], parts[1] if len(parts) > 1 else backend.xp.zeros_like(parts[0]))
+
+
+def zero_unless_normal(backend: Backend, part: Array, real: str) -> Array:
+    """Return real numbers in float64, with 0 in the place of nans, infinities and the subnormal numbers of `real`."""
     xp, wide = backend.xp, backend.astype(part, backend.dtype("float64"))
-    kept = xp.isfinite(wide) & (xp.abs(wide) >= 2.0 ** LEAST_NORMAL[real])
-    return xp.where(kept, wide, xp.zeros_like(wide))
+    normal = xp.isfinite(wide) & (xp.abs(wide) >= 2.0 ** LEAST_NORMAL[real])
+    return xp.where(normal, wide, xp.zeros_like(wide))
 
 
-_remembered: ContextVar[dict[int, tuple[Array, tuple[Array, bool]]] | None] = ContextVar("remembered", default=None)
+Magnitudes = tuple[Array, bool]
+"""The largest magnitude of each sample's channel, (N, C), and whether all elements are finite."""
+_remembered: ContextVar[dict[int, tuple[Array, Magnitudes]] | None] = ContextVar("remembered", default=None)
 
 
 @contextmanager
 def remembering(known: Iterable[tuple[Array, Array]] = ()) -> Iterator[None]:
-    """Look for the largest magnitudes of each array once: what is a gradient's operand more than once, say.
+    """Look for the largest magnitudes of each array once inside, however often it is an operand.
 
-    Those of arrays that are parts of larger ones are `known` from these, as `magnitudes` finds them.
+    `known` are pairs of an array and what `magnitudes` gives for it. A part of a larger array may so have the
+    magnitudes of the whole.
     """
-    token = _remembered.set({id(array): (array, _told(of(found), found)) for array, found in known})
+    token = _remembered.set({id(array): (array, _with_finite(of(each), each)) for array, each in known})
     try:
         yield
     finally:
         _remembered.reset(token)
 
 
-def _of_planes(backend: Backend, array: Array, own: str) -> tuple[Array, bool]:
-    """The largest magnitude of each sample's channel (N, C, *cells), and whether all elements are finite."""
-    known = _remembered.get()
-    if known is not None and id(array) in known:
-        return known[id(array)][1]
-    found = _looked_for(backend, array, own)
-    if known is not None:
-        known[id(array)] = array, found  # the array too, or another might have its place in memory
-    return found
+def plane_magnitudes(backend: Backend, array: Array, real: str) -> Magnitudes:
+    """Return the largest magnitude of each sample's channel (N, C, *cells), and whether all elements are finite."""
+    remembered = _remembered.get()
+    if remembered is not None and id(array) in remembered:
+        return remembered[id(array)][1]
+    entry = _with_finite(backend, magnitudes(backend, array, real))
+    if remembered is not None:
+        # The array is kept too, so that no other array gets its place in memory, and so its id.
+        remembered[id(array)] = array, entry
+    return entry
 
 
-def _looked_for(backend: Backend, array: Array, own: str) -> tuple[Array, bool]:
-    return _told(backend, magnitudes(backend, array, own))
+def _with_finite(backend: Backend, magnitudes: Array) -> Magnitudes:
+    return magnitudes[0, ...], backend.likely(backend.xp.logical_not(magnitudes[1, ...] > 0))
 
 
-def _told(backend: Backend, found: Array) -> tuple[Array, bool]:
-    return found[0, ...], backend.likely(backend.xp.logical_not(found[1, ...] > 0))
+def magnitudes(backend: Backend, array: Array, real: str) -> Array:
+    """Return the largest magnitude of each sample's channel (N, C, *cells), and 1 where not all elements are finite.
 
-
-def magnitudes(backend: Backend, array: Array, own: str) -> Array:
-    """The largest magnitude of each sample's channel (N, C, *cells), and 1 where not all are finite: (2, N, C)."""
+    Returns
+    -------
+    array, shape (2, N, C)
+    """
     xp = backend.xp
 
-    def of(block: Index) -> list[Array]:
-        part = array[block]
-        if 0 in part.shape:
+    def reduce(block: Index) -> list[Array]:
+        cells = array[block]
+        if 0 in cells.shape:
             return []
-        found, odd = None, False
-        for one in parts_of(backend, part):
-            most = None
-            if backend.propagates or backend.all_finite(one):
-                most = _largest(backend, one, tuple(one.shape), keep=(0, 1))
-            # Where a nan or an infinity goes through, that of the elements says as much as theirs.
-            if most is None or not backend.all_finite(most):
-                most, odd = _largest(backend, plain(backend, one, own), tuple(one.shape), keep=(0, 1)), True
-            found = most if found is None else xp.maximum(found, most)
-        return [found, xp.full_like(found, float(odd))]
+        of_all, has_nonfinite = None, False
+        for part in parts_of(backend, cells):
+            largest = None
+            if backend.propagates or backend.all_finite(part):
+                largest = largest_magnitude(backend, part, tuple(part.shape), keep=(0, 1))
+            # Where the library lets nans and infinities through, its largest magnitudes tell whether there are any.
+            if largest is None or not backend.all_finite(largest):
+                part = zero_unless_normal(backend, part, real)
+                largest, has_nonfinite = largest_magnitude(backend, part, tuple(part.shape), keep=(0, 1)), True
+            of_all = largest if of_all is None else xp.maximum(of_all, largest)
+        return [of_all, xp.full_like(of_all, float(has_nonfinite))]
 
-    return xp.max(planes(backend, array, 2, of, READ), axis=0)
+    return xp.max(reduce_planes(backend, array, 2, reduce, BYTES_TO_READ), axis=0)
 
 
-def _largest(backend: Backend, part: Array, shape: tuple[int, ...], keep: tuple[int, ...]) -> Array:
-    """The largest magnitude along all axes but those kept, in float64."""
+def largest_magnitude(backend: Backend, part: Array, shape: tuple[int, ...], keep: tuple[int, ...]) -> Array:
+    """Return the largest magnitude along all axes but `keep` of an array reshaped to `shape`, in float64."""
     xp, double = backend.xp, backend.dtype("float64")
     if backend.dtype_name(part.dtype) in HALVES:
         part = backend.astype(part, backend.dtype("float32"))
-    most = least = xp.reshape(part, shape)
+    highest = lowest = xp.reshape(part, shape)
     last = max(keep) + 1
-    # The last axes at once, which lie side by side; of those before them one by one, while rows are long.
+    # Axes before the last kept one are reduced one by one, while rows are long; those after it lie side by side in
+    # memory and are reduced at once.
     for axes in (*((axis,) for axis in range(last) if axis not in keep), tuple(range(last, len(shape)))):
         if axes:
-            most, least = xp.max(most, axis=axes, keepdims=True), xp.min(least, axis=axes, keepdims=True)
-    found = xp.reshape(xp.maximum(most, -least), tuple(shape[axis] for axis in keep))
-    return backend.astype(found, double)
+            highest, lowest = xp.max(highest, axis=axes, keepdims=True), xp.min(lowest, axis=axes, keepdims=True)
+    largest = xp.reshape(xp.maximum(highest, -lowest), tuple(shape[axis] for axis in keep))
+    return backend.astype(largest, double)

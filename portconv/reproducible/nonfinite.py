@@ -1,19 +1,20 @@
-"""What nans and infinities make of sums, counted exactly: which results hold a nan or an infinity.
+"""Which results are nan or infinite, by exact counts of the terms that are.
 
-A product is nan where either factor is, or where one is infinite and the other zero; infinite where one is and neither
-is zero; a sum is nan where a term is or infinities of both signs are, and else infinite where a term is. Each count is
-a convolution of ones and zeros. Padding counts as zeros: of the operand that has any, the padded one, what is zero is
-counted as all that is not otherwise.
+A product is nan where either factor is, or where one is infinite and the other zero; it is infinite where one factor is
+and neither is nan or zero. A sum is nan where a term is, or where infinities of both signs are, and else infinite where
+a term is. Each count is a convolution of indicators: ones, zeros and signs. Padding is zeros, but indicators are padded
+with 0 too, as if there were nothing. So terms with a zero of the padded operand are counted as all terms less the rest.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 from ..backends import Array, Backend
 from ..spec.dtypes import LEAST_NORMAL
+from ..spec.ranges import Index
 
-SLOTS = (
+COUNTED = (
     ("nan", "one"),
     ("infinite", "zero"),
     ("nonzero", "infinite"),
@@ -23,11 +24,11 @@ SLOTS = (
     ("finite size", "finite size"),
     ("one", "bad"),
 )
-"""What is counted: of the padded operand, and of the other."""
+"""The pairs of indicators whose products are counted: of the padded operand, and of the other."""
 
 
 class Counts:
-    """Terms of each element of one part of a result: those that are nan, those that are infinite, and their signs."""
+    """Counts for each element of a part of a result: terms that are nan, terms that are infinite, and their signs."""
 
     def __init__(self, nans: Array, infinite: Array, signs: Array) -> None:
         self.nans, self.infinite, self.signs = nans, infinite, signs
@@ -35,34 +36,34 @@ class Counts:
     def __add__(self, other: Counts) -> Counts:
         return Counts(self.nans + other.nans, self.infinite + other.infinite, self.signs + other.signs)
 
-    def at(self, index: tuple[Any, ...]) -> Counts:
-        """Those of some elements."""
+    def at(self, index: Index) -> Counts:
+        """Return the counts of some elements."""
         return Counts(self.nans[index], self.infinite[index], self.signs[index])
 
     def signed(self, sign: int) -> Counts:
-        """The same of the terms times 1 or -1."""
+        """Return the counts of the terms times 1 or -1."""
         return Counts(self.nans, self.infinite, self.signs * sign)
 
     def put(self, backend: Backend, value: Array) -> Array:
-        """Put nans and infinities where they belong; a nan is the one that the library makes."""
+        """Put nans and infinities into `value` where they belong; each nan is the one that the library makes."""
         xp, device = backend.xp, backend.device_of(value)
-        above, below = self.infinite + self.signs > 0, self.infinite - self.signs > 0
+        positive, negative = self.infinite + self.signs > 0, self.infinite - self.signs > 0
         nan, inf = (backend.asarray(number, value.dtype, device) for number in (float("nan"), float("inf")))
-        value = xp.where(above, inf, xp.where(below, -inf, value))
-        return xp.where((self.nans > 0) | (above & below), nan, value)
+        value = xp.where(positive, inf, xp.where(negative, -inf, value))
+        return xp.where((self.nans > 0) | (positive & negative), nan, value)
 
 
-def indicators(backend: Backend, part: Array, real: str, names: list[str]) -> list[Array]:
-    """Ones, zeros and signs in float64 that tell what kind of number each element is."""
+def indicators(backend: Backend, part: Array, real: str, names: Sequence[str]) -> list[Array]:
+    """Return the indicators of these names, float64: 1, 0 or -1 as each element is a nan, infinite, zero and so on."""
     xp, double = backend.xp, backend.dtype("float64")
     wide = backend.astype(part, double)
     # Subnormal numbers count as zeros.
     normal = xp.abs(wide) >= 2.0 ** LEAST_NORMAL[real]
     nan, infinite = xp.isnan(wide), xp.isinf(wide)
     zero = ~(nan | normal)
-    nothing = xp.zeros_like(wide)
-    sign = xp.where(normal, xp.sign(xp.where(nan, nothing, wide)), nothing)
-    kinds = {
+    zeros = xp.zeros_like(wide)
+    sign = xp.where(normal, xp.sign(xp.where(nan, zeros, wide)), zeros)
+    by_name = {
         "one": xp.ones_like(wide),
         "nan": backend.astype(nan, double),
         "infinite": backend.astype(infinite, double),
@@ -70,15 +71,19 @@ def indicators(backend: Backend, part: Array, real: str, names: list[str]) -> li
         "nonzero": backend.astype(~zero, double),
         "bad": backend.astype(nan | infinite, double),
         "sign": sign,
-        "finite sign": xp.where(infinite, nothing, sign),
+        "finite sign": xp.where(infinite, zeros, sign),
         "nonzero number": xp.abs(sign),
-        "finite size": xp.where(infinite, nothing, xp.abs(sign)),
+        "finite size": xp.where(infinite, zeros, xp.abs(sign)),
     }
-    return [kinds[name] for name in names]
+    return [by_name[name] for name in names]
 
 
-def counted(counts: list[Array], every: Array | None) -> Counts:
-    """Make counts of convolutions, in the order of `SLOTS`; `every` is the last where padding counts as well."""
-    nans, infinite_zero, met, signs, finite_signs, numbers, finite = counts[:7]
-    bad = counts[7] if every is None else every
-    return Counts(nans + infinite_zero + (bad - met), numbers - finite, signs - finite_signs)
+def counts_of(sums: list[Array], bad_of_all: Array | None) -> Counts:
+    """Make counts of the sums of the products of `COUNTED`, in that order.
+
+    `bad_of_all` takes the place of the last sum where terms with padding must be counted as well.
+    """
+    nans, infinite_by_zero, nonzero_by_infinite, signs, finite_signs, numbers, finite = sums[:7]
+    # An infinity or a nan of the operand without padding makes a nan with all but what is not zero.
+    bad = sums[7] if bad_of_all is None else bad_of_all
+    return Counts(nans + infinite_by_zero + (bad - nonzero_by_infinite), numbers - finite, signs - finite_signs)

@@ -1,117 +1,141 @@
-"""The power of two at or above the largest magnitude of each group of elements that a sum mixes."""
+"""The operands of a product: the scale of each, and what must be taken for zero in it."""
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import NamedTuple
 
 from ..backends import Array, Backend
-from ..spec.dtypes import LEAST_NORMAL, LOWEST, real
+from ..spec.dtypes import HIGHEST, LEAST_NORMAL, LOWEST, real
 from ..spec.geometry import Geometry
+from ..spec.operation import Kind, Operation
 from ..spec.ranges import Index
-from .magnitudes import _largest, _of_planes, parts_of, plain
+from .magnitudes import largest_magnitude, parts_of, plane_magnitudes, zero_unless_normal
+from .powers import PowersOfTwo, over_cells, powers_of_two
+from .slicing import SIGNIFICANT_BITS
+
+
+class ScaleGroup(Enum):
+    """The elements of an operand that share a scale: all that one sum runs over, and as many others as need be."""
+
+    SAMPLE = "each sample and group of channels"
+    CHANNEL = "each channel of all samples"
+    FILTER = "each filter"
+    INPUT_CHANNEL = "each input channel of the filters of a group"
+
+
+SCALE_GROUPS = {
+    Kind.FORWARD: (ScaleGroup.SAMPLE, ScaleGroup.FILTER),
+    Kind.INPUT_GRAD: (ScaleGroup.SAMPLE, ScaleGroup.INPUT_CHANNEL),
+    Kind.WEIGHT_GRAD: (ScaleGroup.CHANNEL, ScaleGroup.CHANNEL),
+    Kind.CHANNEL_SUM: (ScaleGroup.CHANNEL,),
+}
+"""What shares a scale in each operand."""
 
 
 class Operand(NamedTuple):
-    """An operand of a product, and what is to know of its elements.
+    """An operand, and what is known of its elements.
 
     Attributes
     ----------
     array : array
-        As it was given, in any order of axes that algorithms see.
+        Not quantised yet: (N, C, *cells) or (F, C / G, *K).
     exponents : array of int
-        The power of two at or above its largest magnitude, for each element of its first two axes.
+        The exponent of the power of two at or above the largest magnitude, for each element of the first two axes.
     real : str
-        The dtype of its elements, or of their parts.
-    rare : bool
-        Whether it may hold what must be taken for zero: subnormal numbers, nans or infinities.
+        The dtype of the elements, or of their parts.
+    zeroing : bool
+        Whether there may be elements to be taken for zero: subnormal numbers, nans or infinities.
     finite : bool
+        Whether all elements are finite.
     conjugated : bool
-        Whether its numbers' conjugates are what is multiplied.
+        Whether the conjugates of the elements are what is multiplied.
     """
 
     array: Array
     exponents: Array
     real: str
-    rare: bool
+    zeroing: bool
     finite: bool
     conjugated: bool = False
 
+    def at(self, index: Index) -> Operand:
+        """Return a part of the operand."""
+        return self._replace(array=self.array[(*index, ...)], exponents=self.exponents[index[:2]])
+
     def parts(self, backend: Backend, block: Index) -> list[Array]:
-        """The real and the imaginary part of a block, as they are multiplied."""
+        """Return the real and the imaginary part of a block, as they are multiplied."""
         real_part, *imaginary = parts_of(backend, self.array[block])
         return [real_part, *(-part if self.conjugated else part for part in imaginary)]
 
     def doubles(self, backend: Backend, part: Array) -> Array:
-        """Some of its real numbers in float64, with zeros for what must be taken for zero."""
-        return plain(backend, part, self.real) if self.rare else backend.astype(part, backend.dtype("float64"))
+        """Return some of its real numbers in float64, with 0 for what must be taken for zero."""
+        if self.zeroing:
+            return zero_unless_normal(backend, part, self.real)
+        return backend.astype(part, backend.dtype("float64"))
+
+    def multipliable(self, backend: Backend, part: Array) -> Array:
+        """Return some of its real numbers in a dtype that float64 can be multiplied by, with zeros as in `doubles`."""
+        # Half precision is no part of the standard, and not every library multiplies it by other dtypes.
+        return part if not self.zeroing and backend.bits(part.dtype) >= 32 else self.doubles(backend, part)
 
 
-def operand(backend: Backend, geometry: Geometry, powers: Array, array: Array, role: str, bits: int) -> Operand:
-    """Find the scales of an operand, quantised to `bits` bits; `role` is which axes share one.
-
-    "sample" for each sample and group, "filter" for each filter, "channel" for each of the second axis of a batch,
-    "input channel" for each input channel, of filters.
-    """
-    own, xp, first, groups = real(backend.dtype_name(array.dtype)), backend.xp, array.shape[0], geometry.groups
-    if role in ("sample", "channel"):
-        most, finite = _of_planes(backend, array, own)
-        if role == "channel":
-            most = (
-                xp.max(most, axis=0)
-                if first
-                else xp.zeros(most.shape[1:], dtype=most.dtype, device=backend.device_of(most))
-            )
-        else:
-            most = xp.max(xp.reshape(most, (first, groups, array.shape[1] // groups)), axis=2)
+def operand(powers: PowersOfTwo, geometry: Geometry, array: Array, group: ScaleGroup, bits: int) -> Operand:
+    """Find the scales of an operand that is to be quantised to `bits` bits."""
+    backend, xp, real_dtype = powers.backend, powers.backend.xp, real(powers.backend.dtype_name(array.dtype))
+    batched = group in (ScaleGroup.SAMPLE, ScaleGroup.CHANNEL)
+    largest, finite = (_of_batch if batched else _of_filters)(backend, geometry, array, group)
+    # Where quanta are at least twice the smallest normal number, subnormal numbers are rounded to zero anyway.
+    large = 2.0 ** (LEAST_NORMAL[real_dtype] + bits)
+    zeroing = not finite or not backend.sure((largest >= large) | (largest == 0))
+    exponents = powers.exponents_above(largest)
+    first, second = array.shape[:2]
+    if group is ScaleGroup.SAMPLE:
+        shape = (first, geometry.groups, second // geometry.groups)
+        exponents = xp.broadcast_to(exponents[:, :, None], shape)
+    elif group is ScaleGroup.INPUT_CHANNEL:
+        exponents = xp.broadcast_to(exponents[:, None, :], (geometry.groups, first // geometry.groups, second))
     else:
-        most, finite = None, True
-        for part in parts_of(backend, array):
-            if not backend.all_finite(part):
-                part, finite = plain(backend, part, own), False
-            if role == "filter":
-                found = _largest(backend, part, tuple(part.shape), keep=(0,))
-            else:
-                found = _largest(backend, part, (groups, first // groups, *part.shape[1:]), keep=(0, 2))
-            most = found if most is None else xp.maximum(most, found)
-    least = LEAST_NORMAL[own]
-    # Where quanta are no smaller than twice the smallest normal number, what lies below that is rounded to zero.
-    rare = not finite or not backend.sure((most >= 2.0 ** (least + bits)) | (most == 0))
-    found = above(backend, powers, most)
-    if role == "sample":
-        found = xp.broadcast_to(found[:, :, None], (first, groups, array.shape[1] // groups))
-    elif role == "input channel":
-        found = xp.broadcast_to(found[:, None, :], (groups, first // groups, array.shape[1]))
-    else:
-        found = xp.broadcast_to(found[:, None] if role == "filter" else found[None, :], array.shape[:2])
-    return Operand(array, xp.reshape(found, tuple(array.shape[:2])), own, rare, finite)
+        exponents = exponents[:, None] if group is ScaleGroup.FILTER else exponents[None, :]
+        exponents = xp.broadcast_to(exponents, (first, second))
+    return Operand(array, xp.reshape(exponents, (first, second)), real_dtype, zeroing, finite)
 
 
-def above(backend: Backend, powers: Array, most: Array) -> Array:
-    """The exponents of the powers of two at or above largest magnitudes; 0 where these are."""
-    xp = backend.xp
-    found = xp.searchsorted(powers, xp.reshape(most, (-1,))) + LOWEST
-    found = xp.reshape(xp.astype(found, xp.int64), most.shape)
-    return xp.where(most == 0, xp.zeros_like(found), found)
+def _of_batch(backend: Backend, geometry: Geometry, array: Array, group: ScaleGroup) -> tuple[Array, bool]:
+    """Return the largest magnitudes of an array (N, C, *cells), (C,) or (N, G), and whether all elements are finite."""
+    xp, (samples, channels) = backend.xp, array.shape[:2]
+    largest, finite = plane_magnitudes(backend, array, real(backend.dtype_name(array.dtype)))
+    if group is ScaleGroup.SAMPLE:
+        by_group = xp.reshape(largest, (samples, geometry.groups, channels // geometry.groups))
+        return xp.max(by_group, axis=2), finite
+    if samples:
+        return xp.max(largest, axis=0), finite
+    return xp.zeros(largest.shape[1:], dtype=largest.dtype, device=backend.device_of(largest)), finite
 
 
-def power(backend: Backend, powers: Array, exponents: Array) -> Array:
-    """Two to integer powers, which must be normal numbers."""
-    xp = backend.xp
-    found = xp.take(powers, xp.reshape(exponents, (-1,)) - LOWEST, axis=0)
-    return xp.reshape(found, tuple(exponents.shape))
+def _of_filters(backend: Backend, geometry: Geometry, array: Array, group: ScaleGroup) -> tuple[Array, bool]:
+    """Return the largest magnitudes of filters, (F,) or (G, C / G), and whether all elements are finite."""
+    largest, finite = None, True
+    shape: tuple[int, ...] = tuple(array.shape)
+    keep: tuple[int, ...] = (0,)
+    if group is ScaleGroup.INPUT_CHANNEL:
+        shape, keep = (geometry.groups, shape[0] // geometry.groups, *shape[1:]), (0, 2)
+    for part in parts_of(backend, array):
+        if not backend.all_finite(part):
+            part, finite = zero_unless_normal(backend, part, real(backend.dtype_name(array.dtype))), False
+        of_part = largest_magnitude(backend, part, shape, keep)
+        largest = of_part if largest is None else backend.xp.maximum(largest, of_part)
+    return largest, finite
 
 
-def halves(backend: Backend, exponents: Array) -> tuple[Array, Array]:
-    """Cut exponents in two, whose powers are normal numbers where those of the whole may not be."""
-    half = exponents // 2
-    return half, exponents - half
-
-
-def along(backend: Backend, scales: Array, dims: int) -> Array:
-    """Scales of the first two axes, to go with arrays that have `dims` more."""
-    return backend.xp.reshape(scales, (*scales.shape, *(1,) * dims))
-
-
-def scaled(backend: Backend, powers: Array, exponents: Array, out: Array) -> Array:
-    """Two to the exponents of a result's first two axes, in its dtype and to go with it."""
-    return backend.astype(along(backend, power(backend, powers, exponents), out.ndim - 2), out.dtype)
+def quanta(operation: Operation, backend: Backend, operands: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Return how far each element of the two operands can be from its value once it is quantised, in float64."""
+    xp, powers, bits = backend.xp, powers_of_two(backend, operands[0]), SIGNIFICANT_BITS[operation.dtype]
+    distances = []
+    for array, group in zip(operands, SCALE_GROUPS[operation.kind], strict=True):
+        scaled = operand(powers, operation.geometry, array, group, bits)
+        half = powers.of(xp.clip(scaled.exponents - bits, LOWEST, HIGHEST))
+        # Subnormal numbers are taken for zero.
+        half = xp.clip(half, 2.0 ** LEAST_NORMAL[scaled.real], None)
+        distances.append(xp.broadcast_to(over_cells(backend, half, array.ndim - 2), tuple(array.shape)) * 1.0)
+    return distances[0], distances[1]

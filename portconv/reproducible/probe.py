@@ -1,72 +1,70 @@
-"""Are sums of integers exact in a library's float64, on a device? Asked once, before anything relies on it."""
+"""Checks that float64 sums of integers are exact in a library, on a device, before anything relies on it."""
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..backends import Array, Backend
 from ..errors import BackendError
-from ..spec.dtypes import HIGHEST, LOWEST
 
-SIZES = ((24, 5, 16), (21, 11, 256))
-"""Bits of each operand's largest magnitude, of the number of terms, and rows: together they take all 53 bits.
 
-A library may take another kernel for small products than for large ones.
+class Size(NamedTuple):
+    """A matrix product to check: bits of the largest operands, bits of the number of terms, and rows."""
+
+    bits: int
+    term_bits: int
+    rows: int
+
+
+SIZES = (Size(24, 5, 16), Size(21, 11, 256))
+"""The products to check: a small and a large one, as a library may take another kernel for each.
+
+The bits of two operands and of the number of terms add up to 53, which is all that float64 has.
 """
 
 
-def ready(backend: Backend, like: Array) -> Array:
-    """Check that sums on the device of `like` are exact; return the powers of two there.
-
-    Raises
-    ------
-    BackendError
-        If it has no float64, or its products are not those of IEEE 754.
-    """
+def check_float64(backend: Backend, like: Array) -> None:
+    """Raise a BackendError where the device of `like` has no float64."""
     if not backend.holds("float64", like):
         raise BackendError(
             f"precision: got 'reproducible' on {backend.name}, device {backend.device_of(like) or 'any'}, which holds "
             f"no float64; expected {backend.widening or 'a device that does'}"
         )
-    return _ready(backend, backend.device_of(like))
 
 
-@lru_cache(maxsize=64)
-def _ready(backend: Backend, device: Any) -> Array:
-    with backend.now():
-        return _asked(backend, device)
-
-
-def _asked(backend: Backend, device: Any) -> Array:
-    for bits, more, rows in SIZES:
-        if not _exact(backend, device, bits, 2**more, rows):
+def check_products(backend: Backend, device: Any) -> None:
+    """Raise a BackendError where matrix products of integers in float64 are not exact on a device."""
+    for size in SIZES:
+        if not _is_exact(backend, device, size):
             raise BackendError(
                 f"precision: got 'reproducible' on {backend.name}, device {device}, where float64 products of "
-                f"{rows} rows and {2**more} terms are not exact; expected IEEE 754 arithmetic: unset "
+                f"{size.rows} rows and {2**size.term_bits} terms are not exact; expected IEEE 754 arithmetic: unset "
                 "CUBLAS_EMULATE_DOUBLE_PRECISION, and whatever else lets a library compute in fewer bits"
             )
-    return backend.asarray([2.0**power for power in range(LOWEST, HIGHEST + 1)], backend.dtype("float64"), device)
 
 
-def _exact(backend: Backend, device: Any, bits: int, terms: int, rows: int) -> bool:
-    """Whether a product of matrices of such integers, of rank one but for signs, is what it must be.
+def _is_exact(backend: Backend, device: Any, size: Size) -> bool:
+    """Return whether a product of matrices of integers is exact, and numbers are rounded half to even.
 
-    Factors are odd, so that partial sums take all the bits there are; the last ones are as large as they may be.
+    But for signs the matrices have rank one. All integers but the last are odd, so that partial sums need every bit;
+    the last is the largest that the size allows.
     """
+    bits, rows, terms = size.bits, size.rows, 2**size.term_bits
     ones = [2**bits - 1 - 2 * (row * row % 4093) for row in range(rows - 1)] + [2**bits]
     others = [2**bits - 3 - 2 * (row * row % 2039) for row in range(rows - 1)] + [2**bits]
-    signs = [[1 if term * step % 7 < most else -1 for term in range(terms)] for step, most in ((1, 7), (3, 5), (5, 3))]
-    made = backend.dtype("float64")
-    xp, left, right = backend.xp, *(backend.asarray([float(n) for n in side], made, device) for side in (ones, others))
-    # Each entry is a product of two such integers, which is exact, times how many signs more are 1 than -1.
+    patterns = ((1, 7), (3, 5), (5, 3))
+    signs = [[1 if term * step % 7 < positive else -1 for term in range(terms)] for step, positive in patterns]
+    double = backend.dtype("float64")
+    xp = backend.xp
+    left, right = (backend.asarray([float(n) for n in side], double, device) for side in (ones, others))
+    # Each entry of the product is one exact product of two integers, times the sum of the signs.
     entries = xp.reshape(left, (rows, 1)) * xp.reshape(right, (1, rows))
     for sign in signs:
-        signed = backend.asarray([float(n) for n in sign], made, device)
+        signed = backend.asarray([float(n) for n in sign], double, device)
         a = xp.reshape(left, (1, rows, 1)) * xp.reshape(signed, (1, 1, terms))
         b = xp.broadcast_to(xp.reshape(right, (1, 1, rows)), (1, terms, rows)) * 1.0
         if not bool(xp.all(backend.product(a, b)[0, ...] == entries * float(sum(sign)))):
             return False
-    halves = backend.asarray([0.5, 1.5, 2.5, -2.5, 2.0**52 - 0.5], made, device)
-    even = backend.asarray([0.0, 2.0, 2.0, -2.0, 2.0**52], made, device)
-    return bool(xp.all(xp.round(halves) == even))
+    ties = backend.asarray([0.5, 1.5, 2.5, -2.5, 2.0**52 - 0.5], double, device)
+    even = backend.asarray([0.0, 2.0, 2.0, -2.0, 2.0**52], double, device)
+    return bool(xp.all(xp.round(ties) == even))

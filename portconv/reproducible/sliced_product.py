@@ -1,324 +1,224 @@
-"""Products of operands that are cut into slices, and how they are rounded."""
+"""A product whose operands are cut into slices.
+
+The slices lie side by side as groups of one convolution, so that one call of an algorithm multiplies all pairs.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..algorithms.choice import Choice
 from ..backends import Array, Backend, Workspace
 from ..passes.padding import extend, fold
 from ..passes.partition import Part, with_samples
-from ..spec.dtypes import HIGHEST, LEAST_NORMAL, LOWEST, PARTS_OF, real
+from ..spec.dtypes import PARTS_OF
 from ..spec.geometry import Geometry
+from ..spec.operation import Kind, Operation, Role
 from ..spec.ranges import ALL, Index, pieces
-from .bias import addend, biased, usual
-from .blocks import Box, blocks, least
-from .certified import RUN, UNCUT, roundings
-from .limbs import carried, rounded, soon
-from .magnitudes import plain
-from .nonfinite import SLOTS, Counts, counted, indicators
-from .operands import Operand, along, halves, operand, power, scaled
-from .probe import ready
-from .slices import PRODUCTS, SIGNIFICANT, SIGNS, Slicing, cut_into, weights
-from .slicing import _elements, _larger, in_slices
+from .blocks import blocks, least_blocks
+from .cutting import SliceWriter, sum_by_weight
+from .operands import SCALE_GROUPS, Operand, operand
+from .powers import PowersOfTwo, over_cells, powers_of_two, split_exponents
+from .slicing import (
+    PART_PRODUCTS,
+    PART_SIGNS,
+    SIGNIFICANT_BITS,
+    UNCUT,
+    Slicing,
+    in_slices,
+    larger_operand,
+    slice_elements,
+    slicing,
+)
 
-ROLES = {
-    "forward": ("sample", "filter"),
-    "input_grad": ("sample", "input channel"),
-    "weight_grad": ("channel", "channel"),
-}
-"""What shares a scale, of each operand."""
-Chosen = Callable[[Geometry], Choice]
+SHORT_SUM = 1 << 8
+"""The positions of a weight gradient that are added up at once where operands are uncut: more make a larger error."""
+ONE_STEP_BITS = 40
+"""The most bits for which one step quantises: of the dtypes with so few, that power of two is a normal float64."""
+Choose = Callable[[Geometry], Choice]
+"""Returns the algorithm that multiplies the slices of a convolution."""
 
 
-class Problem(NamedTuple):
-    """A product with both operands, and how it is computed."""
+class SlicedProduct(NamedTuple):
+    """A product of two operands, and how it is computed.
 
+    Attributes
+    ----------
+    operation : Operation
+    backend : Backend
+    choose : callable
+    powers : PowersOfTwo
+    operands : tuple of Operand
+    slicing : Slicing
+        How operands are cut, or `UNCUT`.
+    """
+
+    operation: Operation
     backend: Backend
-    purpose: str
-    choose: Chosen
-    powers: Array
-    dtype: str
-    of_a: Operand
-    of_b: Operand
-    own: Slicing
+    choose: Choose
+    powers: PowersOfTwo
+    operands: tuple[Operand, Operand]
+    slicing: Slicing
 
-    def axis(self, side: int) -> int:
-        """Where the slices of an operand lie among its axes: before those of filters, after the samples."""
-        return 0 if side == 1 and self.purpose != "weight_grad" else 1
+    @property
+    def kind(self) -> Kind:
+        return self.operation.kind
 
+    @property
+    def finite(self) -> bool:
+        """Whether all elements of both operands are finite."""
+        return self.operands[0].finite and self.operands[1].finite
 
-def _uncut(problem: Problem) -> Problem:
-    """The same of operands that are multiplied as they are, in sums that are short."""
-    choose = problem.choose
+    def uncut(self) -> SlicedProduct:
+        """Return the same product of operands that are multiplied whole, in short sums."""
+        choose = self.choose
 
-    def shortly(geometry: Geometry) -> Choice:
-        found = choose(geometry)
-        return found._replace(bounds=found.bounds._replace(run=RUN))
+        def choose_short(geometry: Geometry) -> Choice:
+            return choose(geometry).with_short_sums(SHORT_SUM)
 
-    return problem._replace(own=UNCUT, choose=shortly)
+        return self._replace(slicing=UNCUT, choose=choose_short)
 
+    def roundings(self, geometry: Geometry) -> int:
+        """Count how many roundings a product of uncut operands goes through at most on its way into a result."""
+        one = in_slices(geometry, 1)
+        return self.choose(one).roundings(self.kind, one, self.backend)
 
-def _roundings(problem: Problem, geometry: Geometry) -> int:
-    """How many roundings a product of uncut operands goes through on its way into a result."""
-    one = in_slices(geometry, 1)
-    algorithm, bounds, _ = problem.choose(one)
-    return roundings(algorithm, one, problem.purpose, problem.backend, bounds)
+    def exponents(self, geometry: Geometry) -> Array:
+        """Return the exponents of the powers of two that sums count, for each element of a result's first two axes."""
+        xp, groups, quantised = self.backend.xp, geometry.groups, 2 * (self.slicing.bits - 1)
+        first, second = (one.exponents for one in self.operands)
+        ins, outs = geometry.group_in, geometry.group_out
+        if self.kind == Kind.WEIGHT_GRAD:
+            return outer_exponents(self.backend, geometry, first[0, :], second[0, :]) - quantised
+        if self.kind == Kind.FORWARD:
+            of_samples, of_channels = first[:, ::ins], xp.reshape(second[:, 0], (1, groups, outs))
+        else:
+            of_samples, of_channels = first[:, ::outs], xp.reshape(second, (groups, outs, ins))[:, :1, :]
+            of_channels = xp.reshape(of_channels, (1, groups, ins))
+        shape = (first.shape[0], groups * of_channels.shape[2])
+        return xp.reshape(of_samples[:, :, None] + of_channels, shape) - quantised
 
+    def slot_axis(self, place: int) -> int:
+        """Return the axis along which the slices of an operand lie: before those of filters, else after the samples."""
+        return 0 if self.kind.operands[place] == Role.W else 1
 
-def _few_samples(problem: Problem, some: Iterable[Part]) -> Iterator[Part]:
-    """The parts, cut into as few samples as make arrays that memory at hand is used again for."""
-    for part in some:
-        own = part.geometry
-        for samples in pieces(own.batch, max(1, _elements(problem.backend, problem.own) // max(1, _larger(own)))):
+    def cut_operand(self, place: int, part: Operand, workspace: Workspace) -> Array:
+        """Quantise and cut a part of the first or the second operand.
+
+        Returns
+        -------
+        array, shape (N, slots, channels, *cells) or (slots, F, C / G, *K)
+        """
+        backend, plan, axis = self.backend, self.slicing, self.slot_axis(place)
+        up = plan.bits - 1 - part.exponents
+        steps = (up,) if plan.bits <= ONE_STEP_BITS else split_exponents(up)
+        factors = [over_cells(backend, self.powers.of(step), part.array.ndim - 2) for step in steps]
+        shape = (*part.array.shape[:axis], plan.slots, *part.array.shape[axis:])
+
+        def put(target: Array, block: Index, workspace: Workspace) -> Array:
+            writer = SliceWriter(backend, plan, axis, workspace)
+            of_block = [factor[(*block[:2], ...)] for factor in factors]
+            parts = part.parts(backend, block)
+            for number in range(plan.part_products):
+                slot, which = number * len(plan.pairs), PART_PRODUCTS[number][place]
+                if which < len(parts):
+                    target = writer.quantise(target, slot, part.multipliable(backend, parts[which]), of_block)
+                else:  # the imaginary part of real numbers
+                    target = backend.write(target, writer.slot(slice(slot, slot + len(plan.pairs))), 0.0)
+            return target
+
+        stack = workspace(f"slices {place}", shape, backend.dtype("float64"))
+        return fill_stack(backend, part.array, stack, axis, put)
+
+    def convolve(self, geometry: Geometry, count: int, first: Array, second: Array, chunks: int = 1) -> Array:
+        """Multiply `count` pairs of operands that lie side by side; fill in padding that is not of zeros.
+
+        The samples of a weight gradient are cut into `chunks`, which become groups too: chunk i has every sample whose
+        number is i modulo `chunks`.
+
+        Returns
+        -------
+        array, shape (N, count, channels, *cells) or (chunks, count, F, C / G, *K)
+        """
+        backend, kind = self.backend, self.kind
+        one = geometry if chunks == 1 else replace(geometry, batch=geometry.batch // chunks)
+        wide = in_slices(one, count * chunks)
+        operands = []
+        for role, array in zip(kind.operands, (first, second), strict=True):
+            array = backend.xp.reshape(array, wide.shape(role))
+            operands.append(extend(wide, backend, array) if role == Role.X else array)
+        if kind == Kind.FORWARD:
+            operands.append(None)
+        result = self.choose(wide.extended).compute(kind, wide.extended, backend, *operands)
+        if kind.result == Role.X:
+            result = fold(wide, backend, result)
+        if kind.result == Role.W:
+            return backend.xp.reshape(result, (chunks, count, *geometry.w_shape))
+        return backend.xp.reshape(result, (result.shape[0], count, *geometry.shape(kind.result)[1:]))
+
+    def sums_by_weight(self, products: Array, axis: int) -> list[list[Array]]:
+        """Add up the products of slices, which lie along `axis`, by weight: for the real part, then the imaginary."""
+        plan, backend = self.slicing, self.backend
+        pairs = len(plan.pairs)
+
+        def part_product(number: int) -> list[Array]:
+            return [products[(*(ALL,) * axis, number * pairs + pair, ...)] for pair in range(pairs)]
+
+        if plan.part_products == 1:
+            return [sum_by_weight(backend, part_product(0), plan)]
+        sums = []
+        for first, second in ((0, 1), (2, 3))[: 2 if self.operation.result_dtype in PARTS_OF else 1]:
+            both = zip(part_product(first), part_product(second), strict=True)
+            added = [a * PART_SIGNS[first] + b * PART_SIGNS[second] for a, b in both]
+            sums.append(sum_by_weight(backend, added, plan))
+        return sums
+
+    def in_few_samples(self, parts: Iterable[Part]) -> Iterator[Part]:
+        """Cut parts into as few samples at a time as make arrays for which memory is used again."""
+        for part in parts:
+            geometry = part.geometry
+            samples_at_once = slice_elements(self.backend, self.slicing) // max(1, larger_operand(geometry))
             first = part.of_x[0].start or 0
-            yield with_samples(part, (first + samples[0], first + samples[1]))
+            for start, end in pieces(geometry.batch, max(1, samples_at_once)):
+                yield with_samples(part, (first + start, first + end))
 
 
-def quanta(backend: Backend, geometry: Geometry, dtype: str, purpose: str, a: Array, b: Array) -> tuple[Array, Array]:
-    """How far from its own value each element of the operands can be once it is quantised, in float64."""
-    xp, powers, found = backend.xp, ready(backend, a), []
-    for array, role in zip((a, b), ROLES[purpose], strict=True):
-        this = operand(backend, geometry, powers, array, role, SIGNIFICANT[dtype])
-        half = power(backend, powers, xp.clip(this.exponents - SIGNIFICANT[dtype], LOWEST, HIGHEST))
-        # What is subnormal is taken for zero.
-        half = xp.clip(half, 2.0 ** LEAST_NORMAL[this.real], None)
-        found.append(xp.broadcast_to(along(backend, half, array.ndim - 2), tuple(array.shape)) * 1.0)
-    return found[0], found[1]
+def sliced_product(
+    operation: Operation, backend: Backend, choose: Choose, terms: int, operands: tuple[Array, ...]
+) -> SlicedProduct:
+    """Find the scales of two operands, and plan slices whose sums of `terms` products are exact."""
+    powers, bits = powers_of_two(backend, operands[0]), SIGNIFICANT_BITS[operation.dtype]
+    geometry = operation.geometry
+    first, second = (
+        operand(powers, geometry, array, group, bits)._replace(conjugated=conjugated)
+        for array, group, conjugated in zip(
+            operands[:2], SCALE_GROUPS[operation.kind], operation.conjugated, strict=True
+        )
+    )
+    return SlicedProduct(operation, backend, choose, powers, (first, second), slicing(operation.dtype, terms))
 
 
-def _of(own: Operand, index: Index) -> Operand:
-    return own._replace(array=own.array[(*index, ...)], exponents=own.exponents[index[:2]])
+def outer_exponents(backend: Backend, geometry: Geometry, of_outputs: Array, of_inputs: Array) -> Array:
+    """Return the exponents of a weight gradient (F, C / G): the sums of those of outputs (F,) and of inputs (C,)."""
+    xp, groups = backend.xp, geometry.groups
+    of_outputs = xp.reshape(of_outputs, (groups, geometry.group_out, 1))
+    of_inputs = xp.reshape(of_inputs, (groups, 1, geometry.group_in))
+    return xp.reshape(of_outputs + of_inputs, (geometry.out_channels, geometry.group_in))
 
 
-def _exponents(problem: Problem, geometry: Geometry) -> Array:
-    """The power of two that a result's sums count, for each element of its first two axes."""
-    xp, groups = problem.backend.xp, geometry.groups
-    one, other = problem.of_a.exponents, problem.of_b.exponents
-    fewer = 2 * (problem.own.bits - 1)
-    ins, outs = geometry.group_in, geometry.group_out
-    if problem.purpose == "weight_grad":
-        rows = xp.reshape(one[0, :], (groups, outs, 1))
-        return xp.reshape(rows + xp.reshape(other[0, :], (groups, 1, ins)), (geometry.out_channels, ins)) - fewer
-    if problem.purpose == "forward":
-        samples, mine = one[:, ::ins], xp.reshape(other[:, 0], (1, groups, outs))
-    else:
-        samples, mine = one[:, ::outs], xp.reshape(other, (groups, outs, ins))[:, :1, :]
-        mine = xp.reshape(mine, (1, groups, ins))
-    return xp.reshape(samples[:, :, None] + mine, (one.shape[0], groups * mine.shape[2])) - fewer
-
-
-def _sliced(problem: Problem, side: int, this: Operand, workspace: Workspace) -> Array:
-    """The first or the second operand in slices: (N, slots, channels, *cells), or (slots, F, C / G, *K)."""
-    own, backend = problem.own, problem.backend
-    double, axis = backend.dtype("float64"), problem.axis(side)
-    up = own.bits - 1 - this.exponents
-    # Powers beyond those of normal numbers are multiplied by in two steps.
-    powers = halves(backend, up) if own.bits > 40 else (up,)
-    factors = [along(backend, power(backend, problem.powers, p), this.array.ndim - 2) for p in powers]
-
-    def put(target: Array, block: Index, workspace: Workspace) -> Array:
-        parts = this.parts(backend, block)
-        for kind in range(own.kinds):
-            first = kind * len(own.forms)
-            if PRODUCTS[kind][side] >= len(parts):  # the imaginary part of what is real
-                rest = (*(ALL,) * axis, slice(first, first + len(own.forms)), ...)
-                target = backend.write(target, rest, 0.0)
-                continue
-            part = parts[PRODUCTS[kind][side]]
-            # Halves are no part of the standard, and their products with other dtypes not of all libraries.
-            part = part if backend.bits(part.dtype) >= 32 else backend.astype(part, double)
-            part = plain(backend, part, this.real) if this.rare else part
-            here = (*(ALL,) * axis, first, ...)
-            # What is not cut is quantised where it belongs.
-            numbers = target[here] if own.number == 1 else workspace("numbers", tuple(part.shape), double)
-            for factor in factors:
-                part = numbers = backend.elementwise("multiply", numbers, (...,), part, factor[(*block[:2], ...)])
-
-            def at(form: int, first: int = first) -> tuple[Any, ...]:
-                return (*(ALL,) * axis, first + form, ...)
-
-            target = cut_into(backend, target, at, numbers, own, workspace)
-        return target
-
-    return _stacked(backend, this.array, own.slots, axis, put, lambda shape: workspace(f"slices {side}", shape, double))
-
-
-def _stacked(
+def fill_stack(
     backend: Backend,
     like: Array,
-    count: int,
+    stack: Array,
     axis: int,
     put: Callable[[Array, Index, Workspace], Array],
-    room: Callable[[tuple[int, ...]], Array],
 ) -> Array:
-    """What `put` makes of each block of an operand, along a new axis, in an array that `room` gives."""
-    stack = room((*like.shape[:axis], count, *like.shape[axis:]))
+    """Have `put` write what it makes of each block of `like` into `stack`, which has a new axis of slots at `axis`."""
 
     def compute(block: Index, target: Array, workspace: Workspace) -> Array:
         return put(target, block, workspace)
 
     cut = [((*block[:axis], ALL, *block[axis:]), block) for block in blocks(backend, tuple(like.shape))]
-    return backend.fill(stack, cut, compute, least(backend, stack.shape))
-
-
-def _convolved(problem: Problem, geometry: Geometry, count: int, one: Array, other: Array, chunks: int = 1) -> Array:
-    """Convolve what lies side by side, by the algorithm that serves; padding that is not of zeros is filled in.
-
-    Of a weight gradient every so manieth sample makes up one of the chunks, which are groups as well.
-    """
-    backend, xp, purpose = problem.backend, problem.backend.xp, problem.purpose
-    own = in_slices(geometry, count)
-    if purpose == "weight_grad":
-        own = in_slices(replace(geometry, batch=geometry.batch // chunks), count * chunks)
-        one, other = xp.reshape(one, own.out_shape), xp.reshape(other, own.x_shape)
-    else:
-        one = xp.reshape(one, own.x_shape if purpose == "forward" else own.out_shape)
-        other = xp.reshape(other, own.w_shape)
-    algorithm, bounds, _ = problem.choose(own.extended)
-    if purpose == "forward":
-        made = algorithm.forward(own.extended, backend, bounds, extend(own, backend, one), other, None)
-        return xp.reshape(made, (made.shape[0], count, *geometry.out_shape[1:]))
-    if purpose == "input_grad":
-        made = fold(own, backend, algorithm.input_grad(own.extended, backend, bounds, one, other))
-        return xp.reshape(made, (made.shape[0], count, *geometry.x_shape[1:]))
-    made = algorithm.weight_grad(own.extended, backend, bounds, one, extend(own, backend, other))
-    return xp.reshape(made, (chunks, count, *geometry.w_shape))
-
-
-def _weights(problem: Problem, products: Array, made: str, axis: int) -> list[list[Array]]:
-    """Sums by their weight, of the real part of a result and, where it has one, of the imaginary one."""
-    own = problem.own
-    forms = len(own.forms)
-
-    def of(kind: int) -> list[Array]:
-        return [products[(*(ALL,) * axis, kind * forms + form, ...)] for form in range(forms)]
-
-    if own.kinds == 1:
-        return [weights(problem.backend, of(0), own)]
-    found = []
-    for first, second in ((0, 1), (2, 3))[: 2 if made in PARTS_OF else 1]:
-        pairs = zip(of(first), of(second), strict=True)
-        found.append(weights(problem.backend, [x * SIGNS[first] + y * SIGNS[second] for x, y in pairs], own))
-    return found
-
-
-def _finished(
-    problem: Problem, limbs: list[list[Array]], exponents: Array, made: str, counts: list[Counts] | None
-) -> Array:
-    """Round the parts of a result, and put nans and infinities in."""
-    backend, width = problem.backend, problem.own.width
-    found = []
-    for i, own in enumerate(limbs):
-        value = rounded(backend, own, width, problem.powers, exponents, real(made))
-        found.append(value if counts is None else counts[i].put(backend, value))
-    return found[0] if made not in PARTS_OF else backend.complex(*found)
-
-
-def _normal(problem: Problem, out: Array, exponents: Array, made: str, bias: Array | None) -> bool:
-    """Whether no sum, which is a whole number of units, is below the smallest normal float32, nor one with a bias."""
-    backend = problem.backend
-    if not (made == problem.dtype == "float32" and problem.of_a.finite and problem.of_b.finite and out.ndim > 2):
-        return False
-    enough = (exponents >= LEAST_NORMAL[made]) & (exponents <= -LEAST_NORMAL[made])
-    return backend.sure(enough) and (bias is None or usual(backend, bias, made))
-
-
-def _rounded(
-    problem: Problem,
-    out: Array,
-    products: Array,
-    exponents: Array,
-    made: str,
-    bias: Array | None,
-    counts: list[Counts] | None,
-) -> Array:
-    """Round what products of slices add up to, block by block, into `out`; and add a bias."""
-    backend, own = problem.backend, problem.own
-    axis = 0 if problem.purpose == "weight_grad" else 1
-    normal = _normal(problem, out, exponents, made, bias)
-    if normal:
-        factors, more = scaled(backend, problem.powers, exponents, out), addend(backend, bias, out)
-
-    def compute(block: Box, target: Array, workspace: Workspace) -> Array:
-        found = products[(*block[:axis], ALL, *block[axis:])]
-        if normal:
-            forms = [found[(*(ALL,) * axis, form, ...)] for form in range(len(own.forms))]
-            each = weights(backend, forms, own, workspace)
-            target, held = soon(backend, target, each, own.width, factors[(*block[:2], ...)], workspace)
-            if not held:
-                exact = carried(backend, each, own.width)
-                target = backend.write(
-                    target, (...,), rounded(backend, exact, own.width, problem.powers, exponents[block[:2]], made)
-                )
-            return backend.elementwise("add", target, (...,), target, more[:, block[1], ...])
-        limbs = [carried(backend, each, own.width) for each in _weights(problem, found, made, axis)]
-        some = None if counts is None else [count.at(block) for count in counts]
-        value = _finished(problem, limbs, exponents[block[:2]], made, some)
-        return value if bias is None else biased(backend, value, bias[block[1]], made)
-
-    cut = [(block, block) for block in blocks(backend, tuple(out.shape))]
-    return backend.fill(out, cut, compute, least(backend, out.shape))
-
-
-def _counts(problem: Problem, geometry: Geometry, one: Operand, other: Operand, chunks: int = 1) -> list[Counts] | None:
-    """Count nans and infinities, for the real part of a result and the imaginary one; None where there can be none."""
-    if one.finite and other.finite:
-        return None
-    backend, purpose, own = problem.backend, problem.purpose, problem.own
-    padded_first = purpose != "weight_grad"
-    stacks = []
-
-    def room(shape: tuple[int, ...]) -> Array:
-        return backend.empty(shape, one.array, dtype=backend.dtype("float64"))
-
-    for side, this in enumerate((one, other)):
-        names = [slot[side if padded_first else 1 - side] for slot in SLOTS]
-
-        axis = problem.axis(side)
-
-        def put(
-            target: Array,
-            block: Index,
-            workspace: Workspace,
-            side: int = side,
-            this: Operand = this,
-            names: list[str] = names,
-            axis: int = axis,
-        ) -> Array:
-            sides = [indicators(backend, part, this.real, names) for part in this.parts(backend, block)]
-            if len(sides) < own.kinds // 2:
-                nothing = backend.xp.zeros_like(sides[0][0])
-                sides.append(indicators(backend, nothing, this.real, names))
-            masks = [mask for kind in PRODUCTS[: own.kinds] for mask in sides[kind[side]]]
-            for slot, mask in enumerate(masks):
-                target = backend.write(target, (*(ALL,) * axis, slot, ...), mask)
-            return target
-
-        stacks.append(_stacked(backend, this.array, len(SLOTS) * own.kinds, axis, put, room))
-    found = _convolved(problem, geometry, len(SLOTS) * own.kinds, stacks[0], stacks[1], chunks)
-    kinds = []
-    for kind in range(own.kinds):
-        chosen = range(kind * len(SLOTS), (kind + 1) * len(SLOTS))
-        sums = [found[:, slot, ...] for slot in chosen]
-        sums = [backend.xp.sum(array, axis=0) for array in sums] if purpose == "weight_grad" else sums
-        kinds.append(counted(sums, _every(problem, stacks, chosen[-1])).signed(SIGNS[kind]))
-    if own.kinds == 1:
-        return kinds
-    return [kinds[0] + kinds[1], kinds[2] + kinds[3]]
-
-
-def _every(problem: Problem, stacks: list[Array], slot: int) -> Array | None:
-    """How many terms have a nan or an infinity in the operand without padding, those with padding among them."""
-    xp = problem.backend.xp
-    if problem.purpose == "forward":
-        bad = stacks[1][slot, ...]
-        total = xp.sum(bad, axis=tuple(range(1, bad.ndim)))
-        return xp.reshape(total, (1, -1, *(1,) * (bad.ndim - 2)))
-    if problem.purpose == "weight_grad":
-        bad = stacks[0][:, slot, ...]
-        total = xp.sum(bad, axis=(0, *range(2, bad.ndim)))
-        return xp.reshape(total, (-1, *(1,) * (bad.ndim - 1)))
-    return None
+    return backend.fill(stack, cut, compute, least_blocks(backend, stack.shape))

@@ -30,7 +30,7 @@ from ..algorithms import fft, winograd
 from ..convolution import conv_backward, conv_forward
 from ..engine.execution import compute
 from ..engine.rounding_error import relative
-from ..reproducible.sliced_product import quanta
+from ..reproducible.operands import quanta
 from ..spec.dtypes import EPSILON, HALVES, LARGEST, LEAST_NORMAL, gamma, real
 from ..spec.operation import Kind, Operation
 from .cases import Case, Floats, Inputs
@@ -190,11 +190,12 @@ def _quantising(case: Case, given: Inputs) -> dict[str, Doubles]:
     }
     found: dict[str, Doubles] = {}
     for name, (kind, a, b) in products.items():
-        of_a, of_b = quanta(backend, geometry, case.dtype, kind, a, b)
+        of_a, of_b = quanta(Operation(kind, geometry, case.dtype, case.dtype), backend, (a, b))
         step = Operation(kind, geometry, "float64", "float64", algorithm="direct")
         first = compute(step, backend, _sizes(a), of_b)
         found[name] = _seen(case, name, first + compute(step, backend, of_a, _sizes(b) + _parts(case) * of_b))
-    of_dout, _ = quanta(backend, geometry, case.dtype, "weight_grad", grads, cells)
+    step = Operation(Kind.WEIGHT_GRAD, geometry, case.dtype, case.dtype)
+    of_dout, _ = quanta(step, backend, (grads, cells))
     found["db"] = np.sum(of_dout, axis=(0, *range(2, of_dout.ndim)))
     return found
 

@@ -1,4 +1,4 @@
-"""Sums rounded from one float64 product, and those it does not decide: the bits of any other way to make them."""
+"""Sums that are rounded from one float64 product, and those that it leaves undecided, have the bits of exact sums."""
 
 from __future__ import annotations
 
@@ -11,60 +11,71 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.reproducible_cases import CASES, MIXED, TRANSPOSED, operands, run, same, skip_without, truth
+from support.geometries import geometry
+from support.reproducible_cases import (
+    CASES,
+    MIXED,
+    TRANSPOSED,
+    assert_same_bits,
+    exact_results,
+    forward_and_backward,
+    operands,
+    skip_without,
+)
 
 import portconv
 from portconv.algorithms import gemm
 from portconv.algorithms.budget import Limits
 from portconv.algorithms.gemm_plan import chain
 from portconv.backends._numpy import NumpyBackend
-from portconv.reproducible import certified as near
 from portconv.reproducible import product as products
-from portconv.reproducible import weight_grad
-from portconv.spec import arguments
+from portconv.reproducible import weight_grad, window_sums
+from portconv.reproducible.certified import BoundedSums
+from portconv.reproducible.correlation_sums import CorrelationSums
+from portconv.reproducible.window_sums import WindowSums
 
 NAMES = ("float32",) * 4
 CONTENTS = ("random", "wide", "cancelling", "ties")
 
 
 @pytest.fixture
-def puts(monkeypatch) -> list[Any]:
-    """What each result is put from: the products, and what came of it."""
-    found, put = [], near.Near.put
+def roundings(monkeypatch) -> list[Any]:
+    """The sums that each result is rounded from, what bounds their error, and whether enough of them are decided."""
+    calls, round_into = [], BoundedSums.round_into
 
-    def watched(self, *given):
-        value = put(self, *given)
-        found.append(SimpleNamespace(near=self, products=given[1] * 1.0, decided=value is not None))
+    def watched(self, target, sums):
+        value = round_into(self, target, sums)
+        calls.append(SimpleNamespace(bounded=self, sums=sums * 1.0, decided=value is not None))
         return value
 
-    monkeypatch.setattr(near.Near, "put", watched)
-    return found
+    monkeypatch.setattr(BoundedSums, "round_into", watched)
+    return calls
 
 
 @pytest.fixture
-def settled(monkeypatch) -> list[int]:
-    """How many sums were made anew, of each result."""
-    found, settle = [], near.Near.settle
+def recomputed(monkeypatch) -> list[int]:
+    """How many sums of each result are computed exactly because they are undecided."""
+    counts, recompute = [], BoundedSums.recompute
 
-    def watched(self, out, places, *rest):
-        found.append(len(places))
-        return settle(self, out, places, *rest)
+    def watched(self, target, places, added):
+        counts.append(len(places))
+        return recompute(self, target, places, added)
 
-    monkeypatch.setattr(near.Near, "settle", watched)
-    return found
+    monkeypatch.setattr(BoundedSums, "recompute", watched)
+    return counts
 
 
 @pytest.fixture
-def close(target):
-    """A target whose numbers may be looked at one by one."""
+def host_target(target):
+    """A target whose numbers can be read one by one, so that sums are certified there."""
     skip_without(target, "float32")
     if not target.backend.at_hand(target.array(np.zeros(1, "float32"))):
         pytest.skip(f"{target.backend.name} multiplies slices: single numbers are far, or of arrays that do not change")
     return target
 
 
-def every(case: str, transposed: bool) -> Any:
-    """A case with its mode, and which contents go with it."""
+def layer_and_options(case: str, transposed: bool) -> Any:
+    """Return the layer of a case, and its options, the padding mode among them."""
     layer, options = (TRANSPOSED if transposed else CASES)[case]
     return layer, options if transposed else {**options, "padding_mode": layer.mode}
 
@@ -74,52 +85,52 @@ layers = pytest.mark.parametrize(("case", "transposed"), LAYERS, ids=[f"{c}{' T'
 
 
 @layers
-def test_every_sum_made_anew(close, monkeypatch, settled, case, transposed):
-    """An error without bound decides nothing."""
-    monkeypatch.setattr(near, "gamma", lambda terms: math.inf)
-    monkeypatch.setattr(weight_grad, "gamma", lambda terms: math.inf)
-    for kind in (near.Windows, near.Correlations):
-        monkeypatch.setattr(kind, "few", 1)
-    layer, options = every(case, transposed)
+def test_every_sum_recomputed(host_target, monkeypatch, recomputed, case, transposed):
+    """An infinite bound of the error leaves every sum undecided."""
+    for module in (window_sums, weight_grad):
+        monkeypatch.setattr(module, "gamma", lambda terms: math.inf)
+    for sums in (WindowSums, CorrelationSums):
+        monkeypatch.setattr(sums, "sums_per_undecided", 1)
+    layer, options = layer_and_options(case, transposed)
     for contents in CONTENTS:
-        given, expected = (of(layer, NAMES, contents, transposed) for of in (operands, truth))
-        same(run(close, given, options, transposed), expected)
-    # Numbers from 2**-126 on, and padding that is not of zeros, take the other way.
-    sizes = [truth(layer, NAMES, "random", transposed)[name].size for name in ("out", "dx", "dw")]
+        given, expected = (of(layer, NAMES, contents, transposed) for of in (operands, exact_results))
+        assert_same_bits(forward_and_backward(host_target, given, options, transposed), expected)
+    # Contents with the smallest numbers, and padding that is not of zeros, are not certified.
+    sizes = [exact_results(layer, NAMES, "random", transposed)[name].size for name in ("out", "dx", "dw")]
     if layer.mode == "zeros" and 0 not in layer.x:
-        assert sum(settled) >= sum(sizes)
+        assert sum(recomputed) >= sum(sizes)
 
 
 @layers
-def test_every_sum_of_slices(close, monkeypatch, puts, case, transposed):
+def test_every_sum_of_slices(host_target, monkeypatch, roundings, case, transposed):
     for module in (products, weight_grad):
-        monkeypatch.setattr(module, "serves", lambda *call: False)
-    layer, options = every(case, transposed)
+        monkeypatch.setattr(module, "is_worthwhile", lambda *call: False)
+    layer, options = layer_and_options(case, transposed)
     for contents in CONTENTS:
-        given, expected = (of(layer, NAMES, contents, transposed) for of in (operands, truth))
-        same(run(close, given, options, transposed), expected)
-    assert not puts
+        given, expected = (of(layer, NAMES, contents, transposed) for of in (operands, exact_results))
+        assert_same_bits(forward_and_backward(host_target, given, options, transposed), expected)
+    assert not roundings
 
 
-def test_what_too_few_sums_are_decided_of_is_made_of_slices(close, puts):
+def test_a_result_with_too_many_undecided_sums_is_made_of_slices(host_target, roundings):
     """Sums of -1, 0 and 1 are often 0, and what cancels is nothing that a bound could tell from 0."""
     layer, options = MIXED
     rng = np.random.default_rng(5)
     shapes = (layer.x, layer.w, layer.w[:1], layer.out)
     given = tuple(rng.integers(-1, 2, shape).astype("float32") for shape in shapes)
     given[0][0, 0, 0, 0] = given[1][0, 0, 0, 0] = given[3][0, 0, 0, 0] = 1 + 2.0**-23
-    same(run(close, given, options), layer.all(*given))
-    assert not all(one.decided for one in puts)
+    assert_same_bits(forward_and_backward(host_target, given, options), layer.all(*given))
+    assert not all(one.decided for one in roundings)
 
 
-def test_windows_of_zeros_are_decided(close, settled):
+def test_windows_of_zeros_are_decided(host_target, recomputed):
     """As are cells that no window has, and the gradients of filters of channels that are zeros."""
     rng = np.random.default_rng(6)
     x, w, dout = (
         rng.standard_normal(shape).astype("float32") for shape in ((2, 6, 20, 18), (5, 6, 1, 1), (2, 5, 7, 6))
     )
     x[:, :, 3:], x[:, 1], dout[:, 2], dout[:, :, :2] = 0, 0, 0, 0
-    found = run(close, (x, w, None, dout), {"stride": 3})
+    found = forward_and_backward(host_target, (x, w, None, dout), {"stride": 3})
     exact = np.einsum("ncyx,fc->nfyx", x[:, :, ::3, ::3].astype("f8"), w[:, :, 0, 0].astype("f8"))
     # 6 products of float64, and one rounding to float32.
     assert np.all(np.abs(found["out"] - exact) <= 2.0**-24 * np.abs(exact) + 1e-12)
@@ -128,11 +139,11 @@ def test_windows_of_zeros_are_decided(close, settled):
     assert not found["dw"][2].any()
     assert not found["dw"][:, 1].any()
     # Of 420 outputs, 4320 cells and 30 weights some 90, 108 and 20 are not zero, and next to all of these decided.
-    assert sum(settled) <= 3
+    assert sum(recomputed) <= 3
 
 
 @pytest.mark.parametrize("algorithm", ["auto", "direct"])
-def test_products_are_off_by_no_more_than_their_bound(puts, algorithm):
+def test_sums_are_off_by_no_more_than_their_bound(roundings, algorithm):
     """Numbers that are all one: a sum is their product as often as there are terms, and all roundings add up."""
     rng = np.random.default_rng(7)
     worst = 0.0
@@ -149,19 +160,19 @@ def test_products_are_off_by_no_more_than_their_bound(puts, algorithm):
         ones = [np.ones(shape) for shape in (x_shape, w_shape)]
         counts, cache = portconv.conv_forward(*ones, **options)
         grads = portconv.conv_backward(np.ones_like(counts), cache)
-        puts.clear()
+        roundings.clear()
         out, cache = portconv.conv_forward(x, w, precision="reproducible", algorithm=algorithm, **options)
         portconv.conv_backward(np.full(out.shape, first, "float32"), cache)
-        assert len(puts) == 3
+        assert len(roundings) == 3
         for one, (terms, factors) in zip(
-            puts, ((counts, first * second), (grads.dx, first * second), (grads.dw, first * first)), strict=True
+            roundings, ((counts, first * second), (grads.dx, first * second), (grads.dw, first * first)), strict=True
         ):
             # 2**24 is the power of two above them, and numbers of 40 bits, sign included, are 2**39 for it.
             exact = factors * 2**30
-            shape = one.products.shape
-            room = lambda name, shape, dtype=None: np.empty(shape, dtype)  # noqa: E731
-            error = np.broadcast_to(one.near.error(tuple(slice(0, n) for n in shape), room), shape)
-            for number, count, bound in set(zip(one.products.flat, terms.flat, error.flat, strict=True)):
+            shape = one.sums.shape
+            workspace = lambda name, shape, dtype=None: np.empty(shape, dtype)  # noqa: E731
+            error = np.broadcast_to(one.bounded.error_bound(tuple(slice(0, n) for n in shape), workspace), shape)
+            for number, count, bound in set(zip(one.sums.flat, terms.flat, error.flat, strict=True)):
                 off = abs(Fraction(float(number)) - int(count) * exact)
                 assert off <= Fraction(float(bound))
                 worst = max(worst, float(off / Fraction(float(bound))) if bound else 0)
@@ -195,8 +206,8 @@ class Depths(NumpyBackend):
 
 def geometries() -> Iterator[Any]:
     """Taps added up one after the other, samples that are shared out, and what chance gives."""
-    yield arguments.geometry((1, 130, 12, 12), (4, 130, 3, 1), 1, 1, 1, 1)
-    yield arguments.geometry((9, 1, 30, 31), (2, 1, 2, 2), 1, 0, 1, 1)
+    yield geometry((1, 130, 12, 12), (4, 130, 3, 1), 1, 1, 1, 1)
+    yield geometry((9, 1, 30, 31), (2, 1, 2, 2), 1, 0, 1, 1)
     rng = np.random.default_rng(8)
     for _ in range(12):
         dims, groups, batch = (int(n) for n in rng.integers(1, (3, 4, 4)))
@@ -205,7 +216,7 @@ def geometries() -> Iterator[Any]:
         extents = (d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True))
         size = (extent + int(n) for extent, n in zip(extents, rng.integers(1, 16, dims), strict=True))
         pads = tuple((int(a), int(b)) for a, b in rng.integers(0, 3, (dims, 2)))
-        yield arguments.geometry((batch, ins, *size), (outs, ins // groups, *kernel), stride, pads, dilation, groups)
+        yield geometry((batch, ins, *size), (outs, ins // groups, *kernel), stride, pads, dilation, groups)
 
 
 @pytest.mark.parametrize("run_of", [0, 16])
@@ -216,16 +227,16 @@ def test_roundings_are_counted(strided, least, elements, run_of):
     backend, bounds = Depths(), Limits(elements, 64, least, 1 << 22, run=run_of)
     backend.strided = strided
     ratios = []
-    for geometry in geometries():
-        x, w, dout = (np.ones(shape) for shape in (geometry.x_shape, geometry.w_shape, geometry.out_shape))
+    for layer in geometries():
+        x, w, dout = (np.ones(shape) for shape in (layer.x_shape, layer.w_shape, layer.out_shape))
         found = {
-            "forward": gemm.forward(geometry, backend, bounds, x, w, None),
-            "input_grad": gemm.input_grad(geometry, backend, bounds, dout, w),
-            "weight_grad": gemm.weight_grad(geometry, backend, bounds, dout, x),
+            "forward": gemm.forward(layer, backend, bounds, x, w, None),
+            "input_grad": gemm.input_grad(layer, backend, bounds, dout, w),
+            "weight_grad": gemm.weight_grad(layer, backend, bounds, dout, x),
         }
         for purpose, depths in found.items():
-            most = chain(geometry, purpose, backend, bounds)
-            assert np.max(depths) - 1 <= most, (purpose, geometry)
+            most = chain(layer, purpose, backend, bounds)
+            assert np.max(depths) - 1 <= most, (purpose, layer)
             ratios.append(most / max(1, np.max(depths) - 1))
     # Padding leaves few sums with all terms, where kernels are as large as what they go over.
     assert np.median(ratios) < 1.5

@@ -11,6 +11,7 @@ import pytest
 import portconv
 from portconv import backends
 from portconv.reproducible import probe
+from portconv.reproducible.powers import powers_of_two
 
 
 def backend(product=np.matmul, rounded=np.round):
@@ -55,18 +56,18 @@ def shortened(bits: int, fewest: int = 0):
 def test_products_must_be_exact(product, held):
     other, like = backend(product), np.ones(1)
     if held:
-        powers = probe.ready(other, like)
+        powers = powers_of_two(other, like).numbers
         assert (powers[0], powers[-1], powers.shape) == (2.0**-1022, 2.0**1023, (2046,))
         return
     with pytest.raises(portconv.BackendError) as caught:
-        probe.ready(other, like)
+        powers_of_two(other, like)
     assert "precision: got 'reproducible' on other, device cpu, where float64 products of" in str(caught.value)
     assert "unset CUBLAS_EMULATE_DOUBLE_PRECISION" in str(caught.value)
 
 
 def test_halves_must_be_rounded_to_even():
     with pytest.raises(portconv.BackendError, match="are not exact"):
-        probe.ready(backend(rounded=lambda x: np.floor(x + 0.5)), np.ones(1))
+        powers_of_two(backend(rounded=lambda x: np.floor(x + 0.5)), np.ones(1))
 
 
 def test_operands_take_all_the_bits_that_there_are():
@@ -83,5 +84,5 @@ def test_it_is_asked_once_a_device():
 
     other = backend(counting)
     for _ in range(3):
-        probe.ready(other, np.ones(1))
+        powers_of_two(other, np.ones(1))
     assert count == 3 * len(probe.SIZES)

@@ -28,15 +28,15 @@ from support.reproducible_cases import (
     RESULTS,
     TRANSPOSED,
     Case,
+    array_on,
+    assert_same_bits,
     every_dtype,
+    exact_results,
+    forward_and_backward,
     one_dimension,
     operands,
-    put,
-    run,
-    same,
     skip_most_on_jax,
     skip_without,
-    truth,
 )
 from threadpoolctl import threadpool_info
 
@@ -161,7 +161,7 @@ def test_scales_by_hand(target):
         arrays = [np.asarray(a, "float32") for a in given]
         expected = layer.all(*arrays)
         assert expected[name].ravel().tolist() == values
-        same(run(target, arrays, options), expected)
+        assert_same_bits(forward_and_backward(target, arrays, options), expected)
 
 
 def test_parts_of_complex_numbers_share_a_scale_and_no_part_is_left_out(target):
@@ -174,14 +174,14 @@ def test_parts_of_complex_numbers_share_a_scale_and_no_part_is_left_out(target):
     expected = layer.all(x, w, b, dout)
     # The real part is half a step; what is real beside complex numbers has no other.
     assert {name: array.item() for name, array in expected.items()} == {"out": 1j, "dx": 1j, "dw": 1, "db": 0}
-    same(run(target, (x, w, b, dout), {}), expected)
+    assert_same_bits(forward_and_backward(target, (x, w, b, dout), {}), expected)
 
 
 @pytest.mark.parametrize("given", SUMS.values(), ids=SUMS)
 def test_the_definition_by_hand(given):
     pytest.importorskip("ml_dtypes", reason="ml_dtypes, NumPy's bfloat16, is not installed")
     (x, w, b), out = one_sum(given)
-    same({"out": one_dimension(x.shape, w.shape).forward(x, w, b)}, {"out": out})
+    assert_same_bits({"out": one_dimension(x.shape, w.shape).forward(x, w, b)}, {"out": out})
 
 
 def test_sums_by_hand(target):
@@ -194,9 +194,9 @@ def test_sums_by_hand(target):
         if given.name == "bfloat16":
             pytest.importorskip("ml_dtypes", reason="ml_dtypes, NumPy's bfloat16, is not installed")
         arrays, out = one_sum(given)
-        found = portconv.conv(*(None if a is None else put(target, a) for a in arrays), **PRECISE)
+        found = portconv.conv(*(None if a is None else array_on(target, a) for a in arrays), **PRECISE)
         try:
-            same({"out": target.numpy(found)}, {"out": out})
+            assert_same_bits({"out": target.numpy(found)}, {"out": out})
         except AssertionError as error:
             wrong[label] = str(error)
     assert not wrong
@@ -213,8 +213,8 @@ def test_every_layer(target, case, name):
     layer, options = CASES[case]
     options = {**options, "padding_mode": layer.mode}
     for i, contents in enumerate(("random", "special")):
-        given, expected = (of(layer, (name,) * 4, contents) for of in (operands, truth))
-        same(run(target, given, options, last=i == 1), expected)
+        given, expected = (of(layer, (name,) * 4, contents) for of in (operands, exact_results))
+        assert_same_bits(forward_and_backward(target, given, options, last=i == 1), expected)
 
 
 @every_dtype
@@ -224,8 +224,8 @@ def test_every_kind_of_contents(target, contents, name):
     skip_most_on_jax(target, name in ("float32", "bfloat16"))
     layer, options = MIXED
     for seed in range(1, 4 if target.backend.name == "numpy" else 2):
-        given, expected = (of(layer, (name,) * 4, contents, seed=seed) for of in (operands, truth))
-        same(run(target, given, options), expected)
+        given, expected = (of(layer, (name,) * 4, contents, seed=seed) for of in (operands, exact_results))
+        assert_same_bits(forward_and_backward(target, given, options), expected)
 
 
 @every_dtype
@@ -236,8 +236,8 @@ def test_every_transposed_layer(target, case, name):
     layer, options = TRANSPOSED[case]
     every = ("special", "wide", "random", "cancelling")
     for i, contents in enumerate(every if target.backend.name == "numpy" else every[:2]):
-        given, expected = (of(layer, (name,) * 4, contents, True) for of in (operands, truth))
-        same(run(target, given, options, transposed=True, last=i % 2 == 1), expected)
+        given, expected = (of(layer, (name,) * 4, contents, True) for of in (operands, exact_results))
+        assert_same_bits(forward_and_backward(target, given, options, transposed=True, last=i % 2 == 1), expected)
 
 
 @pytest.mark.parametrize("name", ["float32", "complex128"])
@@ -250,7 +250,9 @@ def test_one_sample_without_a_batch_axis_or_a_bias(target, name, transposed):
     x, w, _, dout = operands(layer, (name,) * 4, "random", transposed)
     expected = (layer.all_transposed if transposed else layer.all)(x, w, None, dout)
     for last in (False, True):
-        same(run(target, (x, w, None, dout), options, transposed, last, alone=True), expected)
+        assert_same_bits(
+            forward_and_backward(target, (x, w, None, dout), options, transposed, last, alone=True), expected
+        )
 
 
 MIXTURES = [
@@ -272,7 +274,7 @@ MIXTURES = [
 
 def promotes(target, *names):
     """Skip where the library does not promote these dtypes to what NumPy and others do."""
-    arrays = [put(target, np.zeros(1, numpy_dtype(name))) for name in names]
+    arrays = [array_on(target, np.zeros(1, numpy_dtype(name))) for name in names]
     try:
         found = target.backend.dtype_name(target.backend.xp.result_type(*(a.dtype for a in arrays)))
     except (TypeError, RuntimeError):
@@ -289,8 +291,8 @@ def test_operands_of_several_dtypes(target, names):
     promotes(target, *names[:3])
     for transposed, (layer, options) in ((False, MIXED), (True, TRANSPOSED["2d groups"])):
         for contents in ("random", "special", "subnormal", "wide"):
-            given, expected = (of(layer, names, contents, transposed) for of in (operands, truth))
-            same(run(target, given, options, transposed), expected)
+            given, expected = (of(layer, names, contents, transposed) for of in (operands, exact_results))
+            assert_same_bits(forward_and_backward(target, given, options, transposed), expected)
 
 
 @pytest.mark.parametrize(
@@ -304,11 +306,11 @@ def test_gradients_by_themselves(target, names):
     own, other = names
     for contents in ("random", "special"):
         x, w, _, dout = operands(layer, (other, other, other, own), contents)
-        arrays = [put(target, a) for a in (x, w, dout)]
+        arrays = [array_on(target, a) for a in (x, w, dout)]
         dx = portconv.conv_input_grad(arrays[2], arrays[1], layer.x, **options, **PRECISE)
         dw = portconv.conv_weight_grad(arrays[2], arrays[0], layer.w, **options, **PRECISE)
         found = {"dx": target.numpy(dx), "dw": target.numpy(dw)}
-        same(found, {"dx": layer.input_grad(dout, w), "dw": layer.weight_grad(dout, x)})
+        assert_same_bits(found, {"dx": layer.input_grad(dout, w), "dw": layer.weight_grad(dout, x)})
 
 
 @pytest.mark.parametrize("name", ["float32", "float64", "complex64"])
@@ -323,7 +325,7 @@ def test_what_is_not_finite_in_one_operand_alone(target, role, name):
         assert not all(np.all(np.isfinite(a)) for a in given) or role == "b"
         expected = (layer.all_transposed if transposed else layer.all)(*given)
         mode = {} if transposed else {"padding_mode": layer.mode}
-        same(run(target, given, {**options, **mode}, transposed), expected)
+        assert_same_bits(forward_and_backward(target, given, {**options, **mode}, transposed), expected)
 
 
 def test_what_is_not_finite_changes_no_other_output(target):
@@ -332,11 +334,11 @@ def test_what_is_not_finite_changes_no_other_output(target):
     skip_most_on_jax(target)
     layer, options = CASES["2d"]
     x, w, b, dout = operands(layer, ("float32",) * 4, "random")
-    before = run(target, (x, w, b, dout), options)
+    before = forward_and_backward(target, (x, w, b, dout), options)
     for value in (math.nan, -math.inf):
         changed = [a.copy() for a in (x, w, b, dout)]
         changed[0][1, 2, 3, 3] = changed[3][0, 1, 0, 0] = value
-        after = run(target, changed, options)
+        after = forward_and_backward(target, changed, options)
         read = {name: ~np.isfinite(after[name]) for name in before}
         assert read["out"][1, :, 2:, 2:].all()
         assert read["dx"][0, :, :2, :2].all()
@@ -377,7 +379,7 @@ DEEP = Case(Layer((2, 5, 9, 8), (10, 1, 3, 3), (1, 1), ONES, (1, 1), 5), {"paddi
 
 def serving(target, case: Case, given) -> Iterator[str]:
     """The algorithms that say they serve."""
-    x, w, *_ = (put(target, a) for a in given)
+    x, w, *_ = (array_on(target, a) for a in given)
     for name in ("auto", *portconv.algorithms()):
         try:
             portconv.explain(x, w, algorithm=name, **case.options, **PRECISE)
@@ -394,9 +396,9 @@ def test_every_algorithm_that_serves(target, case, name):
     skip_most_on_jax(target)
     served = []
     for contents in ("cancelling", "special"):
-        given, expected = (of(case.layer, (name,) * 4, contents) for of in (operands, truth))
+        given, expected = (of(case.layer, (name,) * 4, contents) for of in (operands, exact_results))
         for algorithm in serving(target, case, given):
-            same(run(target, given, {**case.options, "algorithm": algorithm}), expected)
+            assert_same_bits(forward_and_backward(target, given, {**case.options, "algorithm": algorithm}), expected)
             served.append(algorithm)
     assert {"auto", "gemm", "direct"} <= {*served}
     assert case is WIDE or "depthwise" in served
@@ -407,23 +409,25 @@ def test_threads_and_memory(target, name):
     skip_without(target, name)
     skip_most_on_jax(target)
     for layer, options in (WIDE, DEEP):
-        given, expected = (of(layer, (name,) * 4, "wide") for of in (operands, truth))
+        given, expected = (of(layer, (name,) * 4, "wide") for of in (operands, exact_results))
         for threads in (1, 2):
             with portconv.num_threads(threads):
-                same(run(target, given, options), expected)
-        usual = portconv.explain(put(target, given[0]), put(target, given[1]), **options, **PRECISE).workspace_bytes
+                assert_same_bits(forward_and_backward(target, given, options), expected)
+        usual = portconv.explain(
+            array_on(target, given[0]), array_on(target, given[1]), **options, **PRECISE
+        ).workspace_bytes
         refused = served = 0
         for kibibytes in (1, 64, 96, 128, 192, 256, 512, 700, 1000, 1400):
             with portconv.workspace_limit(kibibytes << 10):
                 try:
-                    found = run(target, given, options)
+                    found = forward_and_backward(target, given, options)
                 except portconv.ConvValueError as error:
                     # Less than any algorithm needs, which is not what is tested here.
                     assert str(error).startswith("workspace_limit: got ")  # noqa: PT017
                     refused += 1
                     continue
             served += kibibytes << 10 < usual
-            same(found, expected)
+            assert_same_bits(found, expected)
         assert refused
         assert served
 
@@ -435,10 +439,10 @@ def test_a_sample_is_the_same_in_any_batch(target, name, transposed):
     skip_most_on_jax(target)
     layer, options = TRANSPOSED["2d groups"] if transposed else WIDE
     x, w, b, dout = operands(layer, (name,) * 4, "wide", transposed)
-    whole = run(target, (x, w, b, dout), options, transposed)
+    whole = forward_and_backward(target, (x, w, b, dout), options, transposed)
     batch = len(x)
     for chosen in ([0], [batch - 1], [1, 0, 1], [*range(batch)] * 4):
-        part = run(target, (x[chosen], w, b, dout[chosen]), options, transposed)
+        part = forward_and_backward(target, (x[chosen], w, b, dout[chosen]), options, transposed)
         for one in ("out", "dx"):
             assert part[one].tobytes() == whole[one][chosen].tobytes(), one
 
@@ -476,12 +480,12 @@ def test_long_sums(target, name, contents):
     filters = one_dimension((1, 1, 3), (many // 2 + 7, 1, 3))
     for layer in (positions, channels, filters):
         given, expected = (of(layer, name, contents) for of in (long_operands, long_truth))
-        same(run(target, given, {}), expected)
+        assert_same_bits(forward_and_backward(target, given, {}), expected)
         if target.backend.name == "numpy":
             # The sums may be cut in other ways, and the results are one.
             for threads in (1, 2):
                 with portconv.num_threads(threads):
-                    same(run(target, given, {"algorithm": "gemm"}), expected)
+                    assert_same_bits(forward_and_backward(target, given, {"algorithm": "gemm"}), expected)
 
 
 CHILD = """
@@ -544,7 +548,7 @@ def test_devices_without_float64_are_refused_in_words(target):
 def test_any_layout_of_memory_and_byte_order():
     layer, options = MIXED
     for name in ("float32", "complex128", "float16"):
-        given, expected = (of(layer, (name,) * 4, "special") for of in (operands, truth))
+        given, expected = (of(layer, (name,) * 4, "special") for of in (operands, exact_results))
         for change in (
             lambda a: np.flip(np.flip(a).copy()),
             lambda a: np.repeat(a[..., None], 3, axis=-1)[..., 1],
@@ -554,7 +558,7 @@ def test_any_layout_of_memory_and_byte_order():
             x, w, b, dout = map(change, given)
             out, cache = portconv.conv_forward(x, w, b, **options, **PRECISE)
             found = dict(zip(RESULTS, (out, *portconv.conv_backward(dout, cache)), strict=True))
-            same({label: np.ascontiguousarray(array) for label, array in found.items()}, expected)
+            assert_same_bits({label: np.ascontiguousarray(array) for label, array in found.items()}, expected)
 
 
 # --- Calls drawn at random ---
@@ -601,6 +605,8 @@ def test_calls_drawn_at_random(target, transposed):
         given = (x, w, b if "b" in call.dtypes else None, dout)
         expected = (layer.all_transposed if transposed else layer.all)(*given)
         options = {name: value for name, value in call.options.items() if name != "data_format"}
-        same(run(target, given, options, transposed, call.channels_last, call.unbatched), expected)
+        assert_same_bits(
+            forward_and_backward(target, given, options, transposed, call.channels_last, call.unbatched), expected
+        )
 
     check()

@@ -24,6 +24,7 @@ class Case(NamedTuple):
 
 
 def one_dimension(x, w, stride=1, pads=(0, 0), dilation=1, groups=1, mode="zeros") -> Layer:
+    """Return a layer of one spatial dimension."""
     return Layer(x, w, (stride,), (pads,), (dilation,), groups, mode)
 
 
@@ -92,7 +93,7 @@ CONTENTS = ("random", "wide", "outliers", "cancelling", "ties", "tiny", "subnorm
 
 
 def numbers(rng, form, shape, low, high) -> np.ndarray:
-    """Patterns of normal numbers of random signs and fractions, with exponents from `low` to `high`."""
+    """Return bit patterns of normal numbers of random signs and fractions, with exponents from `low` to `high`."""
     bias = 2 ** (form.exponent - 1) - 1
     exponents = np.clip(rng.integers(low, high, shape, endpoint=True) + bias, 1, 2 * bias)
     signs, fractions = rng.integers(0, 2, shape), rng.integers(0, 2**form.fraction, shape)
@@ -100,7 +101,7 @@ def numbers(rng, form, shape, low, high) -> np.ndarray:
 
 
 def tied(rng, form, shape, bits) -> np.ndarray:
-    """Patterns of numbers of one digit or two, at distances at which halves of last places are."""
+    """Return bit patterns of numbers of one or two bits, with exponents for which sums are often halfway cases."""
     powers = rng.choice((0, 0, -1, 1, -form.fraction - 1, -form.fraction - 2, -bits, -bits - 1, 1 - bits), shape)
     found = numbers(rng, form, shape, powers, powers)
     fractions = rng.choice((0, 0, 1 << (form.fraction - 1), 1, 2**form.fraction - 1), shape).astype("u8")
@@ -108,12 +109,12 @@ def tied(rng, form, shape, bits) -> np.ndarray:
 
 
 def sprinkled(rng, patterns, choices, rate) -> np.ndarray:
-    """`patterns`, some of them replaced by some of these."""
+    """Return the patterns, each replaced with probability `rate` by one of `choices`."""
     return np.where(rng.random(patterns.shape) < rate, rng.choice(np.array(choices, "u8"), patterns.shape), patterns)
 
 
 def operand(rng, name, shape, contents, role) -> np.ndarray:
-    """x, w, b or dout, of contents of one kind, straight from patterns."""
+    """Return the operand of a role (x, w, b or dout), of one kind of contents, made from bit patterns."""
     form = part_format(name)
     least = 2 - 2 ** (form.exponent - 1)
     sign = 1 << (form.bits - 1)
@@ -150,7 +151,7 @@ def operand(rng, name, shape, contents, role) -> np.ndarray:
 
 
 def cancelling(rng, part, sign, role) -> np.ndarray:
-    """Pairs of samples, channels and filters that differ in the last place, or not, and in sign in one operand."""
+    """Return patterns of which pairs of samples, channels and filters cancel: opposite signs, and maybe another bit."""
     last = rng.integers(0, 2, part.shape).astype("u8")
     for axis in range(min(2, part.ndim)):
         one, other = ([slice(None)] * part.ndim for _ in range(2))
@@ -162,7 +163,7 @@ def cancelling(rng, part, sign, role) -> np.ndarray:
 
 @cache
 def operands(layer: Layer, names: tuple[str, ...], contents: str, transposed: bool = False, seed: int = 0) -> Any:
-    """x, w, b and dout, in dtypes of these names."""
+    """Return x, w, b and dout in dtypes of these names."""
     rng = np.random.default_rng(seed)
     x, dout = (layer.out, layer.x) if transposed else (layer.x, layer.out)
     along = zip(("x", "w", "b", "dout"), names, (x, layer.w, dout[1:2], dout), strict=True)
@@ -173,7 +174,8 @@ def operands(layer: Layer, names: tuple[str, ...], contents: str, transposed: bo
 
 
 @cache
-def truth(layer: Layer, names: tuple[str, ...], contents: str, transposed: bool = False, seed: int = 0) -> Any:
+def exact_results(layer: Layer, names: tuple[str, ...], contents: str, transposed: bool = False, seed: int = 0) -> Any:
+    """Return the results that the definition gives for `operands` of the same arguments."""
     given = operands(layer, names, contents, transposed, seed)
     return (layer.all_transposed if transposed else layer.all)(*given)
 
@@ -194,7 +196,8 @@ def skip_most_on_jax(target, *few):
         pytest.skip(f"{target.backend.name} compiles each shape anew, which takes minutes for as many as these")
 
 
-def put(target, array: np.ndarray) -> Any:
+def array_on(target, array: np.ndarray) -> Any:
+    """Return the same numbers as an array of the target's library, on its device."""
     name = array.dtype.name
     if target.backend.name == "numpy":
         return target.array(array)
@@ -203,15 +206,20 @@ def put(target, array: np.ndarray) -> Any:
     return target.backend.asarray(np.array(source), dtype=name, device=target.device)
 
 
-def moved(array: Any, last: bool, alone: bool) -> Any:
+def in_layout(array: Any, last: bool, alone: bool) -> Any:
+    """Put channels `last`, and take one sample `alone`, of a batch with channels first."""
     array = np.ascontiguousarray(np.moveaxis(array, 1, -1)) if last else array
     return array[0] if alone else array
 
 
-def run(target, given, options, transposed=False, last=False, alone=False) -> dict[str, np.ndarray]:
-    """Forward and backward; kinds are checked, and results returned as a batch with channels first."""
+def forward_and_backward(target, given, options, transposed=False, last=False, alone=False) -> dict[str, np.ndarray]:
+    """Compute all results of a call on a target; return them as NumPy arrays, batches with channels first."""
     x, w, b, dout = given
-    arrays = [put(target, moved(x, last, alone)), put(target, w), None if b is None else put(target, b)]
+    arrays = [
+        array_on(target, in_layout(x, last, alone)),
+        array_on(target, w),
+        None if b is None else array_on(target, b),
+    ]
     forward, backward = (
         (portconv.conv_transpose_forward, portconv.conv_transpose_backward)
         if transposed
@@ -219,7 +227,7 @@ def run(target, given, options, transposed=False, last=False, alone=False) -> di
     )
     layout = {"data_format": "channels_last"} if last else {}
     out, cache = forward(*arrays, **{**PRECISE, **options, **layout})
-    found = dict(zip(RESULTS, (out, *backward(put(target, moved(dout, last, alone)), cache)), strict=True))
+    found = dict(zip(RESULTS, (out, *backward(array_on(target, in_layout(dout, last, alone)), cache)), strict=True))
     if b is None:
         assert found.pop("db") is None
     for name, result in found.items():
@@ -236,8 +244,8 @@ def patterns_of(array: np.ndarray) -> np.ndarray:
     return array.reshape(*array.shape, 1).view(f"u{part_format(array.dtype.name).bits // 8}")
 
 
-def same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    """Every bit is the same; of what is not, the first that differ are shown."""
+def assert_same_bits(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    """Assert that every bit of every result is the expected one; the message shows the first that differ."""
     assert {*found} == {*expected}
     for name, truth in expected.items():
         result = found[name]

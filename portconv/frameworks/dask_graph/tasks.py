@@ -16,11 +16,16 @@ from ...engine import execution
 from ...engine.products import weight_sums
 from ...passes.casts import narrow, with_bias
 from ...passes.partition import Part
+from ...reproducible.bias import add_bias
+from ...reproducible.bias_grad import channel_sums, round_channel_sums
 from ...reproducible.magnitudes import magnitudes as magnitudes_of
 from ...reproducible.magnitudes import remembering
+from ...reproducible.slicing import longest_sum
+from ...reproducible.weight_grad import add_weight_sums, round_weight_sums
 from ...spec.dtypes import KINDS, real
 from ...spec.geometry import Geometry
-from ...spec.operation import Operation
+from ...spec.operation import Kind, Operation
+from ...spec.operation import operation as operation_of
 from ...spec.ranges import Range
 from .halos import boxes, convolved, read
 
@@ -165,10 +170,8 @@ def input_grad(step: Step, block: Block, pieces: list[Array], scales: Array | No
 def _biased(step: Step, backend: Backend, zeros: Array, bias: Array) -> Array:
     if not step.exact:
         return with_bias(backend, zeros, narrow(backend, bias, zeros.dtype))
-    from ...reproducible.bias import biased
-
     with step.held(), backend.quiet():
-        return biased(backend, zeros, bias, step.operation.result_dtype)
+        return add_bias(backend, zeros, bias, step.operation.result_dtype)
 
 
 def weight_grad(step: Step, block: Block, of_out: list[Array], of_x: list[Array], scales: list[Array] | None) -> Array:
@@ -179,10 +182,8 @@ def weight_grad(step: Step, block: Block, of_out: list[Array], of_x: list[Array]
         with step.held():
             return execution.compute(operation, backend, dout, x)
     with step.held([(dout, scales[0]), (x, scales[1])]):
-        from ...reproducible.slicing import longest
-
-        some = [_box(block.geometry, box) for box in boxes(block.geometry.out, longest(operation.dtype))]
-        return weight_sums(operation, backend, some, dout, x)
+        some = [_box(block.geometry, box) for box in boxes(block.geometry.out, longest_sum(operation.dtype))]
+        return weight_sums(operation, backend, tuple(some), dout, x)
 
 
 def _box(geometry: Geometry, box: tuple[Range, ...]) -> Part:
@@ -197,9 +198,7 @@ def weight_grad_sum(step: Step, sums: list[Array]) -> Array:
     """Add up what blocks add."""
     if not step.exact:
         return reduce(lambda total, more: total + more, sums)
-    from ...reproducible.weight_grad import weight_sum
-
-    return weight_sum(backends.of(sums[0]), step.operation.dtype, sums)
+    return add_weight_sums(step.operation.dtype, backends.of(sums[0]), sums)
 
 
 def weight_grad_end(step: Step, sums: list[Array], scales: list[Array] | None, made: str) -> Array:
@@ -208,11 +207,10 @@ def weight_grad_end(step: Step, sums: list[Array], scales: list[Array] | None, m
     backend, operation = backends.of(total), step.operation
     if scales is None:
         return narrow(backend, total, backend.dtype(made))
-    from ...reproducible.weight_grad import weight_rounded
-
-    most = scales[0][0, 0, :], scales[1][0, 0, :]
+    largest = scales[0][0, 0, :], scales[1][0, 0, :]
+    gradient = operation_of(Kind.WEIGHT_GRAD, operation.geometry, operation.dtype, made)
     with step.held(), backend.quiet():
-        return weight_rounded(backend, operation.geometry, operation.dtype, total, most, made)
+        return round_weight_sums(gradient, backend, total, largest)
 
 
 def channel_sum(step: Step, block: Block, chunk: Array, scales: Array | None, count: int) -> Array:
@@ -221,10 +219,9 @@ def channel_sum(step: Step, block: Block, chunk: Array, scales: Array | None, co
     if scales is None:
         with step.held():
             return execution.compute(operation, backend, chunk)
-    from ...reproducible.bias_grad import channel_sums
-
     with step.held([(chunk, scales)]), backend.during_call(chunk, "reproducible"), backend.quiet():
-        return channel_sums(backend, block.geometry, operation.dtype, chunk, count)
+        own = operation_of(Kind.CHANNEL_SUM, block.geometry, operation.dtype, operation.dtype)
+        return channel_sums(own, backend, chunk, count)
 
 
 def channel_sum_sum(sums: list[Array]) -> Array:
@@ -238,10 +235,9 @@ def channel_sum_end(step: Step, sums: list[Array], scales: Array | None, count: 
     backend = backends.of(total)
     if scales is None:
         return narrow(backend, total, backend.dtype(made))
-    from ...reproducible.bias_grad import channel_rounded
-
+    gradient = operation_of(Kind.CHANNEL_SUM, step.operation.geometry, step.operation.dtype, made)
     with step.held(), backend.quiet():
-        return channel_rounded(backend, step.operation.dtype, count, total, scales[0, 0, :], made)
+        return round_channel_sums(gradient, backend, total, scales[0, 0, :], count)
 
 
 def windows(step: Step, geometry: Geometry, chunk: Array) -> Array:
@@ -251,7 +247,7 @@ def windows(step: Step, geometry: Geometry, chunk: Array) -> Array:
 
 
 def magnitudes(step: Step, chunk: Array) -> Array:
-    """The largest magnitude of each sample's channel, and whether all are finite, as `reproducible.scales` has it."""
+    """The largest magnitude of each sample's channel, and whether all are finite, as `reproducible` has it."""
     backend = backends.of(chunk)
     with step.held(), backend.during_call(chunk, "reproducible"), backend.quiet():
         return magnitudes_of(backend, chunk, real(backend.dtype_name(chunk.dtype)))
