@@ -1,4 +1,4 @@
-"""``portconv run``: a photograph convolved, and the maps as one picture."""
+"""``portconv run``: convolve a photograph, and draw the maps in one picture."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .photograph import Photograph, printable
 
 
 def _pixels(context: click.Context, parameter: click.Parameter, value: str) -> int:
-    """Read a number of pixels, refusing what is none in one line."""
+    """Read a number of pixels; refuse anything else in one line."""
     try:
         pixels = int(value)
     except ValueError:
@@ -80,7 +80,7 @@ def command(
 
     IMAGE is any picture that Pillow reads; without one it is the photograph of Grace Hopper that matplotlib ships.
     """
-    # It would tell the user where its cache is.
+    # Otherwise matplotlib would print where its cache is.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     with _progress() as progress:
         task = progress.add_task("Reading", total=3)
@@ -99,7 +99,7 @@ def command(
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """A photograph convolved, back on the host."""
+    """The results of convolving a photograph, on the host."""
 
     picture: Photograph
     bank: Bank
@@ -138,12 +138,12 @@ def _check_output(output: Path, image: Path | None) -> None:
 
 
 def convolve(backend: Backend, picture: Photograph, bank: Bank, gradient: bool) -> Result:
-    """Convolve a photograph as one sample; the gradient is that of half the maps' sum of squares."""
+    """Convolve a photograph as one sample; the gradient is the one of half the maps' sum of squares."""
     try:
         x = backend.asarray(picture.pixels, dtype="float32")
         w = backend.asarray(bank.over(len(picture.pixels)), dtype="float32")
         out, cache = conv_forward(x, w, padding="same")
-        # The gradient of half a sum of squares with respect to what is squared is that itself.
+        # The gradient of half a sum of squares with respect to the squared numbers is those numbers.
         dx = backend.to_numpy(conv_backward(out, cache).dx) if gradient else None
         maps = backend.to_numpy(out)
     except PortconvError as error:

@@ -14,7 +14,19 @@ import pytest
 from support import oracle
 
 from portconv import backends
-from portconv.benchmark import PEERS, ZOO, Layer, Left, Peer, Report, Row, measure, measurement, medians, surroundings
+from portconv.benchmark import (
+    PEERS,
+    ZOO,
+    Layer,
+    NotMeasured,
+    Peer,
+    Report,
+    Row,
+    measure,
+    measurement,
+    medians,
+    surroundings,
+)
 from portconv.benchmark.measurement import ENOUGH, LONG, SETTLE, TURN
 from portconv.benchmark.memory import peak_of_portconv, peak_of_process
 from portconv.benchmark.peers import Candidate, portconv_itself
@@ -344,7 +356,7 @@ def test_a_peer_that_is_wrong_or_raises_is_told_and_ends_nothing() -> None:
     report = Report()
     for found in measure(TINY[0], NUMPY, peers, "gemm", 1):
         report.take(found)
-    assert [str(left) for left in report.left] == [
+    assert [str(left) for left in report.not_measured] == [
         "early on 1d: NotImplementedError: no such stride",
         "late on 1d, forward: NotImplementedError: no such stride",
         "late on 1d, backward: NotImplementedError: no such stride",
@@ -472,9 +484,9 @@ def test_a_summary_of_nothing_has_no_figures() -> None:
 def test_the_verdict(report: Report) -> None:
     assert report.held
     assert report.verdict() == "6 passes of 5 layers: all results within bounds"
-    report.take(Left("a layer", "jax", "has no such thing"))
+    report.take(NotMeasured("a layer", "jax", "has no such thing"))
     assert report.held
-    report.take(Left("a layer", "portconv", "raised", fault=True))
+    report.take(NotMeasured("a layer", "portconv", "raised", fault=True))
     assert not report.held
     report.rows[0] = replace(report.rows[0], errors={"torch": Errors(1e6, 1.5), "jax": Errors(math.nan, math.nan)})
     assert report.verdict() == "6 passes of 5 layers: 2 results out of bounds, 1 failed"

@@ -295,7 +295,7 @@ def test_the_bound_of_spectra_holds_in_exact_arithmetic(mode: str) -> None:
     x, w, b, dout = inputs
     out, cache = portconv.conv_forward(x, w, b, **case.options, algorithm="fft")
     found = {"out": out, **portconv.conv_backward(dout, cache)._asdict()}
-    assert {cache.call.served(purpose) for purpose in comparison.PURPOSES.values()} == {"fft"}
+    assert {cache.call.served(kind) for kind in comparison.KINDS.values()} == {"fft"}
     # Products of float32 and sums of few of them, over 24 binary orders, are exact in float64, or nearly: see `radius`.
     true = exact(case, doubles)
     beyond = 0
@@ -317,7 +317,7 @@ def test_each_product_is_judged_by_the_algorithm_that_served_it(monkeypatch: pyt
             patch.setattr(
                 Contraction,
                 "served",
-                lambda _, purpose, own=served: "fft" if comparison.PURPOSES[own] == purpose else "gemm",
+                lambda _, kind, quantity=served: "fft" if comparison.KINDS[quantity] == kind else "gemm",
             )
             # Beyond the bound of sums, and within that of spectra.
             for name in (served, tight):
