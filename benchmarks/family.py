@@ -3,10 +3,10 @@
     python benchmarks/family.py [--repeats 5] [--only TEXT] [--json FILE]
 
 All features use one layer: a 3x3 convolution of 64 channels, or a transposed one with 4x4 filters and a stride of 2.
-The figures are ratios of medians over interleaved turns, as in `portconv bench`: portconv's time over PyTorch's, and over
-portconv's in float32. An error is the largest difference from a result in float64, complex128 or PyTorch's integers,
-over the largest magnitude in that result, in units of the dtype's epsilon; for integers, it is the number of elements
-that differ.
+The figures are ratios of medians over interleaved turns, as in `portconv bench`: portconv's time over PyTorch's, and
+over portconv's in float32. An error is the largest difference from a result in float64, complex128 or PyTorch's
+integers, over the largest magnitude in that result, in units of the dtype's epsilon; for integers, it is the number of
+elements that differ.
 """
 
 from __future__ import annotations

@@ -47,15 +47,15 @@ SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 INTRODUCTION = """\
 # What works where
 
-Written by `python docs/features.py`, which ran each feature on each library. Do not edit it: run that again.
-`python docs/features.py --check` runs everything, writes nothing, and says what has changed.
+`python docs/features.py` ran each feature on each library and wrote this page. Do not edit the page: run that again.
+`python docs/features.py --check` runs everything, writes nothing, and prints what has changed.
 
-"yes" means that the call ran on arrays of that library, that every result had the values, shape, dtype, library and
-device that it should have, and that the arguments were as before. The values are whole numbers, and equal exactly those
-of loops in NumPy that share nothing with portconv. A dash, with its reason below the table, stands where the library
-itself has no such thing. Libraries run on the CPU.
+"yes" means that the call ran on arrays of that library, that every result had the right values, shape, dtype, library
+and device, and that the arguments had not changed. The values are whole numbers, and equal exactly those of loops in
+NumPy that share nothing with portconv. A dash, with its reason below the table, means that the library itself does not
+have the feature. Libraries run on the CPU.
 
-The CuPy column is run only where there is a GPU, and says "not run" where there was none.
+The CuPy column runs only on a GPU; without one it says "not run".
 """
 
 Array = Any

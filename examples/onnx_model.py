@@ -3,8 +3,8 @@
     pip install 'portconv[cli,onnx]' onnxruntime
     python examples/onnx_model.py MODEL.onnx --backend numpy --backend torch
 
-ONNX Runtime runs the whole model once, with the inputs and outputs of each convolution as further outputs. Then portconv
-convolves the inputs that ONNX Runtime's layer had, so that no layer is blamed for an earlier one.
+ONNX Runtime runs the whole model once, with the inputs and outputs of each convolution as further outputs. Then
+portconv convolves the inputs that ONNX Runtime's layer had, so that no layer is blamed for an earlier one.
 
 How large may a difference be? Each side rounds, and is off from the exact result by no more than a bound that holds for
 sums in any order (docs/accuracy.md). So the two differ by at most the sum of their bounds:
