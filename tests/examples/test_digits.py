@@ -54,11 +54,11 @@ def test_it_learns_from_other_weights_too(seed: int) -> None:
 def test_torch_learns_with_the_same_bits(on_numpy: Any) -> None:
     if (reason := portconv.backends.find("torch").unavailable) is not None:
         pytest.skip(f"torch is unavailable: {reason}")
-    found = example.train(portconv.backends.get("torch"), example.load(), "reproducible", 5, 0)
-    assert found.losses.tobytes() == on_numpy.losses.tobytes()
-    assert found.history_digest == on_numpy.history_digest
-    assert found.parameters_digest == on_numpy.parameters_digest
-    assert found.accuracy == on_numpy.accuracy
+    actual = example.train(portconv.backends.get("torch"), example.load(), "reproducible", 5, 0)
+    assert actual.losses.tobytes() == on_numpy.losses.tobytes()
+    assert actual.history_digest == on_numpy.history_digest
+    assert actual.parameters_digest == on_numpy.parameters_digest
+    assert actual.accuracy == on_numpy.accuracy
 
 
 @pytest.mark.parametrize("name", ["array_api_strict", "dask", "jax"])
@@ -66,9 +66,9 @@ def test_a_library_has_the_same_bits(few: Any, name: str) -> None:
     if name not in portconv.backends.names() or (reason := portconv.backends.find(name).unavailable) is not None:
         pytest.skip(f"{name} is unavailable: {reason if name in portconv.backends.names() else 'not known'}")
     done = run("--backend", "numpy", "--backend", name, "--precision", "reproducible", "--epochs", "2", "--json")
-    told = json.loads(done.output)
-    assert told["identical"] is True
-    one, other = told["backends"]
+    printed = json.loads(done.output)
+    assert printed["identical"] is True
+    one, other = printed["backends"]
     assert (one["name"], other["name"]) == ("numpy", name)
     assert one["losses"] == other["losses"]
     assert len(one["losses"]) == 4
