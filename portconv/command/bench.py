@@ -34,7 +34,9 @@ WIDE = 110
 
 
 @click.command("bench")
-@click.option("--backend", "backend_name", default="auto", show_default=True, metavar="NAME|auto", help="On what.")
+@click.option(
+    "--backend", "backend_name", default="auto", show_default=True, metavar="NAME|auto", help="The array library."
+)
 @click.option(
     "--layer",
     "layer_names",
@@ -51,11 +53,11 @@ WIDE = 110
     type=click.IntRange(min=1),
     default=REPEATS,
     show_default=True,
-    help="Turns, of which the median counts.",
+    help="Turns of each candidate; the median counts.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else; null is no finite number.")
 @click.option("--plot", metavar="FILE", type=UNCHECKED, help="Also draw the speed-ups: a PNG, SVG or PDF file.")
-@click.option("--calibrate", is_flag=True, help="Time portconv's algorithms alone, and keep what calls cost here.")
+@click.option("--calibrate", is_flag=True, help="Time only portconv's algorithms, and store the costs of calls.")
 @click.option("--list", "listing", is_flag=True, help="List the layers and the peers, and time nothing.")
 @click.pass_context
 def command(
@@ -72,7 +74,7 @@ def command(
 ) -> None:
     """Time forward and backward of real layers beside PyTorch and others, and check every result.
 
-    Every figure is a ratio of medians over interleaved turns. The exit status is 0 only where all results are within
+    Every figure is a ratio of medians over interleaved turns. The exit status is 0 only if all results are within
     bounds of the exact ones.
     """
     if plot is not None:

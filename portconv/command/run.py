@@ -49,14 +49,16 @@ def _pixels(context: click.Context, parameter: click.Parameter, value: str) -> i
     "colours; (F, height, width) and (height, width) are for luminance.",
 )
 @click.option("--gradient", is_flag=True, help="Also draw the gradient of half the maps' sum of squares.")
-@click.option("--backend", "backend_name", default="auto", show_default=True, metavar="NAME|auto", help="On what.")
+@click.option(
+    "--backend", "backend_name", default="auto", show_default=True, metavar="NAME|auto", help="The array library."
+)
 @click.option(
     "--output",
     default="portconv-maps.png",
     show_default=True,
     metavar="FILE",
     type=UNCHECKED,
-    help="Where to write the picture; the ending says in what format.",
+    help="The picture to write; the ending chooses its format.",
 )
 @click.option(
     "--size",

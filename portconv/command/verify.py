@@ -57,14 +57,14 @@ def _digests(context: click.Context, parameter: click.Parameter, values: Sequenc
     "names",
     multiple=True,
     metavar="NAME|auto",
-    help="On what (repeatable; all that work here if not given).",
+    help="An array library (repeatable; all that work here if not given).",
 )
 @click.option(
     "--device",
     "devices",
     multiple=True,
     metavar="NAME|all",
-    help="On which devices of theirs (repeatable; each backend's default one if not given).",
+    help="A device (repeatable; each backend's default one if not given).",
 )
 @click.option(
     "--precision",
@@ -96,7 +96,7 @@ def _digests(context: click.Context, parameter: click.Parameter, values: Sequenc
 )
 @click.option("--layers", metavar="FILE", type=UNCHECKED, help="Layers of your own, in a TOML or JSON file.")
 @click.option("--onnx", "model", metavar="FILE", type=UNCHECKED, help="The convolutions of an ONNX model.")
-@click.option("--batch", type=click.IntRange(min=1), metavar="N", help="Samples in each input of the model's.")
+@click.option("--batch", type=click.IntRange(min=1), metavar="N", help="The samples in each input of the model.")
 @click.option(
     "--dim", "dims", multiple=True, metavar="NAME=SIZE", help="A size that the model leaves open (repeatable)."
 )
@@ -109,7 +109,7 @@ def _digests(context: click.Context, parameter: click.Parameter, values: Sequenc
     help="Fail unless each digest is this one, or one of these (repeatable).",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else; null is no finite number.")
-@click.option("--html", metavar="FILE", type=UNCHECKED, help="Also write a page to read and to send.")
+@click.option("--html", metavar="FILE", type=UNCHECKED, help="Also write the report as a page.")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -129,8 +129,8 @@ def command(
 ) -> None:
     """Verify that backends agree with the exact values and one another, within what rounding can explain.
 
-    Forward and backward; reproducible results must have equal bits besides, on all backends and devices, with any
-    number of threads and in halves of the batch. The exit status is 0 only where all held.
+    All cases run forward and backward. Reproducible results must also have equal bits on all backends and devices, with
+    any number of threads and in halves of the batch. The exit status is 0 only if all comparisons hold.
     """
     if html is not None:
         check_destination("--html", html, PAGES)

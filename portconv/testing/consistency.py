@@ -77,21 +77,18 @@ def assert_consistent(
     Parameters
     ----------
     fn : callable
-        Takes arrays of any library, and returns an array, a number or None, or a tuple (a named one too), list or dict
-        of these.
+        Takes arrays of any library; returns an array, a number or None, or a (named) tuple, list or dict of these.
     cases : iterable of tuple or dict, or mapping of str to these
-        The arguments of each call: a tuple of positional ones, or a dict of keyword ones. NumPy arrays, also those
-        inside tuples, lists and dicts, become copies on each library; everything else is passed on as it is. A mapping
-        names the cases; otherwise they are numbered.
+        The arguments of each call: a tuple of positional ones, or a dict of keyword ones. NumPy arrays, also inside
+        tuples, lists and dicts, become copies on each library; all else is passed on. A mapping names the cases.
     backends : iterable of str or Target, optional
         What to compare: see `targets`. All that work here if None. In a test that asks for `portconv_target`, say
         ``["numpy", portconv_target]``.
     tolerance : callable, optional
         Called as `fn` is, on each library; returns how far the results there can be from the exact ones: one array or
-        number for all of them, or one for each, in the structure of the results. Two results may differ by the sum of
-        their tolerances: see `portconv.error_bound`, `conv_grads_tolerance` and `sum_tolerance`. If None, each result
-        is taken for a sum in which every element of the arguments is a term, with magnitudes that add up to the
-        largest result. That is a guess; those functions give bounds.
+        number for all, or one for each, in their structure. Two results may differ by the sum of their tolerances: see
+        `portconv.error_bound`, `conv_grads_tolerance` and `sum_tolerance`. If None, it is guessed: each result is taken
+        for a sum of all elements of the arguments, with magnitudes that add up to the largest result.
     bits : bool
         Ask for equal bits instead of a tolerance.
 

@@ -1,4 +1,4 @@
-"""The example that learns digits: its gradients, its accuracy, and the same bits on all libraries."""
+"""Test the example that learns digits: its gradients, its accuracy, and the same bits on all libraries."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def on_numpy() -> Any:
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Two steps an epoch."""
+    """Make an epoch two steps."""
     monkeypatch.setattr(example, "TRAINED", 2 * example.BATCH)
     whole = example.load()
     monkeypatch.setattr(example, "load", lambda: whole)
@@ -77,7 +77,7 @@ def test_a_library_has_the_same_bits(few: Any, name: str) -> None:
 
 
 def total(parameters: Sequence[np.ndarray], images: np.ndarray, signs: np.ndarray) -> tuple[float, bytes]:
-    """The loss, and which of all maxima are 0."""
+    """Return the loss, and which of the maxima are 0."""
     maps, scores, _ = example.forward(NUMPY, parameters, images, "standard")
     loss, _ = example.loss_and_slope(NUMPY, scores, signs, "standard")
     return float(loss.item()), np.concatenate([(maps > 0).ravel(), (1 - signs * scores > 0).ravel()]).tobytes()
