@@ -6,7 +6,7 @@ import io
 import math
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from .filters import Bank, Kernels
+from .filters import Kernels
 from .photograph import Photograph, printable
+from .result import Result
 
 Values = NDArray[Any]
 
@@ -48,21 +49,13 @@ def formats() -> tuple[str, ...]:
     return tuple(sorted(set(Figure().canvas.get_supported_filetypes()) - NO_PICTURES))
 
 
-def draw(
-    photograph: Photograph, bank: Bank, maps: Values, gradient: Values | None, caption: str, destination: Path
-) -> tuple[int, int]:
+def draw(result: Result, caption: str, destination: Path) -> tuple[int, int]:
     """Draw the sheet into a file, and return its width and height in pixels.
 
     Parameters
     ----------
-    photograph : Photograph
-        The photograph that was convolved.
-    bank : Bank
-        The filters.
-    maps : array, shape (F, height, width)
-        The results of the filters.
-    gradient : array, shape (C, height, width), optional
-        The gradient of half the maps' sum of squares with respect to the photograph.
+    result : Result
+        What is drawn.
     caption : str
         The line at the bottom.
     destination : Path
@@ -73,9 +66,10 @@ def draw(
         # The sheet must not depend on a matplotlibrc, and a file name may hold letters that the font lacks.
         matplotlib.rcdefaults()
         warnings.simplefilter("ignore")
-        if len(maps) > MOST_MAPS:
-            maps, caption = maps[:MOST_MAPS], f"{caption}, the first {MOST_MAPS} of them here"
-        figure = _figure(photograph, bank, maps, gradient, printable(caption))
+        if len(result.maps) > MOST_MAPS:
+            result = replace(result, maps=result.maps[:MOST_MAPS])
+            caption = f"{caption}, the first {MOST_MAPS} of them here"
+        figure = _figure(result, printable(caption))
         figure.savefig(drawn, format=destination.suffix[1:].lower())
     destination.write_bytes(drawn.getvalue())
     width, height = figure.canvas.get_width_height()
@@ -178,17 +172,18 @@ class _Sheet:
         )
 
 
-def _figure(photograph: Photograph, bank: Bank, maps: Values, gradient: Values | None, caption: str) -> Figure:
+def _figure(result: Result, caption: str) -> Figure:
+    photograph, bank = result.picture, result.bank
     height, width = photograph.pixels.shape[1:]
     aspect = min(max(width / height, 0.25), 8.0)
-    grid = _grid(len(maps), 1 if gradient is None else 2, aspect)
+    grid = _grid(len(result.maps), 1 if result.gradient is None else 2, aspect)
     least_width = ICON + LETTER * (max(len(title) for title in bank.titles) + len("  ± 0.123"))
     sheet = _Sheet(grid, aspect, least_width)
     large = grid.large_places()
     _show_photograph(sheet.axes(*next(large), grid.zoom), photograph)
-    if gradient is not None:
-        _show_gradient(sheet.axes(*next(large), grid.zoom), gradient, bank.on_luminance)
-    for place, title, values, kernel in zip(grid.map_places(), bank.titles, maps, bank.weights, strict=False):
+    if result.gradient is not None:
+        _show_gradient(sheet.axes(*next(large), grid.zoom), result.gradient, bank.on_luminance)
+    for place, title, values, kernel in zip(grid.map_places(), bank.titles, result.maps, bank.weights, strict=False):
         axes = sheet.axes(*place, 1)
         _show_map(axes, title, values, kernel)
         _show_kernel(axes, kernel, sheet.width, sheet.height)

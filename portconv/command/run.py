@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
@@ -24,6 +22,7 @@ from .backends import device_name
 from .filters import Bank
 from .group import UNCHECKED, backend_named, check_destination, refuse
 from .photograph import Photograph, printable
+from .result import Result
 
 
 def _pixels(context: click.Context, parameter: click.Parameter, value: str) -> int:
@@ -99,18 +98,6 @@ def command(
     click.echo(json.dumps(report, indent=2) if as_json else _in_words(report))
 
 
-@dataclass(frozen=True, eq=False)
-class Result:
-    """The results of convolving a photograph, on the host."""
-
-    picture: Photograph
-    bank: Bank
-    backend: str
-    device: str
-    maps: NDArray[Any]
-    gradient: NDArray[Any] | None
-
-
 def _progress() -> Progress:
     terminal = sys.stderr.isatty()
     return Progress(
@@ -159,7 +146,7 @@ def _draw(result: Result, output: Path) -> tuple[int, int]:
     from .picture import draw
 
     try:
-        return draw(result.picture, result.bank, result.maps, result.gradient, _caption(result), output)
+        return draw(result, _caption(result), output)
     except OSError as error:
         refuse(f"--output {output}: {error.strerror or error}")
 
