@@ -1,8 +1,8 @@
-"""The pytest plugin: tests that run on every array library and device here; see docs/testing.md.
+"""The pytest plugin: it runs a test on every array library and device here; see docs/testing.md.
 
-It is loaded wherever portconv is installed, so it imports nothing of portconv's, and touches no test, until one asks
-for a fixture of its. That is why it lies beside the package, of which no module comes without all of it. `xp` is of one
-device of each library, as arrays made without `device=` are; `portconv_target` of all of them.
+pytest loads it wherever portconv is installed. So it imports nothing of portconv, and changes no test, until a test
+asks for one of its fixtures. It lies beside the package, because an import of any module in the package imports all of
+it. `xp` runs a test on the default device of each library, `portconv_target` on each device of each library.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from portconv.testing import Target
 
 NAMES = "portconv_backends"
-"""The setting of pytest's configuration, and where the option `--portconv-backend` is kept."""
+"""The name of the setting in pytest's configuration, and of the value of the option `--portconv-backend`."""
 PARAM = "_portconv_param"
-"""What tests are parametrized by; fixtures of one's own named `xp` need it not, so their tests are left alone."""
+"""The fixture that the plugin parametrizes; it leaves alone tests with another `xp`, which does not need this one."""
 MARKS = {
     "skip_backends(*names, reason)": "do not run the test on these backends of portconv's",
     "xfail_backends(*names, reason, raises=None)": "run the test on these backends of portconv's, where it has to fail",
@@ -26,7 +26,7 @@ KEYWORDS = {"skip_backends": {"reason"}, "xfail_backends": {"reason", "raises"}}
 
 
 class Mistake(Exception):
-    """What is wrong with a mark, in words."""
+    """A mark is wrong; the message says how."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -46,7 +46,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marks; check what was asked for on the command line."""
+    """Register the marks, and check the backends named on the command line."""
     for signature, meaning in MARKS.items():
         config.addinivalue_line("markers", f"{signature}: {meaning}")
     if config.getoption(NAMES):
@@ -60,7 +60,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that asks for a fixture of the plugin's on each library."""
+    """Run a test that asks for one of the plugin's fixtures on each library."""
     if PARAM not in metafunc.fixturenames:
         return
     from portconv.errors import PortconvError
@@ -68,39 +68,39 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
     config = metafunc.config
     try:
-        surveyed = survey(config.getoption(NAMES) or config.getini(NAMES) or None)
+        surveys = survey(config.getoption(NAMES) or config.getini(NAMES) or None)
         _marks(metafunc.definition)
     except PortconvError as error:
         raise pytest.Collector.CollectError(f"{NAMES}: {error}") from error
     except Mistake as error:
         raise pytest.Collector.CollectError(f"{metafunc.definition.nodeid}: {error}") from error
     params = []
-    for found in surveyed:
-        if found.reason is not None:
-            skip = pytest.mark.skip(reason=f"{found.name} is unavailable: {found.reason}")
-            params.append(pytest.param(None, id=found.name, marks=skip))
-        devices = found.targets if "portconv_target" in metafunc.fixturenames else found.targets[:1]
+    for library in surveys:
+        if library.reason is not None:
+            skip = pytest.mark.skip(reason=f"{library.name} is unavailable: {library.reason}")
+            params.append(pytest.param(None, id=library.name, marks=skip))
+        devices = library.targets if "portconv_target" in metafunc.fixturenames else library.targets[:1]
         params += [pytest.param(target, id=target.id) for target in devices]
     metafunc.parametrize(PARAM, params, indirect=True)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest looks for its own marks
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Turn the marks that name a test's backend into pytest's own; those of its other parameters are here, too."""
+    """Turn the marks that name the test's backend into pytest's own marks."""
     target = getattr(getattr(item, "callspec", None), "params", {}).get(PARAM)
     if target is None:
         return
     try:
         for mark in _marks(item):
             if target.name in mark.args:
-                own = pytest.mark.skip if mark.name == "skip_backends" else pytest.mark.xfail(strict=True)
-                item.add_marker(own(**mark.kwargs))
+                pytest_mark = pytest.mark.skip if mark.name == "skip_backends" else pytest.mark.xfail(strict=True)
+                item.add_marker(pytest_mark(**mark.kwargs))
     except Mistake as error:
         raise pytest.fail.Exception(f"{item.nodeid}: {error}", pytrace=False) from None
 
 
 def _marks(item: Any) -> list[pytest.Mark]:
-    """The plugin's marks of a test, checked."""
+    """Return a test's marks that are the plugin's, checked."""
     from portconv import backends
 
     marks = [mark for kind in KEYWORDS for mark in item.iter_markers(kind)]
@@ -121,17 +121,17 @@ def _marks(item: Any) -> list[pytest.Mark]:
 
 @pytest.fixture
 def _portconv_param(request: pytest.FixtureRequest) -> Target:
-    own: Target = request.param
-    return own
+    target: Target = request.param
+    return target
 
 
 @pytest.fixture
 def portconv_target(_portconv_param: Target) -> Target:
-    """Each array library here on each of its devices: `xp`, `device`, `name`, `asarray` and `to_numpy`."""
+    """Give a test each array library on each of its devices: `xp`, `device`, `name`, `asarray` and `to_numpy`."""
     return _portconv_param
 
 
 @pytest.fixture
 def xp(_portconv_param: Target) -> Any:
-    """The Array API namespace of each array library here; beside `portconv_target`, of its library."""
+    """Give a test the Array API namespace of each array library; beside `portconv_target`, that of its library."""
     return _portconv_param.xp

@@ -2,10 +2,11 @@
 
     python benchmarks/family.py [--repeats 5] [--only TEXT] [--json FILE]
 
-One layer throughout: a 3x3 convolution of 64 channels, and a transposed one with 4x4 filters and a stride of 2. Figures
-are ratios of medians of interleaved turns, as in `portconv bench`: our time over PyTorch's, and over ours in float32.
-Errors are the largest difference from a result in float64, complex128 or PyTorch's integers, over the largest magnitude
-in it, in units of the dtype's epsilon; of integers, the number of elements that differ.
+All features use one layer: a 3x3 convolution of 64 channels, or a transposed one with 4x4 filters and a stride of 2.
+The figures are ratios of medians over interleaved turns, as in `portconv bench`: portconv's time over PyTorch's, and
+over portconv's in float32. An error is the largest difference from a result in float64, complex128 or PyTorch's
+integers, over the largest magnitude in that result, in units of the dtype's epsilon; for integers, it is the number of
+elements that differ.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ MODES = ("reflect", "replicate", "circular")
 
 @dataclass(frozen=True)
 class Feature:
-    """What is timed, what PyTorch does for it, and what the result should be."""
+    """A call of portconv, the same in PyTorch, and a function that computes the right result."""
 
     name: str
     ours: Callable[[], Any]
@@ -44,7 +45,7 @@ class Feature:
 
 
 def numbers(shape: tuple[int, ...], dtype: str, seed: int) -> Any:
-    """Normal numbers, or integers over their full range."""
+    """Draw normal numbers, or integers over their full range."""
     rng = np.random.default_rng(seed)
     if "int" in dtype:
         limits = np.iinfo(dtype)
@@ -54,10 +55,10 @@ def numbers(shape: tuple[int, ...], dtype: str, seed: int) -> Any:
 
 
 def of_dtype(dtype: str) -> Feature:
-    """A convolution in one dtype; NumPy's arrays, but for bfloat16 those that ml_dtypes gives it."""
+    """Return a convolution in one dtype, on NumPy's arrays; bfloat16 is the dtype of ml_dtypes."""
     x, w = numbers(X, dtype, 0), numbers(W, dtype, 1)
-    own = backends.get("numpy")
-    mine = [own.asarray(a, dtype) for a in (x, w)]
+    numpy = backends.get("numpy")
+    ours = [numpy.asarray(a, dtype) for a in (x, w)]
     theirs = [torch.from_numpy(a).to(getattr(torch, dtype)) for a in (x, w)]
 
     def convolve() -> Any:
@@ -67,13 +68,13 @@ def of_dtype(dtype: str) -> Feature:
         if "int" in dtype:
             return convolve().numpy()
         wide = "complex128" if dtype.startswith("complex") else "float64"
-        return portconv.conv(*(a.astype(wide) for a in mine), padding=1, algorithm="direct")
+        return portconv.conv(*(a.astype(wide) for a in ours), padding=1, algorithm="direct")
 
-    return Feature(dtype, lambda: portconv.conv(*mine, padding=1), convolve, truth)
+    return Feature(dtype, lambda: portconv.conv(*ours, padding=1), convolve, truth)
 
 
 def of_mode(mode: str) -> Feature:
-    """A convolution of padded pictures in float32."""
+    """Return a convolution in float32 with one of the padding modes."""
     x, w = (numbers(s, "float32", i).astype("float32") for i, s in enumerate((X, W)))
     tx, tw = torch.from_numpy(x), torch.from_numpy(w)
     options: dict[str, Any] = {"padding": 1, "padding_mode": mode}
@@ -86,7 +87,7 @@ def of_mode(mode: str) -> Feature:
 
 
 def others() -> list[Feature]:
-    """Channels last, the transposed convolution with its gradients, and windows, in float32."""
+    """Return channels last, the transposed convolution with its gradient, `unfold` and `fold`, in float32."""
     x, w, v = (numbers(s, "float32", i).astype("float32") for i, s in enumerate((X, W, TRANSPOSED)))
     tx, tw, tv = (torch.from_numpy(a) for a in (x, w, v))
     wide_x, wide_w, wide_v = (a.astype("float64") for a in (x, w, v))
@@ -138,13 +139,13 @@ def others() -> list[Feature]:
     ]
 
 
-def error(found: Any, truth: Any) -> float:
-    """The largest error in epsilons of the dtype, or how many integers differ."""
-    if found.dtype.kind in "iu":
-        return float(np.count_nonzero(found != truth))
-    name = found.dtype.name
+def error(result: Any, truth: Any) -> float:
+    """Return the largest error in epsilons of the dtype, or how many integers differ."""
+    if result.dtype.kind in "iu":
+        return float(np.count_nonzero(result != truth))
+    name = result.dtype.name
     eps = 2.0**-7 if name == "bfloat16" else float(np.finfo(name).eps)
-    wide = found.astype("complex128" if found.dtype.kind == "c" else "float64")
+    wide = result.astype("complex128" if result.dtype.kind == "c" else "float64")
     return float(np.max(np.abs(wide - truth)) / (np.max(np.abs(truth)) * eps))
 
 

@@ -1,9 +1,9 @@
 """The documentation as a site: ``sphinx-build -W --keep-going -b html docs OUT``.
 
-It needs portconv with its extra `cli`, sphinx, numpydoc, pydata-sphinx-theme, myst-parser and matplotlib, and no
-network: formulas become MathML, pictures are drawn by docs/plots, and nothing is looked up elsewhere. Links from pages
-to files of the repository that are no pages lead to `PORTCONV_SOURCE_URL`, where that variable names the place that the
-repository is browsed at (".../blob/main"); else files come with the site, and folders are named.
+It needs portconv with its extra `cli`, sphinx, numpydoc, pydata-sphinx-theme, myst-parser and matplotlib. It needs no
+network: formulas become MathML, docs/plots draws the pictures, and nothing is looked up elsewhere. If the variable
+`PORTCONV_SOURCE_URL` is the address at which the repository can be browsed (".../blob/main"), links from pages to other
+files of the repository lead there. If not, the site includes those files, and a link to a folder becomes its name.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ extensions = [
 exclude_patterns = ["example_backend", "plots"]
 templates_path: list[str] = []
 
-# Every reference must lead somewhere, but for these, of other packages.
+# Every reference must lead somewhere, except these of other packages.
 nitpicky = True
 nitpick_ignore = {
     ("py:class", "Exception"),
@@ -50,26 +50,26 @@ nitpick_ignore = {
     ("py:class", "object"),
     ("py:class", "tuple"),
     ("py:obj", "numpy.pad"),
-    # An argument, and a field, that have the name of something that can be imported.
+    # An argument and a field with the names of things that can be imported.
     ("py:obj", "array"),
     ("py:obj", "db"),
 }
 
-# Pages are Markdown as a forge shows it: its fences of "math" too, and links to headings.
+# Pages are Markdown as code hosts show it, with fences of "math" and links to headings.
 myst_enable_extensions = ["dollarmath"]
 myst_fence_as_directive = ["math"]
 myst_heading_anchors = 3
-# What is indented, or fenced without a name, is in no language.
+# A block that is indented, or fenced without a name, is in no language.
 highlight_language = "none"
 pygments_style = "default"
 
-# `name` in a docstring is a link where it is a public name, and set as an argument where it is none.
+# `name` in a docstring is a link if it is a public name, else it is set as an argument.
 default_role = "autolink"
 add_module_names = False
-autosummary_generate = False  # each table stands above what it lists
-autodoc_typehints = "none"  # docstrings say what arguments are, shapes among it
+autosummary_generate = False  # each table is above the entries that it lists
+autodoc_typehints = "none"  # docstrings describe arguments, with their shapes
 autodoc_member_order = "bysource"
-numpydoc_show_class_members = False  # pages say which members they show
+numpydoc_show_class_members = False  # pages list the members that they show
 numpydoc_attributes_as_param_list = True
 numpydoc_validation_checks = {
     "GL03",  # a blank line too many
@@ -83,7 +83,7 @@ numpydoc_validation_checks = {
     "SS03",  # a summary without a full stop
     "YD01",  # a generator that does not say what it yields
 }
-# Functions describe each argument. Classes describe their fields as attributes, and methods are told in a line or two.
+# Functions describe each argument. Classes describe their fields as attributes, and methods have a line or two.
 numpydoc_validation_exclude = {r"\.[A-Z]\w*(\.\w+)?$"}
 
 plot_formats = [("svg", 100)]
@@ -121,7 +121,7 @@ html_sidebars = {"index": [], "quickstart": [], "features": [], "changelog": []}
 
 
 def inline_math(translator: Any, node: nodes.math) -> None:
-    """Write a formula as MathML, which browsers set without a script."""
+    """Write a formula as MathML, which browsers show without a script."""
     translator.body.append(tex2mathml(node.astext()))
     raise nodes.SkipNode
 
@@ -133,14 +133,14 @@ def displayed_math(translator: Any, node: nodes.math_block) -> None:
 
 
 def lead_elsewhere(app: Sphinx, doctree: nodes.document) -> None:
-    """Lead links out of docs/ to where the repository is browsed; without such a place, say what folders are called."""
+    """Point links to files outside docs/ to `PORTCONV_SOURCE_URL`; without it, replace links to folders by names."""
     folder = Path(app.env.doc2path(app.env.docname)).parent
     for node in [*doctree.findall(addnodes.pending_xref), *doctree.findall(addnodes.download_reference)]:
         path = (folder / str(node.get("reftarget", ""))).resolve()
         if node.get("reftype") != "myst" or path.is_relative_to(ROOT / "docs") or not path.is_relative_to(ROOT):
             continue
         if not path.exists():
-            continue  # which Sphinx reports
+            continue  # Sphinx reports it
         if SOURCE_URL:
             uri = f"{SOURCE_URL}/{path.relative_to(ROOT).as_posix()}"
             node.replace_self(nodes.reference("", "", *node.children, refuri=uri, internal=False))
@@ -149,12 +149,12 @@ def lead_elsewhere(app: Sphinx, doctree: nodes.document) -> None:
 
 
 def escape_stars(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Let `(N, C, *spatial)` be what it is: docstrings are read in terminals too, where an escape would be odd."""
+    """Escape the star in `(N, C, *spatial)`; docstrings have no escape, because they are read in terminals too."""
     lines[:] = [re.sub(r"(?<=[(,] )\*(?=\w)|(?<=\()\*(?=\w)", r"\\*", line) for line in lines]
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Add what is above to Sphinx."""
+    """Register the functions above with Sphinx."""
     app.add_html_math_renderer("mathml", inline_renderers=(inline_math, None), block_renderers=(displayed_math, None))
     app.connect("autodoc-process-docstring", escape_stars, priority=400)  # before numpydoc's own
     app.connect("doctree-read", lead_elsewhere)

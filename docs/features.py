@@ -1,8 +1,8 @@
-"""Run each feature on each array library, and write what came of it to docs/features.md.
+"""Run each feature on each array library, and write the outcomes to docs/features.md.
 
-``python docs/features.py`` writes the table; with ``--check`` it prints what differs from the file, and exits with 1
-where anything does. A feature counts only where every result equals a truth in NumPy that shares nothing with the
-package, to the last bit: operands are whole numbers, whose sums are exact in any order.
+``python docs/features.py`` writes the table; with ``--check`` it prints how the file differs from this run, and exits
+with 1 if it does. A feature counts only if every result equals to the last bit what loops in NumPy give, which share
+nothing with the package. Operands are whole numbers, so that sums are exact in any order.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ REQUIRED = {
     "dask": "dask[array]",
     "ml_dtypes": "ml_dtypes",
 }
-"""What must be importable, and what it is installed as: without one of them a column, or a cell, would be missing."""
+"""The modules that are needed, and the packages that have them: without one, a column or a cell would be missing."""
 TITLES = {
     "numpy": "NumPy",
     "torch": "PyTorch",
@@ -47,44 +47,44 @@ SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 INTRODUCTION = """\
 # What works where
 
-Written by `python docs/features.py`, which ran each feature on each library. Do not edit it: run that again.
-`python docs/features.py --check` runs everything, writes nothing, and says what has changed.
+`python docs/features.py` ran each feature on each library and wrote this page. Do not edit the page: run that again.
+`python docs/features.py --check` runs everything, writes nothing, and prints what has changed.
 
-"yes" means that the call ran on arrays of that library, that every result had the values, shape, dtype, library and
-device that it should have, and that the arguments were as before. The values are whole numbers, and equal exactly those
-of loops in NumPy that share nothing with portconv. A dash, with its reason below the table, stands where the library
-itself has no such thing. Libraries run on the CPU.
+"yes" means that the call ran on arrays of that library, that every result had the right values, shape, dtype, library
+and device, and that the arguments had not changed. The values are whole numbers, and equal exactly those of loops in
+NumPy that share nothing with portconv. A dash, with its reason below the table, means that the library itself does not
+have the feature. Libraries run on the CPU.
 
-The CuPy column is run only where there is a GPU, and says "not run" where there was none.
+The CuPy column runs only on a GPU; without one it says "not run".
 """
 
 Array = Any
 Host = Any
-"""An array of NumPy's, whose types do not follow how these are indexed."""
+"""A NumPy array; NumPy's types do not cover how these are indexed."""
 Index = Any
 Ints = tuple[int, ...]
 Pairs = tuple[tuple[int, int], ...]
 
 
 class Wrong(Exception):
-    """What a library's results have that they should not, in words."""
+    """A library's result is wrong; the message says how."""
 
 
 def wide(values: Host) -> Host:
-    """`values` in the arithmetic of the truth: float64, complex128, or integers modulo 2**64."""
+    """Return `values` in the arithmetic of the loops: float64, complex128, or integers modulo 2**64."""
     kind = values.dtype.kind
     return values.astype({"c": "complex128", "i": "uint64", "u": "uint64"}.get(kind, "float64"))
 
 
 def narrow(values: Host, dtype: str) -> Host:
-    """A truth rounded once to `dtype`; modulo 2**bits where that is of integers, its real part where that is real."""
+    """Round expected values once to `dtype`: modulo 2**bits for integers, the real part for real dtypes."""
     if values.dtype.kind == "c" and not dtype.startswith("complex"):
         values = values.real
     return values.astype(host_dtype(dtype))
 
 
 def host_dtype(name: str) -> np.dtype[Any]:
-    """NumPy's dtype of that name; bfloat16 is that of ml_dtypes."""
+    """Return NumPy's dtype of that name; bfloat16 is the one of ml_dtypes."""
     import ml_dtypes
 
     return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
@@ -92,10 +92,10 @@ def host_dtype(name: str) -> np.dtype[Any]:
 
 @dataclass(frozen=True)
 class Loops:
-    """A convolution, or a transposed one, as loops; all arrays in the arithmetic of `wide`, batched, channels first.
+    """A convolution as loops; all arrays are in the arithmetic of `wide`, have a batch axis, and channels first.
 
-    `read[p, k]` is the cell that window `p` reads through tap `k`; the number after the last cell stands for a zero
-    of the padding.
+    `read[p, k]` is the number of the cell that window `p` reads through tap `k`; the number after that of the last cell
+    stands for a zero of the padding.
     """
 
     x: Ints
@@ -106,7 +106,7 @@ class Loops:
 
     @classmethod
     def of(cls, x: Ints, w: Ints, stride: Ints, pads: Pairs, dilation: Ints, groups: int, mode: str) -> Loops:
-        """Note the cells that each window of a padded input reads."""
+        """List the cells that each window of a padded input reads."""
         cells = math.prod(x[2:])
         numbers = np.arange(cells).reshape(x[2:])
         if mode == "zeros":
@@ -122,7 +122,7 @@ class Loops:
         return cls(x, w, groups, np.array(read), places)
 
     def parts(self) -> list[tuple[int, slice]]:
-        """Each filter, and the channels that it sees."""
+        """List each filter, and the channels that it reads."""
         filters, channels = self.w[0] // self.groups, self.x[1] // self.groups
         return [(f, slice(f // filters * channels, (f // filters + 1) * channels)) for f in range(self.w[0])]
 
@@ -141,7 +141,7 @@ class Loops:
         for p, window in enumerate(self.read):
             cells: Index = (..., window)
             for f, channels in self.parts():
-                # One window may read a cell several times, where the padding repeats it.
+                # One window may read a cell several times, if the padding repeats it.
                 np.add.at(dx[:, channels], cells, dout[:, f, p, None, None] * np.conj(self._taps(w)[f]))
         return dx[..., :-1].reshape(self.x)
 
@@ -154,12 +154,12 @@ class Loops:
         return dw.reshape(self.w)
 
     def columns(self, x: Host) -> Host:
-        """Every window, as `unfold` gives them."""
+        """Return every window as a column, as `unfold` does."""
         windows, taps = self.read.shape
         return np.swapaxes(self._with_zero(x)[..., self.read], -1, -2).reshape(self.x[0], self.x[1] * taps, windows)
 
     def added(self, columns: Host) -> Host:
-        """Every window put back where it came from, as `fold` does."""
+        """Add every column to the cells of its window, as `fold` does."""
         values = columns.reshape(*self.x[:2], self.read.shape[1], len(self.read))
         x = np.zeros((*self.x[:2], math.prod(self.x[2:]) + 1), columns.dtype)
         for p, window in enumerate(self.read):
@@ -184,39 +184,39 @@ def db(dout: Host) -> Host:
 
 
 @dataclass(frozen=True)
-class Spread:
-    """A transposed convolution as loops: each cell of the input is spread over a window of the output."""
+class TransposedLoops:
+    """A transposed convolution as loops: each cell of the input adds to a window of the output."""
 
     x: Ints
     w: Ints
     stride: Ints
     pads: Pairs
-    more: Ints
+    output_padding: Ints
     dilation: Ints
     groups: int
 
     @property
     def full(self) -> Ints:
-        """The sizes of the output before padding is taken off it."""
-        sides = zip(self.x[2:], self.w[2:], self.stride, self.dilation, self.more, strict=True)
+        """The sizes of the output before the padding is cut off."""
+        sides = zip(self.x[2:], self.w[2:], self.stride, self.dilation, self.output_padding, strict=True)
         return tuple((n - 1) * s + d * (k - 1) + 1 + extra for n, k, s, d, extra in sides)
 
     @property
     def kept(self) -> Index:
-        """What is left of the full output."""
+        """The index of the full output that cuts off the padding."""
         return (..., *(slice(lo, n - hi) for n, (lo, hi) in zip(self.full, self.pads, strict=True)))
 
     def parts(self) -> list[tuple[int, slice, tuple[slice, ...], Ints]]:
-        """Each channel of each cell, the filters that see it, and the window that it is spread over."""
-        found = []
+        """List each channel of each cell, the filters that read it, and the window that it adds to."""
+        parts = []
         channels, filters = self.x[1] // self.groups, self.w[1]
         for cell in np.ndindex(*self.x[2:]):
             sides = zip(cell, self.w[2:], self.stride, self.dilation, strict=True)
             window = tuple(slice(i * s, i * s + d * (k - 1) + 1, d) for i, k, s, d in sides)
             for c in range(self.x[1]):
                 first = c // channels * filters
-                found.append((c, slice(first, first + filters), window, cell))
-        return found
+                parts.append((c, slice(first, first + filters), window, cell))
+        return parts
 
     def out(self, x: Host, w: Host, b: Host | None = None) -> Host:
         out = np.zeros((self.x[0], self.w[1] * self.groups, *self.full), x.dtype)
@@ -251,15 +251,15 @@ class Spread:
 
 @dataclass(frozen=True)
 class Column:
-    """A library, and the device its arrays are made on."""
+    """A library, and the device that its arrays are made on."""
 
     key: str
     backend: backends.Backend
     device: Any
 
     def array(self, values: Host) -> Array:
-        """`values` as an array there, of the same dtype."""
-        if values.dtype.name == "bfloat16":  # which not all libraries take from NumPy
+        """Return `values` as an array of this library, of the same dtype."""
+        if values.dtype.name == "bfloat16":  # not all libraries take it from NumPy
             return self.backend.asarray(values.astype("float32"), dtype="bfloat16", device=self.device)
         return self.backend.asarray(values.copy(), device=self.device)
 
@@ -268,7 +268,7 @@ class Column:
         return np.asarray(self.backend.to_numpy(array))
 
     def expect(self, name: str, got: Array, truth: Host, dtype: str, off: float = 0.0) -> None:
-        """Raise `Wrong` unless `got` is what it should be in every respect, or `off` by so much."""
+        """Raise `Wrong` unless `got` has the right library, device, dtype and shape, and the values to within `off`."""
         if backends.of(got) is not self.backend:
             raise Wrong(f"{name} is of {backends.of(got).name}")
         if self.backend.device_of(got) != self.device:
@@ -277,20 +277,20 @@ class Column:
             raise Wrong(f"{name} is of {got.dtype}, not {dtype}")
         if tuple(got.shape) != truth.shape:
             raise Wrong(f"{name} is of shape {tuple(got.shape)}, not {truth.shape}")
-        found, should = wide(self.host(got)), wide(narrow(truth, dtype))
-        if off and np.isfinite(should).all():
-            found = np.where(np.abs(found - should) <= off, should, found)
-        if not np.array_equal(found, should, equal_nan=True):
-            raise Wrong(f"{name} has {np.count_nonzero(found != should)} wrong values of {should.size}")
+        values, expected = wide(self.host(got)), wide(narrow(truth, dtype))
+        if off and np.isfinite(expected).all():
+            values = np.where(np.abs(values - expected) <= off, expected, values)
+        if not np.array_equal(values, expected, equal_nan=True):
+            raise Wrong(f"{name} has {np.count_nonzero(values != expected)} wrong values of {expected.size}")
 
 
 def columns() -> dict[str, Column | None]:
-    """Every library; None for CuPy where there is no GPU. Exits where another does not work."""
+    """Return every library, with None for CuPy if there is no GPU; exit if another library does not work."""
     faults = {}
     for module, package in REQUIRED.items():
         try:
             importlib.import_module(module)
-        except Exception as error:  # a library may raise anything on import; that it did is what is to be said
+        except Exception as error:  # a library may raise anything on import
             faults[package] = f"{package} ({type(error).__name__}: {in_a_cell(str(error))})"
     if faults:
         print(
@@ -299,20 +299,20 @@ def columns() -> dict[str, Column | None]:
             file=sys.stderr,
         )
         sys.exit(2)
-    found: dict[str, Column | None] = {}
+    by_key: dict[str, Column | None] = {}
     for key in TITLES:
         if key == "jax":
-            found[key] = jax_column()
+            by_key[key] = jax_column()
             continue
         backend = backends.find(key)
         if backend.fault is not None and key != "cupy":
             print(f"docs/features.py cannot run on {TITLES[key]}: {backend.fault}", file=sys.stderr)
             sys.exit(2)
         if backend.fault is not None:
-            found[key] = None
+            by_key[key] = None
             continue
-        found[key] = column_of(key, backend)
-    return found
+        by_key[key] = column_of(key, backend)
+    return by_key
 
 
 def column_of(key: str, backend: backends.Backend) -> Column:
@@ -322,20 +322,20 @@ def column_of(key: str, backend: backends.Backend) -> Column:
 
 @cache
 def jax_column() -> Column:
-    """JAX, on any machine alike: no GPU, a second device to put arrays on, and numbers of 64 bits."""
+    """Return JAX, set up alike on every machine: no GPU, a second device, and numbers of 64 bits."""
     import jax
 
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 2)
     jax.config.update("jax_enable_x64", True)
-    # Code that runs once need not be good, and compiling it is what takes the time.
+    # The code runs once, so compiling it takes longer than running it.
     jax.config.update("jax_disable_most_optimizations", True)
     jax.config.update("jax_traceback_in_locations_limit", 0)
     return column_of("jax", backends.get("jax"))
 
 
 def whole(rng: np.random.Generator, shape: Ints, dtype: str) -> Host:
-    """Random whole numbers: small ones, and of integers the full range."""
+    """Draw whole numbers: small ones for floating point, the full range for integers."""
     if host_dtype(dtype).kind in "iu":
         limits = np.iinfo(dtype)
         return rng.integers(limits.min, limits.max, shape, dtype, endpoint=True)
@@ -345,28 +345,29 @@ def whole(rng: np.random.Generator, shape: Ints, dtype: str) -> Host:
     return values.astype(host_dtype(dtype))
 
 
-def each(value: int | Ints, dims: int) -> Ints:
-    """One int, or one per dimension, as one per dimension."""
+def per_dimension(value: int | Ints, dims: int) -> Ints:
+    """Return one int per dimension."""
     return (value,) * dims if isinstance(value, int) else value
 
 
-Given = Callable[[Column, Host], Array]
+Maker = Callable[[Column, Host], Array]
+"""A function that makes an argument of a call: an array of the library with the host's values."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A call as a user makes it, and the loops that it stands for.
+    """A call as a user makes it, and the loops that compute its truth.
 
     Attributes
     ----------
     x, w : tuple of int
-        The shapes; `x` with a batch axis and channels first.
+        The shapes; that of `x` has a batch axis and channels first.
     options : mapping
         Keyword arguments.
     pads : tuple of (int, int)
-        What a padding given by name amounts to.
+        The numbers that a padding with a name stands for.
     unbatched : bool
-        Whether the first sample alone is given, without a batch axis.
+        Whether the call has the first sample alone, without a batch axis.
     transposed : bool
     """
 
@@ -378,21 +379,21 @@ class Layer:
     transposed: bool = False
 
     @property
-    def loops(self) -> Loops | Spread:
+    def loops(self) -> Loops | TransposedLoops:
         dims = len(self.x) - 2
         x = (1, *self.x[1:]) if self.unbatched else self.x
-        stride, dilation = (each(self.options.get(name, 1), dims) for name in ("stride", "dilation"))
+        stride, dilation = (per_dimension(self.options.get(name, 1), dims) for name in ("stride", "dilation"))
         groups, pads = self.options.get("groups", 1), self.pads
         if pads is None:
-            given = self.options.get("padding", 0)
-            pads = tuple((side, side) if isinstance(side, int) else side for side in each(given, dims))
+            padding = self.options.get("padding", 0)
+            pads = tuple((side, side) if isinstance(side, int) else side for side in per_dimension(padding, dims))
         if self.transposed:
-            more = each(self.options.get("output_padding", 0), dims)
-            return Spread(x, self.w, stride, pads, more, dilation, groups)
+            output_padding = per_dimension(self.options.get("output_padding", 0), dims)
+            return TransposedLoops(x, self.w, stride, pads, output_padding, dilation, groups)
         return Loops.of(x, self.w, stride, pads, dilation, groups, self.options.get("padding_mode", "zeros"))
 
     def operands(self, dtypes: Sequence[str]) -> dict[str, Host]:
-        """Random `x`, `w`, `b` and `dout` as the loops have them, of three dtypes and what they promote to."""
+        """Draw `x`, `w` and `b` of three dtypes, and `dout` of their common dtype, in the loops' layout."""
         rng, loops = np.random.default_rng(len(self.x)), self.loops
         filters = self.w[1] * loops.groups if self.transposed else self.w[0]
         x, w, b = (whole(rng, shape, dtype) for shape, dtype in zip((loops.x, self.w, (filters,)), dtypes, strict=True))
@@ -400,15 +401,15 @@ class Layer:
         return {"x": x, "w": w, "b": b, "dout": whole(rng, shape, np.result_type(x, w, b).name)}
 
     def truths(self, operands: Mapping[str, Host]) -> dict[str, Host]:
-        """The results as a user should have them."""
+        """Compute the right results in the user's layout."""
         loops = self.loops
         x, w, b, dout = (wide(operands[name]) for name in ("x", "w", "b", "dout"))
-        with np.errstate(invalid="ignore"):  # of infinities, where a feature has them
-            found = {"out": loops.out(x, w, b), "dx": loops.dx(dout, w), "dw": loops.dw(dout, x), "db": db(dout)}
-        return {name: self.seen(name, values) for name, values in found.items()}
+        with np.errstate(invalid="ignore"):  # of features with infinities
+            results = {"out": loops.out(x, w, b), "dx": loops.dx(dout, w), "dw": loops.dw(dout, x), "db": db(dout)}
+        return {name: self.in_layout(name, values) for name, values in results.items()}
 
-    def seen(self, name: str, values: Host) -> Host:
-        """An array of the loops as a user has it."""
+    def in_layout(self, name: str, values: Host) -> Host:
+        """Convert an array from the loops' layout to the user's."""
         if name not in ("x", "dx", "out", "dout"):
             return values
         if self.options.get("data_format") == "channels_last":
@@ -417,12 +418,12 @@ class Layer:
 
 
 def layer(x: Ints, w: Ints, *, pads: Pairs | None = None, unbatched: bool = False, **options: Any) -> Layer:
-    """A convolution, its options as a user gives them."""
+    """Describe a convolution by the options that a user gives."""
     return Layer(x, w, options, pads, unbatched)
 
 
 def transposed(x: Ints, w: Ints, *, unbatched: bool = False, **options: Any) -> Layer:
-    """A transposed convolution, its options as a user gives them."""
+    """Describe a transposed convolution by the options that a user gives."""
     return Layer(x, w, options, unbatched=unbatched, transposed=True)
 
 
@@ -433,18 +434,18 @@ def both_ways(
     column: Column,
     call: Layer,
     dtypes: Sequence[str] = SINGLES,
-    given: Given = Column.array,
+    make: Maker = Column.array,
     bias: bool = True,
     spoil: Callable[[dict[str, Host]], None] | None = None,
 ) -> None:
-    """Forward and backward, each result compared with its truth, and the arguments with what they were before."""
+    """Run forward and backward; compare each result with its truth, and the arguments with what they were before."""
     operands = call.operands(dtypes)
     if spoil is not None:
         spoil(operands)
     if not bias:
         operands["b"] = np.zeros_like(operands["b"])
-    seen = {name: call.seen(name, values) for name, values in operands.items()}
-    arrays = {name: given(column, values) for name, values in seen.items()}
+    host = {name: call.in_layout(name, values) for name, values in operands.items()}
+    arrays = {name: make(column, values) for name, values in host.items()}
     if call.transposed:
         forward, backward = portconv.conv_transpose_forward, portconv.conv_transpose_backward
     else:
@@ -455,33 +456,33 @@ def both_ways(
         raise Wrong("db is not None, though b was")
     truths = call.truths(operands)
     of = {"out": "dout", "dx": "x", "dw": "w", "db": "b"}
-    # Numbers are whole; spectra round, and what is nearer to another whole number is wrong.
+    # Products of spectra are rounded; a result is wrong if it is nearer to another whole number.
     off = 0.4 if call.options.get("algorithm") == "fft" else 0.0
     for name, result in results.items():
         column.expect(name, result, truths[name], operands[of[name]].dtype.name, off)
-    for name, values in seen.items():
+    for name, values in host.items():
         if not np.array_equal(wide(column.host(arrays[name])), wide(values), equal_nan=True):
             raise Wrong(f"{name}, an argument, has changed")
 
 
 IMAGES, FILTERS = (2, 4, 5, 6), (3, 4, 2, 3)
 SKEWED = layer(IMAGES, (4, 2, 2, 3), stride=(2, 1), padding=((0, 2), (1, 0)), groups=2)
-"""A call in which no two dimensions or sides are alike."""
+"""A call in which all dimensions and sides differ."""
 FEW = layer(IMAGES, (4, 2, 2, 3), stride=(2, 1), dilation=(3, 2), groups=2)
-"""A call of few operations, for what is not about shapes: JAX compiles each of them anew for each dtype and device."""
+"""A call of few operations, for features other than shapes: JAX compiles each operation for each dtype and device."""
 TILED = layer(IMAGES, (4, 1, 3, 3), padding=1, groups=4)
-"""A call that every algorithm serves."""
+"""A call that every algorithm can compute."""
 
 
 def forward_only(column: Column) -> None:
-    """`conv`."""
+    """Run `conv`."""
     operands = SKEWED.operands(SINGLES)
     x, w, b = (column.array(operands[name]) for name in ("x", "w", "b"))
     column.expect("out", portconv.conv(x, w, b, **SKEWED.options), SKEWED.truths(operands)["out"], "float32")
 
 
 def input_grad(column: Column) -> None:
-    """`conv_input_grad`."""
+    """Run `conv_input_grad`."""
     operands = SKEWED.operands(SINGLES)
     dout, w = (column.array(operands[name]) for name in ("dout", "w"))
     dx = portconv.conv_input_grad(dout, w, SKEWED.x, **SKEWED.options)
@@ -489,7 +490,7 @@ def input_grad(column: Column) -> None:
 
 
 def weight_grad(column: Column) -> None:
-    """`conv_weight_grad`."""
+    """Run `conv_weight_grad`."""
     operands = SKEWED.operands(SINGLES)
     dout, x = (column.array(operands[name]) for name in ("dout", "x"))
     dw = portconv.conv_weight_grad(dout, x, SKEWED.w, **SKEWED.options)
@@ -497,38 +498,38 @@ def weight_grad(column: Column) -> None:
 
 
 def output_shape(column: Column) -> None:
-    """`conv_output_shape`, of the shapes that this library's arrays have."""
+    """Run `conv_output_shape` on the shapes that this library's arrays have."""
     operands = SKEWED.operands(SINGLES)
     x, w = (column.array(operands[name]) for name in ("x", "w"))
-    found, should = portconv.conv_output_shape(x.shape, w.shape, **SKEWED.options), operands["dout"].shape
-    if found != should:
-        raise Wrong(f"the shape is {found}, not {should}")
+    shape, expected = portconv.conv_output_shape(x.shape, w.shape, **SKEWED.options), operands["dout"].shape
+    if shape != expected:
+        raise Wrong(f"the shape is {shape}, not {expected}")
 
 
 WINDOWS = layer(IMAGES, FILTERS, stride=(2, 1), padding=((0, 2), (1, 0)), dilation=(1, 2))
 
 
 def unfold(column: Column) -> None:
-    """`unfold`."""
+    """Run `unfold`."""
     x, loops = WINDOWS.operands(SINGLES)["x"], WINDOWS.loops
     assert isinstance(loops, Loops)
-    found = portconv.unfold(column.array(x), WINDOWS.w[2:], **WINDOWS.options)
-    column.expect("the result", found, loops.columns(wide(x)), "float32")
+    result = portconv.unfold(column.array(x), WINDOWS.w[2:], **WINDOWS.options)
+    column.expect("the result", result, loops.columns(wide(x)), "float32")
 
 
 def fold(column: Column) -> None:
-    """`fold`."""
+    """Run `fold`."""
     loops = WINDOWS.loops
     assert isinstance(loops, Loops)
     values = whole(
         np.random.default_rng(0), (IMAGES[0], IMAGES[1] * math.prod(FILTERS[2:]), len(loops.read)), "float32"
     )
-    found = portconv.fold(column.array(values), IMAGES[2:], WINDOWS.w[2:], **WINDOWS.options)
-    column.expect("the result", found, loops.added(wide(values)), "float32")
+    result = portconv.fold(column.array(values), IMAGES[2:], WINDOWS.w[2:], **WINDOWS.options)
+    column.expect("the result", result, loops.added(wide(values)), "float32")
 
 
 def course(column: Column, speed: str) -> None:
-    """Both functions of one of the course's pairs."""
+    """Run both functions of one of the course's pairs."""
     forward = getattr(cs231n, f"conv_forward_{speed}")
     backward = getattr(cs231n, f"conv_backward_{speed}")
     call = layer(IMAGES, FILTERS, stride=2, padding=1)
@@ -541,36 +542,36 @@ def course(column: Column, speed: str) -> None:
 
 
 def promoted(column: Column, *dtypes: str) -> None:
-    """Arguments of several dtypes: the output has their common one, each gradient that of its argument."""
+    """Run a call with several dtypes: the output has their common one, each gradient that of its argument."""
     both_ways(column, FEW, dtypes)
 
 
 def read_only(column: Column, values: Host) -> Array:
-    """An array that may not be written."""
+    """Make an array that may not be written."""
     array = column.array(values)
     array.flags.writeable = False
     return array
 
 
 def permuted(column: Column, values: Host) -> Array:
-    """Every other number of an array whose axes are in reverse order."""
+    """Make an array as every second number of another one, with the axes in reverse order."""
     base = np.full((*values.shape[:0:-1], 2 * values.shape[0]), 77, values.dtype)
     base[..., ::2] = values.T
     return column.backend.xp.permute_dims(column.array(base)[..., ::2], tuple(reversed(range(values.ndim))))
 
 
 def backwards(column: Column, values: Host) -> Array:
-    """An array whose numbers lie in memory in reverse order."""
+    """Make an array whose numbers are in reverse order in memory."""
     return column.array(np.flip(values))[(slice(None, None, -1),) * values.ndim]
 
 
 def swapped(column: Column, values: Host) -> Array:
-    """An array in the byte order that is not the machine's."""
+    """Make an array in the other byte order than the machine's."""
     return column.array(values.astype(values.dtype.newbyteorder()))
 
 
 def second_device(column: Column) -> None:
-    """Arrays on a device that is not the library's default one."""
+    """Run a call on a device that is not the library's default one."""
     first, second, *_ = column.backend.devices()
     if column.device != first:
         raise Wrong(f"arrays go to {column.device} unasked, not to {first}")
@@ -578,26 +579,26 @@ def second_device(column: Column) -> None:
 
 
 def not_finite(column: Column) -> None:
-    """Infinities and nans, by each algorithm: what the plain formula gives, and so no trace in any other window."""
+    """Run each algorithm on infinities and nans: the results are those of the plain formula, in all windows."""
 
     def spoil(operands: dict[str, Host]) -> None:
         operands["x"][0, 0, 1, 1], operands["x"][1, 3, 4, 5] = np.inf, np.nan
         operands["dout"][0, 1, 0, 4], operands["dout"][1, 2, 4, 0] = np.nan, -np.inf
 
     for algorithm in portconv.algorithms():
-        with np.errstate(invalid="ignore"):  # NumPy may say so; the numbers are what matters here
+        with np.errstate(invalid="ignore"):  # NumPy may warn; only the numbers matter here
             both_ways(column, replace(TILED, options={**TILED.options, "algorithm": algorithm}), spoil=spoil)
 
 
 def of_framework(column: Column) -> tuple[Any, Callable[..., Array], dict[str, Host], dict[str, Array]]:
-    """A framework's transforms, a call, and its operands on the host and there."""
+    """Return a framework's transforms, a call, and its operands on the host and in the framework."""
     operands = SKEWED.operands(SINGLES)
     arrays = {name: column.array(values) for name, values in operands.items()}
     return importlib.import_module(FRAMEWORKS[column.key]), partial(portconv.conv, **SKEWED.options), operands, arrays
 
 
 def first_derivatives(column: Column) -> None:
-    """What the framework differentiates in reverse mode."""
+    """Differentiate a call in reverse mode."""
     framework, conv, operands, arrays = of_framework(column)
     out, back = framework.vjp(conv, *(arrays[name] for name in ("x", "w", "b")))
     truths = SKEWED.truths(operands)
@@ -606,7 +607,7 @@ def first_derivatives(column: Column) -> None:
 
 
 def second_derivatives(column: Column) -> None:
-    """The gradient of the filters of the gradient of the input."""
+    """Differentiate the gradient of the input with respect to the filters."""
     framework, conv, operands, arrays = of_framework(column)
 
     def dx(w: Array) -> Array:
@@ -618,16 +619,16 @@ def second_derivatives(column: Column) -> None:
 
 
 def forward_mode(column: Column) -> None:
-    """By how much the result changes with all operands at once."""
+    """Differentiate a call in forward mode, with respect to all operands at once."""
     framework, conv, operands, arrays = of_framework(column)
-    given = tuple(arrays[name] for name in ("x", "w", "b"))
-    _, change = framework.jvp(conv, given, given)
+    primals = tuple(arrays[name] for name in ("x", "w", "b"))
+    _, change = framework.jvp(conv, primals, primals)
     x, w, b = (wide(operands[name]) for name in ("x", "w", "b"))
     column.expect("the change", change, SKEWED.loops.out(2 * x, w, b), "float32")
 
 
 def mapped_calls(column: Column) -> None:
-    """Calls for each sample, and filters for each, as many at once."""
+    """Map a call over samples, and over sets of filters."""
     framework, conv, operands, arrays = of_framework(column)
     truth = SKEWED.truths(operands)["out"]
     by_sample = framework.vmap(conv, (0, None, None))(*(arrays[name] for name in ("x", "w", "b")))
@@ -639,26 +640,26 @@ def mapped_calls(column: Column) -> None:
 
 
 def compiled(column: Column) -> None:
-    """A call within what the framework compiles: `jax.jit`, or `torch.compile`, which breaks its graph there."""
+    """Run a call inside `jax.jit`, or inside `torch.compile`, which breaks its graph there."""
     _, conv, operands, arrays = of_framework(column)
-    own = importlib.import_module(column.key)
-    compile_it = own.jit if column.key == "jax" else partial(own.compile, backend="eager")
-    found = compile_it(lambda x, w, b: 2 * conv(x, w, b))(*(arrays[name] for name in ("x", "w", "b")))
-    column.expect("the result", found, 2 * SKEWED.truths(operands)["out"], "float32")
+    library = importlib.import_module(column.key)
+    compile_it = library.jit if column.key == "jax" else partial(library.compile, backend="eager")
+    result = compile_it(lambda x, w, b: 2 * conv(x, w, b))(*(arrays[name] for name in ("x", "w", "b")))
+    column.expect("the result", result, 2 * SKEWED.truths(operands)["out"], "float32")
 
 
 @dataclass(frozen=True)
 class Feature:
-    """One row.
+    """One row of a table.
 
     Attributes
     ----------
     name : str
-        In Markdown.
+        The name in Markdown.
     run : callable
-        Raises whatever is wrong.
+        Raises an exception if the feature does not work.
     lacking : mapping
-        By the key of a column, why the library has no such thing.
+        The reason why a library does not have the feature, by the key of its column.
     """
 
     name: str
@@ -668,7 +669,7 @@ class Feature:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under a heading, and what is to be said of them all."""
+    """Rows under a heading, and a sentence about all of them."""
 
     heading: str
     features: tuple[Feature, ...]
@@ -676,26 +677,26 @@ class Table:
 
 
 def row(name: str, call: Layer, **how: Any) -> Feature:
-    """A call, forward and backward."""
+    """Return a feature that is a call, forward and backward."""
     return Feature(name, partial(both_ways, call=call, **how))
 
 
 def of_dtype(name: str, **lacking: str) -> Feature:
-    """A call with all arrays of one dtype."""
+    """Return a feature that is a call with all arrays of one dtype."""
     return Feature(f"`{name}`", partial(both_ways, call=FEW, dtypes=(name,) * 3), lacking)
 
 
 STANDARD_LACKS = "The standard has no {}, and array-api-strict has nothing but the standard."
 NO_STRIDES = "JAX's arrays have no strides: a permuted or sliced array is a new one."
 FRAMEWORKS = {"torch": "torch.func", "jax": "jax"}
-"""What has the transforms of a library that has such."""
+"""The module with the transforms of each library that has some."""
 NO_TRANSFORMS = dict.fromkeys(
     ("numpy", "array_api_strict", "dask", "cupy"), "The library differentiates nothing; `conv_backward` does."
 )
 UPSIDE = (4, 3, 2, 3)
-"""Filters of a transposed convolution of images."""
+"""The filters of a transposed convolution of images."""
 SMALL = (2, 4, 3, 4)
-"""Images to be spread."""
+"""The images of a transposed convolution."""
 
 TABLES = (
     Table(
@@ -795,7 +796,7 @@ TABLES = (
         (
             Feature(
                 "read-only",
-                partial(both_ways, call=SKEWED, given=read_only),
+                partial(both_ways, call=SKEWED, make=read_only),
                 {
                     "torch": "PyTorch has no read-only arrays.",
                     "array_api_strict": "The standard has no read-only arrays.",
@@ -806,17 +807,17 @@ TABLES = (
             ),
             Feature(
                 "not contiguous: axes permuted, every other number",
-                partial(both_ways, call=SKEWED, given=permuted),
+                partial(both_ways, call=SKEWED, make=permuted),
                 {"jax": NO_STRIDES},
             ),
             Feature(
                 "negative strides",
-                partial(both_ways, call=SKEWED, given=backwards),
+                partial(both_ways, call=SKEWED, make=backwards),
                 {"torch": "PyTorch's strides are never negative.", "jax": NO_STRIDES},
             ),
             Feature(
                 "byte order not the machine's",
-                partial(both_ways, call=SKEWED, given=swapped),
+                partial(both_ways, call=SKEWED, make=swapped),
                 dict.fromkeys(
                     ("torch", "array_api_strict", "jax", "cupy"), "Only NumPy's arrays may have another byte order."
                 ),
@@ -864,24 +865,24 @@ TABLES = (
 
 
 Cells = dict[tuple[str, str], str]
-"""By a table's heading and a row's name."""
+"""The text of each cell of a column, by the table's heading and the row's name."""
 
 
 def outcome(feature: Feature, column: Column) -> str:
-    """What the cell says."""
+    """Run a feature on a library, and return the text of the cell."""
     if column.key in feature.lacking:
         return NONE
     try:
         feature.run(column)
     except Wrong as wrong:
         return f"no: {in_a_cell(str(wrong))}"
-    except Exception as error:  # a library may raise anything; that it did is the outcome
+    except Exception as error:  # a library may raise anything, which is an outcome too
         return f"no: {in_a_cell(f'{type(error).__name__}: {error}')}"
     return YES
 
 
 def in_a_cell(words: str) -> str:
-    """On one line, and without what would end the cell."""
+    """Return the words on one line, without the character that ends a cell."""
     return " ".join(words.split()).replace("|", "/")[:160]
 
 
@@ -890,7 +891,7 @@ def run(column: Column) -> Cells:
     features = every_feature()
     if column.key != "jax":
         return {place: outcome(feature, column) for place, feature in features.items()}
-    # JAX compiles each operation on each new shape. Neighbours have shapes in common, so that each process takes a run.
+    # JAX compiles each operation for each new shape. Neighbours share shapes, so each process takes half of the list.
     middle = len(features) // 2
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
         first, second = pool.map(run_on_jax, (0, middle), (middle, len(features)))
@@ -898,29 +899,29 @@ def run(column: Column) -> Cells:
 
 
 def run_on_jax(start: int, end: int) -> list[str]:
-    """Run some of the features on JAX, in a process that has not got it yet."""
+    """Run some of the features on JAX, in a process that has not imported it yet."""
     return [outcome(feature, jax_column()) for feature in list(every_feature().values())[start:end]]
 
 
 def every_feature() -> dict[tuple[str, str], Feature]:
-    """All rows, by the place of their cells."""
+    """Return all features by the table's heading and the row's name."""
     return {(table.heading, feature.name): feature for table in TABLES for feature in table.features}
 
 
 def written(text: str, key: str) -> Cells:
-    """What a file says in one column."""
-    found, heading, place = {}, "", 1 + list(TITLES).index(key)
+    """Read the cells of one column from the text of the file."""
+    cells, heading, place = {}, "", 1 + list(TITLES).index(key)
     for line in text.splitlines():
         if line.startswith("## "):
             heading = line.removeprefix("## ")
         parts = [part.strip() for part in line.strip("|").split("|")]
         if line.startswith("|") and len(parts) == 1 + len(TITLES):
-            found[heading, parts[0]] = NONE if parts[place].startswith(NONE) else parts[place]
-    return found
+            cells[heading, parts[0]] = NONE if parts[place].startswith(NONE) else parts[place]
+    return cells
 
 
 def render(cells: Mapping[str, Cells]) -> str:
-    """Put the file together."""
+    """Write the text of the file."""
     lines = [INTRODUCTION]
     for table in TABLES:
         lines += [f"## {table.heading}", ""]
@@ -929,15 +930,15 @@ def render(cells: Mapping[str, Cells]) -> str:
         lines += [f"| | {' | '.join(TITLES.values())} |", f"|{'---|' * (1 + len(TITLES))}"]
         reasons: list[str] = []
         for feature in table.features:
-            own = []
+            texts = []
             for key in TITLES:
                 cell = cells[key].get((table.heading, feature.name), NOT_RUN)
                 reason = feature.lacking.get(key)
                 if cell == NONE and reason is not None:
                     reasons += [] if reason in reasons else [reason]
                     cell += str(1 + reasons.index(reason)).translate(SUPERSCRIPTS)
-                own.append(cell)
-            lines.append(f"| {feature.name} | {' | '.join(own)} |")
+                texts.append(cell)
+            lines.append(f"| {feature.name} | {' | '.join(texts)} |")
         lines.append("")
         lines += [f"{i}. {reason}" for i, reason in enumerate(reasons, 1)]
         lines += [""] if reasons else []
@@ -953,12 +954,12 @@ def main() -> int:
     cells = {key: {} if column is None else run(column) for key, column in columns().items()}
     failed = [
         f"{TITLES[key]}: {heading}: {name}: {cell}"
-        for key, own in cells.items()
-        for (heading, name), cell in own.items()
+        for key, column in cells.items()
+        for (heading, name), cell in column.items()
         if cell.startswith("no: ")
     ]
     if check and not cells["cupy"]:
-        cells["cupy"] = written(old, "cupy")  # which cannot be run here, and so is not judged
+        cells["cupy"] = written(old, "cupy")  # it cannot be run here, so it is not judged
     new = render(cells)
     if check:
         name = f"docs/{FILE.name}"

@@ -1,20 +1,20 @@
-"""Train a small convolutional network on handwritten digits, with nothing but portconv and each library's own arrays.
+"""Train a small convolutional network on handwritten digits, with portconv and each library's own arrays alone.
 
     pip install 'portconv[cli]' scikit-learn
     python examples/digits.py --precision reproducible --plot losses.png
 
 With ``--precision reproducible`` the losses of all steps, and the weights after the last one, are equal to the bit on
-every library. Each step of the training is one of two things:
+every library. Each operation of the training is one of two kinds:
 
-- a call of portconv's, whose result is defined to the bit. A dense layer is a convolution whose kernel covers the whole
-  map, and an average is a convolution with constant filters: a library's own `matmul`, `sum` or `mean` may add in any
-  order;
-- a comparison, choice, addition, subtraction or multiplication of elements, one at a time, each of which IEEE 754
-  defines. Never two in one compiled kernel, which may fuse them and round once; and no division, root or exponential,
-  which libraries round as they like. So the loss is a squared hinge, and not a cross entropy.
+- a call of portconv, whose result is defined to the bit. A dense layer is a convolution whose kernel covers the whole
+  map, and an average is a convolution with constant filters. A library's own `matmul`, `sum` or `mean` would not do,
+  because it may add in any order;
+- a comparison, choice, addition, subtraction or multiplication of elements, which IEEE 754 defines. There are never two
+  in one compiled kernel, which may fuse them and round once. There is no division, root or exponential, because each
+  library rounds these in its own way. So the loss is a squared hinge, not a cross entropy.
 
 Some devices take numbers below 2**-126 for zero. Here only the velocity of a weight that no longer moves gets so small,
-after a thousand steps, and it changes the weight by nothing either way.
+after a thousand steps, and it does not change the weight either way.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ from portconv.spec.options import PRECISIONS
 
 CLASSES, FILTERS = 10, 48
 TRAINED = 1408
-"""Images to train on, of 1797; the other 389 are the test."""
+"""The number of images to train on, of 1797; the other 389 are for the test."""
 BATCH = 32
-"""A power of two, so that 1 / BATCH is exact, and a divisor of TRAINED, so that no library meets a second shape."""
+"""A power of two, so that 1 / BATCH is exact, and a divisor of TRAINED, so that all batches have one shape."""
 MOMENTUM = 0.875
 RATE, HALVED_EVERY = 2.0**-8, 3
-"""The learning rate, and after how many epochs it is halved."""
+"""The learning rate, and the number of epochs after which it is halved."""
 FORMATS = ("pdf", "png", "svg")
 
 
 class Digits(NamedTuple):
-    """Images (N, 1, 8, 8) and their digits (N,) on the host, to train on and to test with."""
+    """Images (N, 1, 8, 8) and their digits (N,) on the host, for the training and for the test."""
 
     images: np.ndarray
     digits: np.ndarray
@@ -61,7 +61,7 @@ class Digits(NamedTuple):
 
 @dataclass
 class Result:
-    """What came of training on one backend: the loss of each step, the last weights and the share of right answers."""
+    """The result of training on one backend: the loss of each step, the last weights and the share of right answers."""
 
     name: str
     losses: np.ndarray
@@ -70,7 +70,7 @@ class Result:
 
     @property
     def history_digest(self) -> str:
-        """The SHA-256 of the losses' bytes, which are equal only where every bit is."""
+        """The SHA-256 of the losses' bytes, which is equal only if every bit is."""
         return digest([self.losses])
 
     @property
@@ -90,10 +90,10 @@ def load() -> Digits:
         from sklearn.datasets import load_digits
     except ImportError:
         refuse("the digits are scikit-learn's, which is not installed: pip install scikit-learn")
-    found = load_digits()
-    # Their writers come one after the other; both halves should have some of each.
-    order = np.random.default_rng(0).permutation(len(found.target))
-    images, digits = found.images[order, None], found.target[order]
+    data = load_digits()
+    # The images are sorted by writer; the training and the test should have some of each.
+    order = np.random.default_rng(0).permutation(len(data.target))
+    images, digits = data.images[order, None], data.target[order]
     images = ((images - images[:TRAINED].mean()) / images[:TRAINED].std()).astype("float32")
     return Digits(images[:TRAINED], digits[:TRAINED], images[TRAINED:], digits[TRAINED:])
 
@@ -105,32 +105,32 @@ def initial(generator: np.random.Generator) -> list[np.ndarray]:
     return [array.astype("float32") for array in (*drawn, np.zeros(CLASSES))]
 
 
-def settled(backend: Backend, array: Array) -> Array:
-    """Compute a lazy array now: else its graph would grow with every step, and be computed for each of its uses."""
+def computed(backend: Backend, array: Array) -> Array:
+    """Compute a lazy array now; otherwise its graph grows with every step and is computed for each of its uses."""
     return backend.asarray(backend.to_numpy(array)) if backend.name == "dask" else array
 
 
 def positive(backend: Backend, array: Array, where: Array) -> Array:
-    """`array` where another is positive, and 0 elsewhere: what ReLU, the hinge and their gradients are made of."""
+    """Return `array` where another array is positive, and 0 elsewhere: for ReLU, the hinge and their gradients."""
     return backend.xp.where(where > 0, array, backend.xp.zeros_like(array))
 
 
 def forward(backend: Backend, parameters: Sequence[Array], images: Array, precision: str) -> tuple[Array, Array, Any]:
     """Run the network; return the maps, the scores (N, 10, 1, 1), and the dense layer's cache for its gradients."""
     w1, w2, b2 = parameters
-    maps = settled(backend, portconv.conv(images, w1, stride=2, precision=precision))  # (N, FILTERS, 3, 3)
+    maps = computed(backend, portconv.conv(images, w1, stride=2, precision=precision))  # (N, FILTERS, 3, 3)
     scores, cache = portconv.conv_forward(positive(backend, maps, maps), w2, b2, precision=precision)
-    return maps, settled(backend, scores), cache
+    return maps, computed(backend, scores), cache
 
 
 def loss_and_slope(backend: Backend, scores: Array, signs: Array, precision: str) -> tuple[Array, Array]:
-    """Mean over the batch of the squared hinge, summed over classes, and its gradient; `signs` are 1 and -1."""
+    """Return the squared hinge, summed over classes and averaged over the batch, and its gradient."""
     gaps = 1 - signs * scores
     gaps = positive(backend, gaps, gaps)
     squares = backend.xp.reshape(gaps * gaps, (1, -1, 1, 1))
     share = 1 / gaps.shape[0]
     loss = portconv.conv(squares, backend.xp.full_like(squares, share), precision=precision)
-    return settled(backend, loss), signs * gaps * (-2 * share)
+    return computed(backend, loss), signs * gaps * (-2 * share)
 
 
 def gradients(
@@ -140,14 +140,14 @@ def gradients(
     w1 = parameters[0]
     maps, scores, cache = forward(backend, parameters, images, precision)
     loss, slope = loss_and_slope(backend, scores, signs, precision)
-    dactive, dw2, db2 = (settled(backend, array) for array in portconv.conv_backward(slope, cache))
+    dactive, dw2, db2 = (computed(backend, array) for array in portconv.conv_backward(slope, cache))
     dmaps = positive(backend, dactive, maps)
-    # Nobody asks for the gradient of the images, so it is not computed.
-    dw1 = settled(backend, portconv.conv_weight_grad(dmaps, images, w1.shape, stride=2, precision=precision))
+    # The gradient of the images is not needed, so it is not computed.
+    dw1 = computed(backend, portconv.conv_weight_grad(dmaps, images, w1.shape, stride=2, precision=precision))
     return loss, [dw1, dw2, db2]
 
 
-@portconv.num_threads(1)  # sums as small as these are added up sooner than threads could share them
+@portconv.num_threads(1)  # the sums are so small that threads would take longer
 def train(
     backend: Backend,
     digits: Digits,
@@ -163,10 +163,10 @@ def train(
     backend : Backend
     digits : Digits
     precision : {"standard", "fast", "reproducible"}
-        For all of portconv's calls.
+        The precision of all calls of portconv.
     epochs : int
     seed : int
-        Of the first weights and of the order of images.
+        The seed for the first weights and for the order of the images.
     advance : callable
         Called after each step.
 
@@ -185,11 +185,11 @@ def train(
         for chosen in generator.permutation(TRAINED).reshape(-1, BATCH):
             batch = backend.asarray(digits.images[chosen]), backend.asarray(signs[chosen])
             loss, slopes = gradients(backend, parameters, *batch, precision)
-            velocities = [settled(backend, v * MOMENTUM + g) for v, g in zip(velocities, slopes, strict=True)]
-            parameters = [settled(backend, p - v * rate) for p, v in zip(parameters, velocities, strict=True)]
+            velocities = [computed(backend, v * MOMENTUM + g) for v, g in zip(velocities, slopes, strict=True)]
+            parameters = [computed(backend, p - v * rate) for p, v in zip(parameters, velocities, strict=True)]
             epoch_losses.append(loss)
             advance()
-        # Once an epoch, as a GPU has to wait for its numbers to be read.
+        # The losses are read once per epoch, because a GPU has to wait for each read.
         losses += [np.asarray(backend.to_numpy(loss)).reshape(1) for loss in epoch_losses]
     scores = forward(backend, parameters, backend.asarray(digits.test_images), precision)[1]
     answers = np.argmax(np.asarray(backend.to_numpy(scores)), axis=1)[:, 0, 0]
@@ -198,8 +198,8 @@ def train(
     return Result(backend.name, np.concatenate(losses), host, accuracy)
 
 
-def parted(result: Result, first: Result, epochs: int) -> str:
-    """Say where the losses of two backends part."""
+def first_difference(result: Result, first: Result, epochs: int) -> str:
+    """Say in which step the losses of two backends differ first."""
     steps = np.flatnonzero(result.losses.view("uint32") != first.losses.view("uint32"))
     if steps.size:
         epoch, step = divmod(int(steps[0]), len(first.losses) // epochs)
@@ -208,7 +208,7 @@ def parted(result: Result, first: Result, epochs: int) -> str:
 
 
 def draw(results: Sequence[Result], title: str, destination: Path) -> None:
-    """Draw all losses, the first widest, so that others show on top of it; below, how far they are from the first's."""
+    """Draw all losses, and below their distances from the first backend's; earlier lines are wider, so all show."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 6), layout="constrained")
@@ -226,10 +226,10 @@ def draw(results: Sequence[Result], title: str, destination: Path) -> None:
 
 
 @click.command()
-@click.option("--backend", "names", multiple=True, metavar="NAME", help="On what (repeatable; all that work here).")
+@click.option("--backend", "names", multiple=True, metavar="NAME", help="A backend (repeatable; all that work here).")
 @click.option("--precision", type=click.Choice(PRECISIONS), default="standard", show_default=True)
 @click.option("--epochs", type=click.IntRange(min=1), default=5, show_default=True)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of weights and order.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of weights and order.")
 @click.option("--least-accuracy", type=click.FloatRange(0, 1), default=0.97, show_default=True)
 @click.option("--plot", metavar="FILE", type=UNCHECKED, help="Draw the losses into a picture.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
@@ -244,9 +244,9 @@ def command(
     plot: Path | None,
     as_json: bool,
 ) -> None:
-    """Learn to read handwritten digits on each array library, and hold the losses against one another.
+    """Learn to read handwritten digits on each array library, and compare the losses.
 
-    The exit status is 0 only if each has learnt to, and if all bits are equal where they are to be reproducible.
+    The exit status is 0 only if each has learnt to read, and if in reproducible precision all bits are equal.
     """
     if plot is not None:
         check_destination("--plot", plot, FORMATS)
@@ -268,7 +268,7 @@ def command(
     if plot is not None:
         draw(results, f"Training on {len(results)} array libraries, {precision} precision", plot)
     if as_json:
-        told = [
+        listed = [
             {
                 "name": result.name,
                 "accuracy": result.accuracy,
@@ -279,7 +279,7 @@ def command(
             for result in results
         ]
         settings = {"precision": precision, "epochs": epochs, "seed": seed}
-        click.echo(json.dumps({**settings, "identical": identical, "learnt": learnt, "backends": told}, indent=2))
+        click.echo(json.dumps({**settings, "identical": identical, "learnt": learnt, "backends": listed}, indent=2))
     else:
         show(results, epochs)
         click.echo(f"{'all' if learnt else 'NOT all'} read {least_accuracy:.1%} of the test images or more")
@@ -295,7 +295,7 @@ def show(results: Sequence[Result], epochs: int) -> None:
     for result in results:
         digests = result.history_digest[:8], result.parameters_digest[:8]
         figures = f"{result.accuracy:.2%}", f"{result.losses[-1]:.9g}"
-        table.add_row(result.name, *figures, *digests, parted(result, results[0], epochs))
+        table.add_row(result.name, *figures, *digests, first_difference(result, results[0], epochs))
     Console(highlight=False).print(table)
 
 

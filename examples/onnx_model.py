@@ -3,16 +3,16 @@
     pip install 'portconv[cli,onnx]' onnxruntime
     python examples/onnx_model.py MODEL.onnx --backend numpy --backend torch
 
-ONNX Runtime runs the whole model once, with what goes into each convolution and what comes out of it as further
-outputs. Then portconv convolves what ONNX Runtime's layer was given, so that no layer is blamed for one before it.
+ONNX Runtime runs the whole model once, with the inputs and outputs of each convolution as further outputs. Then
+portconv convolves the inputs that ONNX Runtime's layer had, so that no layer is blamed for an earlier one.
 
 How large may a difference be? Each side rounds, and is off from the exact result by no more than a bound that holds for
 sums in any order (docs/accuracy.md). So the two differ by at most the sum of their bounds:
 
     |portconv - runtime| <= |portconv - exact| + |exact - runtime| <= bound of portconv + bound of ONNX Runtime
 
-`portconv.error_bound` gives the first, for the algorithm and the precision that portconv takes. ONNX Runtime on a CPU
-adds up the plain products, and so does portconv's "direct": that one's bound is the second.
+`portconv.error_bound` computes the first bound, for portconv's algorithm and precision. ONNX Runtime on a CPU adds up
+the plain products, as portconv's "direct" does, so the bound of "direct" is the second.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from portconv.verification.onnx_model import nodes
 OPERATORS = ("Conv", "ConvTranspose")
 SAME = {"SAME_UPPER": "same", "SAME_LOWER": "same_lower"}
 DTYPES = ("float32", "float64")
-"""Of halves and integers nothing is known of how ONNX Runtime rounds their sums."""
+"""How ONNX Runtime rounds the sums of other dtypes is not known."""
 FORMATS = ("pdf", "png", "svg")
 
 
@@ -60,7 +60,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Row:
-    """A layer on a backend: the largest difference from ONNX Runtime's, and the largest in units of the bound."""
+    """A layer on a backend: the largest difference from ONNX Runtime's result, and the largest one over the bound."""
 
     layer: Layer
     backend: str
@@ -68,16 +68,16 @@ class Row:
     difference: float
     units: float
     at: tuple[int, ...]
-    """Where the difference is largest in units of the bound."""
+    """The index of the largest difference in units of the bound."""
 
     @property
     def within(self) -> bool:
-        """Whether rounding can explain all differences; a nan on one side is explained by nothing."""
+        """Whether rounding can explain all differences; it cannot explain a nan on one side."""
         return self.units <= 1
 
 
 def example_model() -> Any:
-    """Build a small model: a strided stem, a depthwise and a pointwise layer in a residual block, and a transposed."""
+    """Build a small model: a strided stem, a residual block (depthwise and pointwise), and a transposed layer."""
     from onnx import TensorProto, helper, numpy_helper
 
     generator = np.random.default_rng(0)
@@ -102,7 +102,7 @@ def example_model() -> Any:
 
 
 def load(path: Path) -> Any:
-    """Read a model, its functions written out."""
+    """Read a model, and replace its function calls by the functions' nodes."""
     import onnx.inliner
 
     try:
@@ -110,7 +110,7 @@ def load(path: Path) -> Any:
         model = onnx.inliner.inline_local_functions(model) if model.functions else model
     except OSError as error:
         refuse(f"{path}: cannot be read: {error.strerror or error}")
-    except Exception as error:  # whatever a parser makes of bytes that are no model
+    except Exception as error:  # the parser may raise anything on other bytes
         refuse(f"{path}: not an ONNX model: {type(error).__name__}: {in_a_line(error)}")
     if not model.HasField("graph"):
         refuse(f"{path}: not an ONNX model: it has no graph")
@@ -118,10 +118,10 @@ def load(path: Path) -> Any:
 
 
 def layers(where: str, model: Any) -> list[Layer]:
-    """Find the convolutions of a model; one that is not known here is refused, and so is one in a branch or a loop."""
+    """Find the convolutions of a model; refuse unknown operators, and convolutions in a branch or a loop."""
     from onnx import helper
 
-    found = []
+    listed = []
     for node, nested in nodes(model.graph):
         name = node.name or node.output[0]
         if "Conv" not in node.op_type:
@@ -131,36 +131,36 @@ def layers(where: str, model: Any) -> list[Layer]:
             refuse(f"{where}: node {name!r}: got the operator {kind}, expected {' or '.join(OPERATORS)}")
         if nested:
             refuse(f"{where}: node {name!r}: got a convolution within a branch or a loop, expected it outside")
-        attributes = {own.name: helper.get_attribute_value(own) for own in node.attribute}
+        attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
         if min(attributes.get("pads", [0])) < 0:
             refuse(f"{where}: node {name!r}: got the pads {attributes['pads']}, expected none below 0")
         inputs = tuple(node.input)
-        found.append(Layer(name, node.op_type, inputs[: 3 if inputs[2:] != ("",) else 2], node.output[0], attributes))
-    if not found:
+        listed.append(Layer(name, node.op_type, inputs[: 3 if inputs[2:] != ("",) else 2], node.output[0], attributes))
+    if not listed:
         refuse(f"{where}: got a model without a convolution, expected one at the least")
-    return found
+    return listed
 
 
-def session_of(where: str, model: Any, found: Sequence[Layer]) -> Any:
-    """Return ONNX Runtime's session of the model, with all that the layers read and write as outputs."""
+def session_of(where: str, model: Any, layers: Sequence[Layer]) -> Any:
+    """Return ONNX Runtime's session of the model, whose outputs include the layers' inputs and outputs."""
     import onnx
     import onnxruntime
 
-    given = {value.name for value in model.graph.input} | {tensor.name for tensor in model.graph.initializer}
-    known = given | {value.name for value in model.graph.output}
-    for name in dict.fromkeys(name for layer in found for name in (*layer.inputs, layer.output)):
+    inputs = {value.name for value in model.graph.input} | {tensor.name for tensor in model.graph.initializer}
+    known = inputs | {value.name for value in model.graph.output}
+    for name in dict.fromkeys(name for layer in layers for name in (*layer.inputs, layer.output)):
         if name not in known:
             model.graph.output.append(onnx.ValueInfoProto(name=name))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    # Layers are to be run as the model has them, not fused with others.
+    # ONNX Runtime must run the layers as the model has them, and not fuse them with others.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's exceptions have no class in common but this
+    except Exception as error:  # ONNX Runtime's exceptions have no other class in common
         refuse(f"{where}: got a model that ONNX Runtime cannot run: {in_a_line(error)}")
     dtypes = {value.name: dtype_of(value) for value in session.get_outputs()}
-    for layer in found:
+    for layer in layers:
         if dtypes[layer.output] not in DTYPES:
             refuse(f"{where}: node {layer.name!r}: got {dtypes[layer.output]}, expected {' or '.join(DTYPES)}")
     return session
@@ -176,23 +176,23 @@ def inputs_of(where: str, session: Any, file: Path | None, seed: int) -> dict[st
     """Read the model's inputs from a file, or draw them."""
     wanted = {value.name: value for value in session.get_inputs()}
     if file is None:
-        return drawn(where, wanted, seed)
-    held = read(file)
-    if held.keys() != wanted.keys():
-        refuse(f"--input {file}: got the arrays {listed(held)}, expected {listed(wanted)}")
+        return draw_inputs(where, wanted, seed)
+    arrays = read(file)
+    if arrays.keys() != wanted.keys():
+        refuse(f"--input {file}: got the arrays {quoted(arrays)}, expected {quoted(wanted)}")
     for name, value in wanted.items():
-        array, shape = held[name], tuple(value.shape)
+        array, shape = arrays[name], tuple(value.shape)
         fits = len(shape) == array.ndim and all(
-            size == own for size, own in zip(shape, array.shape, strict=True) if isinstance(size, int)
+            size == actual for size, actual in zip(shape, array.shape, strict=True) if isinstance(size, int)
         )
         if not fits or array.dtype != dtype_of(value):
             got = f"got {array.dtype} of shape {array.shape}"
             refuse(f"--input {file}: {name!r}: {got}, expected {dtype_of(value)} of shape {shape}")
-    return held
+    return arrays
 
 
-def listed(arrays: Mapping[str, Any]) -> str:
-    """List names, in order."""
+def quoted(arrays: Mapping[str, Any]) -> str:
+    """Return the names, quoted and in order."""
     return ", ".join(map(repr, sorted(arrays))) or "none"
 
 
@@ -200,79 +200,82 @@ def read(file: Path) -> dict[str, np.ndarray]:
     """Read all arrays of an .npz file."""
     try:
         return dict(np.load(file).items())
-    except Exception as error:  # whatever NumPy makes of bytes that are no archive, or of a lone array
+    except Exception as error:  # NumPy may raise anything on other bytes, and a single array has no items
         refuse(f"--input {file}: got no .npz file of arrays, expected one: {in_a_line(error)}")
 
 
-def drawn(where: str, wanted: Mapping[str, Any], seed: int) -> dict[str, np.ndarray]:
-    """Draw normally distributed inputs, where the model says all there is to say about them."""
-    generator, made = np.random.default_rng(seed), {}
+def draw_inputs(where: str, wanted: Mapping[str, Any], seed: int) -> dict[str, np.ndarray]:
+    """Draw normally distributed inputs; refuse a model that leaves their sizes open."""
+    generator, inputs = np.random.default_rng(seed), {}
     for name, value in wanted.items():
         shape, dtype = tuple(value.shape), dtype_of(value)
         if dtype not in DTYPES or not all(isinstance(size, int) for size in shape):
             expected = "floats of a shape without open sizes, or --input FILE.npz"
             refuse(f"{where}: input {name!r}: got {dtype} of shape {shape}, expected {expected}")
-        made[name] = generator.standard_normal(shape).astype(dtype)
-    return made
+        inputs[name] = generator.standard_normal(shape).astype(dtype)
+    return inputs
 
 
 def run(
-    where: str, model: Any, session: Any, found: Sequence[Layer], feeds: Mapping[str, np.ndarray]
+    where: str, model: Any, session: Any, layers: Sequence[Layer], feeds: Mapping[str, np.ndarray]
 ) -> dict[str, Any]:
-    """Run the model once; return what its convolutions read and wrote."""
+    """Run the model once; return the inputs and outputs of its convolutions."""
     from onnx import numpy_helper
 
-    made = [value.name for value in session.get_outputs()]
+    outputs = [value.name for value in session.get_outputs()]
     try:
-        values = dict(zip(made, session.run(made, dict(feeds)), strict=True))
-    except Exception as error:  # as of making a session
+        values = dict(zip(outputs, session.run(outputs, dict(feeds)), strict=True))
+    except Exception as error:  # of any class, as in session_of
         refuse(f"{where}: got a model or inputs that ONNX Runtime cannot run: {in_a_line(error)}")
-    wanted = {name for layer in found for name in layer.inputs}
-    held = {tensor.name: tensor for tensor in model.graph.initializer if tensor.name in wanted}
-    return {name: numpy_helper.to_array(tensor) for name, tensor in held.items()} | dict(feeds) | values
+    wanted = {name for layer in layers for name in layer.inputs}
+    weights = {tensor.name: tensor for tensor in model.graph.initializer if tensor.name in wanted}
+    return {name: numpy_helper.to_array(tensor) for name, tensor in weights.items()} | dict(feeds) | values
 
 
 def options_of(layer: Layer, x: Sequence[int], w: Sequence[int], out: Sequence[int]) -> dict[str, Any]:
-    """Return what portconv calls a layer's attributes, for tensors of these shapes."""
-    own, dims = layer.attributes, len(w) - 2
-    stride, dilation = (tuple(own.get(name, (1,) * dims)) for name in ("strides", "dilations"))
-    pads = own.get("pads", (0,) * 2 * dims)
-    auto = own.get("auto_pad", b"NOTSET").decode()
+    """Convert a layer's attributes to portconv's keyword arguments, for tensors of these shapes."""
+    attributes, dims = layer.attributes, len(w) - 2
+    stride, dilation = (tuple(attributes.get(name, (1,) * dims)) for name in ("strides", "dilations"))
+    pads = attributes.get("pads", (0,) * 2 * dims)
+    auto = attributes.get("auto_pad", b"NOTSET").decode()
     padding: Any = tuple(zip(pads[:dims], pads[dims:], strict=True))
-    options = {"stride": stride, "dilation": dilation, "groups": own.get("group", 1)}
+    options = {"stride": stride, "dilation": dilation, "groups": attributes.get("group", 1)}
     if layer.operator == "Conv":
         return options | {"padding": SAME.get(auto, "valid" if auto == "VALID" else padding)}
-    more = tuple(own.get("output_padding", (0,) * dims))
-    if auto in SAME or "output_shape" in own:
-        # The size of the output is what is given: what of it is cut off on which side follows.
-        padding, settled = [], []
-        for dim, extra in enumerate(more):
+    output_padding = tuple(attributes.get("output_padding", (0,) * dims))
+    if auto in SAME or "output_shape" in attributes:
+        # The output's size is given, and the padding follows from it; a missing cell becomes output padding.
+        padding, extended = [], []
+        for dim, extra in enumerate(output_padding):
             whole = stride[dim] * (x[2 + dim] - 1) + dilation[dim] * (w[2 + dim] - 1) + 1
             cut = whole + extra - out[2 + dim]
-            settled.append(extra + max(0, -cut))
+            extended.append(extra + max(0, -cut))
             less, rest = max(0, cut) // 2, max(0, cut) - max(0, cut) // 2
             padding.append((less, rest) if auto == "SAME_UPPER" else (rest, less))
-        padding, more = tuple(padding), tuple(settled)
-    return options | {"padding": padding, "output_padding": more}
+        padding, output_padding = tuple(padding), tuple(extended)
+    return options | {"padding": padding, "output_padding": output_padding}
 
 
-def spread(x: np.ndarray, w: np.ndarray, options: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """Write a transposed convolution as one of the input with zeros between its cells, by the mirrored filters.
+def as_convolution(
+    x: np.ndarray, w: np.ndarray, options: Mapping[str, Any]
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Write a transposed convolution as a convolution of the input, with zeros between its cells, by mirrored filters.
 
-    It has the same terms, beside zeros, so `portconv.error_bound`, which is of convolutions, gives its bound. The
-    padding is of all overlaps, and what is to be cut off is so afterwards: by `cropped`.
+    Its sums have the same terms, and zeros. So `portconv.error_bound`, which takes convolutions, computes its bound.
+    The padding is "full"; `cropped` cuts off afterwards what the padding of the transposed convolution cuts off.
     """
-    dims, groups, stride, more = x.ndim - 2, options["groups"], options["stride"], options["output_padding"]
+    dims, groups, stride = x.ndim - 2, options["groups"], options["stride"]
     ends = [(size - 1) * step + 1 for size, step in zip(x.shape[2:], stride, strict=True)]
-    apart = np.zeros((*x.shape[:2], *map(sum, zip(ends, more, strict=True))), x.dtype)
-    apart[(..., *(slice(0, end, step) for end, step in zip(ends, stride, strict=True)))] = x
-    turned = w.reshape(groups, -1, *w.shape[1:]).swapaxes(1, 2)  # (G, F / G, C / G, *K)
-    turned = np.flip(turned.reshape(-1, *turned.shape[2:]), tuple(range(2, 2 + dims)))
-    return apart, turned.copy(), {"padding": "full", "dilation": options["dilation"], "groups": groups}
+    sizes = [end + extra for end, extra in zip(ends, options["output_padding"], strict=True)]
+    with_zeros = np.zeros((*x.shape[:2], *sizes), x.dtype)
+    with_zeros[(..., *(slice(0, end, step) for end, step in zip(ends, stride, strict=True)))] = x
+    mirrored = w.reshape(groups, -1, *w.shape[1:]).swapaxes(1, 2)  # (G, F / G, C / G, *K)
+    mirrored = np.flip(mirrored.reshape(-1, *mirrored.shape[2:]), tuple(range(2, 2 + dims)))
+    return with_zeros, mirrored.copy(), {"padding": "full", "dilation": options["dilation"], "groups": groups}
 
 
 def cropped(array: np.ndarray, options: Mapping[str, Any]) -> np.ndarray:
-    """Cut off what the padding of a transposed convolution does."""
+    """Cut off the cells that the padding of a transposed convolution cuts off."""
     sides = zip(options["padding"], array.shape[2:], strict=True)
     return array[(..., *(slice(before, size - after) for (before, after), size in sides))]
 
@@ -284,21 +287,21 @@ def bound_of(
     x, w, *b = arrays
     transposed, plain = layer.operator == "ConvTranspose", options
     if transposed:
-        x, w, plain = spread(x, w, options)
-    found = portconv.error_bound(*map(backend.asarray, (x, w, *b)), **plain, **how)
-    bound = np.asarray(backend.to_numpy(found), np.float64)
+        x, w, plain = as_convolution(x, w, options)
+    on_backend = portconv.error_bound(*map(backend.asarray, (x, w, *b)), **plain, **how)
+    bound = np.asarray(backend.to_numpy(on_backend), np.float64)
     return cropped(bound, options) if transposed else bound
 
 
 def compare(
-    found: Sequence[Layer], values: Mapping[str, np.ndarray], chosen: Sequence[Backend], precision: str
+    layers: Sequence[Layer], values: Mapping[str, np.ndarray], chosen: Sequence[Backend], precision: str
 ) -> Iterator[Row]:
-    """Convolve what each layer was given on each backend, beside what ONNX Runtime made of it."""
+    """Convolve each layer's inputs on each backend, and compare the outputs with ONNX Runtime's."""
     host = portconv.backends.get("numpy")
-    for layer in found:
+    for layer in layers:
         transposed = layer.operator == "ConvTranspose"
         call = portconv.conv_transpose if transposed else portconv.conv
-        # `error_bound` is told of a transposed one as of a convolution, for which it may expect another algorithm.
+        # `error_bound` sees a transposed convolution as a convolution, for which "auto" may take another algorithm.
         how = {"precision": precision, "algorithm": "gemm" if transposed else "auto"}
         arrays, expected = [np.array(values[name]) for name in layer.inputs], values[layer.output]
         try:
@@ -315,7 +318,7 @@ def compare(
 def row(
     layer: Layer, backend: str, arrays: Sequence[np.ndarray], out: np.ndarray, expected: np.ndarray, bound: np.ndarray
 ) -> Row:
-    """Compare two outputs, element by element, in units of a bound."""
+    """Compare two outputs element by element, in units of a bound."""
     shapes = tuple(tuple(array.shape) for array in (*arrays[:2], expected))
     if out.shape != expected.shape:
         return Row(layer, backend, (*shapes[:2], tuple(out.shape)), math.inf, math.inf, ())
@@ -325,7 +328,7 @@ def row(
         difference = np.abs(out.astype("float64") - expected)
         difference[(out == expected) | (np.isnan(out) & np.isnan(expected))] = 0
         difference[np.isnan(difference)] = math.inf
-        # An infinite bound allows a finite difference, and not that one side alone is no number.
+        # An infinite bound allows any finite difference, but not a nan on one side.
         units = np.where(difference == math.inf, math.inf, difference / bound)
     at = np.unravel_index(np.argmax(units), units.shape)
     return Row(layer, backend, shapes, float(difference.max()), float(units[at]), tuple(map(int, at)))
@@ -339,9 +342,9 @@ def draw(rows: Sequence[Row], title: str, destination: Path) -> None:
     figure = Figure(figsize=(9, 1.5 + 0.25 * len(layers)), layout="constrained")
     axes = figure.subplots()
     for place, backend in enumerate(dict.fromkeys(one.backend for one in rows)):
-        own = {one.layer.name: one.units for one in rows if one.backend == backend}
-        # Each on top of the one before, and smaller: they may coincide.
-        axes.plot(list(own.values()), list(own), "o", markersize=max(3, 10 - 2 * place), label=backend)
+        units = {one.layer.name: one.units for one in rows if one.backend == backend}
+        # Points may coincide, so each backend's are smaller than those drawn before.
+        axes.plot(list(units.values()), list(units), "o", markersize=max(3, 10 - 2 * place), label=backend)
     axes.axvline(1, color="black", label="what rounding can explain")
     axes.set_xscale("symlog", linthresh=1e-4)
     axes.set(title=title, xlabel="largest difference / bound", xlim=(-1e-5, None))
@@ -369,10 +372,10 @@ def show(rows: Sequence[Row]) -> None:
 
 @click.command()
 @click.argument("path", metavar="[MODEL.onnx]", type=UNCHECKED, required=False)
-@click.option("--backend", "names", multiple=True, metavar="NAME", help="On what (repeatable; all that work here).")
+@click.option("--backend", "names", multiple=True, metavar="NAME", help="A backend (repeatable; all that work here).")
 @click.option("--precision", type=click.Choice(PRECISIONS), default="standard", show_default=True)
 @click.option("--input", "file", metavar="FILE.npz", type=UNCHECKED, help="The model's inputs, by name.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of inputs that are drawn.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of inputs that are drawn.")
 @click.option("--plot", metavar="FILE", type=UNCHECKED, help="Draw the differences into a picture.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else; null is no finite number.")
 @click.pass_context
@@ -386,7 +389,7 @@ def command(
     plot: Path | None,
     as_json: bool,
 ) -> None:
-    """Run the convolutions of an ONNX model (a small one of its own if none is given) beside ONNX Runtime.
+    """Run the convolutions of an ONNX model beside ONNX Runtime; without a model, of a small one built here.
 
     The exit status is 0 only if all differences are within what rounding can explain.
     """
@@ -398,18 +401,20 @@ def command(
     chosen = backends_named(names)
     where = "the example's model" if path is None else str(path)
     model = example_model() if path is None else load(path)
-    found = layers(where, model)
-    session = session_of(where, model, found)
-    values = run(where, model, session, found, inputs_of(where, session, file, seed))
+    convolutions = layers(where, model)
+    session = session_of(where, model, convolutions)
+    values = run(where, model, session, convolutions, inputs_of(where, session, file, seed))
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        total = len(found) * len(chosen)
-        rows = list(progress.track(compare(found, values, chosen, precision), total=total, description="comparing"))
+        total = len(convolutions) * len(chosen)
+        rows = list(
+            progress.track(compare(convolutions, values, chosen, precision), total=total, description="comparing")
+        )
     held = all(one.within for one in rows)
     if plot is not None:
         draw(rows, f"{where}, {precision} precision", plot)
     if as_json:
-        told = [
+        listed = [
             {
                 "name": one.layer.name,
                 "operator": one.layer.operator,
@@ -422,7 +427,7 @@ def command(
             }
             for one in rows
         ]
-        click.echo(json.dumps({"model": where, "precision": precision, "held": held, "layers": told}, indent=2))
+        click.echo(json.dumps({"model": where, "precision": precision, "held": held, "layers": listed}, indent=2))
     else:
         show(rows)
         click.echo(f"{len(rows)} comparisons: {'all' if held else 'NOT all'} within both sides' bounds")

@@ -1,12 +1,12 @@
-"""Convolve a volume that is larger than the memory of the workers that do it, and lose one of them on the way.
+"""Convolve a volume that is larger than the memory of the workers, and kill one of them on the way.
 
     pip install 'portconv[dask,cli]' distributed zarr
     python examples/volume.py --precision reproducible
 
-A volume of whole numbers of 12 bits, such as a CT scanner's, is written to Zarr chunk by chunk; Dask's workers smooth
-it with a kernel of 3 x 3 x 3 and write the result to Zarr. A worker is killed while they do, as machines are lost: what
-it held is made again. In the end every voxel is compared with what NumPy's integers make of the same volume, a slab at
-a time and one axis after the other. The numbers are so small that float32 holds all sums exactly: none may differ.
+A volume of whole numbers of 12 bits, such as a CT scanner's, is written to Zarr chunk by chunk. Dask's workers smooth
+it with a kernel of 3 x 3 x 3 and write the result to Zarr. One worker is killed meanwhile, as machines fail; the others
+compute its results again. At the end every voxel is compared with the result of NumPy's integers, which smooth one axis
+after the other, a slab at a time. The numbers are so small that float32 holds all sums exactly: no voxel may differ.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ WEIGHTS = (1, 2, 1)
 """The kernel along each axis; 64 times 4095, the largest sum, is far below 2**24."""
 LARGEST = 4095
 MIB = 1 << 20
-SPARE = 24
-"""MiB that a convolution may take beside its chunks: a worker has little more than the interpreter and some chunks."""
+WORKSPACE = 24
+"""The MiB that a convolution may take beside its chunks: a worker has room for the interpreter and some chunks."""
 PATIENCE = 600
-"""Seconds that the workers may take for a chunk of the result before something must be wrong."""
+"""The seconds that the workers may take for a chunk of the result."""
 
 
 class Watch(threading.Thread):
-    """Looks at the workers' memory all the time, and kills one of them when told to.
+    """A thread that measures the workers' memory, and kills one of them on request.
 
     Attributes
     ----------
     peaks : dict
-        The most bytes that each process has had, by its number; the kernel's own count where it has one.
+        The most bytes that each process has had, by its number; the kernel's count if it has one.
     """
 
     def __init__(self, cluster: LocalCluster) -> None:
@@ -63,18 +63,18 @@ class Watch(threading.Thread):
                 self.peaks[number] = max(self.peaks.get(number, 0), peak(number))
 
     def numbers(self) -> list[int]:
-        """The processes that work now."""
+        """Return the numbers of the worker processes."""
         return [worker.pid for worker in list(self.cluster.workers.values()) if worker.pid]
 
     def kill(self) -> int:
-        """Kill a worker without a warning; its nanny starts another one."""
+        """Kill a worker without warning; its nanny starts another one."""
         number = self.numbers()[0]
         os.kill(number, signal.SIGKILL)
         return number
 
 
 def peak(number: int) -> int:
-    """The most memory that a process has had, in bytes; where that is not known, what it has; 0 when it is gone."""
+    """Return the most bytes that a process has had; if that is not known, those that it has; 0 if it has ended."""
     try:
         status = Path(f"/proc/{number}/status")
         if status.exists():
@@ -86,18 +86,18 @@ def peak(number: int) -> int:
 
 
 def cells(volume: Any) -> Iterator[tuple[slice, ...]]:
-    """Where the chunks of a volume lie."""
+    """Yield the index of each chunk of a volume."""
     for first in product(*(range(0, size, step) for size, step in zip(volume.shape, volume.chunks, strict=True))):
         yield tuple(slice(at, at + step) for at, step in zip(first, volume.chunks, strict=True))
 
 
-def made(path: Path, shape: tuple[int, ...], chunk: int) -> Any:
-    """An empty volume on disk."""
+def create(path: Path, shape: tuple[int, ...], chunk: int) -> Any:
+    """Create an empty volume on disk."""
     return zarr.create_array(path, shape=shape, chunks=(chunk,) * 3, dtype="float32", compressors=None)
 
 
 def smoothed(slab: np.ndarray) -> np.ndarray:
-    """The truth: integers, along one axis after the other; the slab has a plane more on both sides."""
+    """Smooth integers along one axis after the other; the slab has one more plane on both sides."""
     for axis in range(3):
         if axis:
             slab = np.pad(slab, [(1, 1) if each == axis else (0, 0) for each in range(3)])
@@ -110,7 +110,7 @@ def smoothed(slab: np.ndarray) -> np.ndarray:
 
 
 def different(volume: Any, result: Any, chunk: int, progress: Progress) -> int:
-    """How many voxels of a result are not what they must be."""
+    """Count the voxels of a result that are wrong."""
     count = 0
     for start in progress.track(range(0, volume.shape[0], chunk), description="compare"):
         end = min(start + chunk, volume.shape[0])
@@ -124,21 +124,21 @@ def different(volume: Any, result: Any, chunk: int, progress: Progress) -> int:
 def convolve(
     volume: Path, result: Any, precision: str, client: Client, watch: Watch, kill: bool, progress: Progress
 ) -> int | None:
-    """Have the workers convolve a volume; return which of them was killed on the way."""
+    """Have the workers convolve a volume; return the number of the killed worker."""
     x = da.from_zarr(volume)
     kernel = np.einsum("i,j,k", *(np.array(WEIGHTS, "float32"),) * 3)
     w = da.from_array(kernel.reshape(1, 1, 3, 3, 3))
-    # Besides what it reads and makes: a task of a worker has this limit too.
-    with portconv.workspace_limit(SPARE * MIB):
+    # The limit holds for each task of a worker, beside the chunks that it reads and makes.
+    with portconv.workspace_limit(WORKSPACE * MIB):
         out = portconv.conv(x[np.newaxis], w, padding="same", precision=precision)[0]
     future = client.compute(da.to_zarr(out, result, compute=False))
     task, killed, last = progress.add_task("convolve", total=result.nchunks), None, time.monotonic()
     written = 0
     while not future.done():
         time.sleep(0.1)
-        found = result.nchunks_initialized
-        if found != written:
-            written, last = found, time.monotonic()
+        chunks = result.nchunks_initialized
+        if chunks != written:
+            written, last = chunks, time.monotonic()
             progress.update(task, completed=written)
         if kill and killed is None and written >= max(1, result.nchunks // 4):
             killed = watch.kill()
@@ -149,7 +149,7 @@ def convolve(
     return killed
 
 
-@click.command(epilog="The exit status is 0 where every voxel is right and no worker took more memory than it may.")
+@click.command(epilog="The exit status is 0 only if every voxel is right and no worker took more memory than it may.")
 @click.option("--precision", type=click.Choice(("standard", "reproducible")), default="standard", show_default=True)
 @click.option(
     "--memory", type=click.IntRange(min=256), default=400, show_default=True, help="MiB that a worker may use."
@@ -181,13 +181,13 @@ def main(precision: str, memory: int, times: float, chunk: int, kill: bool, fold
         Progress(console=console, disable=not console.is_terminal) as progress,
     ):
         here = Path(name)
-        volume, result = made(here / "volume.zarr", shape, chunk), made(here / "result.zarr", shape, chunk)
+        volume, result = create(here / "volume.zarr", shape, chunk), create(here / "result.zarr", shape, chunk)
         for number, place in enumerate(progress.track(list(cells(volume)), description="write")):
             drawn = np.random.default_rng((0, number)).integers(0, LARGEST, (chunk,) * 3, "uint16", endpoint=True)
             volume[place] = drawn.astype("float32")
         size = f"{volume.nbytes / limit:.2f} times the {memory} MiB of a worker"
         console.print(f"volume of {' x '.join(map(str, shape))} in {volume.nchunks} chunks: {size}")
-        # Chunks go to disk early, as an interpreter takes much of so little memory.
+        # Workers write chunks to disk early, because the interpreter takes much of their memory.
         memories = {"target": 0.4, "spill": 0.5, "pause": 0.75, "terminate": False}
         settings = {f"distributed.worker.memory.{name}": share for name, share in memories.items()}
         with (
@@ -211,11 +211,11 @@ def main(precision: str, memory: int, times: float, chunk: int, kill: bool, fold
         wrong = different(volume, result, chunk, progress)
     if kill:
         console.print("worker killed on the way: " + ("none, it was done too soon" if killed is None else str(killed)))
-    most = max(watch.peaks.values())
+    highest = max(watch.peaks.values())
     peaks = ", ".join(f"{bytes_ / MIB:.0f} MiB ({number})" for number, bytes_ in watch.peaks.items())
     console.print(f"most memory of each worker: {peaks}; limit {memory} MiB")
     console.print(f"voxels that are not right: {wrong} of {volume.size}")
-    sys.exit(0 if wrong == 0 and most <= limit and (killed is not None or not kill) else 1)
+    sys.exit(0 if wrong == 0 and highest <= limit and (killed is not None or not kill) else 1)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What calls of an array library cost on this machine: shipped constants, or those that were measured here.
+"""The costs of an array library's calls on this machine: the shipped ones, or those measured here.
 
-``portconv bench --calibrate`` stores what it measured in a file of the user's cache folder. A file that is damaged, or
+``portconv bench --calibrate`` stores what it measured in a file in the user's cache folder. A file that is damaged, or
 from another version or machine, is ignored with one warning that names it.
 """
 
@@ -21,15 +21,15 @@ from .backends import Backend, Costs
 from .errors import in_a_line
 
 FORMAT = 1
-"""Of the file; another one is another meaning of its numbers."""
+"""The version of the file's format; it changes when the meaning of the numbers changes."""
 
 
 class CalibrationWarning(UserWarning):
-    """A calibration file is ignored."""
+    """A calibration file is ignored; the message says why."""
 
 
 def path() -> Path:
-    """Where the file lies: ``portconv/calibration.json`` in the user's cache folder."""
+    """Return the path of the file: ``portconv/calibration.json`` in the user's cache folder."""
     if sys.platform == "win32":
         folder = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     elif sys.platform == "darwin":
@@ -40,16 +40,16 @@ def path() -> Path:
 
 
 def costs(backend: Backend) -> Costs:
-    """What this backend's calls cost: as calibrated on this machine, or as shipped."""
+    """Return the costs of this backend's calls: those measured on this machine, else the shipped ones."""
     return _stored().get(backend.name, backend.costs)
 
 
 def store(measured: dict[str, Costs]) -> Path:
-    """Write what was measured, beside what is stored of other backends; return where."""
-    found = {**_stored(), **measured}
+    """Store the measured costs, keep those of other backends, and return the path of the file."""
+    costs = {**_stored(), **measured}
     where = path()
     where.parent.mkdir(parents=True, exist_ok=True)
-    written = {**_surroundings(), "costs": {name: own._asdict() for name, own in found.items()}}
+    written = {**_surroundings(), "costs": {name: each._asdict() for name, each in costs.items()}}
     where.write_text(json.dumps(written, indent=1) + "\n")
     _stored.cache_clear()
     return where
@@ -60,19 +60,19 @@ def _stored() -> dict[str, Costs]:
     try:
         where = path()
         text = where.read_text()
-    except (FileNotFoundError, NotADirectoryError, RuntimeError):  # no file, or no home to look for one in
+    except (FileNotFoundError, NotADirectoryError, RuntimeError):  # there is no file, or no home folder
         return {}
     except (OSError, UnicodeDecodeError) as error:
         return _ignored(where, f"it cannot be read: {in_a_line(error)}")
     try:
-        given = json.loads(text)
-        found = {str(name): _checked(own) for name, own in given["costs"].items()}
+        stored = json.loads(text)
+        costs = {str(name): _checked(fields) for name, fields in stored["costs"].items()}
         for key, expected in _surroundings().items():
-            if given.get(key) != expected:
-                return _ignored(where, f"its {key} is {given.get(key)!r}, and {expected!r} here")
+            if stored.get(key) != expected:
+                return _ignored(where, f"its {key} is {stored.get(key)!r}, and {expected!r} here")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return _ignored(where, "it is damaged")
-    return found
+    return costs
 
 
 def _ignored(where: Path, why: str) -> dict[str, Costs]:
@@ -82,15 +82,15 @@ def _ignored(where: Path, why: str) -> dict[str, Costs]:
     return {}
 
 
-def _checked(own: dict[str, Any]) -> Costs:
-    found = Costs(**own)
-    if not all(type(cost) in (int, float) and math.isfinite(cost) and cost >= 0 for cost in found) or not any(found):
-        raise ValueError(own)
-    return found
+def _checked(fields: dict[str, Any]) -> Costs:
+    costs = Costs(**fields)
+    if not all(type(cost) in (int, float) and math.isfinite(cost) and cost >= 0 for cost in costs) or not any(costs):
+        raise ValueError(fields)
+    return costs
 
 
 def processor() -> str:
-    """Name the CPU, as well as the system does."""
+    """Return the CPU's name as the system has it."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]

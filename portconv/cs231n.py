@@ -1,7 +1,7 @@
-"""The names of Stanford's CS231n course (assignment 2, convolutional layers), drop-in, on any backend.
+"""The functions of Stanford's CS231n course (assignment 2, convolutional layers), on any backend.
 
-`conv_forward_naive` and `conv_backward_naive` are the loop that the course asks for (``algorithm="direct"``);
-`conv_forward_fast` and `conv_backward_fast` give the same at full speed.
+They can replace the course's own. `conv_forward_naive` and `conv_backward_naive` are the loop that the course asks for
+(``algorithm="direct"``); `conv_forward_fast` and `conv_backward_fast` compute the same at full speed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["conv_backward_fast", "conv_backward_naive", "conv_forward_fast", "co
 
 
 def conv_forward_naive(x: Array, w: Array, b: Array, conv_param: dict[str, int]) -> tuple[Array, Cache]:
-    """Convolve, by a loop over output positions.
+    """Convolve by a loop over output positions.
 
     Parameters
     ----------
@@ -28,21 +28,21 @@ def conv_forward_naive(x: Array, w: Array, b: Array, conv_param: dict[str, int])
     w : array, shape (F, C, HH, WW)
         Filters.
     b : array, shape (F,)
-        Biases; integers are taken to the dtype of `x`.
+        Biases; integers are converted to the dtype of `x`.
     conv_param : dict
         ``"stride"``, the cells between windows in both directions, and ``"pad"``, the zeros on all four sides.
 
     Returns
     -------
     out : array, shape (N, F, H', W')
-        With ``H' = 1 + (H + 2 * pad - HH) / stride``, rounded down, and `W'` alike.
+        ``H'`` is ``1 + (H + 2 * pad - HH) / stride``, rounded down; ``W'`` is computed in the same way.
     cache : tuple
         `(x, w, b, conv_param)`.
 
     Raises
     ------
     ConvShapeError, ConvValueError, ConvTypeError, BackendError
-        As `portconv.conv`, and if `conv_param` is no dict or lacks a key.
+        As `portconv.conv`, and if `conv_param` is not a dict or lacks a key.
 
     Examples
     --------
@@ -57,14 +57,14 @@ def conv_forward_naive(x: Array, w: Array, b: Array, conv_param: dict[str, int])
 
 
 def conv_backward_naive(dout: Array, cache: Cache) -> tuple[Array, Array, Array | None]:
-    """Compute the gradients, by a loop over output positions.
+    """Compute the gradients by a loop over output positions.
 
     Parameters
     ----------
     dout : array, shape (N, F, H', W')
         The gradient of the output.
     cache : tuple
-        What `conv_forward_naive` returned: `(x, w, b, conv_param)`.
+        The cache from `conv_forward_naive`: `(x, w, b, conv_param)`.
 
     Returns
     -------
@@ -172,6 +172,6 @@ def _options(conv_param: dict[str, int]) -> tuple[int, int]:
 
 
 def _bias(x: Array, b: Array) -> Array:
-    """`b`, in the dtype of `x` where it holds integers, as in the course's picture exercise."""
-    own = backends.of(b)
-    return own.astype(b, x.dtype) if own is backends.of(x) and own.xp.isdtype(b.dtype, "integral") else b
+    """Return `b`; integers, as in the course's picture exercise, are converted to the dtype of `x`."""
+    backend = backends.of(b)
+    return backend.astype(b, x.dtype) if backend is backends.of(x) and backend.xp.isdtype(b.dtype, "integral") else b

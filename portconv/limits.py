@@ -1,4 +1,4 @@
-"""How much a call may take beside its result: memory, and threads."""
+"""The limits of a call: how much memory it takes beside its result, and how many threads."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from functools import cache
 from .errors import ConvTypeError, ConvValueError
 
 ASIDE = 4
-"""The part of a limit that blocks of reproducible results may take: one in so many."""
+"""Blocks of reproducible results may take a limit divided by this."""
 WIDER = 9
-"""Blocks of theirs are as many fourths of others': they are made in more steps, of more arrays."""
+"""Blocks of reproducible results are 9/4 of the size of others, because they take more steps and more arrays."""
 
 _workspace: ContextVar[int | None] = ContextVar("portconv.workspace_limit", default=None)
 _threads: ContextVar[int | None] = ContextVar("portconv.num_threads", default=None)
@@ -23,16 +23,16 @@ _threads: ContextVar[int | None] = ContextVar("portconv.num_threads", default=No
 def workspace_limit(nbytes: int) -> AbstractContextManager[None]:
     """Limit the memory that a call takes beside its result.
 
-    Without one, the variable ``PORTCONV_WORKSPACE_LIMIT``, read once, is the limit of the process; without that calls
-    take 64 MiB on a CPU and 512 MiB on a GPU, reproducible ones four times that, or as much as it takes where nothing
-    can do with as little. Blocks become smaller under a smaller limit, and algorithms that want more are not
-    considered; the result may differ in its last bits, unless it is reproducible.
+    If no limit is set, the environment variable ``PORTCONV_WORKSPACE_LIMIT``, read once, is the limit of the process.
+    If that is not set either, a call takes 64 MiB on a CPU and 512 MiB on a GPU, and a reproducible call four times
+    that; a call that needs more takes the least that it needs. Under a smaller limit blocks are smaller, and algorithms
+    that need more are not considered. The result may then differ in its last bits, unless it is reproducible.
 
     Parameters
     ----------
     nbytes : int
         The most bytes of arrays for each thread of a call: workspaces, copies of arguments in another dtype or with
-        their padding filled in, and partial sums. What is a call's own rather than a thread's counts as the first's.
+        their padding filled in, and partial sums. Arrays that all threads of a call share count for the first thread.
 
     Returns
     -------
@@ -42,8 +42,7 @@ def workspace_limit(nbytes: int) -> AbstractContextManager[None]:
     Raises
     ------
     ConvTypeError, ConvValueError
-        If `nbytes` is no int, or not positive. A call for which no algorithm can do with as much is a ConvValueError of
-        its own.
+        If `nbytes` is no int, or not positive. A call for which the limit is too small raises a ConvValueError itself.
 
     Examples
     --------
@@ -59,9 +58,10 @@ def workspace_limit(nbytes: int) -> AbstractContextManager[None]:
 def num_threads(n: int) -> AbstractContextManager[None]:
     """Set how many threads a call may use.
 
-    Without it, the variable ``PORTCONV_NUM_THREADS``, read once, is the number of the process; without that a library's
-    own setting is: on NumPy as many threads as its BLAS may use. On NumPy and PyTorch the BLAS is held to as many for
-    the call, and left as it was found; other libraries keep their own settings. No number changes the result.
+    If no number is set, the environment variable ``PORTCONV_NUM_THREADS``, read once, is the number of the process. If
+    that is not set either, the library's setting is: on NumPy as many threads as its BLAS may use. On NumPy and PyTorch
+    the BLAS is limited to this number during the call, and restored after it; other libraries keep their settings. No
+    number changes the result.
 
     Parameters
     ----------
@@ -94,42 +94,42 @@ def within(nbytes: int | None) -> AbstractContextManager[None]:
 
 
 def workspace() -> int | None:
-    """The limit on a call's memory that was asked for, in bytes, or None."""
+    """Return the limit on a call's memory that the user set, in bytes; None if there is none."""
     return _workspace.get() or _of_variable("PORTCONV_WORKSPACE_LIMIT")
 
 
 def aside(block: int, limit: int | None) -> int:
-    """The bytes that reproducible results may take to cut and round blocks, where other work is on `block` of them."""
-    most = WIDER * block // 4
-    return most if limit is None else min(most, limit // ASIDE)
+    """Return the bytes that blocks of reproducible results may take, where blocks of others take `block` bytes."""
+    size = WIDER * block // 4
+    return size if limit is None else min(size, limit // ASIDE)
 
 
 def threads() -> int | None:
-    """The number of threads that was asked for, or None."""
+    """Return the number of threads that the user set; None if there is none."""
     return _threads.get() or _of_variable("PORTCONV_NUM_THREADS")
 
 
 @cache
 def _of_variable(name: str) -> int | None:
-    given = os.environ.get(name)
-    if given is None or not given.strip():
+    text = os.environ.get(name)
+    if text is None or not text.strip():
         return None
     try:
-        return _positive(name, int(given))
+        return _positive(name, int(text))
     except ValueError:
-        raise ConvValueError(f"{name}: got {given!r}, expected a positive integer") from None
+        raise ConvValueError(f"{name}: got {text!r}, expected a positive integer") from None
 
 
 def _positive(name: str, value: int) -> int:
     try:
-        plain = operator.index(value)
+        number = operator.index(value)
     except TypeError:
         raise ConvTypeError(f"{name}: got {value!r}, expected an int") from None
     if isinstance(value, bool):
         raise ConvTypeError(f"{name}: got {value!r}, expected an int")
-    if plain < 1:
+    if number < 1:
         raise ConvValueError(f"{name}: got {value!r}, expected a positive int")
-    return plain
+    return number
 
 
 @contextmanager

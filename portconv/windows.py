@@ -1,4 +1,4 @@
-"""Windows as columns, and columns added up to what they are windows of."""
+"""Copy windows into columns (im2col), and add columns up to the cells that they are windows of (col2im)."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from .spec.options import Ints, Options, Padding
 def unfold(x: Array, kernel_size: Ints, *, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1) -> Array:
     """Copy the windows of a batch into columns (im2col).
 
-    Column `l` is the window that the `l`-th output of a convolution reads, channels first and then kernel taps: with
-    the filters as rows, `conv(x, w)` is `reshape(w, (F, -1)) @ unfold(x, kernel)`.
+    Column `l` is the window that the `l`-th output of a convolution reads, with the channels first and then the kernel
+    taps. With the filters as rows, `conv(x, w)` is `reshape(w, (F, -1)) @ unfold(x, kernel)`.
 
     Parameters
     ----------
     x : array, shape (N, C, *spatial)
-        Of the dtypes of `conv`.
+        The input, of a dtype that `conv` takes.
     kernel_size : int or sequence of int
-        The size of a window; one int, or one per spatial dimension.
+        The size of a window: one int, or one int per spatial dimension.
     stride, padding, dilation
         As for `conv`.
 
     Returns
     -------
     array, shape (N, C * prod(kernel_size), L)
-        With `L` the number of windows, ``prod(out_spatial)`` of `conv`; of the dtype of `x`.
+        The columns, of the dtype of `x`. `L` is the number of windows, ``prod(out_spatial)`` of `conv`.
 
     Raises
     ------
@@ -74,7 +74,7 @@ def fold(
     Parameters
     ----------
     columns : array, shape (N, C * prod(kernel_size), L)
-        As `unfold` gives them; of the dtypes of `conv`. float16 and bfloat16 are added up in float32.
+        Columns as from `unfold`, of a dtype that `conv` takes. float16 and bfloat16 are added up in float32.
     output_size : tuple of int
         The spatial sizes of the result.
     kernel_size, stride, padding, dilation
@@ -83,12 +83,12 @@ def fold(
     Returns
     -------
     array, shape (N, C, *output_size)
-        Of the dtype of `columns`.
+        The sums, of the dtype of `columns`.
 
     Raises
     ------
     ConvShapeError
-        If `columns` has not the shape that `unfold` would give; and as for `unfold`.
+        If `columns` does not have the shape that `unfold` would return, and as for `unfold`.
     ConvValueError, ConvTypeError, BackendError
         As for `unfold`.
 

@@ -14,29 +14,31 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from support.oracle import gamma
-from support.strategies import (
+from support.plain_sums import (
     COMPUTED,
-    EXAMPLES,
     HALVES,
-    PROFILE,
     ROUNDING,
     Call,
-    calls,
     common,
     contents,
     dtypes_of,
-    for_all,
     kind,
     numpy_dtype,
     put,
-    ran,
     rounded,
     sizes,
+    wide,
+)
+from support.strategies import (
+    EXAMPLES,
+    PROFILE,
+    calls,
+    for_all,
+    ran,
     some,
     st,
     transposed_calls,
     whole_numbers,
-    wide,
     yes,
 )
 
@@ -57,7 +59,7 @@ def computed_and_own(target, call):
 
 def run(target, call, operands, **options):
     """Forward and backward, as a batch with channels first, and the algorithms used; kind is checked before values."""
-    given = call.given(target, operands)
+    given = call.arguments(target, operands)
     forward, backward = (
         (portconv.conv_transpose_forward, portconv.conv_transpose_backward)
         if call.transposed
@@ -73,10 +75,10 @@ def run(target, call, operands, **options):
         assert target.owns(result), name
         assert tuple(result.shape) == shapes[name], name
         assert target.backend.dtype_name(result.dtype) == expected[name][1], name
-    for name, array in call.given(target, operands).items():
+    for name, array in call.arguments(target, operands).items():
         assert target.numpy(array).tobytes() == target.numpy(given[name]).tobytes(), name
     found = {name: target.numpy(result) for name, result in found.items()}
-    found = {name: call.unseen(a) if name in ("out", "dx") else a for name, a in found.items()}
+    found = {name: call.from_layout(a) if name in ("out", "dx") else a for name, a in found.items()}
     return found, used_by(call, cache)
 
 
@@ -100,7 +102,7 @@ def assert_are(results, truths, bounds=None):
 def check_algorithms(target, call):
     operands = call.operands()
     truths = call.truths(operands)
-    for algorithm in call.served():
+    for algorithm in call.algorithms():
         found, used = run(target, call, operands, algorithm=algorithm)
         assert algorithm == "auto" or {used[name] for name in ("out", "dx", "dw")} == {algorithm}
         exact = call.exact and "fft" not in used.values()
@@ -141,9 +143,11 @@ def from_columns(call, columns):
 
 def bound_of_fold(call, columns):
     """That of a sum of so many numbers: in float32 if they are halves, which are rounded once more."""
-    magnitude = call.plain.spread(from_columns(call, sizes(wide(columns))))
+    magnitude = call.plain.add_windows(from_columns(call, sizes(wide(columns))))
     name = columns.dtype.name
-    error = (gamma(call.plain.most, COMPUTED.get(name, name)) + gamma(call.plain.most, "float64")) * magnitude
+    error = (
+        gamma(call.plain.most_reads, COMPUTED.get(name, name)) + gamma(call.plain.most_reads, "float64")
+    ) * magnitude
     step, least = ROUNDING[name] if name in HALVES else (0.0, 0.0)
     return error + step * (magnitude + error) + least
 
@@ -152,7 +156,7 @@ def unfolded_and_folded(target, call):
     """x and columns, and what `unfold` and `fold` make of them; kind is checked before values."""
     name, rng = call.dtypes["x"], np.random.default_rng(call.seed)
     x, columns = (contents(rng, shape, name, call.whole) for shape in (call.x, columns_shape(call)))
-    given = [put(target, a, call.turned, call.swapped) for a in (x, columns)]
+    given = [put(target, a, call.reversed_axes, call.swapped) for a in (x, columns)]
     unfolded = portconv.unfold(given[0], call.w[2:], **windowed(call))
     folded = portconv.fold(given[1], call.x[2:], list(call.w[2:]), **windowed(call))
     for result, like in ((unfolded, columns), (folded, x)):
@@ -167,7 +171,7 @@ def test_unfold_copies_windows_and_fold_adds_them_up(target):
     def check(call):
         x, columns, unfolded, folded = unfolded_and_folded(target, call)
         assert np.array_equal(unfolded, to_columns(call, call.plain.windows(x)))
-        truth = call.plain.spread(from_columns(call, wide(columns)))
+        truth = call.plain.add_windows(from_columns(call, wide(columns)))
         bounds = None if call.exact else {"folded": bound_of_fold(call, columns)}
         assert_are({"folded": folded}, {"folded": truth}, bounds)
 
@@ -212,7 +216,7 @@ def check_adjoints(target, call, algorithm):
         own = own if kind(own["x"]) != "complex" else dict.fromkeys(own, own["x"])
     call = replace(call, dtypes=own)
     operands = call.operands()
-    given = call.given(target, operands)
+    given = call.arguments(target, operands)
     x, w, y = given["x"], given["w"], given["dout"]
     options = {**call.options, "algorithm": algorithm}
     if call.transposed:
@@ -231,15 +235,15 @@ def check_adjoints(target, call, algorithm):
     exact = call.exact and not {*own.values()} & {*HALVES} and "fft" not in used.values()
     bounds = dict.fromkeys(names) if exact else call.bounds(operands, names, used)
     sides = [
-        (call.unseen(target.numpy(out)), operands["dout"], magnitudes["out"], bounds["out"]),
-        (call.unseen(target.numpy(dx)), operands["x"], magnitudes["dx"], bounds["dx"]),
+        (call.from_layout(target.numpy(out)), operands["dout"], magnitudes["out"], bounds["out"]),
+        (call.from_layout(target.numpy(dx)), operands["x"], magnitudes["dx"], bounds["dx"]),
         (target.numpy(dw), operands["w"], magnitudes["dw"], bounds["dw"]),
     ]
     assert_adjoint(sides, exact)
 
 
 def with_algorithm(strategy, exactly=False):
-    return strategy.flatmap(lambda call: st.tuples(st.just(call), some(*call.served(exactly))))
+    return strategy.flatmap(lambda call: st.tuples(st.just(call), some(*call.algorithms(exactly))))
 
 
 def test_both_gradients_are_adjoints(target):
@@ -258,7 +262,7 @@ def test_fold_is_the_adjoint_of_unfold(target):
     @for_all(target, call=calls(target, mode="zeros"))
     def check(call):
         x, columns, unfolded, folded = unfolded_and_folded(target, call)
-        magnitudes = sizes(wide(unfolded)), call.plain.spread(from_columns(call, sizes(wide(columns))))
+        magnitudes = sizes(wide(unfolded)), call.plain.add_windows(from_columns(call, sizes(wide(columns))))
         exact = call.exact and call.dtypes["x"] not in HALVES
         bound = None if exact else bound_of_fold(call, columns)
         sides = [(unfolded, columns, magnitudes[0], np.zeros(unfolded.shape)), (folded, x, magnitudes[1], bound)]
@@ -267,10 +271,10 @@ def test_fold_is_the_adjoint_of_unfold(target):
 
 def convolved(target, call, operands, algorithm):
     """The output alone, as a batch with channels first."""
-    given = call.given(target, operands)
+    given = call.arguments(target, operands)
     function = portconv.conv_transpose if call.transposed else portconv.conv
     out = function(given["x"], given["w"], given.get("b"), **call.options, algorithm=algorithm)
-    return call.unseen(target.numpy(out))
+    return call.from_layout(target.numpy(out))
 
 
 # Below, floating point holds whole numbers, for which results are exact (see `Call.exact`), but for those of `fft`.
@@ -337,7 +341,7 @@ def test_groups_are_blocks_along_a_diagonal(target):
         together = replace(call, w=dense.shape, groups=1, options={**call.options, "groups": 1})
         results, _ = run(target, call, operands, algorithm=algorithm)
         # One group has several channels, which `depthwise` does not serve.
-        other = algorithm if algorithm in together.served(exactly=True) else "gemm"
+        other = algorithm if algorithm in together.algorithms(exactly=True) else "gemm"
         others, _ = run(target, together, {**operands, "w": dense}, algorithm=other)
         others["dw"] = np.concatenate([others["dw"][block] for block in blocks])
         for name, result in results.items():
@@ -427,7 +431,7 @@ def test_the_output_has_the_shape_that_shapes_alone_give(target):
         found = portconv.conv_output_shape(*shapes, **options)
         assert found == call.shape(call.out)
         assert {*map(type, (found, *found))} == {tuple, int}
-        given = call.given(target, call.operands())
+        given = call.arguments(target, call.operands())
         assert tuple(portconv.conv(given["x"], given["w"], **call.options).shape) == found
 
 
@@ -445,7 +449,7 @@ def test_what_is_not_finite_stays_where_windows_hold_it(target):
         # Infinities of opposite signs, and infinities times 0, are nans, and say so.
         with np.errstate(invalid="ignore"):
             truths = call.truths(operands)
-            for algorithm in call.served(exactly=True):
+            for algorithm in call.algorithms(exactly=True):
                 found, _ = run(target, call, operands, algorithm=algorithm)
                 for name, result in found.items():
                     truth = rounded(truths[name], result.dtype.name)
@@ -849,7 +853,7 @@ def foreign_cache(right):
 
 def given_to(function, target, call):
     """The arguments of a legal call of a function, by name."""
-    arrays = call.given(target, call.operands())
+    arrays = call.arguments(target, call.operands())
     if function in ("unfold", "fold"):
         columns = put(target, np.ones(columns_shape(call), numpy_dtype(call.dtypes["x"])))
         x = put(target, np.ones(call.x, numpy_dtype(call.dtypes["x"])))

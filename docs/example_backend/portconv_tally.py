@@ -1,4 +1,4 @@
-"""portconv on tally: what portconv must know of the library, and what it does better than the standard."""
+"""portconv's backend for tally: what portconv must know about the library, and what tally can do faster."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
+
 from portconv.backends import Array, Backend, Costs, Unavailable
 
 
 class TallyBackend(Backend):
     """Arrays of tally."""
 
-    # How to know an array of the library without importing it: the module and the name of its class.
+    # The module and the name of the array class identify an array without importing the library.
     name = "tally"
     module = "tally"
     array_class = "Array"
     install = "pip install docs/example_backend"
 
-    # What holds of its arrays. Each is False unless said, which is always right and sometimes slower.
-    views = True  # a slice shares its array's memory, so that what is written there is written
-    propagates = True  # the largest of numbers is nan where one of them is
+    # Properties of its arrays. Each is False by default, which is always right and sometimes slower.
+    views = True  # a slice shares its array's memory, so a write to the slice changes the array
+    propagates = True  # the maximum of numbers is nan if one of them is
 
-    # As `portconv bench --backend tally --calibrate` measured them; only their ratios count, and only to
-    # which algorithm "auto" takes. Each call takes arrays out of their boxes and puts another into one.
+    # `portconv bench --backend tally --calibrate` measured these. Only their ratios matter, and only for the
+    # algorithm that "auto" takes. A call is expensive, because it unwraps its arrays and wraps the result.
     costs = Costs(operation=0.04, element=0.2, transform=0.4, call=27_000)
 
     def load(self) -> Any:
@@ -39,15 +40,15 @@ class TallyBackend(Backend):
         return {"arrays made": str(self.xp.made)}
 
     def to_numpy(self, array: Array) -> Any:
-        # The default goes by way of DLPack, which tally's arrays do not have.
+        # The default uses DLPack, which tally's arrays do not have.
         return array.values
 
     def quiet(self) -> AbstractContextManager[Any]:
-        # NumPy would warn of infinities that an algorithm makes and then takes care of.
+        # Otherwise NumPy would warn of infinities that an algorithm makes and then handles.
         return np.errstate(all="ignore")
 
     def product(self, a: Array, b: Array, out: Array | None = None) -> Array:
-        # Written where it belongs, which saves an array and a copy for each block.
+        # The result is written to its place, which saves an array and a copy for each block.
         if out is None:
             return self.xp.matmul(a, b)
         np.matmul(a.values, b.values, out=out.values)

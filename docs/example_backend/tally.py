@@ -1,7 +1,7 @@
-"""A toy array library: NumPy's arithmetic in arrays of its own, which are counted as they are made.
+"""A toy array library: NumPy's arithmetic behind another array class, which counts its arrays.
 
-It stands for a library that you have and portconv does not know. All that it does is the Python Array API: the
-functions are NumPy's, with their arrays taken out of `Array` before and put into one after.
+It stands for a library that you have and that portconv does not know. It has the Python Array API and nothing else. Its
+functions are NumPy's: they unwrap their arguments from `Array` and wrap their results in one.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ DTYPES += ("uint8", "uint16", "uint32", "uint64")
 OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift", "rshift")
 
 made = 0
-"""How many arrays there have been."""
+"""How many arrays have been made."""
 
 
 class Array:
-    """An array of NumPy's that does not say so."""
+    """A NumPy array behind another class."""
 
     def __init__(self, values: Any) -> None:
         global made
@@ -44,32 +44,32 @@ class Array:
         return self
 
     def __getitem__(self, index: Any) -> Array:
-        return Array(self.values[_plain(index)])  # a view where NumPy's is one
+        return Array(self.values[_unwrapped(index)])  # a view if NumPy's is one
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        self.values[_plain(index)] = _plain(value)
+        self.values[_unwrapped(index)] = _unwrapped(value)
 
     def __repr__(self) -> str:
         return f"tally.{self.values!r}"
 
 
-def _plain(value: Any) -> Any:
-    """`value` with NumPy's arrays in the place of this library's, inside of tuples and lists too."""
+def _unwrapped(value: Any) -> Any:
+    """Replace this library's arrays by NumPy's, also inside tuples and lists."""
     if isinstance(value, tuple | list):
-        return type(value)(_plain(member) for member in value)
+        return type(value)(_unwrapped(member) for member in value)
     return value.values if isinstance(value, Array) else value
 
 
-def _boxed(value: Any) -> Any:
-    """The reverse, for what functions return."""
+def _wrapped(value: Any) -> Any:
+    """Wrap NumPy's arrays in this library's, also inside tuples and lists."""
     if isinstance(value, tuple | list):
-        return tuple(_boxed(member) for member in value)
+        return tuple(_wrapped(member) for member in value)
     return Array(value) if isinstance(value, np.ndarray | np.generic) else value
 
 
 def _function(function: Any) -> Any:
     def call(*args: Any, device: str | None = None, **kwargs: Any) -> Any:
-        return _boxed(function(*_plain(args), **{name: _plain(value) for name, value in kwargs.items()}))
+        return _wrapped(function(*_unwrapped(args), **{name: _unwrapped(value) for name, value in kwargs.items()}))
 
     return call
 
@@ -78,14 +78,14 @@ def _operator(name: str) -> Any:
     def apply(self: Array, *others: Any) -> Any:
         if not all(isinstance(other, Array | bool | int | float | complex) for other in others):
             return NotImplemented
-        return _boxed(getattr(self.values, name)(*_plain(others)))
+        return _wrapped(getattr(self.values, name)(*_unwrapped(others)))
 
     return apply
 
 
 def _in_place(name: str) -> Any:
     def apply(self: Array, other: Any) -> Array:
-        self.values = getattr(operator, name)(self.values, _plain(other))
+        self.values = getattr(operator, name)(self.values, _unwrapped(other))
         return self
 
     return apply
@@ -102,7 +102,7 @@ for _type in (bool, int, float, complex):
 
 
 class _Namespace:
-    """The functions of a module of NumPy's, for arrays of this library."""
+    """The functions of a NumPy module, for arrays of this library."""
 
     def __init__(self, module: Any) -> None:
         self.module = module

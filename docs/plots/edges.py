@@ -11,13 +11,13 @@ x = photograph[::2, ::2].mean(axis=2, dtype="float32")[None] / 255  # one channe
 sobel = np.array([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]], dtype="float32")
 w = np.stack([sobel, sobel.T])[:, None]  # two filters, of one channel
 out, cache = portconv.conv_forward(x, w, padding="same", padding_mode="reflect")
-dx, dw, db = portconv.conv_backward(out, cache)  # of half the sum of squares of `out`, whose gradient is `out`
+dx, dw, db = portconv.conv_backward(out, cache)  # gradients of half the sum of squares of `out`
 
 figure, axes = plt.subplots(1, 4, figsize=(9, 3.2), layout="constrained")
 titles = ("x", "out[0]", "out[1]", "dx")
 for axis, title, picture in zip(axes, titles, (x[0], out[0], out[1], dx[0]), strict=True):
-    most = np.quantile(np.abs(picture), 0.99)
-    limits = {"cmap": "gray"} if title == "x" else {"cmap": "RdBu", "vmin": -most, "vmax": most}
+    scale = np.quantile(np.abs(picture), 0.99)
+    limits = {"cmap": "gray"} if title == "x" else {"cmap": "RdBu", "vmin": -scale, "vmax": scale}
     axis.imshow(picture, **limits)
     axis.set_title(title, family="monospace")
     axis.axis("off")

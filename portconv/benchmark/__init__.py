@@ -1,12 +1,12 @@
-"""How fast is it, beside what else there is? Layers, peers, measurement, and figures that are ratios alone.
+"""Time portconv and other libraries beside one another on real layers; all figures are ratios.
 
-What ``portconv bench`` runs. `zoo` has the layers, `problem` their numbers and exact results, `peers` what is timed
-beside portconv, `measurement` times all of them in turn, `memory` says what they take, `report` sums up.
+This is what ``portconv bench`` runs. `zoo` has the layers, `problem` their numbers and exact results, and `peers` what
+is timed beside portconv. `measurement` times them in turns, `memory` measures their memory, and `report` sums up.
 """
 
-from .measurement import Left, Row, measure, medians
+from .measurement import NotMeasured, Row, measure, medians
 from .peers import PEERS, Peer
 from .report import Report, surroundings
 from .zoo import ZOO, Layer
 
-__all__ = ["PEERS", "ZOO", "Layer", "Left", "Peer", "Report", "Row", "measure", "medians", "surroundings"]
+__all__ = ["PEERS", "ZOO", "Layer", "NotMeasured", "Peer", "Report", "Row", "measure", "medians", "surroundings"]

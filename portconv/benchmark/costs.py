@@ -1,12 +1,13 @@
-"""What an array library's calls cost on this machine, from timing each algorithm on layers of the zoo.
+"""Measure what an array library's calls cost on this machine, by timing each algorithm on layers of the zoo.
 
-An algorithm says what it does in four counts (see `portconv.algorithms.choice`). The time it takes is their sum, each
-times a cost of its own. Costs are fitted by least squares of the relative errors, none of them negative.
+An algorithm describes its work in four counts (see `portconv.algorithms.choice`). Its time is the sum of the counts,
+each times a cost. The costs are fitted by least squares of the relative errors; none of them is negative.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ from .zoo import Layer
 
 REPEATS = 3
 SLOW = 6
-"""An algorithm expected to take so many times as long as another is not worth the time it takes to measure."""
+"""An algorithm is not timed if it should take more than this many times as long as the fastest one."""
 
 
 class Timing(NamedTuple):
@@ -48,33 +49,33 @@ def timings(layer: Layer, backend: Backend) -> Iterator[Timing]:
     dtype = named(backend, backend.dtype_name(x.dtype))
     for purpose in PURPOSES:
         bounds = choice.choose("auto", geometry, backend, dtype, purpose, backend.default_workspace(x)).bounds
-        found = choice.consider(geometry, backend, dtype, purpose, bounds)
-        least = min(one.cost for one in found)
+        considered = choice.consider(geometry, backend, dtype, purpose, bounds)
+        lowest_cost = min(candidate.cost for candidate in considered)
         runs, counts = {}, {}
-        for one in found:
-            if one.why_not is None and one.work is not None and one.cost <= SLOW * least:
-                own = {**options, "algorithm": one.name}
-                runs[one.name] = {
-                    "forward": lambda own=own: conv(x, w, **own),
-                    "input_grad": lambda own=own: conv_input_grad(dout, w, layer.x_shape, **own),
-                    "weight_grad": lambda own=own: conv_weight_grad(dout, x, layer.w_shape, **own),
+        for candidate in considered:
+            if candidate.why_not is None and candidate.work is not None and candidate.cost <= SLOW * lowest_cost:
+                keywords = {**options, "algorithm": candidate.name}
+                runs[candidate.name] = {
+                    "forward": partial(conv, x, w, **keywords),
+                    "input_grad": partial(conv_input_grad, dout, w, layer.x_shape, **keywords),
+                    "weight_grad": partial(conv_weight_grad, dout, x, layer.w_shape, **keywords),
                 }[purpose]
-                counts[one.name] = one.work[:4]
-        for name, seconds in medians(_awaited(runs, backend), REPEATS).items():
+                counts[candidate.name] = candidate.work[:4]
+        for name, seconds in medians(_synchronized(runs, backend), REPEATS).items():
             yield Timing(layer.name, purpose, name, counts[name], seconds * 1e9)
 
 
-def fit(made: Iterable[Timing]) -> Costs:
+def fit(measured: Iterable[Timing]) -> Costs:
     """Find the costs that explain the times best.
 
     Parameters
     ----------
-    made : iterable of Timing
+    measured : iterable of Timing
 
     Returns
     -------
     Costs
-        What was never counted costs nothing.
+        The cost of a count that is always 0 is 0.
 
     Examples
     --------
@@ -82,43 +83,47 @@ def fit(made: Iterable[Timing]) -> Costs:
     >>> fit([Timing("", "", "", (1e6, 1e3 * i, 0, i), 8e4 + 100 * i + 3000 * i) for i in range(5)]).operation
     0.08
     """
-    rows = [(timing.counts, timing.nanoseconds) for timing in made]
-    counts = np.array([own for own, _ in rows]) / np.array([taken for _, taken in rows])[:, None]
+    rows = [(timing.counts, timing.nanoseconds) for timing in measured]
+    counts = np.array([count for count, _ in rows]) / np.array([time for _, time in rows])[:, None]
     return Costs(*(float(f"{cost:.3g}") for cost in _not_negative(counts)))
 
 
-def regrets(made: Iterable[Timing], costs: Costs) -> list[tuple[str, str, str, float]]:
-    """For each layer and product, the algorithm taken at these costs, and its time over that of the fastest."""
+def regrets(measured: Iterable[Timing], costs: Costs) -> list[tuple[str, str, str, float]]:
+    """List for each layer and product the algorithm that these costs choose, and its time over the fastest one's."""
     products: dict[tuple[str, str], list[Timing]] = {}
-    for timing in made:
+    for timing in measured:
         products.setdefault((timing.layer, timing.purpose), []).append(timing)
-    found = []
-    for (layer, purpose), own in products.items():
-        taken = min(own, key=lambda timing: sum(cost * count for cost, count in zip(costs, timing.counts, strict=True)))
-        fastest = min(timing.nanoseconds for timing in own)
-        found.append((layer, purpose, taken.algorithm, taken.nanoseconds / fastest))
-    return found
+
+    def estimate(timing: Timing) -> float:
+        return sum(cost * count for cost, count in zip(costs, timing.counts, strict=True))
+
+    listed = []
+    for (layer, purpose), of_product in products.items():
+        chosen = min(of_product, key=estimate)
+        fastest = min(timing.nanoseconds for timing in of_product)
+        listed.append((layer, purpose, chosen.algorithm, chosen.nanoseconds / fastest))
+    return listed
 
 
 def _not_negative(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Solve `counts @ costs = 1` by least squares; what would be negative is left out, one after the other."""
+    """Solve `counts @ costs = 1` by least squares; costs that would be negative are set to 0, one after the other."""
     costs = np.zeros(counts.shape[1])
     kept = [column for column in range(counts.shape[1]) if counts[:, column].any()]
     while kept:
-        found = np.linalg.lstsq(counts[:, kept], np.ones(len(counts)), rcond=None)[0]
-        if (found >= 0).all():
-            costs[kept] = found
+        solution = np.linalg.lstsq(counts[:, kept], np.ones(len(counts)), rcond=None)[0]
+        if (solution >= 0).all():
+            costs[kept] = solution
             break
-        del kept[int(np.argmin(found * counts[:, kept].mean(axis=0)))]
+        del kept[int(np.argmin(solution * counts[:, kept].mean(axis=0)))]
     return costs
 
 
-def _awaited(runs: dict[str, Any], backend: Backend) -> dict[str, Any]:
-    def awaited(run: Any) -> Any:
+def _synchronized(runs: dict[str, Any], backend: Backend) -> dict[str, Any]:
+    def synchronized(run: Any) -> Any:
         def call() -> None:
             run()
             backend.synchronize()
 
         return call
 
-    return {name: awaited(run) for name, run in runs.items()}
+    return {name: synchronized(run) for name, run in runs.items()}

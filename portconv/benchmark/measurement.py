@@ -1,8 +1,9 @@
-"""Time candidates beside one another on a layer, and hold their results against the exact ones.
+"""Time candidates beside one another on a layer, and compare their results with the exact ones.
 
-Turns are interleaved, so that what else the machine does meets all alike, and the median of a candidate's turns counts.
-Before each turn the candidate runs untimed until the last one's threads have stopped spinning. Where a call takes so
-long that another one would cost too much, it waits instead; and what has been timed for long enough is timed no more.
+The candidates take turns, so that other work of the machine slows all of them alike, and the median of a candidate's
+turns counts. Before each turn the candidate runs untimed until the threads of the previous one have stopped spinning.
+If its call takes too long to be run once more, it waits instead. A candidate gets no more turns once its turns have
+taken `ENOUGH` seconds.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from .zoo import Layer
 OURS = "portconv"
 
 SETTLE, TURN = 0.12, 0.04
-"""Seconds that a candidate runs untimed (OpenBLAS's idle threads spin for 0.1 s after a product), and timed."""
+"""The seconds that a candidate runs untimed (OpenBLAS's idle threads spin for 0.1 s after a product), and timed."""
 LONG, ENOUGH = 0.5, 5.0
-"""Seconds of a call that is not run merely to settle, and of turns after which a candidate has no more of them."""
+"""The seconds beyond which a call is not run untimed, and beyond which a candidate gets no more turns."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,11 @@ class Row:
     name : str
         The pass.
     times : mapping of str to float
-        Median seconds, by candidate: for ratios of them alone.
+        The median seconds, by candidate. Only their ratios are used.
     errors : mapping of str to Errors
-        By candidate, of those that convolve.
+        The errors, by candidate, of those that convolve.
     memory : mapping of str to int or None
-        Peak bytes beyond the result, by candidate; None where that cannot be known.
+        The peak bytes beyond the result, by candidate; None if that cannot be known.
     """
 
     layer: Layer
@@ -54,8 +55,8 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Left:
-    """A pass of a layer, or all of them, that was not measured.
+class NotMeasured:
+    """A pass of a layer, or both passes, that was not measured.
 
     Attributes
     ----------
@@ -64,7 +65,7 @@ class Left:
         The candidate.
     reason : str
     name : str, optional
-        The pass, where it is one.
+        The pass; None for both.
     fault : bool
         Whether it should have been measured.
     """
@@ -81,82 +82,92 @@ class Left:
 
 def measure(
     layer: Layer, backend: Backend, peers: Sequence[Peer], algorithm: str, repeats: int
-) -> Iterator[Row | Left]:
+) -> Iterator[Row | NotMeasured]:
     """Measure both passes of a layer.
 
     Parameters
     ----------
     layer : Layer
     backend : Backend
-        What portconv runs on.
+        The backend that portconv runs on.
     peers : sequence of Peer
         All of them must be available.
     algorithm : str
-        portconv's.
+        portconv's algorithm.
     repeats : int
-        Turns of each candidate.
+        The turns of each candidate.
 
     Yields
     ------
-    Row or Left
-        A `Row` for each pass, as soon as it is known, and a `Left` for whatever could not be measured.
+    Row or NotMeasured
+        A `Row` for each pass, as soon as it is known, and a `NotMeasured` for each failure.
     """
     problem = Problem(layer)
     try:
-        own = portconv_itself(OURS, problem, backend, algorithm)
+        candidates = [portconv_itself(OURS, problem, backend, algorithm)]
     except Exception as error:
-        yield _ours_left(layer, algorithm, error)
+        yield _ours_not_measured(layer, algorithm, error)
         return
-    candidates = [own]
     for peer in peers:
         if peer.skips(problem):
             continue
         try:
             candidates.append(peer.prepare(problem, backend, _threads()))
-        except Exception as error:  # what another library cannot do must not keep the rest from being measured
-            yield Left(layer.name, peer.name, _words(error))
+        except Exception as error:  # a failure in another library must not stop the measurement of the rest
+            yield NotMeasured(layer.name, peer.name, _words(error))
     for name in PASSES:
-        errors: dict[str, Errors] = {}
-        memory: dict[str, int | None] = {}
-        sound: list[Candidate] = []
-        slow: set[str] = set()
+        trial = _Trial(problem, name)
         for candidate in candidates:
             if name not in candidate.runs:
                 continue
             try:
-                found = candidate.runs[name]()
-                if candidate.compared:
-                    errors[candidate.name] = problem.errors(name, tuple(map(candidate.to_host, found)))
-                del found  # or it would be memory of the next call
-                start = time.perf_counter()
-                memory[candidate.name] = _memory(candidate, name)
+                trial.run(candidate)
             except Exception as error:
-                if candidate is own:
-                    yield _ours_left(layer, algorithm, error, name)
+                if candidate is candidates[0]:
+                    yield _ours_not_measured(layer, algorithm, error, name)
                 else:
-                    yield Left(layer.name, candidate.name, _words(error), name)
-                continue
-            if time.perf_counter() - start > LONG:
-                slow.add(candidate.name)
-            sound.append(candidate)
-        if backend.name == "numpy" and OURS in memory:
-            memory[OURS] = peak_of_portconv(layer, name, algorithm)
-        if own in sound:
-            times = medians({candidate.name: candidate.runs[name] for candidate in sound}, repeats, slow)
-            yield Row(layer, name, times, errors, memory)
+                    yield NotMeasured(layer.name, candidate.name, _words(error), name)
+        if backend.name == "numpy" and OURS in trial.memory:
+            trial.memory[OURS] = peak_of_portconv(layer, name, algorithm)
+        if OURS in trial.runs:
+            times = medians(trial.runs, repeats, trial.slow)
+            yield Row(layer, name, times, trial.errors, trial.memory)
+
+
+class _Trial:
+    """One pass, run once by each candidate before the timing: the errors, the memory, and which calls are slow."""
+
+    def __init__(self, problem: Problem, name: str) -> None:
+        self.problem, self.name = problem, name
+        self.runs: dict[str, Callable[[], Any]] = {}
+        """The candidates that did not fail."""
+        self.errors: dict[str, Errors] = {}
+        self.memory: dict[str, int | None] = {}
+        self.slow: set[str] = set()
+
+    def run(self, candidate: Candidate) -> None:
+        results = candidate.runs[self.name]()
+        if candidate.compared:
+            self.errors[candidate.name] = self.problem.errors(self.name, tuple(map(candidate.to_host, results)))
+        del results  # else it would count as memory of the next call
+        start = time.perf_counter()
+        self.memory[candidate.name] = _memory(candidate, self.name)
+        if time.perf_counter() - start > LONG:
+            self.slow.add(candidate.name)
+        self.runs[candidate.name] = candidate.runs[self.name]
 
 
 def medians(candidates: Mapping[str, Callable[[], Any]], repeats: int, slow: Collection[str] = ()) -> dict[str, float]:
-    """Time candidates in interleaved turns.
+    """Time candidates that take turns.
 
     Parameters
     ----------
     candidates : mapping of str to callable
         Each returns when its work is done.
     repeats : int
-        Turns.
+        The turns of each candidate.
     slow : collection of str
-        Those that take longer than `LONG`, where that is known already.
+        The candidates that are known to take longer than `LONG`.
 
     Returns
     -------
@@ -166,19 +177,19 @@ def medians(candidates: Mapping[str, Callable[[], Any]], repeats: int, slow: Col
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(repeats):
         for name, run in candidates.items():
-            found = times[name]
-            if sum(found) > ENOUGH:
+            turns = times[name]
+            if sum(turns) > ENOUGH:
                 continue
-            if name in slow or max(found, default=0.0) > LONG:
+            if name in slow or max(turns, default=0.0) > LONG:
                 time.sleep(SETTLE)
             else:
                 repeat(run, SETTLE)
-            found.append(repeat(run, TURN))
-    return {name: statistics.median(found) for name, found in times.items()}
+            turns.append(repeat(run, TURN))
+    return {name: statistics.median(turns) for name, turns in times.items()}
 
 
 def repeat(run: Callable[[], Any], seconds: float) -> float:
-    """Run for so long at the least; return the seconds a run."""
+    """Run repeatedly for at least so many seconds; return the seconds of one run."""
     count, start = 0, time.perf_counter()
     while not count or time.perf_counter() - start < seconds:
         run()
@@ -187,7 +198,7 @@ def repeat(run: Callable[[], Any], seconds: float) -> float:
 
 
 def _threads() -> int:
-    """How many threads portconv has on NumPy, and every peer on the CPU is to have."""
+    """Return the threads that portconv uses on NumPy, which every peer on the CPU gets too."""
     return int(backends.get("numpy").details()["threads"])
 
 
@@ -196,10 +207,10 @@ def _memory(candidate: Candidate, name: str) -> int | None:
     return peak_of_process(run) if candidate.peak is None else candidate.peak(run)
 
 
-def _ours_left(layer: Layer, algorithm: str, error: Exception, name: str | None = None) -> Left:
-    """What of ours was not measured; that one algorithm serves only some layers is how it is."""
-    chosen = algorithm != "auto" and isinstance(error, ConvValueError)
-    return Left(layer.name, OURS, in_a_line(error) if chosen else _words(error), name, fault=not chosen)
+def _ours_not_measured(layer: Layer, algorithm: str, error: Exception, name: str | None = None) -> NotMeasured:
+    """Say why portconv was not measured; it is no fault if a named algorithm cannot compute this layer."""
+    refused = algorithm != "auto" and isinstance(error, ConvValueError)
+    return NotMeasured(layer.name, OURS, in_a_line(error) if refused else _words(error), name, fault=not refused)
 
 
 def _words(error: Exception) -> str:

@@ -1,8 +1,8 @@
-"""How much memory a call takes beyond its result, at its peak.
+"""Measure the peak memory of a call beyond its result.
 
-On NumPy portconv is asked exactly: `tracemalloc` counts what NumPy allocates, in a process of its own, where no
-workspace is left from an earlier call. Others are asked by the peak of this process's memory, which Linux can be told
-to forget; what an allocator has and did not give back is not counted there, so it is less exact.
+For portconv on NumPy the figure is exact: `tracemalloc` counts what NumPy allocates, in a new process, which holds no
+workspace of an earlier call. For the others it is the peak of this process's memory, which Linux can reset. That is
+less exact, because it does not count memory that the allocator kept from earlier calls.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from .problem import Problem
 from .zoo import Layer
 
 WARM = Layer("warm", (1, 1, 8, 8), (1, 1, 3, 3), (1, 1), (1, 1), (1, 1), 1, "small")
-"""A first call, for imports that are no part of a call's memory."""
+"""The layer of a first call, which imports what the calls need, so that imports do not count as their memory."""
 
 
 def peak_of_process(run: Run) -> int | None:
-    """Return the bytes that a run adds to this process at its peak, beyond its result; None where it is not told."""
-    status, forget = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    _give_back()
+    """Return the bytes that a run adds to this process at its peak, beyond its result; None if Linux does not say."""
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    _release_freed()
     try:
-        forget.write_text("5")
+        reset.write_text("5")
         before = _kib(status.read_text(), "VmRSS")
         result = run()
         peak = _kib(status.read_text(), "VmHWM")
@@ -42,19 +42,19 @@ def peak_of_process(run: Run) -> int | None:
 
 
 def peak_of_portconv(layer: Layer, name: str, algorithm: str) -> int | None:
-    """Return the bytes that a pass of portconv's takes on NumPy, beyond its result; None where its process failed."""
-    asked = json.dumps({"layer": asdict(layer), "pass": name, "algorithm": algorithm})
+    """Return the bytes that a pass takes on NumPy, beyond its result, in a new process; None if the process failed."""
+    question = json.dumps({"layer": asdict(layer), "pass": name, "algorithm": algorithm})
     command = f"from {__name__} import answer; answer()"
-    done = subprocess.run((sys.executable, "-P", "-c", command, asked), capture_output=True, text=True, check=False)
+    done = subprocess.run((sys.executable, "-P", "-c", command, question), capture_output=True, text=True, check=False)
     return int(done.stdout) if done.returncode == 0 else None
 
 
 def traced_peak(layer: Layer, name: str, algorithm: str) -> int:
-    """Return what `peak_of_portconv` does, of this process: exact where portconv has not been called in it."""
+    """Return what `peak_of_portconv` does, in this process: exact if portconv has not been called in it."""
     numpy = backends.get("numpy")
     portconv_itself("warm", Problem(WARM), numpy, "auto").runs[name]()
     problem = Problem(layer)
-    problem.arrays  # noqa: B018  (made before anything is counted)
+    problem.arrays  # noqa: B018  (makes the arrays before memory is counted)
     tracemalloc.start()
     try:
         run = portconv_itself("portconv", problem, numpy, algorithm).runs[name]
@@ -70,14 +70,14 @@ def _size(result: Iterable[Any]) -> int:
 
 
 def _kib(status: str, field: str) -> int:
-    found = re.search(rf"^{field}:\s*(\d+) kB$", status, re.MULTILINE)
-    if found is None:
+    match = re.search(rf"^{field}:\s*(\d+) kB$", status, re.MULTILINE)
+    if match is None:
         raise OSError(f"no {field} in /proc/self/status")
-    return int(found[1])
+    return int(match[1])
 
 
-def _give_back() -> None:
-    """Have the C library return what it keeps of freed memory, where it is one that can."""
+def _release_freed() -> None:
+    """Have the C library return freed memory to the system, if it can."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (AttributeError, OSError, TypeError):
@@ -85,9 +85,9 @@ def _give_back() -> None:
 
 
 def answer() -> None:
-    """Print what `peak_of_portconv` asked this process."""
-    asked = json.loads(sys.argv[1])
+    """Print the answer to the question that `peak_of_portconv` passed to this process."""
+    question = json.loads(sys.argv[1])
     fields: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in asked["layer"].items()
+        key: tuple(value) if isinstance(value, list) else value for key, value in question["layer"].items()
     }
-    print(traced_peak(Layer(**fields), asked["pass"], asked["algorithm"]))
+    print(traced_peak(Layer(**fields), question["pass"], question["algorithm"]))

@@ -1,8 +1,8 @@
-"""What portconv is timed beside: other libraries, its own `direct`, and bare matrix products.
+"""The peers that portconv is timed beside: other libraries, portconv's `direct`, and bare matrix products.
 
-Each peer says in words why it cannot be had here, imports its library when it is first asked, and makes of a problem a
-`Candidate`, which runs either pass on arrays that it has made ready, as somebody who works in that library has them.
-Backward is dx, dw and db together.
+Each peer says why it is not available here, imports its library when it is first used, and makes a `Candidate` of a
+problem. A candidate runs either pass on arrays that are ready, as a user of that library has them. Backward is dx, dw
+and db together.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ Run = Callable[[], Results]
 
 @dataclass(frozen=True)
 class Candidate:
-    """One of those that are timed on a problem.
+    """A peer, or portconv, ready to be timed on a problem.
 
     Attributes
     ----------
     name : str
     runs : mapping of str to callable
-        By pass; each returns when its result is there.
+        A function for each pass, which returns when its result is there.
     to_host : callable
         Copies an array of a result to the host.
     compared : bool
         Whether its results are those of a convolution.
     peak : callable, optional
-        The most bytes that were taken on the device during a run, where the library knows.
+        Returns the most bytes that a run takes on the device, if the library knows.
     """
 
     name: str
@@ -50,22 +50,22 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Peer:
-    """Something to be timed beside.
+    """Something that portconv is timed beside.
 
     Attributes
     ----------
     name, title : str
-        What it is called on the command line, and in sentences.
+        Its name on the command line, and in sentences.
     modules : tuple of str
-        What it imports.
+        The modules that it imports.
     install : str
         The command that installs it.
     note : str
         What a reader of its figures should know.
     default : bool
-        Whether it runs unless others are asked for.
+        Whether it runs if no peer is named.
     rival : bool
-        Whether it is a library that a user could take instead.
+        Whether it is a library that could replace portconv.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Peer:
     rival: bool = True
 
     def unavailable(self, backend: Backend) -> str | None:
-        """Say why it cannot run beside a backend, or None where it can."""
+        """Say why it cannot run beside a backend; None if it can."""
         for module in self.modules:
             try:
                 importlib.import_module(module)
@@ -88,23 +88,23 @@ class Peer:
         return self.objection(backend)
 
     def objection(self, backend: Backend) -> str | None:
-        """Say why it cannot run beside a backend though its library is there, or None."""
+        """Say why it cannot run beside a backend although its library is installed; None if it can."""
         return None
 
     def skips(self, problem: Problem) -> bool:
-        """Whether it has nothing to say of this layer."""
+        """Whether it does not run this layer."""
         return False
 
     def prepare(self, problem: Problem, backend: Backend, threads: int) -> Candidate:
-        """Make the layer's numbers ready.
+        """Prepare the layer's arrays.
 
         Parameters
         ----------
         problem : Problem
         backend : Backend
-            What portconv runs on; on CuPy a peer runs on the GPU.
+            The backend that portconv runs on; for CuPy a peer runs on the GPU.
         threads : int
-            How many it may use on the CPU.
+            The threads that it may use on the CPU.
 
         Returns
         -------
@@ -116,7 +116,7 @@ class Peer:
 def portconv_itself(
     name: str, problem: Problem, backend: Backend, algorithm: str, precision: str = "standard"
 ) -> Candidate:
-    """Our own two passes, on a backend's default device."""
+    """Return portconv's two passes on a backend's default device."""
     x, w, b, dout = (backend.asarray(array) for array in problem.arrays)
     options: dict[str, Any] = {**problem.layer.options, "algorithm": algorithm, "precision": precision}
     cache = conv_forward(x, w, b, **options)[1]
@@ -141,31 +141,31 @@ def _cupy_peak(backend: Backend) -> Callable[[Run], int]:
         pool.free_all_blocks()
         before = pool.total_bytes()
         result = run()
-        # The pool takes more only when none of what it has will do, and keeps what it took.
-        taken = pool.total_bytes() - before
-        return int(taken - sum(array.nbytes for array in result))
+        # The pool grows only when none of its memory fits, and never shrinks during a run.
+        added = pool.total_bytes() - before
+        return int(added - sum(array.nbytes for array in result))
 
     return peak
 
 
 class Direct(Peer):
-    """portconv's own readable truth."""
+    """portconv's `direct`, its readable algorithm."""
 
     def prepare(self, problem: Problem, backend: Backend, threads: int) -> Candidate:
         return portconv_itself(self.name, problem, backend, "direct")
 
 
 class Reproducible(Peer):
-    """portconv's own results with the same bits everywhere, and what they cost."""
+    """portconv with the same bits everywhere, which shows what they cost."""
 
     def prepare(self, problem: Problem, backend: Backend, threads: int) -> Candidate:
         return portconv_itself(self.name, problem, backend, "auto", precision="reproducible")
 
 
 class Product(Peer):
-    """As many operations as a pass has, in one matrix product a sample: the limit for what is built on products.
+    """One matrix product per sample with the operations of a pass: the limit for algorithms built on products.
 
-    Backward is two of them. Grouped layers are left out: nobody would multiply their small matrices one by one.
+    Backward is two products. Grouped layers are skipped: nobody would multiply their small matrices one by one.
     """
 
     def skips(self, problem: Problem) -> bool:
@@ -179,9 +179,9 @@ class Product(Peer):
 
         def products(count: int) -> Run:
             def run() -> Results:
-                made = tuple(backend.xp.matmul(a, b) for _ in range(count * layer.x_shape[0]))
+                results = tuple(backend.xp.matmul(a, b) for _ in range(count * layer.x_shape[0]))
                 backend.synchronize()
-                return made
+                return results
 
             return run
 
@@ -190,7 +190,7 @@ class Product(Peer):
 
 @dataclass(frozen=True)
 class Torch(Peer):
-    """PyTorch, eager and outside autograd; `last` holds channels last where it has a memory format for that."""
+    """PyTorch, eager and without autograd; `last` selects channels last, where PyTorch has that memory format."""
 
     last: bool = False
     formats: Mapping[int, str] = field(default_factory=lambda: {2: "channels_last", 3: "channels_last_3d"})
@@ -231,7 +231,7 @@ class Torch(Peer):
             return (out,)
 
         def backward() -> Results:
-            # What autograd calls.
+            # The operation that autograd calls.
             tail = (False, [0] * dims, layer.groups, [True] * 3)
             grads = torch.ops.aten.convolution_backward(dout, x, w, [len(b)], *sizes, *tail)
             wait()
@@ -248,7 +248,7 @@ class Torch(Peer):
 
 
 class OnnxRuntime(Peer):
-    """ONNX Runtime's Conv, the filters known when the session is made; it has no backward pass."""
+    """ONNX Runtime's Conv; it knows the filters when the session is made, and has no backward pass."""
 
     def objection(self, backend: Backend) -> str | None:
         return "it is compared on the CPU alone" if backend.name == "cupy" else None
@@ -275,7 +275,7 @@ class OnnxRuntime(Peer):
             [helper.make_tensor_value_info("out", floats, layer.out_shape)],
             [onnx.numpy_helper.from_array(array, name) for array, name in ((w, "w"), (b, "b"))],
         )
-        # Versions that every ONNX Runtime of the last years reads.
+        # Every ONNX Runtime of the last years reads these versions.
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -285,14 +285,14 @@ class OnnxRuntime(Peer):
 
 
 class Jax(Peer):
-    """JAX, each pass compiled whole."""
+    """JAX; each pass is compiled as a whole."""
 
     def objection(self, backend: Backend) -> str | None:
         return None if self._devices(backend) else "this JAX finds no GPU"
 
     @staticmethod
     def _devices(backend: Backend) -> list[Any]:
-        # Or JAX would take most of the GPU's memory at once.
+        # Otherwise JAX takes most of the GPU's memory at once.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         jax = importlib.import_module("jax")
         try:

@@ -1,15 +1,16 @@
-"""The numbers that a layer is timed on, the exact results, and how far from them an honest one can be.
+"""The numbers that a layer is timed on, the exact results, and how far a correct result can be from them.
 
-Errors are the largest difference from the result in float64, in units of float32's epsilon times the largest magnitude
-in that result. The result in float64 is portconv's own: by `direct`, whose loop over output positions has nothing in
-common with what is timed but the geometry, where its windows are together less than `MOST_CELLS`; by `gemm` beyond.
+An error is the largest difference from the result in float64, in units of float32's epsilon times the largest magnitude
+in that result. portconv itself computes the result in float64: by `direct` if all windows together have at most
+`MOST_CELLS` cells, else by `gemm`. The loop of `direct` over output positions shares only the geometry with what is
+timed.
 
 Results are judged as in docs/accuracy.md, by a bound that needs no further convolution. A sum of n products is off by
-at most gamma(n) * sum |a| |b|, and that sum of magnitudes is at most max |a| times the largest sum of |b| that one
-output meets: of a filter's taps for the output, of a channel's for dx, of a filter's gradients for dw. Where tiles of
-F(2, 3) may serve, along q dimensions of kernel 3, their intermediate sums are up to 4**q as large, and a term meets up
-to 5 q roundings more. Transforms are bounded in norm alone; on the layers of the zoo they stay far below this bound. So
-does TF32, which is what errors in epsilons show: the bound is there to catch what is wrong.
+at most gamma(n) * sum |a| |b|, and that sum of magnitudes is at most max |a| times the largest sum of |b| for any one
+output: over a filter's taps for the output, over a channel's for dx, over a filter's gradients for dw. If an algorithm
+may use tiles of F(2, 3) along q dimensions of kernel 3, its intermediate sums are up to 4**q as large, and a term meets
+up to 5 q more roundings. Errors of Fourier transforms are bounded in norm alone; on the layers of the zoo they stay far
+below this bound. So does TF32, which the errors in epsilons show: the bound is there to catch wrong results.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ from .zoo import Layer
 
 Host = NDArray[Any]
 Results = tuple[Any, ...]
-"""What a pass gives: the output alone, or dx, dw and db."""
+"""The result of a pass: the output alone, or dx, dw and db."""
 
 PASSES = ("forward", "backward")
 EPS = float(np.finfo(np.float32).eps)
 
 MOST_CELLS = 100_000_000
-"""Up to so many cells in all windows together, `direct` computes the exact results in seconds."""
+"""The most cells in all windows together for which `direct` computes the exact results in seconds."""
 
 
 @dataclass(frozen=True)
 class Exact:
-    """One array in float64, and how far from it a float32 result can be by rounding, anywhere."""
+    """One array in float64, and how far from it any element of a float32 result can be by rounding."""
 
     value: Host
     reach: float
@@ -47,7 +48,7 @@ class Exact:
 
 @dataclass(frozen=True)
 class Errors:
-    """The worst of a pass's arrays.
+    """The largest error in the arrays of a pass.
 
     Attributes
     ----------
@@ -62,12 +63,12 @@ class Errors:
 
     @property
     def held(self) -> bool:
-        return self.units <= 1  # which a nan is not
+        return self.units <= 1  # False for a nan
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A layer, and the float32 numbers that everything here is given; drawn from the standard normal distribution."""
+    """A layer and its numbers: float32, drawn from the standard normal distribution, the same for all candidates."""
 
     layer: Layer
     seed: int = 0
@@ -96,7 +97,7 @@ class Problem:
         return {"forward": (exact[0],), "backward": tuple(exact[1:])}
 
     def _reaches(self) -> tuple[float, float, float, float]:
-        """The bounds of out, dx, dw and db: see the module's words."""
+        """The bounds of out, dx, dw and db: see the module's docstring."""
         layer = self.layer
         x, w, b, dout = (np.abs(array.astype(np.float64)) for array in self.arrays)
         tiled = layer.kernel.count(3) if set(layer.stride) == {1} else 0
@@ -115,14 +116,14 @@ class Problem:
             gamma(positions, EPS / 2) * float(by_filter.max()),
         )
 
-    def errors(self, name: str, found: Results) -> Errors:
-        """Hold the results of a pass, on the host, against the exact ones."""
+    def errors(self, name: str, results: Results) -> Errors:
+        """Compare the results of a pass, on the host, with the exact ones."""
         epsilons, units = [], []
-        for exact, array in zip(self.exact[name], found, strict=True):
+        for exact, array in zip(self.exact[name], results, strict=True):
             if array.shape != exact.value.shape:
                 return Errors(math.inf, math.inf)
-            # The largest of differences is a nan where any is.
-            off = float(np.max(np.abs(array - exact.value)))
-            epsilons.append(off / (EPS * float(np.max(np.abs(exact.value)))))
-            units.append(off / exact.reach)
+            # If any difference is a nan, so is the largest one.
+            error = float(np.max(np.abs(array - exact.value)))
+            epsilons.append(error / (EPS * float(np.max(np.abs(exact.value)))))
+            units.append(error / exact.reach)
         return Errors(float(np.max(epsilons)), float(np.max(units)))

@@ -1,4 +1,4 @@
-"""Figures of many layers: ratios and their means, never times, which are of one machine in one minute."""
+"""Sum up many layers in ratios and their means; times would hold only for one machine in one minute."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ from .. import backends
 from .._version import __version__
 from ..backends import Backend
 from ..calibration import processor
-from .measurement import OURS, Left, Row
+from .measurement import OURS, NotMeasured, Row
 from .peers import PEERS
 from .problem import PASSES
 from .zoo import KINDS, growth_pairs
 
 RIVALS = tuple(peer.name for peer in PEERS if peer.rival)
 DEFAULT = "torch"
-"""The peer that stands for what people use."""
+"""The peer that most people use."""
 BEST = "best"
-"""Stands for whichever rival is fastest on a pass of a layer."""
+"""The name for the rival that is fastest on each pass of a layer."""
 
 MIB = 2**20
 
 
 def ratios(row: Row) -> dict[str, float]:
-    """Divide our time by each peer's: below 1 is faster."""
-    return {who: row.times[OURS] / taken for who, taken in row.times.items() if who != OURS}
+    """Divide portconv's time by each peer's: below 1 portconv is faster."""
+    return {who: row.times[OURS] / time for who, time in row.times.items() if who != OURS}
 
 
 def best(row: Row) -> str | None:
-    """Name the fastest rival, or None where there was none."""
-    rivals = {who: taken for who, taken in row.times.items() if who in RIVALS}
+    """Name the fastest rival; None if no rival was timed."""
+    rivals = {who: time for who, time in row.times.items() if who in RIVALS}
     return min(rivals, key=rivals.__getitem__, default=None)
 
 
 def speedup(rows: Iterable[Row], peer: str) -> float | None:
-    """Return the geometric mean of a peer's times over ours; None where it has none. `BEST` may be the peer."""
-    found = []
+    """Return the geometric mean of a peer's times over portconv's; None if it has none. `peer` may be `BEST`."""
+    speedups = []
     for row in rows:
         who = best(row) if peer == BEST else peer
         if who is not None and who in row.times:
-            found.append(row.times[who] / row.times[OURS])
-    return geometric_mean(found) if found else None
+            speedups.append(row.times[who] / row.times[OURS])
+    return geometric_mean(speedups) if speedups else None
 
 
 @dataclass
@@ -58,89 +58,89 @@ class Report:
     Attributes
     ----------
     rows : list of Row
-    left : list of Left
+    not_measured : list of NotMeasured
     missing : dict of str to str
-        Peers that cannot run here, and in words why.
+        The peers that cannot run here, each with the reason.
     """
 
     rows: list[Row] = field(default_factory=list)
-    left: list[Left] = field(default_factory=list)
+    not_measured: list[NotMeasured] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
 
-    def take(self, found: Row | Left) -> None:
-        """Note what `measure` gave."""
-        if isinstance(found, Row):
-            self.rows.append(found)
+    def take(self, measured: Row | NotMeasured) -> None:
+        """Add what `measure` yielded."""
+        if isinstance(measured, Row):
+            self.rows.append(measured)
         else:
-            self.left.append(found)
+            self.not_measured.append(measured)
 
     @property
     def out_of_bounds(self) -> list[tuple[Row, str]]:
-        """Results that rounding cannot explain, and whose."""
+        """The results that rounding cannot explain: the row and the candidate."""
         return [(row, who) for row in self.rows for who, errors in row.errors.items() if not errors.held]
 
     @property
-    def faults(self) -> list[Left]:
-        return [left for left in self.left if left.fault]
+    def faults(self) -> list[NotMeasured]:
+        return [entry for entry in self.not_measured if entry.fault]
 
     @property
     def held(self) -> bool:
-        """Whether anything was measured, nothing of ours failed, and all results are within bounds."""
+        """Whether something was measured, portconv did not fail, and all results are within bounds."""
         return bool(self.rows) and not self.faults and not self.out_of_bounds
 
     @property
     def peers(self) -> list[str]:
-        """The peers that were timed, in their usual order."""
+        """The peers that were timed, in the order of `PEERS`."""
         timed = {who for row in self.rows for who in row.times}
         return [peer.name for peer in PEERS if peer.name in timed]
 
     def speedups(self, rows: Iterable[Row]) -> dict[str, float | None]:
-        """Geometric means of the peers' times over ours, above 1 where we are faster."""
+        """Return the geometric means of the peers' times over portconv's: above 1 portconv is faster."""
         rows = list(rows)
         return {f"over_{peer}": speedup(rows, peer) for peer in (DEFAULT, BEST)}
 
     def by_kind(self) -> dict[str, dict[str, float | None]]:
-        """Do so for each kind of layer that there is; pointwise layers are dense too."""
-        found = {}
+        """Return the `speedups` of each kind of layer that was measured; pointwise layers are dense too."""
+        by_kind = {}
         for kind in KINDS:
             rows = [row for row in self.rows if row.layer.dense] if kind == "dense" else self._of_kind(kind)
             if rows:
-                found[kind] = self.speedups(rows)
-        return found
+                by_kind[kind] = self.speedups(rows)
+        return by_kind
 
     def worst_dense(self) -> Row | None:
-        """The pass of a dense layer on which the best peer is ahead of us by most, or we of it by least."""
+        """Return the pass of a dense layer with the largest time of portconv over the best peer's."""
         rows = [row for row in self.rows if row.layer.dense and best(row) is not None]
         return max(rows, key=_over_best, default=None)
 
     def reproducible(self) -> dict[str, Any] | None:
-        """How many times as long as "standard" "reproducible" takes on dense layers: geometric means, and the worst."""
+        """Return the time of "reproducible" over that of "standard" on dense layers: geometric means, and the worst."""
         who = "same-bits"
-        found = {
+        costs = {
             (row.layer.name, row.name): 1 / ratios(row)[who]
             for row in self.rows
             if row.layer.dense and who in row.times
         }
-        if not found:
+        if not costs:
             return None
-        layer, name = max(found, key=found.__getitem__)
-        passes = {own: [ratio for (_, at), ratio in found.items() if at == own] for own in PASSES}
-        means = {own: geometric_mean(some) for own, some in passes.items() if some}
-        return {**means, "worst": {"layer": layer, "pass": name, "ratio": found[layer, name]}}
+        layer, name = max(costs, key=costs.__getitem__)
+        by_pass = {each: [ratio for (_, other), ratio in costs.items() if other == each] for each in PASSES}
+        means = {each: geometric_mean(of_pass) for each, of_pass in by_pass.items() if of_pass}
+        return {**means, "worst": {"layer": layer, "pass": name, "ratio": costs[layer, name]}}
 
     def kernel_growth(self) -> list[dict[str, Any]]:
-        """Our time with kernels of 31 over that with kernels of 15, for layers that differ in nothing else."""
-        own = {(row.layer, row.name): row.times[OURS] for row in self.rows}
+        """List portconv's time with kernels of 31 over that with kernels of 15, for layers that differ only in that."""
+        times = {(row.layer, row.name): row.times[OURS] for row in self.rows}
         layers = tuple(dict.fromkeys(row.layer for row in self.rows))
         return [
-            {"short": a.name, "long": b.name, "pass": name, "ratio": own[b, name] / own[a, name]}
+            {"short": a.name, "long": b.name, "pass": name, "ratio": times[b, name] / times[a, name]}
             for a, b in growth_pairs(layers)
             for name in PASSES
-            if (a, name) in own and (b, name) in own
+            if (a, name) in times and (b, name) in times
         ]
 
     def summary(self) -> dict[str, Any]:
-        """Every figure that is of more than one layer."""
+        """Return the figures that sum up several layers."""
         worst = self.worst_dense()
         return {
             "speedup": {
@@ -156,16 +156,16 @@ class Report:
         }
 
     def verdict(self) -> str:
-        """Say in one line whether all held."""
+        """Say in one line how many results were measured, and whether they are within bounds."""
         if not self.rows:
             return "nothing was measured"
         wrong, layers = len(self.out_of_bounds), len({row.layer for row in self.rows})
         counts = f"{_counted(len(self.rows), 'pass', 'es')} of {_counted(layers, 'layer')}"
-        found = f"{_counted(wrong, 'result')} out of bounds" if wrong else "all results within bounds"
-        return f"{counts}: {found}{f', {len(self.faults)} failed' if self.faults else ''}"
+        verdict = f"{_counted(wrong, 'result')} out of bounds" if wrong else "all results within bounds"
+        return f"{counts}: {verdict}{f', {len(self.faults)} failed' if self.faults else ''}"
 
     def as_json(self) -> dict[str, Any]:
-        """Everything in plain types; None where there is no finite number."""
+        """Return everything in JSON's types; None where there is no finite number."""
         return {
             "held": self.held,
             "layers": [_plain(row) for row in self.rows],
@@ -180,7 +180,7 @@ class Report:
                 }
                 for peer in PEERS
             ],
-            "left": [asdict(left) for left in self.left],
+            "left": [asdict(entry) for entry in self.not_measured],
         }
 
     def _of_kind(self, kind: str) -> list[Row]:
@@ -188,30 +188,31 @@ class Report:
 
 
 def surroundings(backend: Backend) -> dict[str, str]:
-    """Say what a reader must know to compare figures with others: versions, the processor, the BLAS, threads, the day.
+    """Say what a reader must know to compare figures: the versions, the processor, the BLAS, the threads, the day.
 
-    And how many programs wanted each CPU in the last minute, this one among them: above about 1.5, figures mislead.
+    The load says how many programs wanted each CPU in the last minute, this one included. Above about 1.5, figures
+    mislead.
 
     Parameters
     ----------
     backend : Backend
-        What portconv runs on.
+        The backend that portconv runs on.
 
     Returns
     -------
     dict of str to str
     """
     libraries = ("numpy", "cupy-cuda13x", "cupy-cuda12x", "torch", "onnxruntime", "jax", "array-api-strict")
-    found = {"portconv": __version__, "python": platform.python_version(), "processor": processor()}
+    versions = {"portconv": __version__, "python": platform.python_version(), "processor": processor()}
     for name in libraries:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
     about = {**backends.get("numpy").details(), **backend.details()}
     if hasattr(os, "getloadavg"):
         about["load"] = f"{os.getloadavg()[0] / (os.cpu_count() or 1):.1f} a CPU"
-    return {**found, "backend": backend.name, **about, "date": datetime.now(UTC).date().isoformat()}
+    return {**versions, "backend": backend.name, **about, "date": datetime.now(UTC).date().isoformat()}
 
 
 def _over_best(row: Row) -> float:
@@ -219,7 +220,7 @@ def _over_best(row: Row) -> float:
 
 
 def _plain(row: Row) -> dict[str, Any]:
-    memory = {who: None if taken is None else taken / MIB for who, taken in row.memory.items()}
+    memory = {who: None if size is None else size / MIB for who, size in row.memory.items()}
     return {
         "layer": asdict(row.layer),
         "pass": row.name,

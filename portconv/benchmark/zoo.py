@@ -1,7 +1,7 @@
 """Layers of networks that people run, for ``portconv bench``.
 
-Names say it all: the network, the kernel ("dw" for depthwise), channels in and out at the size of the input, then
-stride ("s"), dilation ("d") and batch ("b") where they are not 1, 1 and 16. Sizes are those of:
+A layer's name has the network, the kernel ("dw" for depthwise), the channels in and out at the size of the input, and
+then the stride ("s"), dilation ("d") and batch ("b") if they are not 1, 1 and 16. The sizes are those of:
 
 - ResNet-50: He, Zhang, Ren and Sun, "Deep residual learning for image recognition" (CVPR 2016);
 - VGG-16: Simonyan and Zisserman, "Very deep convolutional networks for large-scale image recognition" (ICLR 2015);
@@ -13,7 +13,7 @@ stride ("s"), dilation ("d") and batch ("b") where they are not 1, 1 and 16. Siz
 - TCN: Bai, Kolter and Koltun, "An empirical evaluation of generic convolutional and recurrent networks" (2018);
 - a filterbank over a second of sound, learned as by Ravanelli and Bengio, "Speaker recognition from raw waveform with
   SincNet" (SLT 2018), with a longer kernel;
-- Stanford's CS231n: what its notebooks time and check the fast layers with.
+- Stanford's CS231n: the layers on which its notebooks time and check the fast versions.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from typing import Any
 from ..convolution import conv_output_shape
 
 BATCH = 16
-"""Samples in a batch where a layer's name does not say."""
+"""The samples in a batch, unless the layer's name says another number."""
 
 KINDS = ("dense", "pointwise", "depthwise", "large", "small")
-"""Kinds of layers: what is fast for one need not be for another. Pointwise layers have kernels of 1 and are dense too;
-large is the kernel; small is the whole call."""
+"""The kinds of layers: an algorithm that is fast for one kind need not be for another. Pointwise layers have kernels of
+1 and are dense too; large layers have a large kernel; in small ones the whole call is small."""
 
 Ints = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution layer with a bias, in float32; `padding` is of zeros, on either side.
+    """A convolution layer with a bias, in float32; `padding` adds zeros on both sides.
 
     Attributes
     ----------
@@ -60,7 +60,7 @@ class Layer:
 
     @property
     def options(self) -> dict[str, Any]:
-        """How portconv is to be called."""
+        """The keyword arguments for portconv."""
         return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
 
     @property
@@ -73,7 +73,7 @@ class Layer:
 
     @property
     def dense(self) -> bool:
-        """Whether every filter reads every channel, through a kernel of usual size."""
+        """Whether every filter reads every channel, with a kernel of common size."""
         return self.kind in ("dense", "pointwise")
 
 
@@ -90,7 +90,7 @@ def _layer(
     padding: int | None = None,
     dilation: int = 1,
 ) -> Layer:
-    """Describe and name a layer; it is padded to keep the size, unless told otherwise."""
+    """Describe and name a layer; if `padding` is None, the output has the size of the input."""
     dims = len(size)
     depthwise = kind == "depthwise" or (kind == "large" and channels == filters)
     groups = channels if depthwise else 1
@@ -155,20 +155,20 @@ def named(name: str, layers: tuple[Layer, ...] = ZOO) -> tuple[Layer, ...]:
     Parameters
     ----------
     name : str
-        A layer's own, or else any part of one.
+        The name of a layer, or a part of it.
     layers : tuple of Layer
 
     Returns
     -------
     tuple of Layer
-        None where there is no such layer.
+        The layer of that name, else all layers whose name contains it.
     """
     exact = tuple(layer for layer in layers if layer.name == name)
     return exact or tuple(layer for layer in layers if name in layer.name)
 
 
 def growth_pairs(layers: tuple[Layer, ...], short: int = 15, long: int = 31) -> list[tuple[Layer, Layer]]:
-    """Find layers that differ in nothing but their kernel's length, `short` and `long` along each dimension."""
+    """Find pairs of layers that differ only in their kernel's length: `short` and `long` along each dimension."""
     return [
         (a, b)
         for a in layers

@@ -4,7 +4,7 @@ import sys
 
 
 def main() -> None:
-    """Run the command; where its libraries are missing, say how to install them."""
+    """Run the command; if one of its libraries is missing, say how to install it."""
     try:
         from .group import portconv
 

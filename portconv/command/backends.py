@@ -1,4 +1,4 @@
-"""``portconv backends``: which array libraries work here, on what, and what holds them back."""
+"""``portconv backends``: list the array libraries, the devices that they have here, and why others do not work."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .. import backends
 
 @dataclass
 class _Entry:
-    """What there is to say about one backend."""
+    """What the list says about one backend."""
 
     name: str
     available: bool = False
@@ -47,14 +47,14 @@ def command(as_json: bool) -> None:
 
 
 def device_name(device: Any) -> str:
-    """Name a device in a few words: libraries print their devices as Python objects."""
+    """Name a device in a few words; libraries print theirs as Python objects."""
     text = str(device).removeprefix("array_api_strict.")
     return text.removeprefix("Device('").removesuffix("')").strip("<>")
 
 
 def _entry(name: str) -> _Entry:
     entry = _Entry(name)
-    # A list of what works must survive whatever a broken library raises or warns of when it is imported.
+    # A broken library may raise or warn of anything when it is imported; the list must still be printed.
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -104,7 +104,7 @@ def _explanation(entry: _Entry) -> Text:
     if entry.available:
         return Text("\n".join(f"{key}: {value}" for key, value in entry.details.items()))
     lines = [entry.reason or ""]
-    # Installing brings no GPU.
+    # Where a device is missing, installing the library does not help.
     if entry.install and not entry.no_device:
         lines.append(f"To install it: {entry.install}")
     return Text("\n".join(lines))

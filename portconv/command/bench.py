@@ -1,11 +1,11 @@
-"""``portconv bench``: real layers timed beside the other libraries that are here, as ratios alone."""
+"""``portconv bench``: time real layers beside the other libraries that are installed, and print ratios."""
 
 from __future__ import annotations
 
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from rich.text import Text
 from .. import calibration
 from ..algorithms.choice import algorithms
 from ..backends import Backend, Costs
-from ..benchmark import PEERS, ZOO, Layer, Peer, Report, Row, measure, surroundings
+from ..benchmark import PEERS, ZOO, Layer, NotMeasured, Peer, Report, Row, measure, surroundings
 from ..benchmark.costs import Timing, fit, regrets, timings
 from ..benchmark.measurement import OURS
 from ..benchmark.problem import PASSES
@@ -30,11 +30,13 @@ from .verify import plain_table
 REPEATS = 5
 
 WIDE = 110
-"""Columns of a terminal that a table of all peers needs to have a line for each pass."""
+"""The terminal's columns from which a table of all peers needs one line for each pass."""
 
 
 @click.command("bench")
-@click.option("--backend", "backend_name", default="auto", show_default=True, metavar="NAME|auto", help="On what.")
+@click.option(
+    "--backend", "backend_name", default="auto", show_default=True, metavar="NAME|auto", help="The array library."
+)
 @click.option(
     "--layer",
     "layer_names",
@@ -51,11 +53,11 @@ WIDE = 110
     type=click.IntRange(min=1),
     default=REPEATS,
     show_default=True,
-    help="Turns, of which the median counts.",
+    help="Turns of each candidate; the median counts.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else; null is no finite number.")
 @click.option("--plot", metavar="FILE", type=UNCHECKED, help="Also draw the speed-ups: a PNG, SVG or PDF file.")
-@click.option("--calibrate", is_flag=True, help="Time portconv's algorithms alone, and keep what calls cost here.")
+@click.option("--calibrate", is_flag=True, help="Time only portconv's algorithms, and store the costs of calls.")
 @click.option("--list", "listing", is_flag=True, help="List the layers and the peers, and time nothing.")
 @click.pass_context
 def command(
@@ -72,7 +74,7 @@ def command(
 ) -> None:
     """Time forward and backward of real layers beside PyTorch and others, and check every result.
 
-    Every figure is a ratio of medians over interleaved turns. The exit status is 0 only where all results are within
+    Every figure is a ratio of medians over interleaved turns. The exit status is 0 only if all results are within
     bounds of the exact ones.
     """
     if plot is not None:
@@ -89,7 +91,8 @@ def command(
     if listing:
         _list(layers, peers, report, as_json)
         return
-    _fill(report, layers, backend, peers, algorithm, repeats)
+    for measured in _measure_all(layers, lambda layer: measure(layer, backend, peers, algorithm, repeats)):
+        report.take(measured)
     about = surroundings(backend)
     if plot is not None and report.rows:
         _draw(report, about, plot)
@@ -102,61 +105,61 @@ def command(
 
 
 def _calibrate(layers: Sequence[Layer], backend: Backend, as_json: bool) -> None:
-    """Measure what calls cost on this machine, store it, and say what that makes of the choice."""
-    made: list[Timing] = []
+    """Measure what calls cost on this machine, store it, and say how much better the choices get."""
+    measured: list[Timing] = []
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         for layer in progress.track(layers, description="calibrating"):
-            made += timings(layer, backend)
-    if not made:
+            measured += timings(layer, backend)
+    if not measured:
         refuse("--calibrate: got layers with nothing to time")
-    costs = fit(made)
-    before, after = (_regret(made, own) for own in (calibration.costs(backend), costs))
+    costs = fit(measured)
+    before, after = (_regret(measured, each) for each in (calibration.costs(backend), costs))
     try:
         where = calibration.store({backend.name: costs})
     except OSError as error:
         refuse(f"--calibrate: {calibration.path()} cannot be written: {error}")
     if as_json:
-        found = {"file": str(where), "backend": backend.name, "costs": costs._asdict()}
-        click.echo(json.dumps({**found, "over_fastest": {"before": before, "after": after}}, indent=2))
+        stored = {"file": str(where), "backend": backend.name, "costs": costs._asdict()}
+        click.echo(json.dumps({**stored, "over_fastest": {"before": before, "after": after}}, indent=2))
         return
     click.echo(f"{backend.name}: {', '.join(f'{name} {cost:g} ns' for name, cost in costs._asdict().items())}")
     click.echo(f"the algorithms taken took {before:.3f} times as long as the fastest ones before, {after:.3f} now")
     click.echo(f"stored in {where}")
 
 
-def _regret(made: Sequence[Timing], costs: Costs) -> float:
-    """How many times as long as the fastest algorithms those take that "auto" would, in the geometric mean."""
-    return statistics.geometric_mean(ratio for _, _, _, ratio in regrets(made, costs))
+def _regret(measured: Sequence[Timing], costs: Costs) -> float:
+    """Return the time of the algorithms that "auto" would choose over that of the fastest ones: the geometric mean."""
+    return statistics.geometric_mean(ratio for _, _, _, ratio in regrets(measured, costs))
 
 
 def _layers(names: Sequence[str]) -> tuple[Layer, ...]:
-    """The layers asked for, in the order of the zoo; all of them if none was."""
+    """Return the named layers in the order of the zoo; all layers if there is no name."""
     chosen: set[Layer] = set()
     for name in names:
-        found = named(name)
-        if not found:
+        layers = named(name)
+        if not layers:
             refuse(f"--layer: got {name!r}, expected one of these, or a part of one: {_listed(ZOO)}")
-        chosen.update(found)
+        chosen.update(layers)
     return tuple(layer for layer in ZOO if layer in chosen or not names)
 
 
 def _peers(names: Sequence[str], backend: Backend, report: Report) -> list[Peer]:
-    """The peers asked for, or all that are here; which are missing is noted."""
+    """Return the named peers, or the default ones that are installed; the report notes the missing ones."""
     known = {peer.name: peer for peer in PEERS}
     for name in names:
         if name not in known:
             refuse(f"--peer: got {name!r}, expected one of {_listed(PEERS)}")
         if reason := known[name].unavailable(backend):
             refuse(f"--peer {name}: {reason}")
-    here = []
+    available = []
     for peer in PEERS:
         if peer.name in names if names else peer.default:
             if reason := peer.unavailable(backend):
                 report.missing[peer.name] = reason
             else:
-                here.append(peer)
-    return here
+                available.append(peer)
+    return available
 
 
 def _listed(things: Sequence[Layer | Peer]) -> str:
@@ -166,26 +169,27 @@ def _listed(things: Sequence[Layer | Peer]) -> str:
 def _list(layers: Sequence[Layer], peers: Sequence[Peer], report: Report, as_json: bool) -> None:
     if as_json:
         known = [{"name": p.name, "title": p.title, "missing": report.missing.get(p.name)} for p in PEERS]
-        found = [{"name": layer.name, "kind": layer.kind} for layer in layers]
-        click.echo(json.dumps({"layers": found, "peers": known}, indent=2))
+        listed = [{"name": layer.name, "kind": layer.kind} for layer in layers]
+        click.echo(json.dumps({"layers": listed, "peers": known}, indent=2))
         return
     for layer in layers:
         click.echo(f"{layer.name:<32} {layer.kind}")
     click.echo()
     for peer in PEERS:
-        told = report.missing.get(peer.name) or ("" if peer in peers else "only where asked for")
-        click.echo(f"{peer.name:<14} {peer.title}{f' ({told})' if told else ''}")
+        note = report.missing.get(peer.name) or ("" if peer in peers else "only where asked for")
+        click.echo(f"{peer.name:<14} {peer.title}{f' ({note})' if note else ''}")
 
 
-def _fill(
-    report: Report, layers: Sequence[Layer], backend: Backend, peers: Sequence[Peer], algorithm: str, repeats: int
-) -> None:
+MeasureLayer = Callable[[Layer], Iterable[Row | NotMeasured]]
+
+
+def _measure_all(layers: Sequence[Layer], measure_layer: MeasureLayer) -> Iterator[Row | NotMeasured]:
+    """Measure each layer, and show the progress."""
     with _progress() as progress:
         task = progress.add_task("", total=len(layers))
         for layer in layers:
             progress.update(task, description=layer.name)
-            for found in measure(layer, backend, peers, algorithm, repeats):
-                report.take(found)
+            yield from measure_layer(layer)
             progress.advance(task)
 
 
@@ -195,7 +199,7 @@ def _progress() -> Progress:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        # Quiet as well as disabled: rich ends even a disabled bar with an empty line.
+        # The console must be quiet too: rich ends even a disabled bar with an empty line.
         console=Console(stderr=True, quiet=not terminal),
         transient=True,
         disable=not terminal,
@@ -217,8 +221,8 @@ def _print(report: Report, about: dict[str, str], plot: Path | None) -> None:
         console.print(_table(report, console.width))
     for name, reason in report.missing.items():
         click.echo(f"without {name}: {reason}")
-    for left in report.left:
-        click.echo(f"{'FAILED' if left.fault else 'skipped'} {left}")
+    for entry in report.not_measured:
+        click.echo(f"{'FAILED' if entry.fault else 'skipped'} {entry}")
     for row, who in report.out_of_bounds:
         click.echo(f"FAILED {who} on {row.layer.name}, {row.name}: {row.errors[who].units:.3g} times the bound")
     for line in _conclusions(report):
@@ -230,39 +234,39 @@ def _print(report: Report, about: dict[str, str], plot: Path | None) -> None:
 
 
 def _table(report: Report, width: int) -> Table:
-    """A row for each pass; where there is no room, errors stand below the ratios and not beside them."""
+    """Make a table with a row for each pass; in a narrow terminal errors are below the ratios, else beside them."""
     table = plain_table("portconv's time over the peer's; in brackets, errors in epsilons", "layer")
     table.add_column("pass")
     for heading in ("own", *report.peers, "MiB"):
         table.add_column(heading.replace("-", "\n"), justify="right", overflow="fold")
     between = " " if width >= WIDE else "\n"
     for row in report.rows:
-        found = ratios(row)
-        cells = (_cell(row, who, f"{found[who]:.2f}{between}" if who in found else "") for who in report.peers)
-        taken = row.memory.get(OURS)
-        memory = "" if taken is None else f"{taken / MIB:.1f}"
+        by_peer = ratios(row)
+        cells = (_cell(row, who, f"{by_peer[who]:.2f}{between}" if who in by_peer else "") for who in report.peers)
+        size = row.memory.get(OURS)
+        memory = "" if size is None else f"{size / MIB:.1f}"
         first = row.layer.name if row.name == PASSES[0] else ""
         table.add_row(first, row.name, _cell(row, OURS, ""), *cells, memory)
     return table
 
 
 def _cell(row: Row, who: str, ratio: str) -> Text:
-    """A ratio, and the error with it, in red where it is out of bounds."""
+    """Write a ratio and the error, which is red if it is out of bounds."""
     errors = row.errors.get(who)
     if errors is None:
         return Text(ratio.rstrip())
-    said = f"({errors.epsilons:.1f})" if errors.epsilons < 1000 else f"({errors.epsilons:.0e})"
-    return Text.assemble(ratio, (said, "" if errors.held else "bold red"))
+    error = f"({errors.epsilons:.1f})" if errors.epsilons < 1000 else f"({errors.epsilons:.0e})"
+    return Text.assemble(ratio, (error, "" if errors.held else "bold red"))
 
 
 def _conclusions(report: Report) -> list[str]:
-    """What the figures come to, a line each."""
+    """Sum up the figures, in one line each."""
     summary = report.summary()
     means, lines = summary["speedup"], []
     for key, what in (("over_torch", "PyTorch"), ("over_best", "the best peer on each")):
         if means["all"][key] is not None:
             passes = ", ".join(f"{name} {_figure(means[name][key])}" for name in PASSES)
-            kinds = ", ".join(f"{kind} {_figure(found[key])}" for kind, found in summary["speedup_by_kind"].items())
+            kinds = ", ".join(f"{kind} {_figure(of_kind[key])}" for kind, of_kind in summary["speedup_by_kind"].items())
             lines.append(f"speed-up over {what}, geometric mean: {_figure(means['all'][key])} ({passes}; {kinds})")
     if worst := summary["worst_dense"]:
         where = f"{worst['layer']}, {worst['pass']}"

@@ -1,4 +1,4 @@
-"""The picture that ``portconv bench`` draws: how many times as fast portconv is as each peer, layer by layer."""
+"""Draw the picture of ``portconv bench``: how many times as fast portconv is as each peer, for each layer."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ STYLES = {
     "direct": ("x", QUIET),
     "product": ("|", INK),
 }
-"""A marker and a colour for each peer: they differ in both."""
+"""The marker and the colour of each peer."""
 
 # Lengths in inches.
 WIDTH, ROW, HEAD, FOOT, NAMES, MARGIN = 10.5, 0.24, 0.95, 0.8, 2.35, 0.2
 DPI = 150
 CAPTION = 170
-"""Letters of the caption that a line takes."""
+"""The letters in a line of the caption."""
 
 
 def draw(report: Report, caption: str, destination: Path) -> None:
@@ -44,15 +44,15 @@ def draw(report: Report, caption: str, destination: Path) -> None:
     Parameters
     ----------
     report : Report
-        With a row at the least.
+        It must have at least one row.
     caption : str
-        The line at the bottom.
+        The text at the bottom.
     destination : Path
-        Where to write; its ending is one of `FORMATS`.
+        The file to write; its ending is one of `FORMATS`.
     """
     drawn = io.BytesIO()
     with matplotlib.rc_context(), warnings.catch_warnings():
-        # The picture must not depend on a matplotlibrc, nor on letters that the font lacks.
+        # The picture must not depend on a matplotlibrc; a letter that the font lacks must not print a warning.
         matplotlib.rcdefaults()
         warnings.simplefilter("ignore")
         _figure(report, caption).savefig(drawn, format=destination.suffix[1:].lower(), dpi=DPI)

@@ -1,11 +1,11 @@
-"""What ``portconv verify`` was asked to run: which cases, on which backends and devices, in which ways."""
+"""Choose what ``portconv verify`` runs: the cases, the backends and devices, and the variants."""
 
 from __future__ import annotations
 
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,18 @@ from .backends import device_name
 from .group import backends_named, refuse
 
 REPRODUCIBLE_THREADS = (1, 2)
-"""Numbers of threads that reproducible results are compared under, where none are asked for."""
+"""The numbers of threads that reproducible results are compared under by default."""
 COPIES = 10
-"""Arrays of doubles or complex numbers that each element of a case takes while its exact values are worked out."""
+"""The doubles or complex numbers that each element of a case takes while its exact values are computed."""
 
 
 def chosen_backends(names: Sequence[str], report: Report) -> list[Backend]:
-    """The backends asked for, or all that work here; what does not is noted as skipped."""
+    """Return the named backends, or all that work here; the report notes the others as skipped."""
     if names:
         return backends_named(names)
-    found = []
+    working = []
     for name in backends.names():
-        # One library that cannot even be imported must not keep the others from being verified.
+        # A library that cannot be imported must not stop the verification of the others.
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
@@ -37,117 +37,139 @@ def chosen_backends(names: Sequence[str], report: Report) -> list[Backend]:
                 reason = str(caught[0].message) if caught else f"{type(error).__name__}: {error}"
         if reason is None:
             backend.widen()
-            found.append(backend)
+            working.append(backend)
         else:
             report.skipped.append((name, reason))
-    return found
+    return working
 
 
 def places(chosen: Sequence[Backend], devices: Sequence[str], report: Report) -> list[Variant]:
-    """Each backend on each device asked for, or on its default one."""
+    """Return each backend on each named device, or on its default device."""
     if not devices:
         return [Variant(backend) for backend in chosen]
     known = {backend.name: {device_name(device): device for device in backend.devices()} for backend in chosen}
     for device in devices:
-        if device != "all" and not any(_named(device, own) for own in known.values()):
-            listed = "; ".join(f"{name}: {', '.join(own)}" for name, own in known.items())
+        if device != "all" and not any(_named(device, by_name) for by_name in known.values()):
+            listed = "; ".join(f"{name}: {', '.join(by_name)}" for name, by_name in known.items())
             refuse(f"--device: got {device!r}, expected 'all' or a device of a backend ({listed})")
-    found = []
+    variants = []
     for backend in chosen:
-        own = known[backend.name]
-        wanted = list(own) if "all" in devices else [name for device in devices for name in _named(device, own)]
+        by_name = known[backend.name]
+        wanted = list(by_name) if "all" in devices else [name for device in devices for name in _named(device, by_name)]
         for name in dict.fromkeys(wanted):
-            default = name == next(iter(own))
-            found.append(Variant(backend) if default else Variant(backend, own[name], name))
+            default = name == next(iter(by_name))
+            variants.append(Variant(backend) if default else Variant(backend, by_name[name], name))
         if not wanted:
             report.skipped.append((backend.name, f"has no device {' or '.join(devices)}"))
-    return found
+    return variants
 
 
 def _named(device: str, known: dict[str, Any]) -> list[str]:
-    return [name for name, own in known.items() if device in (name, str(own))]
+    return [name for name, value in known.items() if device in (name, str(value))]
 
 
-def variants(found: Sequence[Variant], threads: Sequence[int], precision: str) -> list[Variant]:
-    """Each place as it is or with each number of threads; reproducible results in halves of the batch as well."""
+def variants(places: Sequence[Variant], threads: Sequence[int], precision: str) -> list[Variant]:
+    """Return each place with each number of threads; for reproducible results also with the batch in halves."""
     numbers: tuple[int | None, ...] = tuple(dict.fromkeys(threads)) or (None,)
     if precision == "reproducible":
         numbers = numbers if threads else (None, *REPRODUCIBLE_THREADS)
-    made = [replace(place, threads=number) for place in found for number in numbers]
+    chosen = [replace(place, threads=number) for place in places for number in numbers]
     if precision == "reproducible":
-        made += [replace(place, halves=True) for place in found]
-    return made
+        chosen += [replace(place, halves=True) for place in places]
+    return chosen
 
 
-def chosen_layers(
-    file: Path | None,
-    model: Path | None,
-    batch: int | None,
-    dims: Sequence[str],
-    report: Report,
-    dtypes: Sequence[str],
-) -> tuple[Case, ...] | None:
-    """Read the cases of files, in float32, to be run in `dtypes`; None where none is given."""
-    if model is None and (batch is not None or dims):
-        refuse(f"{'--dim' if dims else '--batch'}: got a size without a model, expected --onnx FILE beside it")
-    if file is None and model is None:
+@dataclass(frozen=True)
+class Files:
+    """The files that the user's cases are read from, and the open sizes of the model.
+
+    Attributes
+    ----------
+    layers, model : Path, optional
+        A TOML or JSON file of layers, and an ONNX model.
+    batch : int, optional
+        The samples in each input of the model.
+    dims : sequence of str
+        The other open sizes of the model, as NAME=SIZE.
+    """
+
+    layers: Path | None = None
+    model: Path | None = None
+    batch: int | None = None
+    dims: Sequence[str] = ()
+
+
+def chosen_layers(files: Files, report: Report, dtypes: Sequence[str]) -> tuple[Case, ...] | None:
+    """Read the cases of files, in float32, which will be run in `dtypes`; None if no file is given."""
+    if files.model is None and (files.batch is not None or files.dims):
+        option = "--dim" if files.dims else "--batch"
+        refuse(f"{option}: got a size without a model, expected --onnx FILE beside it")
+    if files.layers is None and files.model is None:
         return None
-    found: list[Case] = []
+    cases: list[Case] = []
     try:
-        if file is not None:
-            found += layers.read(file)
-        if model is not None:
-            read = onnx_model.read(model, batch, _sizes(dims))
-            found += read.cases
-            for what in read.left_out:
+        if files.layers is not None:
+            cases += layers.read(files.layers)
+        if files.model is not None:
+            model = onnx_model.read(files.model, files.batch, _sizes(files.dims))
+            cases += model.cases
+            for what in model.left_out:
                 report.leave_out(f"of the model: {what}")
-        if file is not None and model is not None:
-            layers.check_names(model, found)
+        if files.layers is not None and files.model is not None:
+            layers.check_names(files.model, cases)
     except layers.Unusable as error:
         refuse(error)
     memory = backends.get("numpy").memory(None)
-    wide = 16 if any(dtype.startswith("complex") for dtype in dtypes) else 8
-    for case in found:
+    itemsize = 16 if any(dtype.startswith("complex") for dtype in dtypes) else 8
+    for case in cases:
         sizes = case.geometry
-        needed = wide * COPIES * sum(map(math.prod, (sizes.x_shape, sizes.w_shape, sizes.out_shape)))
+        needed = itemsize * COPIES * sum(map(math.prod, (sizes.x_shape, sizes.w_shape, sizes.out_shape)))
         if needed > memory:
             refuse(
                 f"layer {case.name!r}: verifying it takes about {needed} bytes of memory, of which there are {memory}"
             )
-    return tuple(found)
+    return tuple(cases)
 
 
 def _sizes(dims: Sequence[str]) -> dict[str, int]:
-    found = {}
+    sizes = {}
     for dim in dims:
         name, _, size = dim.rpartition("=")
         if not (name and size.isascii() and size.isdigit() and 0 < len(size) < 10 and int(size)):
             refuse(f"--dim: got {dim!r}, expected NAME=SIZE with a positive size")
-        found[name] = int(size)
-    return found
+        sizes[name] = int(size)
+    return sizes
 
 
 def runs(
-    given: Sequence[Case], algorithms: Sequence[str], precisions: Sequence[str], report: Report
+    cases: Sequence[Case], algorithms: Sequence[str], precisions: Sequence[str], report: Report
 ) -> list[tuple[Case, str]]:
-    """Each case in each precision, by each algorithm asked for, or by its own; what none can serve is left out."""
-    found, fitting = [], []
-    for case in given:
-        if case.fits:
-            fitting.append(case)
-        else:
+    """Return each case in each precision, by each named algorithm or by its own; the report notes what is left out."""
+    fitting = [case for case in cases if case.fits]
+    for case in cases:
+        if not case.fits:
             report.leave_out(f"{case.dtype} cases whose weights are too large for it")
+    chosen = []
     for precision in precisions:
         for case in fitting:
             if not algorithms:
-                # Reproducible results are the same by whichever algorithm, and complex ones not to be had by each.
-                some = precision == "reproducible" or case.dtype.startswith("complex")
-                own = not some or case.algorithm == "auto" or unserved(case, precision) is None
-                found.append((case if own else replace(case, algorithm="auto"), precision))
+                chosen.append((_by_its_own(case, precision), precision))
             for algorithm in dict.fromkeys(algorithms):
                 named = replace(case, algorithm=algorithm)
                 if algorithm == "auto" or unserved(named, precision) is None:
-                    found.append((named, precision))
+                    chosen.append((named, precision))
                 else:
                     report.leave_out(f"{case.dtype} cases that {algorithm} cannot serve, {precision}")
-    return found
+    return chosen
+
+
+def _by_its_own(case: Case, precision: str) -> Case:
+    """Return the case with its own algorithm if that can compute it, else with "auto".
+
+    Reproducible results are the same for every algorithm, and not every algorithm has complex ones, so "auto" serves
+    as well there. In other cases an algorithm that cannot compute its case is a failure.
+    """
+    replaceable = precision == "reproducible" or case.dtype.startswith("complex")
+    if not replaceable or case.algorithm == "auto" or unserved(case, precision) is None:
+        return case
+    return replace(case, algorithm="auto")

@@ -1,4 +1,4 @@
-"""The filters that ``portconv run`` can convolve a photograph with: three banks by name, and users' own from a file."""
+"""The filters of ``portconv run``: three banks with names, and users' own filters from a file."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from .group import refuse
 Kernels = NDArray[np.float32]
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-"""What red, green and blue give to luminance: ITU-R Recommendation BT.601."""
+"""The shares of red, green and blue in luminance: ITU-R Recommendation BT.601."""
 
 
 @dataclass(frozen=True, eq=False)
 class Bank:
-    """Filters over a photograph, and the titles of the maps that they make.
+    """Filters for a photograph, and the titles of their maps.
 
     Attributes
     ----------
     name : str
-        What the user asked for.
+        The name that the user asked for.
     titles : tuple of str
         One per filter.
     weights : array, shape (F, 1, kh, kw) or (F, 3, kh, kw)
-        With one channel over the photograph's luminance, with three over its red, green and blue.
+        Filters with one channel apply to the photograph's luminance, those with three to its red, green and blue.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Bank:
         return len(self.weights[0]) == 1
 
     def over(self, channels: int) -> Kernels:
-        """The weights for a photograph of so many channels, 1 or 3; grey is equal red, green and blue."""
+        """Return the weights for a photograph with 1 or 3 channels; in a grey one red, green and blue are equal."""
         if self.weights.shape[1] == channels:
             return self.weights
         if channels == 1:
@@ -54,7 +54,7 @@ class Bank:
 
 
 def bank(name: str) -> Bank:
-    """Return the bank that `--filters` names; refuse what is neither a bank nor a usable file."""
+    """Return the bank that `--filters` names; refuse a name that is neither a bank nor a usable file."""
     if name in NAMED:
         titles, weights = NAMED[name]()
         return Bank(name, titles, weights)
@@ -65,7 +65,7 @@ def bank(name: str) -> Bank:
 
 
 def edges() -> tuple[tuple[str, ...], Kernels]:
-    """Luminance, its slope in four directions (Sobel and Feldman's operator) and its Laplacian."""
+    """Return filters for luminance, its slope in four directions (Sobel and Feldman's operator) and its Laplacian."""
     across = [[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]]
     down = [[-1, -2, -1], [0, 0, 0], [1, 2, 1]]
     falling = [[-2, -1, 0], [-1, 0, 1], [0, 1, 2]]
@@ -82,7 +82,7 @@ def edges() -> tuple[tuple[str, ...], Kernels]:
 
 
 def blur() -> tuple[tuple[str, ...], Kernels]:
-    """Gaussian blurs of luminance, and what each takes away: the differences and the widest blur sum to luminance."""
+    """Return Gaussian blurs of luminance and their differences, which add up to luminance with the widest blur."""
     widths = (1, 2, 4, 8)
     blurs = [gaussian(width) for width in widths]
     size = max(len(kernel) for kernel in blurs)
@@ -94,7 +94,7 @@ def blur() -> tuple[tuple[str, ...], Kernels]:
 
 
 def gabor() -> tuple[tuple[str, ...], Kernels]:
-    """Gabor filters of two wavelengths in six directions."""
+    """Return Gabor filters of two wavelengths in six directions."""
     named = {
         f"{angle}°, {wavelength} pixels": gabor_kernel(wavelength, math.radians(angle), GABOR_RADIUS)
         for wavelength in (4, 8)
@@ -105,11 +105,11 @@ def gabor() -> tuple[tuple[str, ...], Kernels]:
 
 NAMED = {"edges": edges, "blur": blur, "gabor": gabor}
 GABOR_RADIUS = 13
-"""Where the envelope of the longest wavelength has fallen to a twentieth."""
+"""At this radius the envelope of the longest wavelength has fallen to a twentieth."""
 
 
 def gaussian(width: float) -> NDArray[np.float64]:
-    """A Gaussian of that standard deviation in pixels, out to three of them, with sum 1."""
+    """Return a Gaussian with sum 1, out to three standard deviations; `width` is one of them in pixels."""
     reach = math.ceil(3 * width)
     profile = np.exp(-0.5 * (np.arange(-reach, reach + 1) / width) ** 2)
     profile /= profile.sum()
@@ -117,13 +117,13 @@ def gaussian(width: float) -> NDArray[np.float64]:
 
 
 def gabor_kernel(wavelength: float, angle: float, radius: int) -> NDArray[np.float64]:
-    """A cosine wave under a Gaussian envelope, with sum 0 and absolute sum 1.
+    """Return a cosine wave under a Gaussian envelope, with sum 0 and absolute sum 1.
 
     The wave runs along `angle`, counted from the right towards the top; the envelope's standard deviation is half a
     wavelength along the wave, and a third more along the crests. It is the real part of the filters of J. G. Daugman,
     "Uncertainty relation for resolution in space, spatial frequency, and orientation optimized by two-dimensional
-    visual cortical filters", Journal of the Optical Society of America A 2 (1985) 1160-1169, less as much of the
-    envelope as makes an even brightness give 0.
+    visual cortical filters", Journal of the Optical Society of America A 2 (1985) 1160-1169, minus a multiple of the
+    envelope that makes the response to even brightness 0.
     """
     y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1]
     along = x * math.cos(angle) - y * math.sin(angle)
@@ -145,18 +145,18 @@ def _stacked(kernels: Sequence[NDArray[np.float64]]) -> Kernels:
 
 
 def _from_file(path: Path) -> Bank:
-    """Read users' own filters: (F, 3, kh, kw) for colour; (F, 1, kh, kw), (F, kh, kw) or (kh, kw) for luminance."""
-    found = _loaded(path)
-    shape = found.shape
-    if found.ndim in (2, 3):
-        found = found.reshape(-1, 1, *shape[-2:]) if found.size else found
-    if found.ndim != 4 or not found.size or found.shape[1] not in (1, 3):
+    """Read filters from a file: (F, 3, kh, kw) for colour; (F, 1, kh, kw), (F, kh, kw) or (kh, kw) for luminance."""
+    array = _loaded(path)
+    shape = array.shape
+    if array.ndim in (2, 3):
+        array = array.reshape(-1, 1, *shape[-2:]) if array.size else array
+    if array.ndim != 4 or not array.size or array.shape[1] not in (1, 3):
         refuse(
             f"--filters {path}: got an array of shape {shape}, "
             "expected (F, C, height, width) with C 1 or 3, (F, height, width) or (height, width), none of them 0"
         )
     with np.errstate(over="ignore"):
-        weights = np.ascontiguousarray(found, np.float32)
+        weights = np.ascontiguousarray(array, np.float32)
     if not np.isfinite(weights).all():
         refuse(f"--filters {path}: got nan, inf or numbers too large for float32, expected finite ones")
     return Bank(path.name, tuple(f"filter {i}" for i in range(len(weights))), weights)
@@ -170,13 +170,13 @@ def _loaded(path: Path) -> NDArray[Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # Mapped, so that a header that claims more than the file holds is an error and not an allocation.
-            found = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception:  # a damaged header raises whatever the parser stumbled on
+            # Mapped, so that a header which claims more than the file holds raises an error and allocates nothing.
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception:  # the parser may raise anything on a damaged header
         refuse(f"--filters {path}: not a .npy file of numbers, as numpy.save writes")
-    if not isinstance(found, np.ndarray):
-        found.close()
+    if not isinstance(array, np.ndarray):
+        array.close()
         refuse(f"--filters {path}: a .npz archive, expected a .npy file")
-    if found.dtype.kind not in "iuf":
-        refuse(f"--filters {path}: got {found.dtype}, expected real numbers")
-    return found
+    if array.dtype.kind not in "iuf":
+        refuse(f"--filters {path}: got {array.dtype}, expected real numbers")
+    return array

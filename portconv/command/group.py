@@ -1,4 +1,4 @@
-"""The command's group, and what its subcommands share: backends, files, and refusing bad input in one line."""
+"""The group of subcommands, and what they share: choosing backends, checking files, and refusing bad input."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ..errors import BackendError
 SUBCOMMANDS = ("backends", "bench", "run", "verify")
 
 UNCHECKED = click.Path(readable=False, path_type=Path)
-"""A path that is checked here: click takes several lines to refuse one."""
+"""A path that `check_destination` checks, because click refuses one in several lines."""
 
 
 class _Group(click.Group):
-    """Imports a subcommand when it is asked for, so that none waits for another's libraries."""
+    """A group that imports a subcommand when it is called, so that none waits for another's libraries."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(SUBCOMMANDS)
@@ -41,18 +41,18 @@ def portconv() -> None:
 
 
 class BadInput(click.ClickException):
-    """Input that cannot be used: one line, and exit status 2."""
+    """Input that cannot be used; the command prints one line and exits with status 2."""
 
     exit_code = 2
 
 
 def refuse(message: object) -> NoReturn:
-    """End the command over bad input."""
+    """End the command because of bad input."""
     raise BadInput(" ".join(str(message).split()))
 
 
 def backend_named(name: str) -> Backend:
-    """Return the backend of that name; for "auto" CuPy where a GPU works, else NumPy."""
+    """Return the backend of that name; "auto" is CuPy if a GPU works, else NumPy."""
     try:
         if name == "auto":
             name = "numpy" if backends.find("cupy").unavailable else "cupy"
@@ -64,13 +64,13 @@ def backend_named(name: str) -> Backend:
 
 
 def backends_named(names: Sequence[str]) -> list[Backend]:
-    """Return the backends of these names, each once; all that work here where there are none."""
+    """Return the backends of these names, each once; without names, all that work here."""
     chosen = map(backend_named, names or [backend.name for backend in backends.available()])
     return list({backend.name: backend for backend in chosen}.values())
 
 
 def check_destination(option: str, path: Path, formats: Sequence[str]) -> None:
-    """Refuse a file that cannot be written, or whose ending is none of `formats`."""
+    """Refuse a file that cannot be written, or whose ending is not in `formats`."""
     if path.suffix[1:].lower() not in formats:
         refuse(f"{option} {path}: got the ending {path.suffix!r}, expected one of {', '.join(formats)}")
     if path.is_dir():

@@ -1,4 +1,4 @@
-"""Photographs from files, as arrays of numbers between 0 and 1."""
+"""Read photographs from files as arrays of numbers between 0 and 1."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Photograph:
     Attributes
     ----------
     path : Path
-        The file it is from.
+        The file that it was read from.
     size : tuple of int
-        Width and height in the file.
+        The width and height in the file.
     pixels : array, shape (1, height, width) for grey or (3, height, width) for colour
-        Numbers between 0 and 1; smaller than `size` where it was reduced.
+        Numbers between 0 and 1; the array is smaller than `size` if the photograph was reduced.
     """
 
     path: Path
@@ -39,7 +39,7 @@ class Photograph:
 
 
 def read(path: Path, longest: int) -> Photograph:
-    """Read a photograph, reduced to `longest` pixels on its longer side unless that is 0; refuse what is none."""
+    """Read a photograph, and reduce its longer side to `longest` pixels unless that is 0; refuse other files."""
     _check_file(path)
     try:
         with warnings.catch_warnings():
@@ -51,13 +51,13 @@ def read(path: Path, longest: int) -> Photograph:
         refuse(f"{path}: not a picture that Pillow can read")
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         refuse(f"{path}: more than {Image.MAX_IMAGE_PIXELS} pixels, as in files that are made to fill memory")
-    except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble on
+    except Exception as error:  # Pillow's readers may raise anything on a damaged file
         refuse(f"{path}: the picture cannot be read: {str(error) or type(error).__name__}")
     return Photograph(path, image.size, _pixels(_reduced(image, longest)))
 
 
 def printable(text: str) -> str:
-    """Return the text without the stand-ins for bytes of a file name that are no text."""
+    """Return the text with question marks for the bytes of a file name that are not text."""
     return text.encode(errors="replace").decode()
 
 
@@ -75,7 +75,7 @@ def _check_file(path: Path) -> None:
 
 
 def _plain(image: Image.Image) -> Image.Image:
-    """The picture as 8-bit grey or colour, over white where it is transparent; deeper grey as F between 0 and 1."""
+    """Return the picture as 8-bit grey or colour, on white if it is transparent; deeper grey as F between 0 and 1."""
     if image.mode == "F" or image.mode.startswith("I"):
         return Image.fromarray(_unit_scaled(np.asarray(image, np.float64), image.mode))
     grey = image.mode in GREY_MODES
@@ -86,7 +86,7 @@ def _plain(image: Image.Image) -> Image.Image:
 
 
 def _unit_scaled(values: NDArray[Any], mode: str) -> Pixels:
-    """Scale deep grey to 0..1: 16 bits by their range, fractions not at all, anything else from least to greatest."""
+    """Scale deep grey to 0..1: 16 bits by 65535, fractions by 1, and other values from the least to the greatest."""
     least, greatest = float(values.min()), float(values.max())
     if not np.isfinite(greatest - least):
         message = "it has values that are not finite"
@@ -107,6 +107,6 @@ def _reduced(image: Image.Image, longest: int) -> Image.Image:
 
 def _pixels(image: Image.Image) -> Pixels:
     values = np.asarray(image, np.float32)
-    # The reduction of deep grey overshoots at sharp edges; that of 8 bits stops at 0 and 255.
+    # The reduction of deep grey overshoots at sharp edges; Pillow clips that of 8 bits to 0 and 255.
     values = values.clip(0, 1) if image.mode == "F" else values / np.float32(255)
     return np.ascontiguousarray(values[None] if values.ndim == 2 else np.moveaxis(values, 2, 0))

@@ -1,4 +1,4 @@
-"""The picture that ``portconv run`` writes: the photograph, its feature maps and its gradient on one sheet."""
+"""Draw the picture of ``portconv run``: the photograph, its feature maps and its gradient on one sheet."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 import math
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from .filters import Bank, Kernels
+from .filters import Kernels
 from .photograph import Photograph, printable
+from .result import Result
 
 Values = NDArray[Any]
 
 MOST_MAPS = 64
-"""More than these do not fit on a sheet."""
+"""The most maps that fit on a sheet."""
 DPI = 200
 NO_PICTURES = {"pgf", "raw", "rgba"}
-"""What matplotlib writes that is no picture: TeX, and bare bytes."""
+"""The formats of matplotlib that are not pictures: TeX, and bare bytes."""
 
 SHEET = 110.0
-"""How large the cells of a sheet are together, in square inches, unless their titles need more."""
+"""The area of all cells of a sheet together, in square inches, unless their titles need more."""
 
 # Lengths in inches.
 MARGIN = 0.22
@@ -44,38 +45,31 @@ INK, QUIET, LINE = "#222222", "#777777", "#c8c8c8"
 
 
 def formats() -> tuple[str, ...]:
-    """The file name endings that a sheet can be written under, without the dot."""
+    """Return the file name endings of the formats that a sheet can have, without the dot."""
     return tuple(sorted(set(Figure().canvas.get_supported_filetypes()) - NO_PICTURES))
 
 
-def draw(
-    photograph: Photograph, bank: Bank, maps: Values, gradient: Values | None, caption: str, destination: Path
-) -> tuple[int, int]:
+def draw(result: Result, caption: str, destination: Path) -> tuple[int, int]:
     """Draw the sheet into a file, and return its width and height in pixels.
 
     Parameters
     ----------
-    photograph : Photograph
-        What was convolved.
-    bank : Bank
-        The filters.
-    maps : array, shape (F, height, width)
-        What they made of it.
-    gradient : array, shape (C, height, width), optional
-        The gradient of half the maps' sum of squares with respect to the photograph.
+    result : Result
+        What is drawn.
     caption : str
         The line at the bottom.
     destination : Path
-        Where to write; its ending is one of `formats()`.
+        The file to write; its ending is one of `formats()`.
     """
     drawn = io.BytesIO()
     with matplotlib.rc_context(), warnings.catch_warnings():
         # The sheet must not depend on a matplotlibrc, and a file name may hold letters that the font lacks.
         matplotlib.rcdefaults()
         warnings.simplefilter("ignore")
-        if len(maps) > MOST_MAPS:
-            maps, caption = maps[:MOST_MAPS], f"{caption}, the first {MOST_MAPS} of them here"
-        figure = _figure(photograph, bank, maps, gradient, printable(caption))
+        if len(result.maps) > MOST_MAPS:
+            result = replace(result, maps=result.maps[:MOST_MAPS])
+            caption = f"{caption}, the first {MOST_MAPS} of them here"
+        figure = _figure(result, printable(caption))
         figure.savefig(drawn, format=destination.suffix[1:].lower())
     destination.write_bytes(drawn.getvalue())
     width, height = figure.canvas.get_width_height()
@@ -84,7 +78,7 @@ def draw(
 
 @dataclass(frozen=True)
 class _Grid:
-    """Cells of one map each; a photograph or gradient takes `zoom` by `zoom` of them, before or above the maps."""
+    """Cells with one map each; a photograph or gradient takes `zoom` by `zoom` cells, left of or above the maps."""
 
     zoom: float
     large: int
@@ -94,12 +88,12 @@ class _Grid:
 
     @property
     def block(self) -> tuple[float, float]:
-        """Columns and rows that the large pictures take together."""
+        """The columns and rows of all large pictures together."""
         return self.zoom * self.large_across, self.zoom * (self.large // self.large_across)
 
     @property
     def aligned(self) -> bool:
-        """Whether the maps end where the large pictures end."""
+        """Whether the maps end at the edge of the large pictures."""
         return self.block[0 if self.maps_below else 1].is_integer()
 
     @property
@@ -109,7 +103,7 @@ class _Grid:
 
     @property
     def shape(self) -> tuple[float, float]:
-        """Columns and rows of the whole."""
+        """The columns and rows of the whole grid."""
         columns, rows = self.block
         if self.maps_below:
             return columns, rows + math.ceil(self.maps / columns)
@@ -133,7 +127,7 @@ class _Grid:
 
 
 def _grid(maps: int, large: int, aspect: float) -> _Grid:
-    """The arrangement with little empty space, a shape that suits a screen, and a photograph neither lost nor all."""
+    """Choose the grid with little empty space, the shape of a screen, and a photograph that is not too small."""
 
     def faults(grid: _Grid) -> float:
         columns, rows = grid.shape
@@ -143,18 +137,18 @@ def _grid(maps: int, large: int, aspect: float) -> _Grid:
         return 4 * empty + shape + 3 * max(0, share - 0.5) + 4 * max(0, 0.2 * large - share)
 
     choices = product(range(2, 17), range(1, large + 1), (False, True))
-    grids = (_Grid(halves / 2, large, across, maps, below) for halves, across, below in choices)
+    grids = (_Grid(twice_zoom / 2, large, across, maps, below) for twice_zoom, across, below in choices)
     return min((grid for grid in grids if grid.aligned), key=faults)
 
 
 class _Sheet:
-    """A figure on which cells of one size are placed by column and row."""
+    """A figure with cells of one size, placed by column and row."""
 
     def __init__(self, grid: _Grid, aspect: float, least_width: float) -> None:
         columns, rows = grid.shape
         self.width = max(math.sqrt(SHEET / grid.cells * aspect), least_width)
         self.height = self.width / aspect
-        # Gaps in the picture's own proportions, so that a picture of several cells fills them to the edge.
+        # The gaps have the picture's proportions, so that a picture of several cells fills them to the edge.
         self.gap_y = TITLE
         self.gap_x = min(TITLE * aspect, WIDEST_GAP)
         self.across = columns * self.width + (columns - 1) * self.gap_x + 2 * MARGIN
@@ -178,17 +172,18 @@ class _Sheet:
         )
 
 
-def _figure(photograph: Photograph, bank: Bank, maps: Values, gradient: Values | None, caption: str) -> Figure:
+def _figure(result: Result, caption: str) -> Figure:
+    photograph, bank = result.picture, result.bank
     height, width = photograph.pixels.shape[1:]
     aspect = min(max(width / height, 0.25), 8.0)
-    grid = _grid(len(maps), 1 if gradient is None else 2, aspect)
+    grid = _grid(len(result.maps), 1 if result.gradient is None else 2, aspect)
     least_width = ICON + LETTER * (max(len(title) for title in bank.titles) + len("  ± 0.123"))
     sheet = _Sheet(grid, aspect, least_width)
     large = grid.large_places()
     _show_photograph(sheet.axes(*next(large), grid.zoom), photograph)
-    if gradient is not None:
-        _show_gradient(sheet.axes(*next(large), grid.zoom), gradient, bank.on_luminance)
-    for place, title, values, kernel in zip(grid.map_places(), bank.titles, maps, bank.weights, strict=False):
+    if result.gradient is not None:
+        _show_gradient(sheet.axes(*next(large), grid.zoom), result.gradient, bank.on_luminance)
+    for place, title, values, kernel in zip(grid.map_places(), bank.titles, result.maps, bank.weights, strict=False):
         axes = sheet.axes(*place, 1)
         _show_map(axes, title, values, kernel)
         _show_kernel(axes, kernel, sheet.width, sheet.height)
@@ -204,13 +199,13 @@ def _show_photograph(axes: Axes, photograph: Photograph) -> None:
 
 
 def _show_map(axes: Axes, title: str, values: Values, kernel: Kernels) -> None:
-    most = float(kernel.sum()) or 1.0
-    note = _show_signed(axes, values) if kernel.min() < 0 else _show_grey(axes, values, most)
+    white = float(kernel.sum()) or 1.0
+    note = _show_signed(axes, values) if kernel.min() < 0 else _show_grey(axes, values, white)
     _title(axes, title, note, indent=ICON + 0.06)
 
 
 def _show_kernel(axes: Axes, kernel: Kernels, width: float, height: float) -> None:
-    """Show the filter itself beside the title of its map, which is so wide and high."""
+    """Show the filter beside the title of its map, whose width and height are given."""
     inset = axes.inset_axes((0, 1 + 0.04 / height, ICON / width, ICON / height))
     inset.set_anchor("SW")
     scale = float(np.abs(kernel).max()) or 1.0
@@ -222,7 +217,7 @@ def _show_kernel(axes: Axes, kernel: Kernels, width: float, height: float) -> No
 
 
 def _show_gradient(axes: Axes, gradient: Values, on_luminance: bool) -> None:
-    """Show one brightness gradient where the channels differ by a factor alone, else colours around mid-grey."""
+    """Show the gradient of brightness if the channels differ only by a factor, else colours around mid-grey."""
     brightness = gradient.sum(axis=0)
     if not (on_luminance or len(gradient) == 1):
         scale = _scale(gradient)
@@ -237,18 +232,18 @@ def _show_gradient(axes: Axes, gradient: Values, on_luminance: bool) -> None:
 
 def _show_signed(axes: Axes, values: Values) -> str:
     scale = _scale(values)
-    # Reduced before it is coloured: red and blue mixed would be purple, where their mean is white.
+    # The map is reduced before it is coloured: a mixture of red and blue would be purple, but their mean is white.
     _show(axes, values, cmap="RdBu_r", vmin=-scale, vmax=scale, interpolation_stage="data")
     return f"± {scale:.3g}"
 
 
-def _show_grey(axes: Axes, values: Values, most: float) -> str:
-    _show(axes, values, cmap="gray", vmin=0, vmax=most)
-    return f"0 to {most:.3g}"
+def _show_grey(axes: Axes, values: Values, white: float) -> str:
+    _show(axes, values, cmap="gray", vmin=0, vmax=white)
+    return f"0 to {white:.3g}"
 
 
 def _scale(values: Values) -> float:
-    """What nearly all values stay below; a few at the border are far larger than the rest."""
+    """Return a bound on nearly all magnitudes; a few at the border are far larger than the rest."""
     magnitudes = np.abs(values)
     return float(np.percentile(magnitudes, 99.5)) or float(magnitudes.max()) or 1.0
 

@@ -1,17 +1,15 @@
-"""``portconv run``: a photograph convolved, and the maps as one picture."""
+"""``portconv run``: convolve a photograph, and draw the maps in one picture."""
 
 from __future__ import annotations
 
 import json
 import logging
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
@@ -24,10 +22,11 @@ from .backends import device_name
 from .filters import Bank
 from .group import UNCHECKED, backend_named, check_destination, refuse
 from .photograph import Photograph, printable
+from .result import Result
 
 
 def _pixels(context: click.Context, parameter: click.Parameter, value: str) -> int:
-    """Read a number of pixels, refusing what is none in one line."""
+    """Read a number of pixels; refuse anything else in one line."""
     try:
         pixels = int(value)
     except ValueError:
@@ -49,14 +48,16 @@ def _pixels(context: click.Context, parameter: click.Parameter, value: str) -> i
     "colours; (F, height, width) and (height, width) are for luminance.",
 )
 @click.option("--gradient", is_flag=True, help="Also draw the gradient of half the maps' sum of squares.")
-@click.option("--backend", "backend_name", default="auto", show_default=True, metavar="NAME|auto", help="On what.")
+@click.option(
+    "--backend", "backend_name", default="auto", show_default=True, metavar="NAME|auto", help="The array library."
+)
 @click.option(
     "--output",
     default="portconv-maps.png",
     show_default=True,
     metavar="FILE",
     type=UNCHECKED,
-    help="Where to write the picture; the ending says in what format.",
+    help="The picture to write; the ending chooses its format.",
 )
 @click.option(
     "--size",
@@ -80,7 +81,7 @@ def command(
 
     IMAGE is any picture that Pillow reads; without one it is the photograph of Grace Hopper that matplotlib ships.
     """
-    # It would tell the user where its cache is.
+    # Otherwise matplotlib would print where its cache is.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     with _progress() as progress:
         task = progress.add_task("Reading", total=3)
@@ -95,18 +96,6 @@ def command(
         progress.update(task, advance=1)
     report = _report(result, output, pixels)
     click.echo(json.dumps(report, indent=2) if as_json else _in_words(report))
-
-
-@dataclass(frozen=True, eq=False)
-class Result:
-    """A photograph convolved, back on the host."""
-
-    picture: Photograph
-    bank: Bank
-    backend: str
-    device: str
-    maps: NDArray[Any]
-    gradient: NDArray[Any] | None
 
 
 def _progress() -> Progress:
@@ -138,12 +127,12 @@ def _check_output(output: Path, image: Path | None) -> None:
 
 
 def convolve(backend: Backend, picture: Photograph, bank: Bank, gradient: bool) -> Result:
-    """Convolve a photograph as one sample; the gradient is that of half the maps' sum of squares."""
+    """Convolve a photograph as one sample; the gradient is the one of half the maps' sum of squares."""
     try:
         x = backend.asarray(picture.pixels, dtype="float32")
         w = backend.asarray(bank.over(len(picture.pixels)), dtype="float32")
         out, cache = conv_forward(x, w, padding="same")
-        # The gradient of half a sum of squares with respect to what is squared is that itself.
+        # The gradient of half a sum of squares with respect to the squared numbers is those numbers.
         dx = backend.to_numpy(conv_backward(out, cache).dx) if gradient else None
         maps = backend.to_numpy(out)
     except PortconvError as error:
@@ -157,7 +146,7 @@ def _draw(result: Result, output: Path) -> tuple[int, int]:
     from .picture import draw
 
     try:
-        return draw(result.picture, result.bank, result.maps, result.gradient, _caption(result), output)
+        return draw(result, _caption(result), output)
     except OSError as error:
         refuse(f"--output {output}: {error.strerror or error}")
 

@@ -1,4 +1,4 @@
-"""``portconv verify``: every backend here on the same numbers, against the exact values and one another."""
+"""``portconv verify``: compare all backends here with the exact values and one another, on the same numbers."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from . import chosen
 from .group import UNCHECKED, check_destination, refuse
 
 MOST_FAILURES = 20
-"""How many failures are told one by one."""
+"""How many failures are printed."""
 PAGES = ("html", "htm")
-OWN = ("backend", "threads", "BLAS", "load")
-"""Surroundings that are each backend's own, or of timings alone."""
+NOT_SHARED = ("backend", "threads", "BLAS", "load")
+"""Surroundings that differ between backends, or that matter only for timings."""
 SETTINGS = ("OPENBLAS_CORETYPE", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "PORTCONV_NUM_THREADS")
-"""Variables that may change the last bits of results, or in reproducible precision must not."""
+"""Environment variables that may change the last bits of results, except in reproducible precision."""
 
 
 class _Remembered(click.Command):
-    """Remembers what it was called with."""
+    """A command that remembers its arguments."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta[__name__] = shlex.join(["portconv", "verify", *args])
@@ -57,14 +57,14 @@ def _digests(context: click.Context, parameter: click.Parameter, values: Sequenc
     "names",
     multiple=True,
     metavar="NAME|auto",
-    help="On what (repeatable; all that work here if not given).",
+    help="An array library (repeatable; all that work here if not given).",
 )
 @click.option(
     "--device",
     "devices",
     multiple=True,
     metavar="NAME|all",
-    help="On which devices of theirs (repeatable; each backend's default one if not given).",
+    help="A device (repeatable; each backend's default one if not given).",
 )
 @click.option(
     "--precision",
@@ -96,7 +96,7 @@ def _digests(context: click.Context, parameter: click.Parameter, values: Sequenc
 )
 @click.option("--layers", metavar="FILE", type=UNCHECKED, help="Layers of your own, in a TOML or JSON file.")
 @click.option("--onnx", "model", metavar="FILE", type=UNCHECKED, help="The convolutions of an ONNX model.")
-@click.option("--batch", type=click.IntRange(min=1), metavar="N", help="Samples in each input of the model's.")
+@click.option("--batch", type=click.IntRange(min=1), metavar="N", help="The samples in each input of the model.")
 @click.option(
     "--dim", "dims", multiple=True, metavar="NAME=SIZE", help="A size that the model leaves open (repeatable)."
 )
@@ -109,7 +109,7 @@ def _digests(context: click.Context, parameter: click.Parameter, values: Sequenc
     help="Fail unless each digest is this one, or one of these (repeatable).",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else; null is no finite number.")
-@click.option("--html", metavar="FILE", type=UNCHECKED, help="Also write a page to read and to send.")
+@click.option("--html", metavar="FILE", type=UNCHECKED, help="Also write the report as a page.")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -129,53 +129,53 @@ def command(
 ) -> None:
     """Verify that backends agree with the exact values and one another, within what rounding can explain.
 
-    Forward and backward; reproducible results must have equal bits besides, on all backends and devices, with any
-    number of threads and in halves of the batch. The exit status is 0 only where all held.
+    All cases run forward and backward. Reproducible results must also have equal bits on all backends and devices, with
+    any number of threads and in halves of the batch. The exit status is 0 only if all comparisons hold.
     """
     if html is not None:
         check_destination("--html", html, PAGES)
     report = Report(by_algorithm=bool(algorithms), expected=expected)
-    asked = [dtype for dtype in ALL_DTYPES if dtype in (dtypes or DTYPES)]
-    given = chosen.chosen_layers(layers, model, batch, dims, report, asked)
-    found = chosen.places(chosen.chosen_backends(names, report), devices, report)
+    wanted_dtypes = [dtype for dtype in ALL_DTYPES if dtype in (dtypes or DTYPES)]
+    layer_cases = chosen.chosen_layers(chosen.Files(layers, model, batch, dims), report, wanted_dtypes)
+    places = chosen.places(chosen.chosen_backends(names, report), devices, report)
     wanted = tuple(dict.fromkeys(precisions)) or ("standard",)
-    ways = _ways(report, found, asked, wanted, threads)
-    able = [dtype for dtype in asked if any(ways[dtype, precision] for precision in wanted)]
-    made = cases(able) if given is None else in_dtypes(given, able)
-    _fill(report, chosen.runs(made, algorithms, wanted, report), ways)
-    settings = {"precision": ", ".join(wanted), "dtype": ", ".join(asked)}
-    about = _about(ctx, report, found, settings)
+    ways = _ways(report, places, wanted_dtypes, wanted, threads)
+    supported = [dtype for dtype in wanted_dtypes if any(ways[dtype, precision] for precision in wanted)]
+    to_run = cases(supported) if layer_cases is None else in_dtypes(layer_cases, supported)
+    _fill(report, chosen.runs(to_run, algorithms, wanted, report), ways)
+    settings = {"precision": ", ".join(wanted), "dtype": ", ".join(wanted_dtypes)}
+    about = _about(ctx, report, places, settings)
     if html is not None:
         _write(report, about, html)
     if as_json:
-        one = wanted[0] if len(wanted) == 1 else None
-        told = {"precision": one, "precisions": wanted, "dtypes": asked, "about": about, **report.as_json()}
-        click.echo(json.dumps(told, indent=2, allow_nan=False))
+        precision = wanted[0] if len(wanted) == 1 else None
+        asked = {"precision": precision, "precisions": wanted, "dtypes": wanted_dtypes}
+        click.echo(json.dumps({**asked, "about": about, **report.as_json()}, indent=2, allow_nan=False))
     else:
         _print(report, html)
     ctx.exit(0 if report.held else 1)
 
 
 Ways = Mapping[tuple[str, str], Sequence[Variant]]
-"""How cases of a dtype are run in a precision."""
+"""The variants that run the cases of a dtype in a precision."""
 
 
 def _ways(
-    report: Report, found: Sequence[Variant], dtypes: Sequence[str], precisions: Sequence[str], threads: Sequence[int]
+    report: Report, places: Sequence[Variant], dtypes: Sequence[str], precisions: Sequence[str], threads: Sequence[int]
 ) -> Ways:
-    made = {}
+    ways = {}
     for precision in precisions:
         for dtype in dtypes:
-            able = []
-            for place in found:
+            supporting = []
+            for place in places:
                 reason = unsupported(place.backend, dtype, place.device, place.device_name, precision)
                 if reason is None:
-                    able.append(place)
+                    supporting.append(place)
                 elif (place.label, reason) not in report.skipped:
                     report.skipped.append((place.label, reason))
-            made[dtype, precision] = chosen.variants(able, threads, precision)
-    report.variants = list({way.label: way for ways in made.values() for way in ways}.values())
-    return made
+            ways[dtype, precision] = chosen.variants(supporting, threads, precision)
+    report.variants = list({variant.label: variant for variants in ways.values() for variant in variants}.values())
+    return ways
 
 
 def _fill(report: Report, runs: Sequence[tuple[Case, str]], ways: Ways) -> None:
@@ -190,11 +190,13 @@ def _fill(report: Report, runs: Sequence[tuple[Case, str]], ways: Ways) -> None:
                 refuse(f"layer {case.name!r}: its exact values cannot be computed: {error}")
 
 
-def _about(ctx: click.Context, report: Report, found: Sequence[Variant], settings: Mapping[str, str]) -> dict[str, str]:
-    """What a reader must know of the run: the command, versions, the machine and its settings."""
-    about = {"command": ctx.meta[__name__], **settings, "ways": ", ".join(way.label for way in report.variants)}
-    for backend in {way.backend.name: way.backend for way in found}.values():
-        about |= {key: value for key, value in surroundings(backend).items() if key not in OWN}
+def _about(
+    ctx: click.Context, report: Report, places: Sequence[Variant], settings: Mapping[str, str]
+) -> dict[str, str]:
+    """Say what a reader must know about the run: the command, versions, the machine and its settings."""
+    about = {"command": ctx.meta[__name__], **settings, "ways": ", ".join(variant.label for variant in report.variants)}
+    for backend in {place.backend.name: place.backend for place in places}.values():
+        about |= {key: value for key, value in surroundings(backend).items() if key not in NOT_SHARED}
         about |= {f"{backend.name}'s {key}": value for key, value in backend.details().items()}
     about["system"] = platform.platform()
     return {**about, **{name: os.environ[name] for name in SETTINGS if name in os.environ}}
@@ -212,13 +214,13 @@ def _write(report: Report, about: Mapping[str, str], html: Path) -> None:
 def _print(report: Report, html: Path | None) -> None:
     console = Console(highlight=False)
     rows = report.against_truth()
-    told = report.told(rows)
-    for title, own in grouped("Largest errors against the exact values", told):
-        console.print(_truth_table(title, own))
-    if len(told) < len(rows):
-        click.echo(f"and {len(rows) - len(told)} rows more of other ways, all ok: see --json and --html")
-    for title, own in grouped("Largest differences between backends", report.pairs()):
-        console.print(_pair_table(title, own))
+    main_rows = report.main_rows(rows)
+    for title, members in grouped("Largest errors against the exact values", main_rows):
+        console.print(_truth_table(title, members))
+    if len(main_rows) < len(rows):
+        click.echo(f"and {len(rows) - len(main_rows)} rows more of other ways, all ok: see --json and --html")
+    for title, members in grouped("Largest differences between backends", report.pairs()):
+        console.print(_pair_table(title, members))
     for kind, what in ((False, "largest error"), (True, "largest difference")):
         if kind in report.worst:
             console.print(Text(f"{what}: {report.worst[kind]}"))
@@ -266,7 +268,7 @@ def _pair_table(title: str, rows: Sequence[Row]) -> Table:
 
 
 def plain_table(title: str, *headings: str) -> Table:
-    """A table of few lines, under a title, for as narrow a terminal as may be."""
+    """Make a table with few lines and a title, for narrow terminals too."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
     for heading in headings:
         table.add_column(heading, overflow="fold")

@@ -1,9 +1,9 @@
-"""Do the array libraries agree? Cases, the exact values and how far from them an honest result can be, and the judge.
+"""Compare the array libraries with the exact values and with one another.
 
-What ``portconv verify`` runs. `cases` makes the problems and their numbers, `layers` and `onnx_model` read other ones
-from files, `bounds` has the exact values and the largest errors that rounding explains, `variants` the ways to run a
-case, `comparison` holds each one's results against the exact ones and one another, `figures` are what it finds,
-`report` sums up, and `page` is the report to read.
+This is what ``portconv verify`` runs. `cases` makes the problems and their numbers; `layers` and `onnx_model` read
+other problems from files. `bounds` computes the exact values and the largest errors that rounding explains. `variants`
+lists the ways to run a case. `comparison` compares the results of each way with the exact ones and with one another,
+`figures` sums up the errors of one array, `report` those of all comparisons, and `page` writes the report as HTML.
 """
 
 from .bounds import Exact, exact

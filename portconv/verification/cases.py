@@ -1,4 +1,4 @@
-"""The problems that backends are compared on, and the numbers that go into them, the same for every library."""
+"""The problems that backends are compared on, and their numbers, which are the same for every library."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ Floats = NDArray[np.inexact[Any]]
 Shape = tuple[int, ...]
 
 DTYPES = ("float32", "float64")
-"""What backends are compared in, where nothing else is asked for."""
+"""The dtypes that backends are compared in by default."""
 ALL_DTYPES = (*DTYPES, "float16", "bfloat16", "complex64", "complex128")
-"""What they can be compared in."""
+"""The dtypes that backends can be compared in."""
 QUANTITIES = ("out", "dx", "dw", "db")
-"""What a case computes; db only where there is a bias."""
+"""What a case computes; db only if there is a bias."""
 
 
 class Inputs(NamedTuple):
-    """Host arrays of a case's dtype, read-only; `b` is None in a case without a bias."""
+    """Read-only host arrays in the case's dtype; `b` is None in a case without a bias."""
 
     x: Floats
     w: Floats
@@ -44,7 +44,7 @@ class Inputs(NamedTuple):
 class Case:
     """One convolution with its gradients, in one dtype; the fields are those of `portconv.conv`.
 
-    `w` and `b` are numbers of its own, where they are not made up.
+    `w` and `b` are the weights and the bias; if None, `inputs` makes them up.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Case:
 
     @property
     def _sizes(self) -> dict[str, Any]:
-        """Those that the output's shape follows from."""
+        """The keyword arguments that decide the output's shape."""
         return {name: getattr(self, name) for name in ("stride", "padding", "dilation", "groups", "data_format")}
 
     @cached_property
@@ -87,7 +87,7 @@ class Case:
 
     @property
     def terms(self) -> dict[str, int]:
-        """How many terms the sum behind one element of each quantity has, at most; the bias counts as one."""
+        """The largest number of terms in the sum behind one element of each quantity; the bias counts as one."""
         sizes = self.geometry
         summed = sizes.batch * sizes.positions
         return {
@@ -99,9 +99,9 @@ class Case:
 
     @property
     def fits(self) -> bool:
-        """Whether the numbers of its own are none too large for its dtype."""
+        """Whether the dtype can hold all numbers of `w` and `b`."""
         largest = LARGEST.get(real(self.dtype), math.inf)
-        return all(own is None or bool(np.all(np.abs(own) <= largest)) for own in (self.w, self.b))
+        return all(array is None or bool(np.all(np.abs(array) <= largest)) for array in (self.w, self.b))
 
     @property
     def operations(self) -> int:
@@ -109,14 +109,14 @@ class Case:
         return self.geometry.operations
 
     def inputs(self) -> Inputs:
-        """Make the case's numbers, but its own: in [-1, 1), rounded to its dtype, and the same in every process.
+        """Make the numbers of the case: in [-1, 1), rounded to its dtype, and the same in every process.
 
-        Both parts of complex numbers are such.
+        Both parts of complex numbers are in [-1, 1). `w` and `b` are taken from the case where it has them.
         """
         dtype = host_dtype(self.dtype)
         x, w, b, dout = (
-            _numbers(f"{self.name} {which}", shape, dtype) if own is None else _frozen(own.astype(dtype))
-            for which, shape, own in (
+            _numbers(f"{self.name} {which}", shape, dtype) if values is None else _frozen(values.astype(dtype))
+            for which, shape, values in (
                 ("x", self.x_shape, None),
                 ("w", self.w_shape, self.w),
                 ("b", self.w_shape[:1], self.b),
@@ -127,18 +127,18 @@ class Case:
 
 
 def host_dtype(name: str) -> np.dtype[Any]:
-    """NumPy's dtype of that name; a BackendError says what bfloat16 needs where it is missing."""
-    found: np.dtype[Any] = backends.get("numpy").dtype(name)
-    return found
+    """Return NumPy's dtype of that name; if bfloat16 is missing, a BackendError says what it needs."""
+    dtype: np.dtype[Any] = backends.get("numpy").dtype(name)
+    return dtype
 
 
 def _numbers(label: str, shape: Shape, dtype: np.dtype[Any]) -> Floats:
     if dtype.kind == "c":
         parts = (_numbers(f"{label}{part}", shape, np.dtype(np.float64)) for part in ("", " imaginary"))
         return _frozen(np.stack([*parts], axis=-1).view(np.complex128)[..., 0].astype(dtype))
-    # A bit generator's raw numbers stay the same from one NumPy to the next; what Generator makes of them may not.
+    # A bit generator's raw numbers are the same in every version of NumPy; what Generator makes of them may not be.
     raw = np.asarray(np.random.PCG64(zlib.crc32(label.encode())).random_raw(math.prod(shape)), np.uint64)
-    # Multiples of 2**-52: a product of two is 0 or at least 2**-104, so none underflows in float32 either.
+    # Multiples of 2**-52: a product of two is 0 or at least 2**-104, so no product underflows in float32.
     return _frozen(((raw >> np.uint64(11)) * 2.0**-52 - 1.0).reshape(shape).astype(dtype))
 
 
@@ -177,7 +177,7 @@ def _of(name: str, x_shape: Shape, w_shape: Shape, **options: Any) -> dict[str, 
     return {"name": name, "x_shape": x_shape, "w_shape": w_shape, **options}
 
 
-# Spatial sizes differ from one another, so that no mix-up of two dimensions goes unseen.
+# The spatial sizes of a case differ, so that a mix-up of two dimensions shows.
 _GEOMETRIES = (
     _of("1d", (2, 3, 17), (4, 3, 5)),
     _of("1d-stride2", (2, 3, 17), (4, 3, 5), stride=2, padding=2, bias=True),

@@ -1,4 +1,4 @@
-"""Backends against the exact values, and against one another: form first, then values."""
+"""Compare backends with the exact values and with one another: shapes, dtypes and devices first, then values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..backends import Backend
 from ..convolution import conv_backward, conv_forward, explain
 from ..engine.gradients import plans_of
 from ..errors import PortconvError, in_a_line
-from .bounds import Exact, exact
+from .bounds import exact
 from .cases import Case, Inputs, host_dtype
 from .figures import Figures, Host, Number, Plane, figures, written
 from .tiles import Doubles
@@ -25,41 +25,41 @@ from .variants import Variant, pairs, plain
 Array = Any
 
 PRODUCTS = ("out", "dx", "dw")
-"""The product that each quantity is, which chooses an algorithm for itself."""
-WHOLE = slice(None)
+"""The quantities that products compute; portconv chooses an algorithm for each of them."""
+ALL_SAMPLES = slice(None)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One quantity of one case: a variant's against the exact values, or against another variant's.
+    """One quantity of one case: a variant's result compared with the exact values, or with another variant's.
 
     Attributes
     ----------
     backend, other : str
-        The labels of variants; `other` is None where the exact values are what `backend` is held against.
+        The labels of variants; `other` is None where `backend` is compared with the exact values.
     case, dtype, quantity : str
         `quantity` is "out", "dx", "dw" or "db".
     units : float
-        The largest error, in units of what rounding can explain; infinite where there is no number to compare, and
-        where bits differ that must be equal.
+        The largest error, in units of what rounding can explain. It is infinite if there is no number to compare, or if
+        bits differ that must be equal.
     ulps : float
-        The largest error, in units in the last place of the exact value in `dtype`, where that is not 0.
+        The largest error, in units in the last place of the exact value in `dtype`, over elements where that is not 0.
     elements, equal : int
-        How many elements there are, and how many have equal bits (the exact value's being rounded to `dtype`).
+        How many elements there are, and how many have equal bits (the exact value is rounded to `dtype`).
     problem : str, optional
-        What was wrong before any value could be compared.
+        Why no value could be compared.
     precision, algorithm : str
-        What was asked for.
+        The precision and the algorithm that were asked for.
     served : str, optional
-        The algorithms that computed what `backend` gave.
+        The algorithms that computed the result of `backend`.
     where, got, expected
-        The index of the worst element and both values there; None where there is no error.
+        The index of the worst element and both values there; None if there is no error.
     counts : tuple of int
         How many errors there are of each size: see `figures.EDGES`.
     sha256 : str, optional
-        Of the bytes of what `backend` gave, where it is held against the exact values.
+        Of the bytes of the result of `backend`, where it is compared with the exact values.
     plane : Plane, optional
-        A map of the errors about the worst element.
+        A map of the errors around the worst element.
     """
 
     backend: str
@@ -88,7 +88,7 @@ class Comparison:
 
     @property
     def to_the_bit(self) -> bool:
-        """Whether nothing but equal bits was allowed."""
+        """Whether the bits had to be equal."""
         return self.precision == "reproducible" and self.other is not None
 
     def __str__(self) -> str:
@@ -100,15 +100,15 @@ class Comparison:
             return f"{what}: {self.problem}"
         if self.to_the_bit:
             unequal = self.elements - self.equal
-            found = f"bits differ in {unequal} of {self.elements} elements, {self.ulps:.3g} ulps"
+            error = f"bits differ in {unequal} of {self.elements} elements, {self.ulps:.3g} ulps"
         else:
             away = "off" if self.other is None else "apart"
-            found = f"{away} by {self.units:.3g} times the bound, {self.ulps:.3g} ulps"
-        return f"{what}: {found}{self.place}"
+            error = f"{away} by {self.units:.3g} times the bound, {self.ulps:.3g} ulps"
+        return f"{what}: {error}{self.place}"
 
     @property
     def place(self) -> str:
-        """Where the worst element is, and both values, in words."""
+        """The index of the worst element and both values, in words."""
         if self.where is None or self.got is None or self.expected is None:
             return ""
         one, other = ("got", "exact") if self.other is None else ("one", "other")
@@ -117,7 +117,7 @@ class Comparison:
 
 
 def unserved(case: Case, precision: str = "standard") -> str | None:
-    """Say why the algorithm that a case names cannot serve it, whatever the backend; None where it can.
+    """Say why the algorithm that a case names cannot compute it on any backend; None if it can.
 
     Parameters
     ----------
@@ -128,11 +128,11 @@ def unserved(case: Case, precision: str = "standard") -> str | None:
     -------
     str or None
     """
-    # Of the arrays, only their shapes and dtypes matter.
+    # Only the shapes and dtypes of the arrays matter.
     x, w = (np.broadcast_to(np.zeros((), host_dtype(case.dtype)), shape) for shape in (case.x_shape, case.w_shape))
     try:
         explain(x, w, **case.options, precision=precision, algorithm=case.algorithm)
-    except PortconvError as error:  # any other is for the results to show
+    except PortconvError as error:  # other errors show in the results
         return str(error) if str(error).startswith("algorithm:") else None
     return None
 
@@ -140,137 +140,143 @@ def unserved(case: Case, precision: str = "standard") -> str | None:
 def compare(
     case: Case, ways: Sequence[Backend | Variant], precision: str = "standard", inputs: Inputs | None = None
 ) -> list[Comparison]:
-    """Run a case in several ways, and hold the results against the exact values and against one another.
+    """Run a case in several ways, and compare the results with the exact values and with one another.
 
-    Whatever a backend raises is a failure of its own and ends nothing. Reproducible results must have equal bits.
+    An exception in a backend is a failure of that backend alone. Reproducible results must have equal bits.
 
     Parameters
     ----------
     case : Case
     ways : sequence of Backend or Variant
-        All of them must work here and hold the case's dtype. See `variants.pairs` for which of them are compared.
+        All of them must work here and have the case's dtype. `variants.pairs` says which of them are compared.
     precision : {"standard", "fast", "reproducible"}
     inputs : Inputs, optional
-        Other numbers than the case's own.
+        Numbers to use instead of the case's own.
 
     Returns
     -------
     list of Comparison
     """
-    given = case.inputs() if inputs is None else inputs
-    truth = exact(case, given)
-    variants = plain(ways)
-    made: list[Comparison] = []
-    sound: dict[str, dict[str, Host]] = {name: {} for name in case.quantities}
-    served: dict[str, dict[str, tuple[str, ...]]] = {}
+    return _CaseRun(case, precision, case.inputs() if inputs is None else inputs).compare(plain(ways))
 
-    @cache
-    def reach(quantity: str, algorithm: str) -> Doubles:
-        return truth[quantity].reach(case.dtype, precision, algorithm)
 
-    def bound(label: str, quantity: str) -> Doubles:
-        reaches = [reach(quantity, algorithm) for algorithm in served[label][quantity]]
+class _CaseRun:
+    """One case in one precision on the same numbers: it runs the variants and compares their results."""
+
+    def __init__(self, case: Case, precision: str, inputs: Inputs) -> None:
+        self.case, self.precision, self.inputs = case, precision, inputs
+        self.truth = exact(case, inputs)
+        self.reach = cache(self._reach)
+        self.algorithms: dict[str, dict[str, tuple[str, ...]]] = {}
+        """By the label of a variant and the quantity, the algorithms that computed it."""
+
+    def compare(self, variants: Sequence[Variant]) -> list[Comparison]:
+        """Compare each variant with the exact values, and the pairs of variants."""
+        comparisons: list[Comparison] = []
+        results: dict[str, dict[str, Host]] = {name: {} for name in self.case.quantities}
+        for variant in variants:
+            label = variant.label
+            by_quantity, self.algorithms[label] = self._results(variant)
+            for quantity, result in by_quantity.items():
+                if isinstance(result, str):
+                    no_figures = Figures(math.inf, math.inf, 0, 0, ())
+                    comparisons.append(self._comparison(label, None, quantity, no_figures, problem=result))
+                else:
+                    results[quantity][label] = result
+                    comparisons.append(self._with_exact(label, quantity, result))
+        for quantity, by_label in results.items():
+            for one, other in ((one.label, other.label) for one, other in pairs(variants)):
+                if one in by_label and other in by_label:
+                    bound = None
+                    if self.precision != "reproducible":
+                        bound = self._bound(one, quantity) + self._bound(other, quantity)
+                    true = self.truth[quantity].value
+                    pair = figures(by_label[one], by_label[other], bound, true, self.case, quantity)
+                    comparisons.append(self._comparison(one, other, quantity, pair))
+        return comparisons
+
+    def _with_exact(self, label: str, quantity: str, result: Host) -> Comparison:
+        true = self.truth[quantity]
+        bound = self._bound(label, quantity) + true.radius
+        errors = figures(result, true.value, bound, true.value, self.case, quantity)
+        return self._comparison(label, None, quantity, errors, sha256=_digest(result))
+
+    def _reach(self, quantity: str, algorithm: str) -> Doubles:
+        return self.truth[quantity].reach(self.case.dtype, self.precision, algorithm)
+
+    def _bound(self, label: str, quantity: str) -> Doubles:
+        reaches = [self.reach(quantity, algorithm) for algorithm in self.algorithms[label][quantity]]
         return reaches[0] if len(reaches) == 1 else np.maximum.reduce(reaches)
 
-    def comparison(one: str, other: str | None, quantity: str, found: Figures, **more: Any) -> Comparison:
-        by = "+".join(served[one][quantity]) if quantity in PRODUCTS else None
-        common = {"precision": precision, "algorithm": case.algorithm, "served": by}
-        return Comparison(one, other, case.name, case.dtype, quantity, **{**common, **more}, **vars(found))
+    def _comparison(self, one: str, other: str | None, quantity: str, errors: Figures, **more: Any) -> Comparison:
+        served = "+".join(self.algorithms[one][quantity]) if quantity in PRODUCTS else None
+        common = {"precision": self.precision, "algorithm": self.case.algorithm, "served": served}
+        return Comparison(one, other, self.case.name, self.case.dtype, quantity, **{**common, **more}, **vars(errors))
 
-    for variant in variants:
-        label = variant.label
-        found, served[label] = _results(case, variant, given, precision, truth)
-        for quantity, result in found.items():
-            if isinstance(result, str):
-                nothing = Figures(math.inf, math.inf, 0, 0, ())
-                made.append(comparison(label, None, quantity, nothing, problem=result))
-                continue
-            sound[quantity][label] = result
-            true = truth[quantity]
-            told = figures(result, true.value, bound(label, quantity) + true.radius, true.value, case, quantity)
-            made.append(comparison(label, None, quantity, told, sha256=_digest(result)))
-    for quantity, results in sound.items():
-        for one, other in ((one.label, other.label) for one, other in pairs(variants)):
-            if one in results and other in results:
-                alike = precision == "reproducible"
-                allowed = None if alike else bound(one, quantity) + bound(other, quantity)
-                told = figures(results[one], results[other], allowed, truth[quantity].value, case, quantity)
-                made.append(comparison(one, other, quantity, told))
-    return made
+    def _results(self, variant: Variant) -> tuple[dict[str, Host | str], dict[str, tuple[str, ...]]]:
+        """Return each quantity on the host, or why it cannot be compared; and the algorithms that computed it."""
+        if not variant.halves:
+            with variant.held():
+                results, algorithms = self._run(variant)
+            return results, {name: (algorithm,) for name, algorithm in algorithms.items()}
+        case, batch = self.case, self.case.geometry.batch
+        if len(case.x_shape) < len(case.w_shape) or batch < 2:
+            return {}, {}
+        by_half = []
+        for samples in (slice(batch // 2), slice(batch // 2, None)):
+            with variant.held():
+                by_half.append(self._run(variant, samples))
+        joined: dict[str, Host | str] = {}
+        for name in ("out", "dx"):
+            first, second = (results[name] for results, _ in by_half)
+            if isinstance(first, str) or isinstance(second, str):
+                joined[name] = first if isinstance(first, str) else str(second)
+            else:
+                joined[name] = np.concatenate([first, second])
+        return joined, {name: tuple(dict.fromkeys(algorithms[name] for _, algorithms in by_half)) for name in joined}
+
+    def _run(self, variant: Variant, samples: slice = ALL_SAMPLES) -> tuple[dict[str, Host | str], dict[str, str]]:
+        """Run some samples of the case in one way; return the results, and the algorithms that computed them."""
+        case, backend, inputs = self.case, variant.backend, self.inputs
+        algorithms = dict.fromkeys(case.quantities, case.algorithm)
+        shapes = {name: true.value.shape for name, true in self.truth.items()}
+        if samples != ALL_SAMPLES:
+            inputs = inputs._replace(x=inputs.x[samples], dout=inputs.dout[samples])
+            shapes |= {"out": inputs.dout.shape, "dx": inputs.x.shape}
+        device = {} if variant.device is None else {"device": variant.device}
+        try:
+            # Each library gets copies, because it may share the host's memory and change it. bfloat16 is handed over in
+            # float32, because only NumPy takes an array of ml_dtypes.
+            host = (a if a is None else a.astype(np.float32 if case.dtype == "bfloat16" else a.dtype) for a in inputs)
+            x, w, b, dout = (None if a is None else backend.asarray(a, dtype=case.dtype, **device) for a in host)
+            out, cache = conv_forward(x, w, b, **case.options, precision=self.precision, algorithm=case.algorithm)
+        except Exception as error:
+            return dict.fromkeys(case.quantities, _words(error)), algorithms
+        algorithms |= {name: plan.algorithm for name, plan in plans_of(cache).items()}
+        results: dict[str, Host | str] = {"out": _host(backend, x, out, shapes["out"])}
+        try:
+            grads = conv_backward(dout, cache)._asdict()
+        except Exception as error:
+            return results | dict.fromkeys(case.quantities[1:], _words(error)), algorithms
+        results |= {name: _host(backend, x, grads[name], shapes[name]) for name in case.quantities[1:]}
+        if b is None and grads["db"] is not None:
+            results["db"] = f"got {type(grads['db']).__name__}, expected None where there is no bias"
+        return results, algorithms
 
 
 def _digest(result: Host) -> str:
-    """Of the numbers as they are, whatever the machine's byte order."""
-    # As bytes, because no buffer can be had of bfloat16.
+    """Return the SHA-256 of an array's numbers, the same for either byte order of the machine."""
+    # The array is seen as bytes, because NumPy gives no buffer of bfloat16.
     whole = np.ascontiguousarray(result, result.dtype.newbyteorder("<")).reshape(-1)
     return hashlib.sha256(whole.view(np.uint8).data).hexdigest()
 
 
-def _results(
-    case: Case, variant: Variant, inputs: Inputs, precision: str, truth: dict[str, Exact]
-) -> tuple[dict[str, Host | str], dict[str, tuple[str, ...]]]:
-    """Each quantity on the host, or in words why it cannot be compared; and which algorithms served it."""
-    if not variant.halves:
-        with variant.held():
-            found, served = _run(case, variant, inputs, precision, truth)
-        return found, {name: (algorithm,) for name, algorithm in served.items()}
-    batch = case.geometry.batch
-    if len(case.x_shape) < len(case.w_shape) or batch < 2:
-        return {}, {}
-    half = batch // 2
-    parts, taken = [], []
-    for cut in (slice(half), slice(half, None)):
-        with variant.held():
-            found, served = _run(case, variant, inputs, precision, truth, cut)
-        parts.append(found)
-        taken.append(served)
-    joined: dict[str, Host | str] = {}
-    for name in ("out", "dx"):
-        first, second = (part[name] for part in parts)
-        if isinstance(first, str) or isinstance(second, str):
-            joined[name] = first if isinstance(first, str) else str(second)
-        else:
-            joined[name] = np.concatenate([first, second])
-    return joined, {name: tuple(dict.fromkeys(served[name] for served in taken)) for name in joined}
-
-
-def _run(
-    case: Case, variant: Variant, inputs: Inputs, precision: str, truth: dict[str, Exact], cut: slice = WHOLE
-) -> tuple[dict[str, Host | str], dict[str, str]]:
-    """Run a case, or the samples of it that `cut` names."""
-    backend = variant.backend
-    served = dict.fromkeys(case.quantities, case.algorithm)
-    shapes = {name: true.value.shape for name, true in truth.items()}
-    if cut != WHOLE:
-        inputs = inputs._replace(x=inputs.x[cut], dout=inputs.dout[cut])
-        shapes |= {"out": inputs.dout.shape, "dx": inputs.x.shape}
-    device = {} if variant.device is None else {"device": variant.device}
-    try:
-        # Copies: a library may share the host's memory, and no other may see what it did there. In float32 where only
-        # NumPy takes an array of ml_dtypes.
-        given = (a if a is None else a.astype(np.float32 if case.dtype == "bfloat16" else a.dtype) for a in inputs)
-        x, w, b, dout = (None if a is None else backend.asarray(a, dtype=case.dtype, **device) for a in given)
-        out, cache = conv_forward(x, w, b, **case.options, precision=precision, algorithm=case.algorithm)
-    except Exception as error:
-        return dict.fromkeys(case.quantities, _words(error)), served
-    served |= {name: plan.algorithm for name, plan in plans_of(cache).items()}
-    results: dict[str, Host | str] = {"out": _host(backend, x, out, shapes["out"])}
-    try:
-        grads = conv_backward(dout, cache)._asdict()
-    except Exception as error:
-        return results | dict.fromkeys(case.quantities[1:], _words(error)), served
-    results |= {name: _host(backend, x, grads[name], shapes[name]) for name in case.quantities[1:]}
-    if b is None and grads["db"] is not None:
-        results["db"] = f"got {type(grads['db']).__name__}, expected None where there is no bias"
-    return results, served
-
-
 def _host(backend: Backend, like: Array, result: Array, shape: tuple[int, ...]) -> Host | str:
-    """A result of the right form, copied to the host; or what is wrong with its form."""
+    """Copy a result to the host; if its library, shape, dtype or device is wrong, return the problem in words."""
     try:
-        found = registry.of(result)
-        if found is not backend:
-            return f"got an array of {found.name}, expected one of {backend.name}"
+        library = registry.of(result)
+        if library is not backend:
+            return f"got an array of {library.name}, expected one of {backend.name}"
         if tuple(result.shape) != shape:
             return f"got shape {tuple(result.shape)}, expected {shape}"
         if result.dtype != like.dtype:

@@ -1,4 +1,4 @@
-"""Pictures of errors for a page, as SVG that follows the page's colours: how many are how large, and where."""
+"""Draw errors as SVG in the page's colours: how many there are of each size, and where they are."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .figures import EDGES, Plane
 Element = ElementTree.Element
 
 WIDTH, HEIGHT, FOOT = 300, 120, 26
-"""Of a histogram, with letters of a page's size where it is as wide as a phone."""
+"""The sizes of a histogram: as wide as a phone, its letters are as large as the page's."""
 TICKS = {0.5: "0", 4: "1/1024", 8: "1/64", 11: "1/8", 14: "1"}
-"""What is written below a histogram, and where: in bars from the left."""
+"""The labels below a histogram, by their place: the number of bars to the left."""
 CELL = (16, 40)
-"""The least and the most that a cell of a map is wide and high, where that fits into the width."""
+"""The smallest and the largest width and height of a map's cell, if they fit into the width."""
 SHADES = 16
 
 
@@ -28,14 +28,14 @@ def sizes() -> list[str]:
 
 
 def histogram(counts: Sequence[int]) -> Element:
-    """Draw how many errors there are of each size; bars are as high as the logarithm of the number."""
+    """Draw how many errors there are of each size; the height of a bar is the logarithm of the number."""
     svg = _svg(f"0 0 {WIDTH} {HEIGHT + FOOT}", "histogram", "How many errors there are of each size")
     step = WIDTH / len(counts)
     scale = HEIGHT / math.log10(10 * max(1, *counts))
     for place, (count, what) in enumerate(zip(counts, sizes(), strict=True)):
         if count:
-            high = scale * math.log10(10 * count)
-            box: dict[str, float] = {"x": place * step + 1.5, "y": HEIGHT - high, "width": step - 3, "height": high}
+            height = scale * math.log10(10 * count)
+            box: dict[str, float] = {"x": place * step + 1.5, "y": HEIGHT - height, "width": step - 3, "height": height}
             kind = "beyond" if place == len(counts) - 1 else "bar"
             bar = ElementTree.SubElement(svg, "rect", {"class": kind, **{k: f"{v:.1f}" for k, v in box.items()}})
             ElementTree.SubElement(bar, "title").text = f"{what}: {count:,}"
@@ -47,16 +47,16 @@ def histogram(counts: Sequence[int]) -> Element:
 
 
 def heat_map(plane: Plane) -> Element:
-    """Draw errors over two axes: the stronger the colour, the larger, and beyond the bound in another colour."""
+    """Draw errors over two axes: a larger error has a stronger colour, one beyond the bound another colour."""
     rows, columns = plane.values.shape
     svg = _svg(f"0 0 {columns} {rows}", "map", f"Errors over {plane.rows or 'one row'} and {plane.columns}")
     within = plane.values[plane.values <= 1]
-    most = float(within.max(initial=0.0))
+    largest = float(within.max(initial=0.0))
     cells: dict[str, list[str]] = {}
     for row, values in enumerate(plane.values):
         for column, value in enumerate(values):
             if value > 0:
-                shade = "beyond" if value > 1 else f"{math.ceil(SHADES * value / most) / SHADES:.4g}"
+                shade = "beyond" if value > 1 else f"{math.ceil(SHADES * value / largest) / SHADES:.4g}"
                 cells.setdefault(shade, []).append(f"M{column} {row}h1v1h-1z")
     for shade, path in sorted(cells.items()):
         kind = {"class": "beyond"} if shade == "beyond" else {"class": "bar", "fill-opacity": shade}
@@ -64,11 +64,11 @@ def heat_map(plane: Plane) -> Element:
     row, column = plane.cell
     mark = {"class": "mark", "x": str(column), "y": str(row), "width": "1", "height": "1"}
     ElementTree.SubElement(svg, "rect", mark)
-    wide, high = (min(CELL[1], WIDTH / count) for count in (columns, rows))
-    # Square where neither side is too thin for it.
-    square = min(wide, high)
-    wide, high = (max(square, min(own, CELL[0])) for own in (wide, high))
-    size = f"max-width:{wide * columns:.0f}px;aspect-ratio:{wide * columns:.0f}/{high * rows:.0f}"
+    width, height = (min(CELL[1], WIDTH / count) for count in (columns, rows))
+    # Cells are square unless one side would be too thin.
+    square = min(width, height)
+    width, height = (max(square, min(side, CELL[0])) for side in (width, height))
+    size = f"max-width:{width * columns:.0f}px;aspect-ratio:{width * columns:.0f}/{height * rows:.0f}"
     svg.set("preserveAspectRatio", "none")
     svg.set("shape-rendering", "crispEdges")
     svg.set("style", size)

@@ -1,4 +1,4 @@
-"""The errors of an array in few figures: the largest of them and where it is, how many are how large, and a map."""
+"""Sum up the errors of an array: the largest and where it is, how many there are of each size, and a map."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ Host = NDArray[np.inexact[Any]]
 Number = float | complex
 
 EDGES = (0.0, *(2.0**-n for n in range(12, -1, -1)))
-"""Errors are counted by size, in units of the bound: none, up to each of these and beyond the last."""
+"""Errors are counted by size, in units of the bound: up to each of these numbers, and beyond the last."""
 MOST_CELLS = 48
-"""Cells of a map along either side."""
+"""The largest number of cells along a side of a map."""
 
 
 @dataclass(frozen=True)
 class Plane:
-    """Errors in units of the bound over two axes of an array, through its worst element.
+    """The errors over two axes of an array, in the plane of its worst element, in units of the bound.
 
     Attributes
     ----------
     values : array
         The largest error of each block of elements.
     index : str
-        Which plane it is.
+        The index of the plane, with a colon for each of its axes.
     rows, columns : str
-        What the axes are.
+        The names of the axes.
     size : (int, int)
-        How many elements there are along each.
+        The number of elements along each axis.
     cell : (int, int)
-        Where among `values` the worst element is.
+        The index in `values` of the worst element.
     """
 
     values: Doubles
@@ -51,21 +51,21 @@ class Plane:
 
 @dataclass(frozen=True)
 class Figures:
-    """What there is to say of an array of errors.
+    """The figures that sum up an array of errors.
 
     Attributes
     ----------
     units, ulps : float
-        The largest, in units of the bound and in units in the last place; of complex numbers absolute values in those
-        of absolute values.
+        The largest error, in units of the bound and in units in the last place; of complex numbers, the absolute value
+        of the error in units of the absolute value.
     elements, equal : int
         How many elements there are, and how many have equal bits.
     counts : tuple of int
         How many errors there are of each size: see `EDGES`.
     where : tuple of int, optional
-        The index of the largest one in units of the bound, if there is any error.
+        The index of the largest error in units of the bound, if there is any error.
     got, expected : float, optional
-        The values there.
+        The values at that index.
     plane : Plane, optional
     """
 
@@ -80,38 +80,41 @@ class Figures:
     plane: Plane | None = None
 
 
-def figures(found: Host, reference: Host, bound: Doubles | None, true: Host, case: Case, quantity: str) -> Figures:
-    """Compare values with those they should have; without a `bound` equal bits are all that is allowed."""
+def figures(got: Host, expected: Host, bound: Doubles | None, true: Host, case: Case, quantity: str) -> Figures:
+    """Compare two arrays; if `bound` is None, only equal bits are allowed."""
     with np.errstate(invalid="ignore"):
-        error = np.abs(_within(found, case.dtype) - _within(reference, case.dtype))
+        error = np.abs(_clipped(got, case.dtype) - _clipped(expected, case.dtype))
     ulp = _ulps(np.abs(true), case.dtype)
-    ulp[true == 0] = np.inf  # which has no size to be far from, and is not 0 where spectra are multiplied
+    # An error where the exact value is 0 has no size in ulps; products of spectra do not give 0 there.
+    ulp[true == 0] = np.inf
     with np.errstate(over="ignore"):
-        same = np.all(_bits(found, found.dtype) == _bits(reference, host_dtype(case.dtype)), axis=-1)
-    off = _ratio(error, ulp)
+        same = np.all(_bits(got, got.dtype) == _bits(expected, host_dtype(case.dtype)), axis=-1)
+    in_ulps = _ratio(error, ulp)
     ratio = _ratio(error, bound) if bound is not None else np.where(same, 0.0, np.inf)
     counts = np.bincount(np.searchsorted(EDGES, ratio.reshape(-1)), minlength=len(EDGES) + 1)
     units = float(np.max(ratio, initial=0.0))
-    where: tuple[int, ...] | None = None
-    if units > 0:
-        # Of several that are beyond measure, the largest; a nan is larger than all.
-        large = np.where(ratio == units, np.nan_to_num(error, nan=np.inf), -1.0)
-        where = tuple(int(i) for i in np.unravel_index(np.argmax(large), large.shape))
+    where = _worst(ratio, error) if units > 0 else None
     return Figures(
         units,
-        float(np.max(off if bound is not None else np.where(same, 0.0, off), initial=0.0)),
-        found.size,
+        float(np.max(in_ulps if bound is not None else np.where(same, 0.0, in_ulps), initial=0.0)),
+        got.size,
         int(np.count_nonzero(same)),
         tuple(int(count) for count in counts),
         where,
-        None if where is None else wide(found)[where].item(),
-        None if where is None else wide(reference)[where].item(),
+        None if where is None else wide(got)[where].item(),
+        None if where is None else wide(expected)[where].item(),
         None if where is None else _plane(ratio, where, case, quantity),
     )
 
 
+def _worst(ratio: Doubles, error: Doubles) -> tuple[int, ...]:
+    """Return the index of the largest ratio; among equal ones, of the largest error, where a nan is the largest."""
+    large = np.where(ratio == np.max(ratio), np.nan_to_num(error, nan=np.inf), -1.0)
+    return tuple(int(i) for i in np.unravel_index(np.argmax(large), large.shape))
+
+
 def written(value: Number, dtype: str) -> str:
-    """Write a value with as many digits as tell it from its neighbours in `dtype`."""
+    """Write a value with enough digits to tell it from its neighbours in `dtype`."""
     # Matula, "In-and-out conversions" (Communications of the ACM 11, 1968): 10**(n - 1) must be more than 2**bits.
     digits = math.ceil(1 + DIGITS[real(dtype)] * math.log10(2))
     if isinstance(value, complex):
@@ -119,24 +122,24 @@ def written(value: Number, dtype: str) -> str:
     return f"{value:.{digits}g}"
 
 
-def _within(array: Host, dtype: str) -> Host:
-    """The numbers in float64, or complex128, to be compared.
+def _clipped(array: Host, dtype: str) -> Host:
+    """Return the numbers in float64 or complex128, those of float16 cut to the power of two above its largest number.
 
-    What is too large for float16 is infinite there, which is as if it were the next power of two: as the exact value is
-    cut to that too, rounding is off by no more than the bound that takes no notice of it.
+    A number too large for float16 is infinite there. Both the result and the exact value are cut to 2**16, so the
+    error is within the bound, which does not know of the overflow.
     """
     return np.clip(wide(array), -(2.0**16), 2.0**16) if dtype == "float16" else wide(array)
 
 
 def _ulps(sizes: Doubles, dtype: str) -> Doubles:
-    """Units in the last place of magnitudes, subnormal ones too; NumPy's `spacing` knows no bfloat16."""
-    own = real(dtype)
-    # frexp's powers are those above a number's first digit.
-    return np.asarray(np.ldexp(1.0, np.maximum(np.frexp(sizes)[1], LEAST_NORMAL[own] + 1) - DIGITS[own]), np.float64)
+    """Return the unit in the last place of each magnitude, also of subnormal ones; `numpy.spacing` has no bfloat16."""
+    name = real(dtype)
+    # The power that frexp returns is the first one above the number.
+    return np.asarray(np.ldexp(1.0, np.maximum(np.frexp(sizes)[1], LEAST_NORMAL[name] + 1) - DIGITS[name]), np.float64)
 
 
 def _bits(array: Host, dtype: np.dtype[Any]) -> NDArray[np.unsignedinteger[Any]]:
-    """The bits of numbers rounded to a dtype, with an axis more, of their parts."""
+    """Return the bits of numbers rounded to a dtype, with one more axis for their real and imaginary parts."""
     whole = np.ascontiguousarray(array.astype(dtype, copy=False))[..., np.newaxis]
     return whole.view(f"u{dtype.itemsize // (2 if dtype.kind == 'c' else 1)}")
 
@@ -144,28 +147,28 @@ def _bits(array: Host, dtype: np.dtype[Any]) -> NDArray[np.unsignedinteger[Any]]
 def _ratio(error: Doubles, unit: Doubles) -> Doubles:
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(error == 0, 0.0, error / unit)
-    # A nan, and any error where none is allowed, is beyond measure.
+    # The ratio is infinite for a nan, and for any error where none is allowed.
     return np.where(np.isnan(ratio), np.inf, ratio)
 
 
 def _plane(ratio: Doubles, where: tuple[int, ...], case: Case, quantity: str) -> Plane:
+    """Map the errors in the plane of the worst element; a cell has the largest error of a block of elements."""
     names = _axes(case, quantity)
-    inside = [axis for axis, name in enumerate(names) if name not in ("sample", "channel", "filter")]
-    # A picture where there is one; else the two axes with the most to see, such as the channels and filters of 1x1.
-    shown = [axis for axis in inside[-2:] if quantity in ("out", "dx") and ratio.shape[axis] > 1]
+    spatial = [axis for axis, name in enumerate(names) if name not in ("sample", "channel", "filter")]
+    # The last two spatial axes if both are longer than 1, else the two longest axes, such as channels and filters.
+    shown = [axis for axis in spatial[-2:] if quantity in ("out", "dx") and ratio.shape[axis] > 1]
     if len(shown) < 2:
         shown = sorted(sorted(range(ratio.ndim), key=lambda axis: ratio.shape[axis])[-2:])
-    cut = tuple(slice(None) if axis in shown else i for axis, i in enumerate(where))
-    values = np.atleast_2d(ratio[cut])
+    values = np.atleast_2d(ratio[tuple(slice(None) if axis in shown else i for axis, i in enumerate(where))])
     rows, columns = ("", *(names[axis] for axis in shown))[-2:]
-    told = ", ".join(":" if axis in shown else str(i) for axis, i in enumerate(where))
+    index = ", ".join(":" if axis in shown else str(i) for axis, i in enumerate(where))
     height, width = values.shape
-    # The largest of neighbours, as many as it takes to have few.
-    down, across = (-(-length // MOST_CELLS) for length in values.shape)
-    pooled = np.maximum.reduceat(values, np.arange(0, height, down), axis=0)
-    pooled = np.maximum.reduceat(pooled, np.arange(0, width, across), axis=1)
+    block_height, block_width = (-(-length // MOST_CELLS) for length in values.shape)
+    pooled = np.maximum.reduceat(values, np.arange(0, height, block_height), axis=0)
+    pooled = np.maximum.reduceat(pooled, np.arange(0, width, block_width), axis=1)
     row, column = (0, *(where[axis] for axis in shown))[-2:]
-    return Plane(pooled, f"[{told}]", rows, columns, (height, width), (row // down, column // across))
+    cell = row // block_height, column // block_width
+    return Plane(pooled, f"[{index}]", rows, columns, (height, width), cell)
 
 
 def _axes(case: Case, quantity: str) -> list[str]:

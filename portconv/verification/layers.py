@@ -1,4 +1,4 @@
-"""Cases from a file: a list of layers in TOML or JSON, each with the names that `portconv.conv` gives its arguments."""
+"""Read cases from a TOML or JSON file: a list of layers, with keys named as the arguments of `portconv.conv`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .cases import Case
 
 READERS = {".toml": ("TOML", tomllib.loads), ".json": ("JSON", json.loads)}
 REQUIRED = ("name", "x_shape", "w_shape")
-KNOWN = tuple(own.name for own in fields(Case) if own.name not in ("dtype", "w", "b"))
+KNOWN = tuple(field.name for field in fields(Case) if field.name not in ("dtype", "w", "b"))
 
 
 class Unusable(ValueError):
-    """A file that gives no cases: in one line the file, the entry and what is wrong with it."""
+    """A file has no usable cases; the message names the file, the entry and the problem in one line."""
 
 
 def read(path: Path) -> tuple[Case, ...]:
@@ -30,29 +30,29 @@ def read(path: Path) -> tuple[Case, ...]:
     Parameters
     ----------
     path : Path
-        A TOML file with tables ``[[layers]]``, or a JSON file with a list of objects, by itself or as "layers".
+        A TOML file with tables ``[[layers]]``, or a JSON file that is a list of objects or has one as "layers".
 
     Returns
     -------
     tuple of Case
-        At least one, of different names, in float32.
+        At least one case, in float32; no two have the same name.
 
     Raises
     ------
     Unusable
-        For a file that cannot be read, or anything in it that is no layer.
+        If the file cannot be read, or an entry is not a layer.
     """
-    found = tuple(_case(path, number, entry) for number, entry in enumerate(_entries(path), 1))
-    if not found:
+    layers = tuple(_case(path, number, entry) for number, entry in enumerate(_entries(path), 1))
+    if not layers:
         raise Unusable(f"{path}: got no layers, expected at least one")
-    check_names(path, found)
-    return found
+    check_names(path, layers)
+    return layers
 
 
-def check_names(path: Path, found: Iterable[Case]) -> None:
+def check_names(path: Path, cases: Iterable[Case]) -> None:
     """Refuse two cases of one name."""
     names: set[str] = set()
-    for case in found:
+    for case in cases:
         if case.name in names:
             raise Unusable(f"{path}: got two layers of the name {case.name!r}, expected different ones")
         names.add(case.name)
@@ -63,17 +63,17 @@ def _entries(path: Path) -> list[Any]:
         raise Unusable(f"{path}: got the ending {path.suffix!r}, expected {' or '.join(READERS)}")
     form, parse = READERS[path.suffix.lower()]
     try:
-        found = parse(path.read_text(encoding="utf-8"))
+        entries = parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise Unusable(f"{path}: cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
         raise Unusable(f"{path}: not {form}: {error}") from None
-    if isinstance(found, dict) and found.keys() == {"layers"}:
-        found = found["layers"]
-    if not isinstance(found, list):
-        kind = f"the keys {sorted(found)}" if isinstance(found, dict) else type(found).__name__
+    if isinstance(entries, dict) and entries.keys() == {"layers"}:
+        entries = entries["layers"]
+    if not isinstance(entries, list):
+        kind = f"the keys {sorted(entries)}" if isinstance(entries, dict) else type(entries).__name__
         raise Unusable(f"{path}: got {kind}, expected a list of layers, or 'layers' and nothing else")
-    return found
+    return entries
 
 
 def _case(path: Path, number: int, entry: Any) -> Case:
@@ -94,7 +94,7 @@ def _case(path: Path, number: int, entry: Any) -> Case:
 
 
 def checked(where: str, case: Case) -> Case:
-    """Return a case whose shapes and options fit; refuse another in the words of portconv's own error."""
+    """Return the case if its shapes and options fit; else refuse it with the message of portconv's error."""
     try:
         option("padding_mode", case.padding_mode, PADDING_MODES)
         option("algorithm", case.algorithm, ("auto", *algorithms()))
@@ -106,5 +106,5 @@ def checked(where: str, case: Case) -> Case:
 
 
 def _tuples(value: Any) -> Any:
-    """Lists as tuples, which can be looked up."""
+    """Return lists as tuples, which are hashable."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value

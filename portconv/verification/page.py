@@ -1,6 +1,6 @@
-"""A report as one page of HTML that needs nothing else: no script, no font, no picture from elsewhere.
+"""Write a report as one page of HTML that loads nothing else: no script, no font, no picture.
 
-It is built as a tree, so whatever names come from files are escaped as they are written.
+The page is built as a tree, so that names from files are escaped.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from .report import Report, Row, both, counted, figure, grouped, share
 Element = ElementTree.Element
 
 MOST_FAILURES = 200
-"""How many failures a page tells one by one."""
+"""How many failures a page lists."""
 
 FIGURES = {"error/bound": "number", "ulps": "number", "cases": "number"}
-"""Columns that tables have in common."""
+"""The columns that tables have in common."""
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2329; --quiet: #57606a; --paper: #fff; --card: #f5f7f9; --line: #d5dbe1;
@@ -73,7 +73,7 @@ def page(report: Report, about: Mapping[str, str]) -> str:
     ----------
     report : Report
     about : mapping of str to str
-        What a reader must know of the run: the command, versions, the machine.
+        What a reader must know about the run: the command, versions, the machine.
 
     Returns
     -------
@@ -96,7 +96,7 @@ def page(report: Report, about: Mapping[str, str]) -> str:
         "whatever its order, and a mistake goes far above. Ulps are units in the last place of the exact value. They "
         "have no limit, as a result may be small beside what it was summed from.",
     )
-    for section in (_bits, _failures, _worst, _truth, _pairs, _histograms, _left):
+    for section in (_bits, _failures, _worst, _truth, _pairs, _histograms, _left_out):
         section(main, report)
     _in(main, "h2", "How this was made")
     _listed(main, about)
@@ -104,9 +104,9 @@ def page(report: Report, about: Mapping[str, str]) -> str:
 
 
 def _in(parent: Element, tag: str, text: str | None = None, kind: str | None = None, **attributes: str) -> Element:
-    made = ElementTree.SubElement(parent, tag, {**attributes, **({"class": kind} if kind else {})})
-    made.text = text
-    return made
+    element = ElementTree.SubElement(parent, tag, {**attributes, **({"class": kind} if kind else {})})
+    element.text = text
+    return element
 
 
 def _listed(parent: Element, about: Mapping[str, str]) -> None:
@@ -117,8 +117,8 @@ def _listed(parent: Element, about: Mapping[str, str]) -> None:
 
 
 def _table(parent: Element, headings: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table that scrolls inside itself; headings have their columns' class, and a cell may have one of its own."""
-    # Who may use no pointer scrolls it by keys.
+    """Add a table that scrolls; `headings` maps each heading to its column's class, and a cell may be (text, class)."""
+    # With a tab index, a reader without a pointer can scroll it by keys.
     around = _in(parent, "div", kind="scroll", tabindex="0", role="group", **{"aria-label": "table"})
     table = _in(around, "table")
     line = _in(_in(table, "thead"), "tr")
@@ -128,8 +128,8 @@ def _table(parent: Element, headings: Mapping[str, str], rows: Sequence[Sequence
     for row in rows:
         line = _in(body, "tr")
         for cell, kind in zip(row, headings.values(), strict=True):
-            text, own = cell if isinstance(cell, tuple) else (cell, kind)
-            _in(line, "td", text, kind=own or None)
+            text, cell_kind = cell if isinstance(cell, tuple) else (cell, kind)
+            _in(line, "td", text, kind=cell_kind or None)
 
 
 def _bits(main: Element, report: Report) -> None:
@@ -172,15 +172,15 @@ def _worst(main: Element, report: Report) -> None:
             _map(_in(cards, "figure", kind="card"), title, report.worst[kind])
 
 
-def _map(card: Element, title: str, made: Comparison) -> None:
+def _map(card: Element, title: str, comparison: Comparison) -> None:
     _in(card, "h3", title)
-    _in(card, "p", str(made))
-    if (plane := made.plane) is None:
+    _in(card, "p", str(comparison))
+    if (plane := comparison.plane) is None:
         return
     card.append(heat_map(plane))
     rows, columns = plane.size
     down = f"{plane.rows}s down ({rows}) and " if plane.rows else ""
-    text = f"{made.quantity}{plane.index}: {down}{plane.columns}s across ({columns})"
+    text = f"{comparison.quantity}{plane.index}: {down}{plane.columns}s across ({columns})"
     if plane.values.shape != plane.size:
         text = f"{text}, each cell the largest error of a block"
     _in(card, "figcaption", text, kind="quiet")
@@ -201,24 +201,24 @@ def _verdict(row: Row) -> tuple[str, str]:
 
 def _truth(main: Element, report: Report) -> None:
     rows = report.against_truth()
-    told = report.told(rows)
-    for title, own in grouped("Against the exact values", told):
+    main_rows = report.main_rows(rows)
+    for title, members in grouped("Against the exact values", main_rows):
         _in(main, "h2", title)
-        _truth_table(main, own)
-    if others := [row for row in rows if row not in told]:
+        _truth_table(main, members)
+    if others := [row for row in rows if row not in main_rows]:
         folded = _in(main, "details")
         _in(folded, "summary", f"{counted(len(others), 'row')} of other ways, all ok")
-        for title, own in grouped("Other ways", others):
+        for title, members in grouped("Other ways", others):
             _in(folded, "h3", title)
-            _truth_table(folded, own)
+            _truth_table(folded, members)
 
 
 def _truth_table(parent: Element, rows: Sequence[Row]) -> None:
     headings = {"": "", "backend": "", "dtype": "", "array": "", **FIGURES, "exact bits": "number", "worst": "name"}
-    told = [
+    cells = [
         [_verdict(row), row.backend, row.dtype, row.quantity, *_figures(row), share(row), _place(row)] for row in rows
     ]
-    _table(parent, headings, told)
+    _table(parent, headings, cells)
 
 
 def _pairs(main: Element, report: Report) -> None:
@@ -226,12 +226,12 @@ def _pairs(main: Element, report: Report) -> None:
     headings |= {**{f"in {name}": "number" for name in QUANTITIES}, "worst": "name"}
     for title, rows in grouped("Against one another", report.pairs()):
         _in(main, "h2", title)
-        told = []
+        cells = []
         for row in rows:
             equal = [_share(row.equal_in.get(name)) for name in QUANTITIES]
             place = _place(row) if row.where else ""
-            told.append([_verdict(row), both(row), row.dtype, *_figures(row), share(row), *equal, place])
-        _table(main, headings, told)
+            cells.append([_verdict(row), both(row), row.dtype, *_figures(row), share(row), *equal, place])
+        _table(main, headings, cells)
 
 
 def _share(equal: float | None) -> str:
@@ -239,7 +239,7 @@ def _share(equal: float | None) -> str:
 
 
 def _histograms(main: Element, report: Report) -> None:
-    """A histogram for each dtype and precision, of all that have the very same one."""
+    """Draw a histogram for each dtype and precision; variants whose histograms are equal share one."""
     kinds: dict[tuple[str, str, str | None], dict[str, list[tuple[int, ...]]]] = {}
     for row in report.against_truth():
         if row.counts:
@@ -256,22 +256,26 @@ def _histograms(main: Element, report: Report) -> None:
     )
     cards = _in(main, "div", kind="cards")
     for (dtype, precision, algorithm), by_name in kinds.items():
-        alike: dict[tuple[int, ...], list[str]] = {}
+        labels_by_counts: dict[tuple[int, ...], list[str]] = {}
         for name, counts in by_name.items():
-            alike.setdefault(tuple(map(sum, zip(*counts, strict=True))), []).append(name)
-        for total, names in alike.items():
-            card = _in(cards, "figure", kind="card")
-            _in(card, "h3", f"{', '.join(names)}: {precision} {dtype}{f' by {algorithm}' if algorithm else ''}")
-            card.append(histogram(total))
-            caption = _in(card, "figcaption")
-            _in(caption, "p", f"{sum(total):,} elements, {total[0] / max(1, sum(total)):.1%} without error")
-            numbers = _in(caption, "details")
-            _in(numbers, "summary", "in numbers")
-            found = [(what, (f"{count:,}", "number")) for what, count in zip(sizes(), total, strict=True) if count]
-            _table(numbers, {"error/bound": "", "elements": "number"}, found)
+            labels_by_counts.setdefault(tuple(map(sum, zip(*counts, strict=True))), []).append(name)
+        for total, labels in labels_by_counts.items():
+            title = f"{', '.join(labels)}: {precision} {dtype}{f' by {algorithm}' if algorithm else ''}"
+            _histogram(_in(cards, "figure", kind="card"), title, total)
 
 
-def _left(main: Element, report: Report) -> None:
+def _histogram(card: Element, title: str, counts: Sequence[int]) -> None:
+    _in(card, "h3", title)
+    card.append(histogram(counts))
+    caption = _in(card, "figcaption")
+    _in(caption, "p", f"{sum(counts):,} elements, {counts[0] / max(1, sum(counts)):.1%} without error")
+    numbers = _in(caption, "details")
+    _in(numbers, "summary", "in numbers")
+    rows = [(what, (f"{count:,}", "number")) for what, count in zip(sizes(), counts, strict=True) if count]
+    _table(numbers, {"error/bound": "", "elements": "number"}, rows)
+
+
+def _left_out(main: Element, report: Report) -> None:
     if not report.skipped and not report.left_out:
         return
     _in(main, "h2", "What was left out")

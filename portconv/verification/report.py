@@ -1,4 +1,4 @@
-"""Many comparisons in few rows."""
+"""Sum up many comparisons in few rows."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from .variants import Variant
 
 @dataclass(frozen=True)
 class Row:
-    """Comparisons of one kind: how many, and the worst of them.
+    """Comparisons of one kind: how many there are, and the worst of them.
 
     Attributes
     ----------
     backend, other, dtype, quantity, precision, algorithm : str
-        What they have in common; `other`, `quantity` and `algorithm` are None where they have not.
+        What the comparisons have in common; `other`, `quantity` and `algorithm` are None where they differ.
     count, failed : int
-        How many they are, and how many of them did not hold.
+        How many comparisons there are, and how many of them did not hold.
     units, ulps : float
         The largest error in units of the bound, and in ulps.
     equal : float
-        The share of elements with equal bits; nan where there were no elements.
+        The share of elements with equal bits; nan if there are no elements.
     unequal : int
-        How many elements have other bits.
+        How many elements have different bits.
     worst : str
         The case with the largest error in units of the bound.
     worst_quantity, where, got, expected
-        Its quantity, the index of the worst element and both values there; None where there is no error.
+        The quantity of that case, the index of its worst element and both values there; None if there is no error.
     counts : tuple of int
         How many errors there are of each size: see `figures.EDGES`.
     equal_in : dict of str to float
-        The share of elements with equal bits by quantity.
+        By quantity, the share of elements with equal bits.
     """
 
     backend: str
@@ -63,7 +63,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Digest:
-    """One number for all results of a variant in a dtype and a precision: equal where every bit is."""
+    """One hash of all results of a variant in a dtype and a precision: it is equal if all bits are equal."""
 
     backend: str
     dtype: str
@@ -83,19 +83,19 @@ class Report:
     Attributes
     ----------
     comparisons : list of Comparison
-        Without their planes, which `worst` has.
+        They have no planes; `worst` keeps the planes of two.
     skipped : list of (str, str)
-        Backends, and in words why they or one of their dtypes were left out.
+        The backends that were left out, or one of whose dtypes was, each with the reason.
     left_out : dict of str to int
-        In words what else was, and how many.
+        What else was left out, and how many.
     variants : list of Variant
-        What was run, where that is more than backends as they are.
+        The variants that were run, if they are more than backends with their defaults.
     by_algorithm : bool
-        Whether algorithms were asked for by name, so that each has rows of its own.
+        Whether algorithms were asked for by name; then each has its own rows.
     expected : tuple of str
-        The digests that are expected, if any are.
+        The expected digests, if any.
     worst : dict of bool to Comparison
-        The worst comparison with a plane: whether between variants, or else against the exact values.
+        The worst comparison that has a plane: True for those between variants, False for those with the exact values.
     """
 
     comparisons: list[Comparison] = field(default_factory=list)
@@ -106,84 +106,87 @@ class Report:
     expected: tuple[str, ...] = ()
     worst: dict[bool, Comparison] = field(default_factory=dict)
 
-    def take(self, made: Iterable[Comparison]) -> None:
-        """Add comparisons, and keep the plane of the worst alone."""
-        for one in made:
-            kind = one.other is not None
-            if one.plane is not None and (kind not in self.worst or _badness(one) > _badness(self.worst[kind])):
-                self.worst[kind] = one
-            self.comparisons.append(replace(one, plane=None))
+    def take(self, comparisons: Iterable[Comparison]) -> None:
+        """Add comparisons, and keep only the planes of the worst ones."""
+        for comparison in comparisons:
+            kind = comparison.other is not None
+            worst = self.worst.get(kind)
+            if comparison.plane is not None and (worst is None or _badness(comparison) > _badness(worst)):
+                self.worst[kind] = comparison
+            self.comparisons.append(replace(comparison, plane=None))
 
     def leave_out(self, what: str) -> None:
         self.left_out[what] = self.left_out.get(what, 0) + 1
 
     @property
     def failures(self) -> list[Comparison]:
-        return [made for made in self.comparisons if not made.held]
+        return [comparison for comparison in self.comparisons if not comparison.held]
 
     @property
     def ran(self) -> list[str]:
-        """The labels of what anything was compared of, in order."""
-        return list(dict.fromkeys(made.backend for made in self.comparisons if made.other is None))
+        """The labels of the variants that were compared, in order."""
+        return list(dict.fromkeys(comparison.backend for comparison in self.comparisons if comparison.other is None))
 
     @property
     def backends(self) -> list[str]:
-        """The backends of which anything was compared, in order."""
+        """The backends that were compared, in order."""
         names = {variant.label: variant.backend.name for variant in self.variants}
         return list(dict.fromkeys(names.get(label, label) for label in self.ran))
 
     @property
     def unexpected(self) -> list[Digest]:
-        """The digests that are none of those expected."""
+        """The digests that are not among the expected ones."""
         return [digest for digest in self.digests() if self.expected and digest.sha256 not in self.expected]
 
     @property
     def held(self) -> bool:
-        """Whether anything was compared, all of it within its bounds, and its digests are those expected."""
+        """Whether something was compared, all of it is within its bounds, and its digests are the expected ones."""
         return bool(self.comparisons) and not self.failures and not self.unexpected
 
     def against_truth(self) -> list[Row]:
         """Return a row for each variant, dtype, precision, algorithm and quantity."""
         kinds: dict[tuple[Any, ...], list[Comparison]] = {}
-        for made in self.comparisons:
-            if made.other is None:
-                kind = (made.backend, *self._common(made), QUANTITIES.index(made.quantity))
-                kinds.setdefault(kind, []).append(made)
+        for comparison in self.comparisons:
+            if comparison.other is None:
+                kind = (comparison.backend, *self._common(comparison), QUANTITIES.index(comparison.quantity))
+                kinds.setdefault(kind, []).append(comparison)
         return [self._row(kinds[kind], QUANTITIES[kind[-1]]) for kind in sorted(kinds)]
 
     def pairs(self) -> list[Row]:
         """Return a row for each pair of variants, dtype, precision and algorithm."""
         kinds: dict[tuple[Any, ...], list[Comparison]] = {}
-        for made in self.comparisons:
-            if made.other is not None:
-                kinds.setdefault((made.backend, made.other, *self._common(made)), []).append(made)
+        for comparison in self.comparisons:
+            if comparison.other is not None:
+                kinds.setdefault((comparison.backend, comparison.other, *self._common(comparison)), []).append(
+                    comparison
+                )
         return [self._row(kinds[kind], None) for kind in sorted(kinds)]
 
     def digests(self) -> list[Digest]:
-        """Return a digest of all that each variant gave whole, by dtype, precision and algorithm."""
+        """Return a digest of the results of each variant that is not in halves, by dtype, precision and algorithm."""
         halves = {variant.label for variant in self.variants if variant.halves}
-        found: dict[tuple[Any, ...], Any] = {}
-        for made in self.comparisons:
-            if made.other is None and made.backend not in halves:
-                digest = found.setdefault((made.backend, *self._common(made)), hashlib.sha256())
-                digest.update(f"{made.case} {made.quantity} {made.sha256}\n".encode())
+        hashes: dict[tuple[Any, ...], Any] = {}
+        for comparison in self.comparisons:
+            if comparison.other is None and comparison.backend not in halves:
+                digest = hashes.setdefault((comparison.backend, *self._common(comparison)), hashlib.sha256())
+                digest.update(f"{comparison.case} {comparison.quantity} {comparison.sha256}\n".encode())
         return [
             Digest(backend, dtype, precision, algorithm or None, digest.hexdigest())
-            for (backend, dtype, precision, algorithm), digest in sorted(found.items(), key=lambda item: item[0])
+            for (backend, dtype, precision, algorithm), digest in sorted(hashes.items(), key=lambda item: item[0])
         ]
 
     @property
     def firsts(self) -> list[Variant]:
-        """The first way of each backend and device, with which its others are compared."""
+        """The first variant of each backend and device, with which the others there are compared."""
         return list({variant.place: variant for variant in reversed(self.variants)}.values())[::-1]
 
-    def told(self, rows: Sequence[Row]) -> list[Row]:
-        """Choose the rows of the first ways, and whichever others did not hold."""
+    def main_rows(self, rows: Sequence[Row]) -> list[Row]:
+        """Choose the rows of the first variants, and all rows that did not hold."""
         firsts = {first.label for first in self.firsts}
         return [row for row in rows if row.backend in firsts or row.failed or not firsts]
 
     def in_bits(self) -> list[str]:
-        """Say of reproducible results which have equal bits, a line each."""
+        """Say which reproducible results have equal bits, one per line."""
         lines = []
         rows = [row for row in self.pairs() if row.precision == "reproducible"]
         if rows:
@@ -194,28 +197,25 @@ class Report:
             if digest.precision == "reproducible":
                 by = f" by {digest.algorithm}" if digest.algorithm else ""
                 kinds.setdefault((digest.dtype, by), {}).setdefault(digest.sha256, []).append(digest.backend)
-        for (dtype, by), found in kinds.items():
-            for sha256, who in found.items():
-                which = ", ".join(who) if len(found) > 1 else f"in {'all ' * (len(who) > 1)}{counted(len(who), 'way')}"
+        for (dtype, by), labels in kinds.items():
+            for sha256, who in labels.items():
+                which = ", ".join(who) if len(labels) > 1 else f"in {'all ' * (len(who) > 1)}{counted(len(who), 'way')}"
                 lines.append(f"digest {dtype}{by} {sha256}: {which}")
         return lines
 
     def summary(self) -> str:
-        """Say it all in one line."""
+        """Sum up the report in one line."""
         if not self.comparisons:
             return "nothing was compared"
         counts = f"{counted(len(self.comparisons), 'comparison')} on {counted(len(self.backends), 'backend')}"
         if len(self.ran) > len(self.backends):
             counts = f"{counts} run in {len(self.ran)} ways"
-        found = f"{len(self.failures)} out of bounds" if self.failures else "all within bounds"
+        verdict = f"{len(self.failures)} out of bounds" if self.failures else "all within bounds"
         others = f", {counted(len(self.unexpected), 'digest')} not as expected" if self.unexpected else ""
-        return f"{counts}: {found}{others}"
+        return f"{counts}: {verdict}{others}"
 
     def as_json(self) -> dict[str, Any]:
-        """Everything in plain types; a figure is None where it is not finite, which JSON cannot say.
-
-        Complex numbers are lists of both parts.
-        """
+        """Return everything in JSON's types: None for a figure that is not finite, a list for a complex number."""
         return {
             "held": self.held,
             "comparisons": len(self.comparisons),
@@ -237,50 +237,50 @@ class Report:
             "pairs": [_plain(row) for row in self.pairs()],
             "digests": [_plain(digest) for digest in self.digests()],
             "expected_digests": list(self.expected),
-            "failures": [{**_plain(made), "message": str(made)} for made in self.failures],
+            "failures": [{**_plain(comparison), "message": str(comparison)} for comparison in self.failures],
             "error_sizes": list(EDGES),
-            "results": [_plain(made) for made in self.comparisons],
+            "results": [_plain(comparison) for comparison in self.comparisons],
         }
 
-    def _common(self, made: Comparison) -> tuple[str, str, str]:
-        """What the comparisons of a row have in common, beside who they are of."""
-        return made.dtype, made.precision, made.algorithm if self.by_algorithm else ""
+    def _common(self, comparison: Comparison) -> tuple[str, str, str]:
+        """What the comparisons of a row have in common, beside their variants."""
+        return comparison.dtype, comparison.precision, comparison.algorithm if self.by_algorithm else ""
 
     def _row(self, members: Sequence[Comparison], quantity: str | None) -> Row:
         first = members[0]
         worst = max(members, key=_badness)
-        quantities = dict.fromkeys(made.quantity for made in members)
+        quantities = dict.fromkeys(member.quantity for member in members)
         return Row(
             first.backend,
             first.other,
             first.dtype,
             quantity,
             count=len(members),
-            failed=sum(not made.held for made in members),
+            failed=sum(not member.held for member in members),
             units=worst.units,
-            ulps=max(made.ulps for made in members),
+            ulps=max(member.ulps for member in members),
             equal=_equal(members),
             worst=worst.case,
             precision=first.precision,
             algorithm=first.algorithm if self.by_algorithm else None,
-            unequal=sum(made.elements - made.equal for made in members),
+            unequal=sum(member.elements - member.equal for member in members),
             worst_quantity=worst.quantity,
             where=worst.where,
             got=worst.got,
             expected=worst.expected,
-            counts=tuple(map(sum, zip(*(made.counts for made in members if made.counts), strict=True))),
-            equal_in={name: _equal([made for made in members if made.quantity == name]) for name in quantities},
+            counts=tuple(map(sum, zip(*(member.counts for member in members if member.counts), strict=True))),
+            equal_in={name: _equal([member for member in members if member.quantity == name]) for name in quantities},
         )
 
 
-def _badness(made: Comparison) -> tuple[float, float]:
-    """By what the worst of several comparisons is found: errors that are all beyond measure differ in ulps."""
-    return made.units, made.ulps
+def _badness(comparison: Comparison) -> tuple[float, float]:
+    """The key that finds the worst of several comparisons: by ulps where the units are all infinite."""
+    return comparison.units, comparison.ulps
 
 
 def _equal(members: Sequence[Comparison]) -> float:
-    elements = sum(made.elements for made in members)
-    return sum(made.equal for made in members) / elements if elements else math.nan
+    elements = sum(member.elements for member in members)
+    return sum(member.equal for member in members) / elements if elements else math.nan
 
 
 def _plain(record: Row | Comparison | Digest) -> dict[str, Any]:
@@ -289,45 +289,45 @@ def _plain(record: Row | Comparison | Digest) -> dict[str, Any]:
 
 def _value(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _value(own) for name, own in value.items()}
+        return {name: _value(member) for name, member in value.items()}
     if isinstance(value, complex):
         return [_value(value.real), _value(value.imag)]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def grouped(title: str, rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    """Cut rows into those of one precision and algorithm, under a title that says which where there are several."""
+    """Group rows by precision and algorithm; if there are several groups, their titles name both."""
     groups: dict[tuple[str, str | None], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.precision, row.algorithm), []).append(row)
     if len(groups) == 1:
         return [(title, list(rows))]
     return [
-        (f"{title}, {precision}{f', {algorithm}' if algorithm else ''}", own)
-        for (precision, algorithm), own in groups.items()
+        (f"{title}, {precision}{f', {algorithm}' if algorithm else ''}", members)
+        for (precision, algorithm), members in groups.items()
     ]
 
 
 def figure(number: float, places: int) -> str:
-    """Write a figure short: with so many places where it has some, and else in powers of ten."""
+    """Write a figure with so many decimal places, or as a power of ten if it is below 10**-places or above 1000."""
     if number == 0 or 10.0**-places <= number < 1000:
         return f"{number:.{places}f}"
     return f"{number:.0e}".replace("e+0", "e+").replace("e-0", "e-")
 
 
 def both(row: Row) -> str:
-    """Name what a pair is of, and another way of the same backend by what sets it apart alone."""
-    own, _, apart = (row.other or "").partition(" (")
-    return f"{row.backend}, {f'({apart}' if apart and row.backend.partition(' (')[0] == own else row.other}"
+    """Name the two variants of a pair; if both have one backend, only the brackets of the second are written."""
+    backend, _, details = (row.other or "").partition(" (")
+    return f"{row.backend}, {f'({details}' if details and row.backend.partition(' (')[0] == backend else row.other}"
 
 
 def share(row: Row) -> str:
-    """Write the share of equal bits; "all" is every single one."""
+    """Write the share of elements with equal bits; "all" if no element differs."""
     if math.isnan(row.equal):
         return ""
     return "all" if row.unequal == 0 else f"{math.floor(1000 * row.equal) / 10:.1f}%"
 
 
 def counted(number: int, what: str) -> str:
-    """So many of something, in words."""
+    """Write a number with its noun, such as "2 cases"."""
     return f"{number} {what}{'' if number == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""The ways in which a case is run: on which backend and device, with how many threads, whole or in two halves."""
+"""The ways to run a case: on which backend and device, with how many threads, whole or in two halves."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class Variant:
     ----------
     backend : Backend
     device : object, optional
-        One of the backend's; its default one if None.
+        One of the backend's devices; its default device if None.
     device_name : str
-        In words, where `device` is not the default one.
+        The device's name, if it is not the default one.
     threads : int, optional
-        How many it is held to; as many as it takes by itself if None.
+        The number of threads; the library chooses it if None.
     halves : bool
-        Whether the batch is cut in two and the results put together: the output and the input's gradient alone, as the
-        other gradients are sums over the batch.
+        Whether the batch is cut in two and the results are joined. This gives only the output and the input's
+        gradient, because the other gradients are sums over the batch.
     """
 
     backend: Backend
@@ -43,10 +43,10 @@ class Variant:
 
     @property
     def label(self) -> str:
-        """The backend's name, and in brackets what else sets this way apart."""
+        """The backend's name; the device, the threads and "halves" stand in brackets if they are not the default."""
         threads = f"{self.threads} thread{'' if self.threads == 1 else 's'}" if self.threads else ""
-        apart = [word for word in (self.device_name, threads, "halves" if self.halves else "") if word]
-        return f"{self.backend.name} ({', '.join(apart)})" if apart else self.backend.name
+        details = [word for word in (self.device_name, threads, "halves" if self.halves else "") if word]
+        return f"{self.backend.name} ({', '.join(details)})" if details else self.backend.name
 
     @property
     def place(self) -> tuple[str, str]:
@@ -54,7 +54,7 @@ class Variant:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold portconv's threads and those of the libraries beneath to as many as were asked for."""
+        """Limit the threads of portconv and of the libraries below it to `threads`."""
         if self.threads is None:
             yield
             return
@@ -63,30 +63,34 @@ class Variant:
 
 
 def plain(ways: Sequence[Backend | Variant]) -> list[Variant]:
-    """Return ways to run a case, where a backend alone stands for itself as it is."""
+    """Return the ways as variants; a backend becomes a variant with its defaults."""
     return [Variant(way) if isinstance(way, Backend) else way for way in ways]
 
 
 def pairs(variants: Sequence[Variant]) -> list[tuple[Variant, Variant]]:
-    """Pair what is compared: the first of each backend and device with one another, the rest with their own first."""
+    """List the pairs to compare.
+
+    The first variants of each two places (a backend on a device) are a pair, and every other variant is one with the
+    first variant of its place.
+    """
     firsts = {variant.place: variant for variant in reversed(variants)}
-    own = [(firsts[variant.place], variant) for variant in variants if variant is not firsts[variant.place]]
-    return [*combinations([variant for variant in variants if variant is firsts[variant.place]], 2), *own]
+    within_places = [(firsts[variant.place], variant) for variant in variants if variant is not firsts[variant.place]]
+    return [*combinations([variant for variant in variants if variant is firsts[variant.place]], 2), *within_places]
 
 
 def unsupported(
     backend: Backend, dtype: str, device: Any = None, device_name: str = "", precision: str = "standard"
 ) -> str | None:
-    """Say why a backend cannot be held to a dtype and a precision on a device; None where it can.
+    """Say why a backend cannot be verified in a dtype and a precision on a device; None if it can.
 
     Parameters
     ----------
     backend : Backend
     dtype : str
     device : object, optional
-        Where it puts arrays by default if None.
+        The backend's default device if None.
     device_name : str
-        In words, where `device` is given.
+        The device's name, if `device` is given.
     precision : {"standard", "fast", "reproducible"}
 
     Returns
@@ -95,7 +99,7 @@ def unsupported(
     """
     where = f"device {device_name}" if device_name else "its default device"
     info = getattr(backend.xp, "__array_namespace_info__", None)
-    if dtype in HALVES:  # which are none of the standard's, and which the host must have too
+    if dtype in HALVES:  # the standard has neither, and the host must have it too
         try:
             backends.get("numpy").dtype(dtype)
         except BackendError as error:
@@ -112,7 +116,7 @@ def unsupported(
         conv(one, one, precision=precision)
     except BackendError as error:
         return f"{dtype} on {where}: {in_a_line(error)}"
-    except Exception:  # which is for the cases to show
+    except Exception:  # the cases will show it
         return None
     return None
 

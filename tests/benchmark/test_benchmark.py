@@ -1,4 +1,4 @@
-"""What `portconv bench` is made of: the layers, exact results and bounds, peers, turns, memory, and the figures."""
+"""Test the parts of `portconv bench`: layers, exact results and bounds, peers, turns, memory, and figures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,19 @@ import pytest
 from support import oracle
 
 from portconv import backends
-from portconv.benchmark import PEERS, ZOO, Layer, Left, Peer, Report, Row, measure, measurement, medians, surroundings
+from portconv.benchmark import (
+    PEERS,
+    ZOO,
+    Layer,
+    NotMeasured,
+    Peer,
+    Report,
+    Row,
+    measure,
+    measurement,
+    medians,
+    surroundings,
+)
 from portconv.benchmark.measurement import ENOUGH, LONG, SETTLE, TURN
 from portconv.benchmark.memory import peak_of_portconv, peak_of_process
 from portconv.benchmark.peers import Candidate, portconv_itself
@@ -36,15 +48,15 @@ TINY = (
 tiny = pytest.mark.parametrize("layer", TINY, ids=lambda layer: layer.name)
 
 
-def true(layer: Layer) -> oracle.Problem:
+def loops_of(layer: Layer) -> oracle.Problem:
     pads = tuple((pad, pad) for pad in layer.padding)
     return oracle.Problem(layer.x_shape, layer.w_shape, layer.stride, pads, layer.dilation, layer.groups)
 
 
 def truth(layer: Layer) -> dict[str, tuple[np.ndarray, ...]]:
-    """The results of each pass, from the oracle's loops in float64."""
-    found = true(layer).all(*(array.astype("float64") for array in Problem(layer).arrays))
-    return {"forward": (found["out"],), "backward": (found["dx"], found["dw"], found["db"])}
+    """Return the results of each pass, from the oracle's loops in float64."""
+    results = loops_of(layer).all(*(array.astype("float64") for array in Problem(layer).arrays))
+    return {"forward": (results["out"],), "backward": (results["dx"], results["dw"], results["db"])}
 
 
 # The zoo
@@ -66,20 +78,20 @@ def test_a_name_says_what_the_layer_is(layer: Layer) -> None:
     both, size = channels.split("@")
     assert {int(n) for n in both.split("-")} == {layer.x_shape[1], layer.w_shape[0]}
     assert {int(n) for n in size.split("x")} == set(layer.x_shape[2:])
-    said = {word[0]: int(word[1:]) for word in rest}
-    found = (*layer.stride[:1], *layer.dilation[:1], layer.x_shape[0])
-    assert tuple(said.get(letter, usual) for letter, usual in (("s", 1), ("d", 1), ("b", BATCH))) == found
+    named_sizes = {word[0]: int(word[1:]) for word in rest}
+    sizes = (*layer.stride[:1], *layer.dilation[:1], layer.x_shape[0])
+    assert tuple(named_sizes.get(letter, default) for letter, default in (("s", 1), ("d", 1), ("b", BATCH))) == sizes
     assert layer.w_shape[1] * layer.groups == layer.x_shape[1]
 
 
 def test_known_shapes() -> None:
-    found = {layer.name: layer for layer in ZOO}
-    stem = found["resnet50 7x7 3-64@224 s2"]
+    layers = {layer.name: layer for layer in ZOO}
+    stem = layers["resnet50 7x7 3-64@224 s2"]
     assert (stem.x_shape, stem.w_shape, stem.out_shape) == ((16, 3, 224, 224), (64, 3, 7, 7), (16, 64, 112, 112))
-    course = found["cs231n 3x3 3-25@31 s2 b100"]
+    course = layers["cs231n 3x3 3-25@31 s2 b100"]
     assert (course.x_shape, course.w_shape, course.out_shape) == ((100, 3, 31, 31), (25, 3, 3, 3), (100, 25, 16, 16))
-    assert found["replknet dw31x31 128@56 b4"].out_shape == (4, 128, 56, 56)
-    assert found["wavenet 2 64@16000 d512"].out_shape == (16, 64, 16000)
+    assert layers["replknet dw31x31 128@56 b4"].out_shape == (4, 128, 56, 56)
+    assert layers["wavenet 2 64@16000 d512"].out_shape == (16, 64, 16000)
 
 
 def test_a_layer_is_found_by_its_name_or_else_by_a_part() -> None:
@@ -109,12 +121,12 @@ def test_exact_results_are_those_of_the_loops(
 
 @tiny
 def test_bounds_are_no_tighter_than_those_of_the_loops(layer: Layer) -> None:
-    problem, loops = Problem(layer), true(layer)
+    problem, loops = Problem(layer), loops_of(layer)
     operands = [array.astype("float64") for array in problem.arrays]
-    found = dict(zip(("out", "dx", "dw", "db"), sum(problem.exact.values(), ()), strict=True))
+    actual = dict(zip(("out", "dx", "dw", "db"), sum(problem.exact.values(), ()), strict=True))
     for algorithm in ("direct", "winograd") if loops.tiled else ("direct",):
         for quantity, bound in loops.bounds(*operands, "float32", algorithm).items():
-            assert found[quantity].reach >= np.max(bound) * (1 - 1e-6)
+            assert actual[quantity].reach >= np.max(bound) * (1 - 1e-6)
 
 
 @tiny
@@ -124,10 +136,10 @@ def test_errors_are_in_epsilons_of_the_largest_magnitude(layer: Layer, name: str
     values = truth(layer)[name]
     assert problem.errors(name, values).epsilons < 1e-5
     for i, value in enumerate(values):
-        off = value.copy()
-        off.flat[-1] += 40 * EPS * np.max(np.abs(value))
-        found = problem.errors(name, (*values[:i], off, *values[i + 1 :]))
-        assert found.epsilons == pytest.approx(40, rel=1e-4)
+        changed = value.copy()
+        changed.flat[-1] += 40 * EPS * np.max(np.abs(value))
+        actual = problem.errors(name, (*values[:i], changed, *values[i + 1 :]))
+        assert actual.epsilons == pytest.approx(40, rel=1e-4)
 
 
 @tiny
@@ -198,7 +210,7 @@ def test_products_are_of_as_many_operations() -> None:
 def test_a_missing_peer_says_how_to_install_it(name: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if name == "onnx":
         pytest.importorskip("onnx", reason="onnx is not installed")
-    monkeypatch.setitem(sys.modules, module, None)  # which is how Python is told that there is none
+    monkeypatch.setitem(sys.modules, module, None)  # makes the import fail
     reason = KNOWN[name].unavailable(NUMPY)
     assert reason == f"{module} is not installed: {KNOWN[name].install}"
 
@@ -214,7 +226,7 @@ def test_a_broken_peer_says_what_it_raised(tmp_path: Any, monkeypatch: pytest.Mo
 
 
 class Clock:
-    """Time that passes only where it is told to."""
+    """Time that passes only when the test says so."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -228,45 +240,45 @@ class Clock:
         self.now += seconds
 
     def candidate(self, name: str, *seconds: float) -> Callable[[], None]:
-        """A call that takes so long, each time the next of these, and in the end the last."""
-        left = list(seconds)
+        """Return a call that takes each of these times in turn, and then always the last one."""
+        remaining = list(seconds)
 
         def run() -> None:
             self.ran.append(name)
-            self.now += left.pop(0) if len(left) > 1 else left[0]
+            self.now += remaining.pop(0) if len(remaining) > 1 else remaining[0]
 
         return run
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(measurement, "time", made)
-    return made
+    fake = Clock()
+    monkeypatch.setattr(measurement, "time", fake)
+    return fake
 
 
 def test_turns_are_interleaved_and_settle_first(clock: Clock) -> None:
-    quarter = LONG / 2  # longer than it takes to settle, so that each turn is two calls
-    found = medians({"a": clock.candidate("a", quarter), "b": clock.candidate("b", quarter / 2)}, 3)
+    quarter = LONG / 2  # longer than SETTLE, so that each turn is two calls
+    actual = medians({"a": clock.candidate("a", quarter), "b": clock.candidate("b", quarter / 2)}, 3)
     assert quarter / 2 > SETTLE
     assert clock.ran == ["a", "a", "b", "b"] * 3
-    assert found == pytest.approx({"a": quarter, "b": quarter / 2})
+    assert actual == pytest.approx({"a": quarter, "b": quarter / 2})
 
 
 def test_short_calls_are_repeated(clock: Clock) -> None:
-    found = medians({"a": clock.candidate("a", 2**-10)}, 2)
-    assert found == {"a": 2**-10}
+    actual = medians({"a": clock.candidate("a", 2**-10)}, 2)
+    assert actual == {"a": 2**-10}
     assert len(clock.ran) == 2 * (math.ceil(SETTLE * 2**10) + math.ceil(TURN * 2**10))
 
 
 def test_the_median_turn_counts(clock: Clock) -> None:
-    turns = (0.25, 0.5, 0.25, 0.375, 0.25, 0.25)  # every other one is there to settle
+    turns = (0.25, 0.5, 0.25, 0.375, 0.25, 0.25)  # every second call is untimed
     assert medians({"a": clock.candidate("a", *turns)}, 3) == {"a": 0.375}
 
 
 def test_a_long_call_waits_instead_of_settling_and_has_fewer_turns(clock: Clock) -> None:
-    found = medians({"a": clock.candidate("a", 2.0), "b": clock.candidate("b", 0.25)}, 9, slow={"a"})
-    assert found == {"a": 2.0, "b": 0.25}
+    actual = medians({"a": clock.candidate("a", 2.0), "b": clock.candidate("b", 0.25)}, 9, slow={"a"})
+    assert actual == {"a": 2.0, "b": 0.25}
     assert clock.ran.count("a") == math.floor(ENOUGH / 2) + 1
     assert clock.ran[:4] == ["sleep", "a", "b", "b"]
     assert clock.ran.count("b") == 18
@@ -291,7 +303,7 @@ def test_the_memory_of_portconv_counts_its_workspaces() -> None:
     taken = {name: peak_of_portconv(layer, name, "gemm") for name in PASSES}
     assert 0.1 * columns < taken["forward"] < 4 * columns
     assert 0.1 * columns < taken["backward"] < 8 * columns
-    assert peak_of_portconv(layer, "forward", "winograd") is None  # which it does not serve
+    assert peak_of_portconv(layer, "forward", "winograd") is None  # it cannot compute this layer
 
 
 # Layers measured
@@ -299,13 +311,13 @@ def test_the_memory_of_portconv_counts_its_workspaces() -> None:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Turns of one call each."""
+    """Make each turn one call."""
     monkeypatch.setattr(measurement, "SETTLE", 0.0)
     monkeypatch.setattr(measurement, "TURN", 0.0)
 
 
 class Wrong(Peer):
-    """Twice the output, and no backward pass."""
+    """A peer that returns twice the output, and has no backward pass."""
 
     def prepare(self, problem: Problem, backend: Any, threads: int) -> Candidate:
         forward = portconv_itself("", problem, backend, "direct").runs["forward"]
@@ -313,7 +325,7 @@ class Wrong(Peer):
 
 
 class Raising(Peer):
-    """Cannot be made ready, or where it can, cannot be run."""
+    """A peer that raises, when it is prepared or when it runs."""
 
     def prepare(self, problem: Problem, backend: Any, threads: int) -> Candidate:
         def run() -> Any:
@@ -342,9 +354,9 @@ def test_both_passes_of_a_layer_are_measured(layer: Layer) -> None:
 def test_a_peer_that_is_wrong_or_raises_is_told_and_ends_nothing() -> None:
     peers = [Wrong("wrong", "Wrong"), Raising("early", "early"), Raising("late", "late")]
     report = Report()
-    for found in measure(TINY[0], NUMPY, peers, "gemm", 1):
-        report.take(found)
-    assert [str(left) for left in report.left] == [
+    for measured in measure(TINY[0], NUMPY, peers, "gemm", 1):
+        report.take(measured)
+    assert [str(entry) for entry in report.not_measured] == [
         "early on 1d: NotImplementedError: no such stride",
         "late on 1d, forward: NotImplementedError: no such stride",
         "late on 1d, backward: NotImplementedError: no such stride",
@@ -357,9 +369,9 @@ def test_a_peer_that_is_wrong_or_raises_is_told_and_ends_nothing() -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_a_layer_that_an_algorithm_does_not_serve_is_left_out() -> None:
-    (left,) = measure(TINY[4], NUMPY, [], "winograd", 1)
-    assert (left.layer, left.who, left.fault) == ("pointwise", "portconv", False)
-    assert left.reason.startswith("algorithm: got 'winograd'")
+    (entry,) = measure(TINY[4], NUMPY, [], "winograd", 1)
+    assert (entry.layer, entry.who, entry.fault) == ("pointwise", "portconv", False)
+    assert entry.reason.startswith("algorithm: got 'winograd'")
 
 
 # Figures
@@ -370,13 +382,13 @@ FINE = Errors(1.5, 0.01)
 
 def row(layer: Layer, name: str = "forward", **times: float) -> Row:
     known = {"torch_last": "torch-last", "same_bits": "same-bits"}
-    found = {known.get(who, who): taken for who, taken in times.items()}
-    return Row(layer, name, found, {who: FINE for who in found if who != "product"}, {"portconv": 3 << 20})
+    seconds = {known.get(who, who): time for who, time in times.items()}
+    return Row(layer, name, seconds, {who: FINE for who in seconds if who != "product"}, {"portconv": 3 << 20})
 
 
 def layer(name: str) -> Layer:
-    (found,) = named(name)
-    return found
+    (layer,) = named(name)
+    return layer
 
 
 DENSE, POINTWISE, DEPTHWISE = (
@@ -451,14 +463,14 @@ def test_the_summary_has_what_reproducible_costs_on_dense_layers(report: Report)
 
 
 def test_reproducible_is_timed_and_held_to_the_bounds() -> None:
-    (found,) = (
+    (actual,) = (
         row
         for row in measure(layer("small 3x3 3-8@8 b1"), NUMPY, [KNOWN["same-bits"]], "auto", 1)
         if row.name == "forward"
     )
-    assert found.times["same-bits"] > 0
+    assert actual.times["same-bits"] > 0
     # Rounded once, so by half an epsilon of the largest element at most, and by what quantising changes.
-    assert found.errors["same-bits"].epsilons < 0.51
+    assert actual.errors["same-bits"].epsilons < 0.51
 
 
 def test_a_summary_of_nothing_has_no_figures() -> None:
@@ -472,9 +484,9 @@ def test_a_summary_of_nothing_has_no_figures() -> None:
 def test_the_verdict(report: Report) -> None:
     assert report.held
     assert report.verdict() == "6 passes of 5 layers: all results within bounds"
-    report.take(Left("a layer", "jax", "has no such thing"))
+    report.take(NotMeasured("a layer", "jax", "has no such thing"))
     assert report.held
-    report.take(Left("a layer", "portconv", "raised", fault=True))
+    report.take(NotMeasured("a layer", "portconv", "raised", fault=True))
     assert not report.held
     report.rows[0] = replace(report.rows[0], errors={"torch": Errors(1e6, 1.5), "jax": Errors(math.nan, math.nan)})
     assert report.verdict() == "6 passes of 5 layers: 2 results out of bounds, 1 failed"
@@ -499,16 +511,16 @@ def test_json_is_of_plain_types_and_has_no_times(report: Report) -> None:
     assert (peers["jax"]["missing"], peers["torch"]["missing"]) == ("jax is not installed", None)
 
 
-def rounded(found: Any) -> Any:
-    if isinstance(found, dict):
-        return {key: rounded(value) for key, value in found.items()}
-    if isinstance(found, (list, tuple)):
-        return [rounded(value) for value in found]
-    return round(found, 9) if isinstance(found, float) else found
+def rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: rounded(member) for key, member in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(member) for member in value]
+    return round(value, 9) if isinstance(value, float) else value
 
 
 def test_surroundings_name_what_figures_depend_on() -> None:
-    found = surroundings(NUMPY)
-    assert {"portconv", "python", "processor", "numpy", "backend", "threads", "BLAS", "date"} <= set(found)
-    assert found["numpy"] == np.__version__
-    assert all(isinstance(value, str) and value for value in found.values())
+    actual = surroundings(NUMPY)
+    assert {"portconv", "python", "processor", "numpy", "backend", "threads", "BLAS", "date"} <= set(actual)
+    assert actual["numpy"] == np.__version__
+    assert all(isinstance(value, str) and value for value in actual.values())

@@ -1,4 +1,4 @@
-"""The command `portconv backends`: that it says what works, and why the rest does not."""
+"""Test that `portconv backends` says which libraries work, and why the others do not."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ KNOWN: dict[str, Backend] = {kind.name: kind() for kind in (Crashing, Fast, Miss
 
 @pytest.fixture
 def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Known backends that show every case, and one that a third party announced and broke."""
+    """Replace the known backends by one for each case, and by a broken one of a third party."""
 
     def find(name: str) -> Backend:
         if name == "broken":
@@ -97,14 +97,14 @@ def entries() -> dict[str, dict[str, Any]]:
 
 
 def test_json_tells_of_every_known_backend() -> None:
-    found = entries()
-    assert list(found) == list(backends.names())
-    for name, entry in found.items():
+    actual = entries()
+    assert list(actual) == list(backends.names())
+    for name, entry in actual.items():
         backend = backends.find(name)
         assert entry["available"] == (backend.unavailable is None)
         assert entry["reason"] == backend.unavailable
         assert entry["install"] == backend.install
-    numpy = found["numpy"]
+    numpy = actual["numpy"]
     assert numpy["available"]
     assert (numpy["version"], numpy["devices"], numpy["no_device"]) == (np.__version__, ["cpu"], False)
     assert int(numpy["details"]["threads"]) >= 1
@@ -112,8 +112,8 @@ def test_json_tells_of_every_known_backend() -> None:
 
 @pytest.mark.usefixtures("made_up")
 def test_json_of_each_case() -> None:
-    found = entries()
-    assert found["fast"] == {
+    actual = entries()
+    assert actual["fast"] == {
         "name": "fast",
         "available": True,
         "reason": None,
@@ -124,12 +124,12 @@ def test_json_of_each_case() -> None:
         "details": {"threads": "7"},
         "advice": Fast().advice().strip(),
     }
-    assert [name for name, entry in found.items() if entry["available"]] == ["fast"]
-    assert [name for name, entry in found.items() if entry["no_device"]] == ["no_device"]
-    assert found["crashing"]["reason"] == "json cannot be used: RuntimeError: the driver is confused"
-    assert found["broken"]["reason"].endswith("is broken: no such module")
-    assert found["missing"]["version"] is None
-    assert found["missing"]["devices"] == []
+    assert [name for name, entry in actual.items() if entry["available"]] == ["fast"]
+    assert [name for name, entry in actual.items() if entry["no_device"]] == ["no_device"]
+    assert actual["crashing"]["reason"] == "json cannot be used: RuntimeError: the driver is confused"
+    assert actual["broken"]["reason"].endswith("is broken: no such module")
+    assert actual["missing"]["version"] is None
+    assert actual["missing"]["devices"] == []
 
 
 @pytest.mark.usefixtures("made_up")
@@ -146,7 +146,7 @@ def test_table_fits_80_columns_and_cuts_nothing_short() -> None:
 
 @pytest.mark.usefixtures("made_up")
 def test_install_command_is_shown_only_where_installing_helps() -> None:
-    # Of the four that do not work, one lacks a device, which pip does not bring, and one has no class to ask.
+    # Of the four that do not work, one lacks a device, which pip cannot install, and one cannot be loaded.
     assert listed().count("To install it") == 2
 
 

@@ -100,7 +100,7 @@ def test_ratios_and_errors_are_printed(run: Bench) -> None:
     assert [("forward" in row, "backward" in row) for row in rows] == [(True, False), (False, True)] * 2
     # Our error, the ratio over direct, its error where the line has room for it, and the ratio over the product.
     figures = [re.findall(r"\(\d+\.\d\)|\d+\.\d\d", row) for row in rows]
-    assert all(len(found) in (3, 4) for found in figures)
+    assert all(len(printed) in (3, 4) for printed in figures)
     assert lines[-1] == "4 passes of 2 layers: all results within bounds"
     assert not [line for line in lines if "speed-up" in line]  # for there was no library to be compared with
 
@@ -130,10 +130,10 @@ def test_a_library_is_compared_with(run: Bench) -> None:
     for start in ("speed-up over PyTorch", "speed-up over the best peer on each"):
         (line,) = (line for line in done.stdout.splitlines() if line.startswith(start))
         assert re.search(r": \d+\.\d\d \(forward \d+\.\d\d, backward \d+\.\d\d; small \d+\.\d\d\)$", line)
-    found = json.loads(run(*arguments, "--json").stdout)
-    assert [layer["best_peer"] for layer in found["layers"]] == ["torch", "torch"]
-    means = found["summary"]["speedup"]
-    forward, backward = (1 / layer["ratios"]["torch"] for layer in found["layers"])
+    printed = json.loads(run(*arguments, "--json").stdout)
+    assert [layer["best_peer"] for layer in printed["layers"]] == ["torch", "torch"]
+    means = printed["summary"]["speedup"]
+    forward, backward = (1 / layer["ratios"]["torch"] for layer in printed["layers"])
     assert means["all"]["over_torch"] == means["all"]["over_best"] == pytest.approx((forward * backward) ** 0.5)
 
 
@@ -145,26 +145,26 @@ def test_json_has_the_figures_and_nothing_else(run: Bench) -> None:
     def refuse(constant: str) -> Any:
         raise AssertionError(constant)
 
-    found = json.loads(done.stdout, parse_constant=refuse)
-    assert found["held"] is True
-    assert (found["algorithm"], found["repeats"]) == ("auto", 1)
-    assert found["surroundings"]["backend"] == "numpy"
-    assert [(layer["layer"]["name"], layer["pass"]) for layer in found["layers"]] == [
+    printed = json.loads(done.stdout, parse_constant=refuse)
+    assert printed["held"] is True
+    assert (printed["algorithm"], printed["repeats"]) == ("auto", 1)
+    assert printed["surroundings"]["backend"] == "numpy"
+    assert [(layer["layer"]["name"], layer["pass"]) for layer in printed["layers"]] == [
         (SMALL, "forward"),
         (SMALL, "backward"),
     ]
-    for layer in found["layers"]:
+    for layer in printed["layers"]:
         assert set(layer["ratios"]) == {"direct", "product"}
         assert set(layer["error_epsilons"]) == set(layer["error_over_bound"]) == {"portconv", "direct"}
         assert all(0 <= value < 1 for value in layer["error_over_bound"].values())
         assert "portconv" not in layer["ratios"]
-    assert not {"times", "seconds", "time"} & keys(found)
+    assert not {"times", "seconds", "time"} & keys(printed)
 
 
-def keys(found: Any) -> set[str]:
-    if isinstance(found, dict):
-        return set(found).union(*map(keys, found.values()))
-    return set().union(*map(keys, found)) if isinstance(found, list) else set()
+def keys(printed: Any) -> set[str]:
+    if isinstance(printed, dict):
+        return set(printed).union(*map(keys, printed.values()))
+    return set().union(*map(keys, printed)) if isinstance(printed, list) else set()
 
 
 @pytest.mark.usefixtures("idle")
@@ -192,8 +192,8 @@ def test_bad_arguments_are_refused(run: Bench, arguments: tuple[str, ...]) -> No
 
 
 def test_a_part_of_a_name_chooses_all_that_have_it(run: Bench) -> None:
-    found = json.loads(run("--list", "--json", "--layer", "resnet50 3x3 64@56", "--layer", "1x1").stdout)
-    names = [layer["name"] for layer in found["layers"]]
+    printed = json.loads(run("--list", "--json", "--layer", "resnet50 3x3 64@56", "--layer", "1x1").stdout)
+    names = [layer["name"] for layer in printed["layers"]]
     assert names == [layer.name for layer in ZOO if "1x1" in layer.name or layer.name == "resnet50 3x3 64@56"]
     assert "resnet50 3x3 64@56 b1" not in names
 
@@ -323,12 +323,12 @@ def test_calibrating_stores_what_calls_cost_here(run: Bench, tmp_path: Path, mon
     try:
         done = run("--backend", "numpy", "--calibrate", "--layer", "cs231n", "--layer", SMALL, "--json")
         assert done.exit_code == 0, done.output
-        found = json.loads(done.stdout)
-        assert found["file"] == str(calibration.path())
+        printed = json.loads(done.stdout)
+        assert printed["file"] == str(calibration.path())
         assert tmp_path in calibration.path().parents
-        assert found["costs"] == calibration.costs(backends.get("numpy"))._asdict()
-        assert min(found["costs"].values()) >= 0 < max(found["costs"].values())
-        assert min(found["over_fastest"].values()) >= 1
+        assert printed["costs"] == calibration.costs(backends.get("numpy"))._asdict()
+        assert min(printed["costs"].values()) >= 0 < max(printed["costs"].values())
+        assert min(printed["over_fastest"].values()) >= 1
     finally:
         monkeypatch.undo()
         calibration._stored.cache_clear()

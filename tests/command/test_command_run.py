@@ -1,4 +1,4 @@
-"""The command `portconv run`: what it reads, what it computes, what it writes and what it refuses."""
+"""Test `portconv run`: what it reads, what it computes, what it writes and what it refuses."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ COLOURS = RNG.integers(0, 256, (9, 14, 3), np.uint8)
 
 @pytest.fixture(autouse=True)
 def small_sheets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Few pixels for speed, and nothing written but here."""
+    """Draw few pixels, for speed, and write all files into the test's folder."""
     monkeypatch.setattr(picture, "DPI", 50)
     monkeypatch.chdir(tmp_path)
 
@@ -46,7 +46,7 @@ def run(*arguments: object) -> dict[str, Any]:
 
 
 def refusal(*arguments: object) -> str:
-    """Return the one line that is all that a refused call prints."""
+    """Return the only line that a refused call prints."""
     result = CliRunner().invoke(command, list(map(str, arguments)))
     assert result.exit_code == 2
     assert isinstance(result.exception, SystemExit)
@@ -96,7 +96,7 @@ def test_edges_of_a_vertical_step() -> None:
 def test_diagonals_know_falling_from_rising() -> None:
     rows, columns = np.mgrid[:9, :9]
     bank = filters.bank("edges")
-    # Brightness grows by 1 a step to the right and a step down: 8 along the falling diagonal, 0 along the rising one.
+    # Brightness grows by 1 per step to the right or down: 8 along the falling diagonal, 0 along the rising one.
     inner = maps_of((rows + columns)[None].astype(float), bank).maps[:, 1:-1, 1:-1]
     np.testing.assert_array_equal(inner[bank.titles.index("Sobel, falling")], np.full((7, 7), 12))
     np.testing.assert_array_equal(inner[bank.titles.index("Sobel, rising")], np.zeros((7, 7)))
@@ -119,7 +119,7 @@ def test_gaussians_sum_to_one_and_have_their_width(width: int) -> None:
     kernel = filters.gaussian(width)
     offsets = np.arange(len(kernel)) - len(kernel) // 2
     assert kernel.sum() == pytest.approx(1, abs=1e-12)
-    # Three standard deviations hold all of a Gaussian's variance but 3 %.
+    # Three standard deviations hold 97 % of a Gaussian's variance.
     assert kernel.sum(axis=0) @ offsets**2 == pytest.approx(width**2, rel=0.04)
     np.testing.assert_array_equal(kernel, kernel.T)
 
@@ -148,7 +148,7 @@ def test_gabor_filters_prefer_their_own_wave() -> None:
 def test_gabor_kernel_is_daugmans_formula() -> None:
     kernel = filters.gabor_kernel(8, 0, 13)
     row = kernel[13]
-    # Along the wave, with the share of the envelope that makes the sum 0; two places give it, a third checks it.
+    # The wave has a share of the envelope subtracted so that the sum is 0; two places give the share, others check it.
     envelope = np.exp(-(np.arange(14) ** 2) / 32)
     share = (row[15] / row[13]) / (row[15] / row[13] - envelope[2])
     for place in (1, 4, 8):
@@ -180,10 +180,10 @@ def test_every_backend_gives_the_same_maps(backend: backends.Backend) -> None:
     sample = photograph.read(saved(COLOURS), 0)
     bank = filters.bank("edges")
     expected = convolve(backends.get("numpy"), sample, bank, True)
-    found = convolve(backend, sample, bank, True)
-    assert found.backend == backend.name
-    np.testing.assert_allclose(found.maps, expected.maps, atol=1e-5)
-    np.testing.assert_allclose(found.gradient, expected.gradient, atol=1e-4)
+    actual = convolve(backend, sample, bank, True)
+    assert actual.backend == backend.name
+    np.testing.assert_allclose(actual.maps, expected.maps, atol=1e-5)
+    np.testing.assert_allclose(actual.gradient, expected.gradient, atol=1e-4)
 
 
 # Filters from a file
@@ -195,15 +195,15 @@ def test_filters_from_a_file(shape: tuple[int, ...], channels: int) -> None:
     weights = RNG.integers(-9, 9, shape)
     np.save("mine.npy", weights)
     values = RNG.random((channels, 8, 9))
-    found = maps_of(values, filters.bank("mine.npy"))
+    actual = maps_of(values, filters.bank("mine.npy"))
     weights = weights.reshape(-1, shape[1] if len(shape) == 4 else 1, *shape[-2:])
     if weights.shape[1] == 1:
         values = np.tensordot([0.299, 0.587, 0.114], values, 1)[None] if channels == 3 else values
     elif channels == 1:
         values = np.repeat(values, 3, axis=0)
     expected = portconv.conv(values, weights.astype(np.float64), padding="same")
-    np.testing.assert_allclose(found.maps, expected, atol=1e-4)
-    assert found.bank.titles == tuple(f"filter {i}" for i in range(len(weights)))
+    np.testing.assert_allclose(actual.maps, expected, atol=1e-4)
+    assert actual.bank.titles == tuple(f"filter {i}" for i in range(len(weights)))
 
 
 BAD_ARRAYS = {
@@ -296,27 +296,27 @@ def test_palette() -> None:
 def test_exif_orientation(orientation: int, upright: Any) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    found = photograph.read(saved(COLOURS, exif=exif), 0)
+    actual = photograph.read(saved(COLOURS, exif=exif), 0)
     expected = upright(COLOURS)
-    np.testing.assert_allclose(found.pixels, np.moveaxis(expected, 2, 0) / 255, atol=1e-7)
-    assert found.size == (expected.shape[1], expected.shape[0])
+    np.testing.assert_allclose(actual.pixels, np.moveaxis(expected, 2, 0) / 255, atol=1e-7)
+    assert actual.size == (expected.shape[1], expected.shape[0])
 
 
 def test_printing_colours() -> None:
     flat = Image.new("RGB", (8, 8), (200, 100, 50)).convert("CMYK")
-    found = pixels(saved(flat, "photo.tif"))
-    np.testing.assert_allclose(found[:, 4, 4], np.array([200, 100, 50]) / 255, atol=2 / 255)
+    actual = pixels(saved(flat, "photo.tif"))
+    np.testing.assert_allclose(actual[:, 4, 4], np.array([200, 100, 50]) / 255, atol=2 / 255)
 
 
 def test_size_reduces_the_longer_side() -> None:
     deep = RNG.integers(0, 2, (30, 50)).astype(np.uint16) * 65535
     for path in (saved(np.uint8(deep), "plain.png"), saved(deep, "deep.png")):
-        found = photograph.read(path, 20)
-        assert found.pixels.shape == (1, 12, 20)
-        assert found.size == (50, 30)
-        assert found.pixels.mean() == pytest.approx(deep.mean() / 65535, abs=0.02)
-        assert found.pixels.min() >= 0
-        assert found.pixels.max() <= 1
+        actual = photograph.read(path, 20)
+        assert actual.pixels.shape == (1, 12, 20)
+        assert actual.size == (50, 30)
+        assert actual.pixels.mean() == pytest.approx(deep.mean() / 65535, abs=0.02)
+        assert actual.pixels.min() >= 0
+        assert actual.pixels.max() <= 1
         assert pixels(path, 0).shape == pixels(path, 50).shape == pixels(path, 9999).shape == (1, 30, 50)
     assert pixels(saved(np.zeros((1, 400), np.uint8)), 20).shape == (1, 1, 20)
 
@@ -337,7 +337,7 @@ def bad_pictures() -> None:
 
 
 def _png_header(width: int, height: int) -> bytes:
-    """A picture of so many pixels, in words, with next to nothing in it."""
+    """Return a picture whose header claims so many pixels, with almost no data."""
     header = b"IHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([1, 0, 0, 0, 0])
     data = b"IDAT" + zlib.compress(b"\0")
     chunks = (

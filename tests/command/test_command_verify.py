@@ -1,4 +1,4 @@
-"""``portconv verify`` as a user meets it: what it prints, and its exit status."""
+"""Test ``portconv verify`` as a user runs it: what it prints, and its exit status."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ Verify = Callable[..., Any]
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Verify:
-    """The command on a few cases, at the width of a pipe."""
+    """Return a function that runs the command on a few cases, 80 columns wide."""
 
-    def few(dtypes: Any) -> tuple[Case, ...]:
+    def few_cases(dtypes: Any) -> tuple[Case, ...]:
         return tuple(case for case in cases(dtypes) if case.name in NAMES)
 
-    monkeypatch.setattr(verify, "cases", few)
+    monkeypatch.setattr(verify, "cases", few_cases)
     monkeypatch.setenv("COLUMNS", "80")
 
     def invoke(*arguments: str) -> Any:
@@ -50,7 +50,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Verify:
 
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """NumPy's gradient of the kernel, in float32, with its taps in the wrong order."""
+    """Put the taps of NumPy's kernel gradient in the wrong order, in float32."""
     original = gemm.weight_grad
 
     def flipped(geometry: Any, backend: Any, *arguments: Any) -> Any:
@@ -127,17 +127,17 @@ def test_json_has_the_figures_and_nothing_else(run: Verify) -> None:
     done = run("--backend", "numpy", "--json")
     assert done.exit_code == 1
     assert done.stderr == ""
-    found = json.loads(done.stdout)
-    assert (found["held"], found["comparisons"], found["out_of_bounds"]) == (False, 30, 3)
-    assert found["backends"] == ["numpy"]
-    assert found["precision"] == "standard"
-    rows = {(row["dtype"], row["quantity"]): row for row in found["against_truth"]}
+    printed = json.loads(done.stdout)
+    assert (printed["held"], printed["comparisons"], printed["out_of_bounds"]) == (False, 30, 3)
+    assert printed["backends"] == ["numpy"]
+    assert printed["precision"] == "standard"
+    rows = {(row["dtype"], row["quantity"]): row for row in printed["against_truth"]}
     assert 0 < rows["float32", "out"]["units"] < 1
     assert rows["float32", "out"]["count"] == 4
     assert rows["float32", "dw"]["units"] > 100
     assert rows["float32", "dw"]["failed"] == 3
     assert rows["float64", "dw"]["failed"] == 0
-    first = found["failures"][0]
+    first = printed["failures"][0]
     assert (first["backend"], first["case"], first["dtype"], first["quantity"]) == (
         "numpy",
         "1d-stride2",
@@ -159,13 +159,13 @@ def test_pairs_are_told(run: Verify) -> None:
     pytest.importorskip("array_api_strict", reason="a second library is not installed: pip install array-api-strict")
     done = run("--backend", "array_api_strict", "--backend", "numpy", "--backend", "numpy", "--json")
     assert done.exit_code == 0
-    found = json.loads(done.stdout)
-    assert found["backends"] == ["array_api_strict", "numpy"]
-    assert [(row["backend"], row["other"], row["dtype"]) for row in found["pairs"]] == [
+    printed = json.loads(done.stdout)
+    assert printed["backends"] == ["array_api_strict", "numpy"]
+    assert [(row["backend"], row["other"], row["dtype"]) for row in printed["pairs"]] == [
         ("array_api_strict", "numpy", "float32"),
         ("array_api_strict", "numpy", "float64"),
     ]
-    assert all(0 < row["equal"] <= 1 and row["units"] < 1 for row in found["pairs"])
+    assert all(0 < row["equal"] <= 1 and row["units"] < 1 for row in printed["pairs"])
 
 
 def test_what_is_skipped_is_said(run: Verify, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +229,7 @@ def test_bad_arguments_are_refused(run: Verify, arguments: tuple[str, ...]) -> N
 
 @pytest.fixture
 def layers(tmp_path: Path) -> str:
-    """A file of two layers of the user's own."""
+    """Write a file of two layers."""
     path = tmp_path / "layers.json"
     entries = [
         {"name": "own[bold]", "x_shape": [3, 2, 9, 8], "w_shape": [4, 2, 3, 3], "padding": "same", "bias": True},
@@ -242,9 +242,9 @@ def layers(tmp_path: Path) -> str:
 def test_layers_of_a_file_take_the_matrixs_place(run: Verify, layers: str) -> None:
     done = run("--backend", "numpy", "--layers", layers, "--json")
     assert done.exit_code == 0, done.output
-    found = json.loads(done.stdout)
-    assert found["comparisons"] == 2 * (4 + 3)
-    assert {(made["case"], made["dtype"]) for made in found["results"]} == {
+    printed = json.loads(done.stdout)
+    assert printed["comparisons"] == 2 * (4 + 3)
+    assert {(entry["case"], entry["dtype"]) for entry in printed["results"]} == {
         (name, dtype) for name in ("own[bold]", "strided") for dtype in ("float32", "float64")
     }
     text = run("--backend", "numpy", "--layers", layers).stdout
@@ -252,23 +252,23 @@ def test_layers_of_a_file_take_the_matrixs_place(run: Verify, layers: str) -> No
 
 
 def test_json_has_each_comparison_with_its_worst_element(run: Verify) -> None:
-    found = json.loads(run("--backend", "numpy", "--dtype", "float32", "--json").stdout)
-    assert len(found["results"]) == found["comparisons"] == 15
-    for made in found["results"]:
-        assert sum(made["counts"]) == made["elements"]
-        assert len(made["counts"]) == len(found["error_sizes"]) + 1
-        assert (made["where"] is None) == (made["units"] == 0)
-        assert len(made["sha256"]) == 64
-        if made["where"]:
-            assert made["got"] != made["expected"]
-    row = next(row for row in found["against_truth"] if row["quantity"] == "out")
-    worst = max((made for made in found["results"] if made["quantity"] == "out"), key=lambda made: made["units"])
-    told = ("worst", "units", "where", "got", "expected")
-    assert [row[key] for key in told] == [worst[key] for key in ("case", *told[1:])]
-    counts = [made["counts"] for made in found["results"] if made["quantity"] == "out"]
+    printed = json.loads(run("--backend", "numpy", "--dtype", "float32", "--json").stdout)
+    assert len(printed["results"]) == printed["comparisons"] == 15
+    for entry in printed["results"]:
+        assert sum(entry["counts"]) == entry["elements"]
+        assert len(entry["counts"]) == len(printed["error_sizes"]) + 1
+        assert (entry["where"] is None) == (entry["units"] == 0)
+        assert len(entry["sha256"]) == 64
+        if entry["where"]:
+            assert entry["got"] != entry["expected"]
+    row = next(row for row in printed["against_truth"] if row["quantity"] == "out")
+    worst = max((entry for entry in printed["results"] if entry["quantity"] == "out"), key=lambda entry: entry["units"])
+    keys = ("worst", "units", "where", "got", "expected")
+    assert [row[key] for key in keys] == [worst[key] for key in ("case", *keys[1:])]
+    counts = [entry["counts"] for entry in printed["results"] if entry["quantity"] == "out"]
     assert row["counts"] == [sum(sizes) for sizes in zip(*counts, strict=True)]
-    assert found["about"]["python"] == platform.python_version()
-    assert found["about"]["command"] == "portconv verify --backend numpy --dtype float32 --json"
+    assert printed["about"]["python"] == platform.python_version()
+    assert printed["about"]["command"] == "portconv verify --backend numpy --dtype float32 --json"
 
 
 def test_devices_are_chosen_by_name(run: Verify) -> None:
@@ -277,56 +277,58 @@ def test_devices_are_chosen_by_name(run: Verify) -> None:
     )
     known = [str(device) for device in other.__array_namespace_info__().devices()]
     both = ("--backend", "array_api_strict", "--backend", "numpy", "--json")
-    found = json.loads(run(*both, "--device", "device1", "--device", known[2]).stdout)
-    assert [(made["label"], made["device"]) for made in found["variants"]] == [
+    printed = json.loads(run(*both, "--device", "device1", "--device", known[2]).stdout)
+    assert [(entry["label"], entry["device"]) for entry in printed["variants"]] == [
         ("array_api_strict (device1)", "device1"),
         ("array_api_strict (device2)", "device2"),
     ]
-    assert found["backends"] == ["array_api_strict"]
-    assert {"backend": "numpy", "reason": f"has no device device1 or {known[2]}"} in found["skipped"]
-    assert [(row["backend"], row["other"]) for row in found["pairs"]] == [
+    assert printed["backends"] == ["array_api_strict"]
+    assert {"backend": "numpy", "reason": f"has no device device1 or {known[2]}"} in printed["skipped"]
+    assert [(row["backend"], row["other"]) for row in printed["pairs"]] == [
         ("array_api_strict (device1)", "array_api_strict (device2)")
     ] * 2
-    found = json.loads(run(*both, "--device", "all", "--dtype", "float64").stdout)
-    labels = {row["backend"] for row in found["against_truth"]}
+    printed = json.loads(run(*both, "--device", "all", "--dtype", "float64").stdout)
+    labels = {row["backend"] for row in printed["against_truth"]}
     assert labels == {"array_api_strict", "array_api_strict (device1)", "array_api_strict (device2)", "numpy"}
     lacking = {"backend": "array_api_strict (no_float64)", "reason": "has no float64 on device no_float64"}
-    assert lacking in found["skipped"]
+    assert lacking in printed["skipped"]
 
 
 def test_threads_are_compared(run: Verify) -> None:
-    found = json.loads(run("--backend", "numpy", "--threads", "1", "--threads", "2", "--json").stdout)
-    assert [(made["label"], made["threads"]) for made in found["variants"]] == [
+    printed = json.loads(run("--backend", "numpy", "--threads", "1", "--threads", "2", "--json").stdout)
+    assert [(entry["label"], entry["threads"]) for entry in printed["variants"]] == [
         ("numpy (1 thread)", 1),
         ("numpy (2 threads)", 2),
     ]
-    assert found["backends"] == ["numpy"]
-    assert [(row["backend"], row["other"]) for row in found["pairs"]] == [("numpy (1 thread)", "numpy (2 threads)")] * 2
-    assert {row["equal"] for row in found["pairs"]} == {1.0}
+    assert printed["backends"] == ["numpy"]
+    assert [(row["backend"], row["other"]) for row in printed["pairs"]] == [
+        ("numpy (1 thread)", "numpy (2 threads)")
+    ] * 2
+    assert {row["equal"] for row in printed["pairs"]} == {1.0}
 
 
 def test_algorithms_are_taken_by_name_and_what_they_cannot_serve_is_counted(run: Verify) -> None:
     arguments = ("--backend", "numpy", "--dtype", "float32", "--algorithm", "winograd", "--algorithm", "direct")
     done = run(*arguments, "--json")
     assert done.exit_code == 0
-    found = json.loads(done.stdout)
+    printed = json.loads(done.stdout)
     # Three of the four cases have a kernel of 3 and stride 1.
-    assert found["left_out"] == [{"what": "float32 cases that winograd cannot serve, standard", "count": 1}]
-    assert {(row["algorithm"], row["count"]) for row in found["against_truth"] if row["quantity"] == "out"} == {
+    assert printed["left_out"] == [{"what": "float32 cases that winograd cannot serve, standard", "count": 1}]
+    assert {(row["algorithm"], row["count"]) for row in printed["against_truth"] if row["quantity"] == "out"} == {
         ("winograd", 3),
         ("direct", 4),
     }
-    assert {made["served"] for made in found["results"] if made["quantity"] == "dw"} == {"winograd", "direct"}
+    assert {entry["served"] for entry in printed["results"] if entry["quantity"] == "dw"} == {"winograd", "direct"}
     lines = run(*arguments).stdout.splitlines()
     assert "left out: 1 float32 cases that winograd cannot serve, standard" in lines
     assert "Largest errors against the exact values, standard, winograd" in map(str.strip, lines)
 
 
 def test_several_precisions_have_rows_of_their_own(run: Verify) -> None:
-    found = json.loads(run("--backend", "numpy", "--precision", "standard", "--precision", "fast", "--json").stdout)
-    assert (found["precision"], found["precisions"]) == (None, ["standard", "fast"])
-    assert found["comparisons"] == 60
-    assert {(row["precision"], row["count"]) for row in found["against_truth"] if row["quantity"] == "out"} == {
+    printed = json.loads(run("--backend", "numpy", "--precision", "standard", "--precision", "fast", "--json").stdout)
+    assert (printed["precision"], printed["precisions"]) == (None, ["standard", "fast"])
+    assert printed["comparisons"] == 60
+    assert {(row["precision"], row["count"]) for row in printed["against_truth"] if row["quantity"] == "out"} == {
         ("standard", 4),
         ("fast", 4),
     }
@@ -336,18 +338,18 @@ def test_reproducible_results_are_compared_to_the_bit(run: Verify) -> None:
     names = [backend.name for backend in backends.available()]
     done = run("--precision", "reproducible", "--dtype", "float32", "--json")
     assert done.exit_code == 0, done.output
-    found = json.loads(done.stdout)
+    printed = json.loads(done.stdout)
     ways = ("", " (1 thread)", " (2 threads)", " (halves)")
-    assert {made["label"] for made in found["variants"]} == {name + way for name in names for way in ways}
-    assert len(found["pairs"]) == 3 * len(names) + len(names) * (len(names) - 1) // 2
-    for row in found["pairs"]:
+    assert {entry["label"] for entry in printed["variants"]} == {name + way for name in names for way in ways}
+    assert len(printed["pairs"]) == 3 * len(names) + len(names) * (len(names) - 1) // 2
+    for row in printed["pairs"]:
         assert (row["equal"], row["unequal"], row["failed"], row["units"]) == (1.0, 0, 0, 0.0)
         assert row["equal_in"].keys() == {"out", "dx"} | (set() if "halves" in row["other"] else {"dw", "db"})
-    assert len({digest["sha256"] for digest in found["digests"]}) == 1
-    assert len(found["digests"]) == 3 * len(names)
+    assert len({digest["sha256"] for digest in printed["digests"]}) == 1
+    assert len(printed["digests"]) == 3 * len(names)
     lines = run("--backend", "numpy", "--precision", "reproducible", "--dtype", "float32").stdout.splitlines()
     assert "reproducible: bits equal, forward and all gradients, in 3 of 3 pairs" in lines
-    assert f"digest float32 {found['digests'][0]['sha256']}: in all 3 ways" in lines
+    assert f"digest float32 {printed['digests'][0]['sha256']}: in all 3 ways" in lines
     assert lines[-1].endswith("on 1 backend run in 4 ways: all within bounds")
 
 
@@ -386,9 +388,9 @@ def test_reproducible_digests_are_those_of_other_kernels_too(run: Verify, layers
             env={**os.environ, "OPENBLAS_CORETYPE": kernels},
         )
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr
-        found = json.loads(done.stdout)
-        assert found["about"]["OPENBLAS_CORETYPE"] == kernels
-        assert {digest["sha256"] for digest in found["digests"]} == {*expected}
+        printed = json.loads(done.stdout)
+        assert printed["about"]["OPENBLAS_CORETYPE"] == kernels
+        assert {digest["sha256"] for digest in printed["digests"]} == {*expected}
 
 
 def test_a_digest_that_is_not_expected_fails(run: Verify) -> None:
@@ -404,7 +406,7 @@ def test_a_digest_that_is_not_expected_fails(run: Verify) -> None:
 
 
 class Text(HTMLParser):
-    """The words of a page."""
+    """The text of a page."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -509,16 +511,16 @@ def test_a_model_is_verified_by_its_own_weights(run: Verify, layers: str, tmp_pa
     done = run(*arguments)
     assert done.exit_code == 2
     assert done.stderr == f"Error: {path}: input 'x': got no size 'size', expected it as --dim size=SIZE\n"
-    found = json.loads(run(*arguments, "--batch", "3", "--dim", "size=6", "--json").stdout)
-    assert found["left_out"] == [{"what": "of the model: nodes of the kind QLinearConv", "count": 1}]
+    printed = json.loads(run(*arguments, "--batch", "3", "--dim", "size=6", "--json").stdout)
+    assert printed["left_out"] == [{"what": "of the model: nodes of the kind QLinearConv", "count": 1}]
     # 3 samples, 4 filters and 5 by 6 cells, of which each is 0.75 times a sum.
-    assert [(made["case"], made["quantity"], made["elements"]) for made in found["results"]] == [
+    assert [(entry["case"], entry["quantity"], entry["elements"]) for entry in printed["results"]] == [
         ("/net/conv1", "out", 3 * 4 * 5 * 6),
         ("/net/conv1", "dx", 3 * 3 * 6 * 7),
         ("/net/conv1", "dw", 4 * 3 * 2 * 2),
     ]
     both = json.loads(run(*arguments, "--dim", "size=6", "--layers", layers, "--json").stdout)
-    assert {made["case"] for made in both["results"]} == {"/net/conv1", "own[bold]", "strided"}
+    assert {entry["case"] for entry in both["results"]} == {"/net/conv1", "own[bold]", "strided"}
 
 
 def test_without_onnx_the_command_to_install_it_is_said(
@@ -536,9 +538,9 @@ def test_without_onnx_the_command_to_install_it_is_said(
 def test_fast_precision_has_its_own_bound(run: Verify) -> None:
     done = run("--backend", "numpy", "--precision", "fast", "--json")
     assert done.exit_code == 0
-    found = json.loads(done.stdout)
-    assert found["precision"] == "fast"
-    units = {(row["dtype"], row["quantity"]): row["units"] for row in found["against_truth"]}
+    printed = json.loads(done.stdout)
+    assert printed["precision"] == "fast"
+    units = {(row["dtype"], row["quantity"]): row["units"] for row in printed["against_truth"]}
     assert 0 < units["float32", "out"] < 1e-2
 
 
@@ -567,10 +569,13 @@ NEW_DTYPES = ("float16", BFLOAT16, "complex64", "complex128")
 def test_the_whole_matrix_holds_on_numpy_in_halves_and_complex_numbers(dtype: str) -> None:
     done = testing.CliRunner().invoke(verify.command, ["--backend", "numpy", "--dtype", dtype, "--json"])
     assert done.exit_code == 0, done.output
-    found = json.loads(done.stdout)
-    assert (found["comparisons"], found["out_of_bounds"]) == (sum(len(case.quantities) for case in cases([dtype])), 0)
-    # An error of nothing at all would mean that the dtype was not looked at; db is summed as the exact values are.
-    assert all((dtype == "complex128" and row["quantity"] == "db") or row["units"] for row in found["against_truth"])
+    printed = json.loads(done.stdout)
+    assert (printed["comparisons"], printed["out_of_bounds"]) == (
+        sum(len(case.quantities) for case in cases([dtype])),
+        0,
+    )
+    # Errors of exactly 0 would mean that the dtype was ignored; only db is summed as the exact values are.
+    assert all((dtype == "complex128" and row["quantity"] == "db") or row["units"] for row in printed["against_truth"])
 
 
 @pytest.mark.parametrize("name", ["numpy", "torch"])
@@ -578,18 +583,18 @@ def test_the_whole_matrix_holds_on_numpy_in_halves_and_complex_numbers(dtype: st
 def test_halves_and_complex_numbers_hold_in_every_precision(run: Verify, dtype: str, name: str) -> None:
     if backends.find(name).unavailable:
         pytest.skip(f"{name}: {backends.find(name).unavailable}")
-    precisions = [part for own in ("standard", "fast", "reproducible") for part in ("--precision", own)]
+    precisions = [part for each in ("standard", "fast", "reproducible") for part in ("--precision", each)]
     done = run("--backend", "numpy", "--backend", name, "--dtype", dtype, *precisions, "--json")
     assert done.exit_code == 0, done.output
-    found = json.loads(done.stdout)
-    assert found["dtypes"] == [dtype]
-    assert all(0 <= row["units"] <= 1 and not row["failed"] for row in found["against_truth"] + found["pairs"])
-    exactly = [row for row in found["pairs"] if row["precision"] == "reproducible"]
+    printed = json.loads(done.stdout)
+    assert printed["dtypes"] == [dtype]
+    assert all(0 <= row["units"] <= 1 and not row["failed"] for row in printed["against_truth"] + printed["pairs"])
+    exactly = [row for row in printed["pairs"] if row["precision"] == "reproducible"]
     assert {row["unequal"] for row in exactly} == {0}
-    assert len({own["sha256"] for own in found["digests"] if own["precision"] == "reproducible"}) == 1
+    assert len({each["sha256"] for each in printed["digests"] if each["precision"] == "reproducible"}) == 1
     assert exactly
-    for made in found["results"]:
-        assert isinstance(made["got"], list if dtype.startswith("complex") else float) or made["where"] is None
+    for entry in printed["results"]:
+        assert isinstance(entry["got"], list if dtype.startswith("complex") else float) or entry["where"] is None
 
 
 @pytest.mark.parametrize("dtype", NEW_DTYPES)
@@ -603,7 +608,7 @@ def test_a_flipped_gradient_is_found_in_halves_and_complex_numbers(
     assert done.exit_code == 1
     failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
     assert [line.split(":")[1] for line in failed] == [f" {name} {dtype} dw" for name in NAMES[:3]]
-    # Both values, in as many digits as the dtype has; imaginary parts with their sign.
+    # Both values are printed with as many digits as the dtype has, and imaginary parts with their sign.
     number = {"float16": r"-?[\d.e-]{1,11}", "bfloat16": r"-?[\d.e-]{1,10}"}.get(dtype, r"-?[\d.e-]+[+-][\d.e-]+j")
     assert all(re.search(rf"\(got {number}, exact {number}\)$", line) for line in failed)
     assert all(line.removeprefix("FAILED ") in Text(path.read_text(encoding="utf-8")).words for line in failed)
@@ -635,7 +640,7 @@ def test_weights_too_large_for_float16_are_left_out_and_counted() -> None:
     report = Report()
     large = Case("large", (1, 1, 4), (1, 1, 1), w=np.array([[[65536.0]]]))
     plain = Case("plain", (1, 1, 4), (1, 1, 1), w=np.array([[[65504.0]]]))
-    found = chosen.runs(in_dtypes([large, plain], ("float32", "float16")), (), ("standard", "fast"), report)
-    names = [(case.name, case.dtype) for case, precision in found if precision == "fast"]
+    printed = chosen.runs(in_dtypes([large, plain], ("float32", "float16")), (), ("standard", "fast"), report)
+    names = [(case.name, case.dtype) for case, precision in printed if precision == "fast"]
     assert names == [("large", "float32"), ("plain", "float32"), ("plain", "float16")]
     assert report.left_out == {"float16 cases whose weights are too large for it": 1}

@@ -1,4 +1,4 @@
-"""What docs/coming-from.md says of other libraries is run beside them, section by section, and its tables with it."""
+"""Run every section of docs/coming-from.md beside the other libraries, and check its tables against its examples."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ SECTIONS = {
     "sigpy": "sigpy",
     "CuPy": "numpy",
 }
-"""Every section, and the module that it runs; that on CuPy says that it runs on NumPy."""
+"""The sections, and the module that each needs; the section on CuPy says that it runs on NumPy."""
 
 WARNINGS = {
-    "PyTorch": "ignore:Using padding='same' with even kernel lengths:UserWarning",  # on what it costs PyTorch itself
-    "Keras": "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",  # on its own tensors
+    "PyTorch": "ignore:Using padding='same' with even kernel lengths:UserWarning",
+    "Keras": "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",
 }
-"""Warnings of the libraries, of which pytest would make errors."""
+"""Warnings of the libraries, which pytest would turn into errors."""
 
 WORDS = {"CuPy"}
-"""Sections whose left-hand side is not run."""
+"""The sections whose left-hand side is not run."""
 
 
 def sections():
-    """The titles, and the text of each section with the number of lines before it."""
+    """Return the text of each section by its title, with the number of lines before it."""
     if not DOCUMENT.exists():
         pytest.skip("the documentation is not beside the tests")
     text = DOCUMENT.read_text(encoding="utf-8")
@@ -66,7 +66,7 @@ def test_sections():
 def test_examples(title, monkeypatch, tmp_path):
     test = examples(title)
     if title == "Keras":
-        # Keras reads settings from the user's home, and writes them there: it gets a home of its own, and defaults.
+        # Keras reads settings from the user's home folder and writes them there, so it gets an empty one.
         monkeypatch.setenv("KERAS_HOME", str(tmp_path))
         monkeypatch.setenv("KERAS_BACKEND", backend := os.environ.get("KERAS_BACKEND", "torch"))
         pytest.importorskip(backend, reason=f"{backend}, on which Keras is to run, is not installed")

@@ -1,4 +1,4 @@
-"""The example that learns digits: its gradients, its accuracy, and the same bits on all libraries."""
+"""Test the example that learns digits: its gradients, its accuracy, and the same bits on all libraries."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def on_numpy() -> Any:
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Two steps an epoch."""
+    """Make an epoch two steps."""
     monkeypatch.setattr(example, "TRAINED", 2 * example.BATCH)
     whole = example.load()
     monkeypatch.setattr(example, "load", lambda: whole)
@@ -54,11 +54,11 @@ def test_it_learns_from_other_weights_too(seed: int) -> None:
 def test_torch_learns_with_the_same_bits(on_numpy: Any) -> None:
     if (reason := portconv.backends.find("torch").unavailable) is not None:
         pytest.skip(f"torch is unavailable: {reason}")
-    found = example.train(portconv.backends.get("torch"), example.load(), "reproducible", 5, 0)
-    assert found.losses.tobytes() == on_numpy.losses.tobytes()
-    assert found.history_digest == on_numpy.history_digest
-    assert found.parameters_digest == on_numpy.parameters_digest
-    assert found.accuracy == on_numpy.accuracy
+    actual = example.train(portconv.backends.get("torch"), example.load(), "reproducible", 5, 0)
+    assert actual.losses.tobytes() == on_numpy.losses.tobytes()
+    assert actual.history_digest == on_numpy.history_digest
+    assert actual.parameters_digest == on_numpy.parameters_digest
+    assert actual.accuracy == on_numpy.accuracy
 
 
 @pytest.mark.parametrize("name", ["array_api_strict", "dask", "jax"])
@@ -66,9 +66,9 @@ def test_a_library_has_the_same_bits(few: Any, name: str) -> None:
     if name not in portconv.backends.names() or (reason := portconv.backends.find(name).unavailable) is not None:
         pytest.skip(f"{name} is unavailable: {reason if name in portconv.backends.names() else 'not known'}")
     done = run("--backend", "numpy", "--backend", name, "--precision", "reproducible", "--epochs", "2", "--json")
-    told = json.loads(done.output)
-    assert told["identical"] is True
-    one, other = told["backends"]
+    printed = json.loads(done.output)
+    assert printed["identical"] is True
+    one, other = printed["backends"]
     assert (one["name"], other["name"]) == ("numpy", name)
     assert one["losses"] == other["losses"]
     assert len(one["losses"]) == 4
@@ -77,7 +77,7 @@ def test_a_library_has_the_same_bits(few: Any, name: str) -> None:
 
 
 def total(parameters: Sequence[np.ndarray], images: np.ndarray, signs: np.ndarray) -> tuple[float, bytes]:
-    """The loss, and which of all maxima are 0."""
+    """Return the loss, and which of the maxima are 0."""
     maps, scores, _ = example.forward(NUMPY, parameters, images, "standard")
     loss, _ = example.loss_and_slope(NUMPY, scores, signs, "standard")
     return float(loss.item()), np.concatenate([(maps > 0).ravel(), (1 - signs * scores > 0).ravel()]).tobytes()

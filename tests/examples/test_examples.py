@@ -1,4 +1,4 @@
-"""The examples in docstrings, the README and docs/ are run; every public name has one, and is in the reference."""
+"""Run the examples in docstrings, the README and docs/; every public name has one, and is in the reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The example that runs an ONNX model's convolutions beside ONNX Runtime: every attribute, and all bad input."""
+"""Test the example that runs an ONNX model's convolutions beside ONNX Runtime: attributes and bad input."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ example = example_scripts.loaded("onnx_model")
 
 
 def run(*arguments: str | Path, backend: str = "numpy") -> Any:
-    given = [*map(str, arguments), *(("--backend", backend) if backend else ())]
-    return example_scripts.run(example, *given)
+    command_line = [*map(str, arguments), *(("--backend", backend) if backend else ())]
+    return example_scripts.run(example, *command_line)
 
 
 def numbers(name: str, *shape: int) -> Any:
@@ -35,13 +35,13 @@ def numbers(name: str, *shape: int) -> Any:
     return numpy_helper.from_array(values.astype("float32"), name)
 
 
-def saved(folder: Path, nodes: Any, shape: tuple[int | str, ...], held: Any = (), dtype: int = FLOAT) -> Path:
+def saved(folder: Path, nodes: Any, shape: tuple[int | str, ...], weights: Any = (), dtype: int = FLOAT) -> Path:
     graph = helper.make_graph(
         nodes,
         "model",
         [helper.make_tensor_value_info("x", dtype, shape)],
         [onnx.ValueInfoProto(name=nodes[-1].output[0])],
-        list(held),
+        list(weights),
     )
     opsets = [helper.make_opsetid("", 22), helper.make_opsetid("com.microsoft", 1)]
     path = folder / "model.onnx"
@@ -52,11 +52,11 @@ def saved(folder: Path, nodes: Any, shape: tuple[int | str, ...], held: Any = ()
 def one(
     folder: Path, x: tuple[int, ...], w: tuple[int, ...], op: str = "Conv", bias: bool = True, **attributes: Any
 ) -> Path:
-    of_w = w[1] * attributes.get("group", 1) if op == "ConvTranspose" else w[0]
-    inputs, held = ["x", "w"], [numbers("w", *w)]
+    filters = w[1] * attributes.get("group", 1) if op == "ConvTranspose" else w[0]
+    inputs, weights = ["x", "w"], [numbers("w", *w)]
     if bias:
-        inputs, held = [*inputs, "b"], [*held, numbers("b", of_w)]
-    return saved(folder, [helper.make_node(op, inputs, ["y"], name="n", **attributes)], x, held)
+        inputs, weights = [*inputs, "b"], [*weights, numbers("b", filters)]
+    return saved(folder, [helper.make_node(op, inputs, ["y"], name="n", **attributes)], x, weights)
 
 
 CONVOLUTIONS = [
@@ -89,20 +89,20 @@ TRANSPOSED = [
 @pytest.mark.parametrize("group", [1, 2])
 @pytest.mark.parametrize(
     ("op", "attributes"),
-    [("Conv", own) for own in CONVOLUTIONS] + [("ConvTranspose", own) for own in TRANSPOSED],
-    ids=lambda own: own if isinstance(own, str) else "-".join(map(str, own)) or "plain",
+    [("Conv", each) for each in CONVOLUTIONS] + [("ConvTranspose", each) for each in TRANSPOSED],
+    ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value)) or "plain",
 )
 def test_every_attribute_means_what_it_does_to_onnx_runtime(
     tmp_path: Path, op: str, attributes: dict[str, Any], group: int, precision: str
 ) -> None:
     w = (4, 6 // group, 4, 3) if op == "Conv" else (6, 4 // group, 4, 3)
     done = run(one(tmp_path, (2, 6, 7, 7), w, op, group=group, **attributes), "--json", "--precision", precision)
-    told = json.loads(done.output)
+    printed = json.loads(done.output)
     assert done.exit_code == 0
-    assert told["held"] is True
-    (layer,) = told["layers"]
+    assert printed["held"] is True
+    (layer,) = printed["layers"]
     assert (layer["name"], layer["operator"], layer["x_shape"]) == ("n", op, [2, 6, 7, 7])
-    # Random roundings of some dozen terms: differences of no more than a few ulps of outputs below 32.
+    # Sums of some dozen terms differ by at most a few ulps, and outputs are below 32.
     assert layer["difference"] < 2**-17
     assert layer["over_bound"] < 0.5
 
@@ -117,14 +117,14 @@ def test_signals_and_volumes(tmp_path: Path, op: str, dims: int) -> None:
 def test_its_own_model_on_all_libraries_here() -> None:
     names = [name for name in ("numpy", "torch", "array_api_strict") if portconv.backends.find(name).fault is None]
     done = run("--json", *(part for name in names for part in ("--backend", name)), backend="")
-    told = json.loads(done.output)
+    printed = json.loads(done.output)
     assert done.exit_code == 0
     layers = ["stem", "depthwise", "pointwise", "upsampling"]
-    assert [(one["name"], one["backend"]) for one in told["layers"]] == [
+    assert [(one["name"], one["backend"]) for one in printed["layers"]] == [
         (one, name) for one in layers for name in names
     ]
-    assert max(one["over_bound"] for one in told["layers"]) < 0.5
-    assert told["layers"][0]["out_shape"] == [2, 8, 16, 16]
+    assert max(one["over_bound"] for one in printed["layers"]) < 0.5
+    assert printed["layers"][0]["out_shape"] == [2, 8, 16, 16]
 
 
 @pytest.mark.parametrize("op", ["Conv", "ConvTranspose"])
@@ -139,9 +139,9 @@ def test_a_wrong_weight_is_found_where_it_is(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(portconv, name, wrong)
     path = one(tmp_path, (2, 4, 7, 7), (4, 4, 3, 3), op)
-    told = json.loads(run(path, "--json").output)
-    assert told["held"] is False
-    (layer,) = told["layers"]
+    printed = json.loads(run(path, "--json").output)
+    assert printed["held"] is False
+    (layer,) = printed["layers"]
     assert layer["within"] is False
     assert layer["over_bound"] > 10
     assert layer["at"][1] == 3
@@ -167,9 +167,9 @@ def test_a_nan_on_both_sides_is_no_difference_and_on_one_side_it_is() -> None:
     layer = example.Layer("n", "Conv", ("x", "w"), "y", {})
     nan, zero, bound = np.array([[np.nan, 1.0]]), np.array([[0.0, 1.0]]), np.full((1, 2), np.inf)
     assert example.row(layer, "numpy", (nan, nan), nan, nan, bound).within
-    found = example.row(layer, "numpy", (nan, nan), nan, zero, bound)
-    assert not found.within
-    assert found.at == (0, 0)
+    actual = example.row(layer, "numpy", (nan, nan), nan, zero, bound)
+    assert not actual.within
+    assert actual.at == (0, 0)
     assert not example.row(layer, "numpy", (nan, nan), nan, zero[:, :1], bound).within
 
 
@@ -190,7 +190,7 @@ def refusal(*arguments: str | Path) -> str:
 
 @pytest.fixture
 def nothing_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refusals come before any work."""
+    """Make the test fail if the model is run."""
 
     def compute(*_: Any) -> Any:
         raise AssertionError("the model was run")
@@ -232,9 +232,9 @@ def test_models_that_cannot_be_compared_are_refused(tmp_path: Path, nothing_comp
     assert refusal(path) == f"{path}: node 'n': got the pads [-1, 0], expected none below 0"
     inner = helper.make_node("Conv", ["x", "w"], ["inner"], name="n")
     branch = helper.make_graph([inner], "branch", [], [helper.make_tensor_value_info("inner", FLOAT, None)])
-    held = [numbers("w", 4, 3, 2), numpy_helper.from_array(np.array(True), "yes")]
+    weights = [numbers("w", 4, 3, 2), numpy_helper.from_array(np.array(True), "yes")]
     nodes = [helper.make_node("If", ["yes"], ["y"], then_branch=branch, else_branch=branch)]
-    path = saved(tmp_path, nodes, (1, 3, 9), held)
+    path = saved(tmp_path, nodes, (1, 3, 9), weights)
     assert refusal(path) == f"{path}: node 'n': got a convolution within a branch or a loop, expected it outside"
 
 
@@ -253,8 +253,8 @@ def test_what_onnx_runtime_gives_up_on_is_refused(tmp_path: Path) -> None:
 
 
 def test_inputs_that_do_not_fit_are_refused(tmp_path: Path, nothing_computed: None) -> None:
-    held = [numbers("w", 4, 3, 2)]
-    path = saved(tmp_path, [helper.make_node("Conv", ["x", "w"], ["y"])], ("N", 3, 9), held)
+    weights = [numbers("w", 4, 3, 2)]
+    path = saved(tmp_path, [helper.make_node("Conv", ["x", "w"], ["y"])], ("N", 3, 9), weights)
     expected = "expected floats of a shape without open sizes, or --input FILE.npz"
     assert refusal(path) == f"{path}: input 'x': got float32 of shape ('N', 3, 9), {expected}"
     file = tmp_path / "inputs.npz"
@@ -268,7 +268,7 @@ def test_inputs_that_do_not_fit_are_refused(tmp_path: Path, nothing_computed: No
     file.write_bytes(b"nothing")
     assert refusal(path, "--input", file).startswith(f"--input {file}: got no .npz file of arrays, expected one: ")
     integers = [helper.make_node("Cast", ["x"], ["f"], to=FLOAT), helper.make_node("Conv", ["f", "w"], ["y"])]
-    path = saved(tmp_path, integers, (1, 3, 9), held, TensorProto.INT64)
+    path = saved(tmp_path, integers, (1, 3, 9), weights, TensorProto.INT64)
     assert refusal(path) == f"{path}: input 'x': got int64 of shape (1, 3, 9), {expected}"
 
 

@@ -1,4 +1,4 @@
-"""Calls whose derivatives frameworks take: what differs between them, and the ways to map their operands."""
+"""Calls that frameworks differentiate, and the ways to map their operands."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CALLS = {
     "reflected": (portconv.conv, (2, 2, 6), (3, 2, 3), {"padding": 4, "padding_mode": "reflect"}),
     "transposed": (portconv.conv_transpose, (2, 4, 3), (4, 3, 3), {"stride": 2, "padding": 1, "output_padding": 1}),
 }
-"""A function, the shapes of `x` and `w`, and options; of filters the bias has as many numbers as there are outputs."""
+"""A function, the shapes of `x` and `w`, and options."""
 
 
 def shapes_of(name):
@@ -23,11 +23,11 @@ def shapes_of(name):
 
 
 WAYS = [way for way in itertools.product((0, None), repeat=3) if any(axis == 0 for axis in way)]
-"""Which of `x`, `w` and the bias are mapped along their first axis."""
+"""For `x`, `w` and the bias: 0 if it is mapped along its first axis, else None."""
 
 
 def counted(monkeypatch) -> list[str]:
-    """The kinds of the operations that are computed from here on, or traced to be compiled."""
+    """Return a list to which each later operation adds its kind when it is computed, or traced to be compiled."""
     kinds = []
     compute = execution.compute
 

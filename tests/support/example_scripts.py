@@ -1,4 +1,4 @@
-"""Loads a script of `examples/` as a module, and runs it as a command."""
+"""Load a script of `examples/` as a module, and run it as a command."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ FOLDER = Path(__file__).parents[2] / "examples"
 
 
 def loaded(name: str) -> Any:
-    """The script of that name; where the examples are not beside the tests, its tests are skipped."""
+    """Load the script of that name; if the examples are not beside the tests, skip its tests."""
     path = FOLDER / f"{name}.py"
     if not path.exists():
         pytest.skip("the examples are not beside the tests", allow_module_level=True)
     spec = importlib.util.spec_from_file_location(f"example_{name}", path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for a module's names
+    sys.modules[spec.name] = module  # dataclasses look for a module's names there
     spec.loader.exec_module(module)
     return module
 
 
 def run(example: Any, *arguments: str) -> Any:
-    """What its command says with these arguments."""
+    """Run its command with these arguments, and return the result."""
     return testing.CliRunner().invoke(example.command, arguments, catch_exceptions=False)

@@ -1,8 +1,8 @@
-"""The independent truth: convolution as loops over positions and taps in float64, sharing nothing with the package.
+"""Convolution as loops over positions and taps in float64, which share nothing with the package, and its tolerance.
 
-And the tolerance that goes with it. A sum of n products, rounded at each step in any order, is off by at most
-gamma_n * sum |a| |b| with gamma_n = n u / (1 - n u) and u = eps / 2 (Higham, "Accuracy and Stability of Numerical
-Algorithms", 2nd ed., 2002, section 3.1). The sums of magnitudes come from the same loops.
+A sum of n products, rounded at each step in any order, is off by at most gamma_n * sum |a| |b| with
+gamma_n = n u / (1 - n u) and u = eps / 2 (Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed., 2002,
+section 3.1). The same loops compute the sums of magnitudes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ABS_OUTPUT = np.array([[1, 1, 1, 0], [0, 1, 1, 1]])
 
 @dataclass(frozen=True)
 class Problem:
-    """A convolution with its padding as cells before and after, and random operands to go with it."""
+    """A convolution, with its padding as cells before and after, and its random operands."""
 
     x: tuple[int, ...]
     w: tuple[int, ...]
@@ -36,7 +36,7 @@ class Problem:
         return (self.x[0], self.w[0], *spatial)
 
     def reads(self):
-        """Yield group, position, tap and the cell that the position reads through the tap, padding left out."""
+        """Yield each group, position and tap, and the cell that the position reads through the tap; no padding."""
         for position in product(*map(range, self.out[2:])):
             for tap in product(*map(range, self.w[2:])):
                 cell = tuple(
@@ -80,7 +80,7 @@ class Problem:
         return dout.sum(axis=(0, *range(2, dout.ndim)))
 
     def terms(self) -> dict[str, int]:
-        """How many rounded products, and additions, an element of each result is made of."""
+        """Return how many rounded products and additions an element of each result has."""
         taps, positions = int(np.prod(self.w[2:])), self.out[0] * int(np.prod(self.out[2:]))
         return {
             "out": self.w[1] * taps + 1,
@@ -98,66 +98,66 @@ class Problem:
         }
 
     def bounds(self, x, w, b, dout, dtype: str, algorithm: str = "direct") -> dict[str, np.ndarray]:
-        """The largest error of each result in `dtype`, and of the loops themselves in float64, together."""
+        """Return the largest error of each result in `dtype`, plus that of the loops themselves in float64."""
         sizes = [np.abs(a) for a in (x, w, b, dout)]
         magnitudes, terms = self.all(*sizes), self.terms()
-        found = {name: gamma(terms[name], "float64") * magnitudes[name] for name in terms}
+        of_loops = {name: gamma(terms[name], "float64") * magnitudes[name] for name in terms}
         if algorithm == "winograd":
             magnitudes, terms = magnitudes | self.tiles(*sizes), terms | self.tile_terms()
         if algorithm == "fft":
             magnitudes, terms = magnitudes | self.spectra(*sizes), terms | self.spectral_terms()
-        return {name: gamma(terms[name], dtype) * magnitudes[name] + found[name] for name in terms}
+        return {name: gamma(terms[name], dtype) * magnitudes[name] + of_loops[name] for name in terms}
 
     @property
     def tiled(self) -> bool:
-        """Whether Winograd's tiles F(2, 3) along the dimensions of kernel 3 can serve."""
+        """Whether Winograd's tiles F(2, 3) can compute it."""
         ones = (1,) * len(self.stride)
         return {3} <= {*self.w[2:]} <= {1, 3} and self.stride == self.dilation == ones
 
     def mirrored(self) -> Problem:
-        """The convolution that the input gradient is: of dout, with flipped filters."""
+        """Return the convolution of dout and flipped filters that computes the input gradient."""
         group_out = self.w[0] // self.groups
         pads = tuple((k - 1 - lo, k - 1 - hi) for k, (lo, hi) in zip(self.w[2:], self.pads, strict=True))
         return replace(self, x=self.out, w=(self.x[1], group_out, *self.w[2:]), pads=pads)
 
     def tile_terms(self) -> dict[str, int]:
-        """How often an element's terms are rounded on their way through tiles, at most.
+        """Return the largest number of roundings that a term meets in tiles.
 
-        Along each dimension of kernel 3: once by B^T, twice by G and by A^T. And as a product, and in a sum.
+        Along each dimension of kernel 3, B^T rounds once, G twice and A^T twice. The product and the sum round too.
         """
         dims, tiles = self.w[2:].count(3), self.out[0] * len(list(self.tile_ranges()))
         group_out = self.w[0] // self.groups
         return {"out": self.w[1] + 5 * dims + 1, "dx": group_out + 5 * dims, "dw": tiles + 4 * dims}
 
     def tile_ranges(self):
-        """Yield the first output of each tile, and the steps from it to the next."""
+        """Yield the first output of each tile."""
         return product(*(range(0, n, 2 if k == 3 else 1) for n, k in zip(self.out[2:], self.w[2:], strict=True)))
 
     def tiles(self, x, w, b, dout) -> dict[str, np.ndarray]:
-        """Sums of magnitudes through Winograd's tiles, a tile at a time, for operands that are not negative.
+        """Compute sums of magnitudes through Winograd's tiles, tile by tile, for operands that are not negative.
 
         Lavin and Gray (2016), section 4.1; |B^T|, |G| and |A^T| along each dimension of kernel 3, in one matrix.
         """
         flipped = np.flip(w, tuple(range(2, w.ndim)))
-        turned = [np.swapaxes(flipped[self.filters(group)], 0, 1) for group in range(self.groups)]
+        mirrored = [np.swapaxes(flipped[self.filters(group)], 0, 1) for group in range(self.groups)]
         return {
             "out": self.tile_outputs(x, w) + b.reshape(-1, *[1] * len(self.x[2:])),
-            "dx": self.mirrored().tile_outputs(dout, np.concatenate(turned)),
+            "dx": self.mirrored().tile_outputs(dout, np.concatenate(mirrored)),
             "dw": self.tile_weights(x, dout),
         }
 
     def tile_cells(self, x, first, sizes):
-        """The cells from one place on, (N, C, cells), zero outside."""
-        found = np.zeros((*x.shape[:2], int(np.prod(sizes))))
+        """Return the cells of a block from its first cell on, (N, C, cells), with zeros outside the input."""
+        cells = np.zeros((*x.shape[:2], int(np.prod(sizes))))
         for i, step in enumerate(np.ndindex(*sizes)):
             cell = tuple(o + s for o, s in zip(first, step, strict=True))
             if all(0 <= at < n for at, n in zip(cell, x.shape[2:], strict=True)):
-                found[..., i] = x[(..., *cell)]
-        return found
+                cells[..., i] = x[(..., *cell)]
+        return cells
 
     def tile_outputs(self, x, w):
         out = np.zeros(self.out)
-        reads, steps = ([many if k == 3 else 1 for k in self.w[2:]] for many in (4, 2))
+        reads, steps = ([size if k == 3 else 1 for k in self.w[2:]] for size in (4, 2))
         for first in self.tile_ranges():
             start = [o - pad[0] for o, pad in zip(first, self.pads, strict=True)]
             cells = self.tile_cells(x, start, reads) @ self.transform(ABS_INPUT).T
@@ -173,7 +173,7 @@ class Problem:
 
     def tile_weights(self, x, dout):
         dw = np.zeros(self.w)
-        reads, steps = ([many if k == 3 else 1 for k in self.w[2:]] for many in (4, 2))
+        reads, steps = ([size if k == 3 else 1 for k in self.w[2:]] for size in (4, 2))
         for first in self.tile_ranges():
             start = [o - pad[0] for o, pad in zip(first, self.pads, strict=True)]
             cells = self.tile_cells(x, start, reads) @ self.transform(ABS_INPUT).T
@@ -191,12 +191,12 @@ class Problem:
         return whole
 
     def spectral_terms(self) -> dict[str, int]:
-        """How often spectra round, at most, in units of what `spectra` gives: derived in docs/accuracy.md.
+        """Return the largest number of roundings of spectra, in units of `spectra`: docs/accuracy.md derives it.
 
-        12 for each doubling of the points, and as many more where they are real, for each of three transforms; their
-        points are at most the first power of 2 beyond the padded size, which is size + extent - 1 of the mirrored
-        convolution. A factor 1 / points, rounded twice. 3 for each complex product of a sum, over channels, or over
-        samples and tiles, which have as many outputs as a kernel has cells.
+        Each of three transforms counts 12 for each doubling of the points, and 12 more because the numbers are real.
+        A transform has at most as many points as the first power of 2 beyond the padded size, which is size + extent -
+        1 in the mirrored convolution. The factor 1 / points is rounded twice. Each complex product of a sum counts 3;
+        the sum is over channels, or over samples and tiles, which have as many outputs as a kernel has cells.
         """
         extents = [d * (k - 1) + 1 for k, d in zip(self.w[2:], self.dilation, strict=True)]
         padded = [size + sum(pad) for size, pad in zip(self.x[2:], self.pads, strict=True)]
@@ -210,7 +210,7 @@ class Problem:
         }
 
     def spectra(self, x, w, b, dout) -> dict[str, np.ndarray]:
-        """What spectra round, for operands that are not negative: norms of planes times sums of the other operand."""
+        """Return norms of planes times sums of the other operand, for operands that are not negative."""
         cells = tuple(range(2, w.ndim))
         (norm_x, norm_d), (sum_w, sum_d) = (
             [np.sqrt(np.sum(a * a, cells)) for a in (x, dout)],
@@ -231,15 +231,15 @@ class Problem:
         return {*self.stride} == {1}
 
     def serves(self, algorithm: str) -> bool:
-        """Whether an algorithm can serve it, in real numbers."""
-        own = {"winograd": self.tiled, "fft": self.dense, "depthwise": self.w[1] == 1}
-        return own.get(algorithm, True)
+        """Whether an algorithm can compute it, in real numbers."""
+        can = {"winograd": self.tiled, "fft": self.dense, "depthwise": self.w[1] == 1}
+        return can.get(algorithm, True)
 
     def unbatched(self) -> Problem:
         return replace(self, x=(1, *self.x[1:]))
 
     def operands(self, dtype: str, seed: int = 0) -> tuple[np.ndarray, ...]:
-        """Random x, w, b and dout, rounded to `dtype`."""
+        """Draw x, w, b and dout, rounded to `dtype`."""
         rng = np.random.default_rng(seed)
         shapes = (self.x, self.w, self.w[:1], self.out)
         return tuple(rng.standard_normal(shape).astype(dtype) for shape in shapes)

@@ -1,29 +1,30 @@
-"""Reproducible results from their definition alone: whole numbers of Python's, and nothing of the package.
+"""Compute reproducible results from their definition alone, in Python's integers, without the package.
 
-A finite number is a whole multiple of the smallest subnormal of its format, and a quantised one of its group's step, so
-that all there is to do is to shift whole numbers, to multiply and to add them. What the definition is read to mean,
-where it could be read in more than one way:
+A finite number is an integer multiple of the smallest subnormal of its format, and a quantised number is a multiple of
+its group's step. So the code only shifts, multiplies and adds integers. Where the definition could be read in more than
+one way, this is how it is read:
 
-- An operand's subnormals, those of its own dtype, count as zero; so does -0. The real and the imaginary part of a
-  complex number are numbers of their own in all but the scale.
-- All operands of a call, its bias and in a backward call `dout` among them, are promoted to their common dtype, a real
-  one beside complex ones with imaginary part 0. T, the bits kept, is that dtype's: 40, or 60 with float64 parts.
-- A group's scale 2**mu is the smallest power of two that no magnitude in it exceeds, over all finite parts of numbers:
-  the cells that no window reads, and the imaginary parts that no result needs, are in it. A number a is taken for
+- Operands that are subnormal in their own dtype count as zero; so does -0. The real and the imaginary part of a complex
+  number are two numbers that only share a scale.
+- All operands of a call, including its bias, and `dout` in a backward call, are promoted to their common dtype; a real
+  one beside complex ones has imaginary part 0. T, the number of bits kept, is that dtype's: 40, or 60 with float64
+  parts.
+- A group's scale 2**mu is the smallest power of two that no magnitude in it exceeds, over all finite parts of numbers.
+  The group includes cells that no window reads, and imaginary parts that no result needs. A number a becomes
   q * 2**(mu - T + 1), with q = a * 2**(T - 1 - mu) rounded half to even.
-- The groups are what one sum runs over: `SUMMED`. Those of a transposed convolution are those of the convolution that
-  it is adjoint to: x is the `dout` of an input gradient, and in its own backward call `dout` is the `x` of a
-  convolution.
+- A group is what one sum runs over: `SUMMED`. The groups of a transposed convolution are those of the convolution whose
+  adjoint it is: its x is the `dout` of an input gradient, and in its backward call `dout` is the `x` of a convolution.
 - A sum is rounded once, to nearest, half to even, as IEEE 754 does with gradual underflow and overflow to infinity,
-  straight to the dtype of the result, which in a backward call is that of x, w or b. Only then does what is subnormal
-  become +0: a sum a hair below the smallest normal number may be rounded up to it. -0 becomes +0.
-- A bias is added to what has been rounded so, and the sum rounded in the same way.
-- Gradients are adjoints: they multiply by conjugates; where x, w or b is real beside complex operands, the real part.
-- A term is a product of two real numbers. It is nan where a factor is, or where one is infinite and the other 0, as
-  flushed subnormals are and cells of a padding with zeros; infinite where a factor is, and no finite one is so large
-  that it overflows, or so small that it counts as 0 for being quantised to it. A sum with a nan, or with infinities of
-  both signs, is nan, in one canonical form; one with an infinity is that. In all else what is not finite counts as 0.
-  An input gradient has no terms from its padding.
+  directly to the dtype of the result, which in a backward call is that of x, w or b. Only then a subnormal result
+  becomes +0: a sum just below the smallest normal number may be rounded up to it. -0 becomes +0.
+- A bias is added to the rounded sum, and the result is rounded in the same way.
+- Gradients are adjoints: they multiply by conjugates. If x, w or b is real beside complex operands, its gradient is the
+  real part.
+- A term is a product of two real numbers. It is nan if a factor is nan, or if one factor is infinite and the other 0;
+  flushed subnormals and zeros of the padding are 0. It is infinite if a factor is infinite. No finite factor overflows,
+  and none counts as 0 because it is quantised to 0. A sum with a nan, or with infinities of both signs, is nan, in one
+  canonical form; a sum with an infinity is that infinity. In all else numbers that are not finite count as 0. An input
+  gradient has no terms from its padding.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Format:
-    """A binary format: how many bits of its patterns are the exponent and the fraction, and the pattern of its nan."""
+    """A binary format: the bits of its exponent and its fraction, and the pattern of its nan."""
 
     exponent: int
     fraction: int
@@ -52,7 +53,7 @@ class Format:
 
     @property
     def unit(self) -> int:
-        """The smallest subnormal is two to this power."""
+        """The smallest subnormal number is two to this power."""
         return 2 - 2 ** (self.exponent - 1) - self.fraction
 
     @property
@@ -60,7 +61,7 @@ class Format:
         return (2**self.exponent - 1) << self.fraction
 
     def decode(self, pattern: int) -> tuple[int, float]:
-        """The number that a pattern stands for, in units and as a sign: 0 and nan or an infinity where not finite."""
+        """Return a pattern's number in units, and its sign; if it is not finite, 0 and the nan or infinity."""
         sign = -1 if pattern >> (self.bits - 1) else 1
         exponent, fraction = divmod(pattern % 2 ** (self.bits - 1), 2**self.fraction)
         if exponent == 2**self.exponent - 1:
@@ -70,23 +71,23 @@ class Format:
         return sign * ((2**self.fraction + fraction) << (exponent - 1)), float(sign)
 
     def encode(self, number: int, power: int) -> int:
-        """The pattern of number * 2**power, rounded; of +0 where that is subnormal."""
-        # A normal number has as many digits as the fraction, and one more; a subnormal one fewer.
+        """Return the pattern of number * 2**power, rounded; that of +0 if the result is subnormal."""
+        # A normal number has one digit more than the fraction; a subnormal one has fewer.
         step = max(abs(number).bit_length() - 1 - self.fraction + power, self.unit)
         digits = half_even(abs(number), power - step)
         if digits < 2**self.fraction:
             return 0
-        # The first digit is not in the pattern; there it adds 1 to the exponent, and 2 where it was rounded up to.
+        # The first digit is not in the pattern, but adds 1 to the exponent there, or 2 if rounding made one more digit.
         magnitude = min(((step - self.unit) << self.fraction) + digits, self.infinity)
         return magnitude + (2 ** (self.bits - 1) if number < 0 else 0)
 
     def special(self, value: float) -> int:
-        """The pattern of nan or an infinity."""
+        """Return the pattern of nan or an infinity."""
         return self.nan if math.isnan(value) else self.infinity + (2 ** (self.bits - 1) if value < 0 else 0)
 
 
 def half_even(number: int, shift: int) -> int:
-    """number * 2**shift as a whole number, rounded half to even."""
+    """Return number * 2**shift as an integer, rounded half to even."""
     if shift >= 0:
         return number << shift
     whole, rest = number >> -shift, number & ((1 << -shift) - 1)
@@ -109,12 +110,12 @@ def part_format(name: str) -> Format:
 
 
 def kept(name: str) -> int:
-    """T, the bits that operands of this dtype keep."""
+    """Return T, the bits that operands of this dtype keep."""
     return 60 if part_format(name).bits == 64 else 40
 
 
 def promoted(*names: str) -> str:
-    """The common dtype."""
+    """Return the common dtype."""
     if len({*names}) == 1:
         return names[0]
     bits = 64 if any(part_format(name).bits == 64 for name in names) else 32
@@ -130,15 +131,15 @@ def numpy_dtype(name: str) -> Any:
 
 
 def array_of(patterns: list[Any], shape: tuple[int, ...], name: str) -> np.ndarray:
-    """An array from patterns for its real part, and for its imaginary part where it has one."""
-    own = f"<u{part_format(name).bits // 8}"
-    stacked = np.stack([np.array(part, own).reshape(shape) for part in patterns], axis=-1)
+    """Make an array from the patterns of its real part and, for complex dtypes, its imaginary part."""
+    dtype = f"<u{part_format(name).bits // 8}"
+    stacked = np.stack([np.array(part, dtype).reshape(shape) for part in patterns], axis=-1)
     return stacked.view(numpy_dtype(name)).reshape(shape)
 
 
 @dataclass(frozen=True)
 class Operand:
-    """The parts of numbers: in units, and as signs, nan and infinities, in arrays of Python's own numbers."""
+    """The parts of numbers in units, and their signs, nans and infinities, in arrays of Python's numbers."""
 
     units: list[Any]
     signs: list[Any]
@@ -157,26 +158,26 @@ class Operand:
         return all(math.isfinite(sign) for part in self.signs for sign in part.flat)
 
     def quantised(self, axes: tuple[int, ...], bits: int) -> tuple[list[Any], Any]:
-        """As multiples of two to a power, one for each group: those of numbers along `axes`; and the powers."""
+        """Return the numbers as multiples of a power of two, and the power of each group of numbers along `axes`."""
         largest = np.max([np.max(np.abs(part), axis=axes, keepdims=True, initial=0) for part in self.units], axis=0)
         shift = bits - 1 - np.frompyfunc(lambda n: (n - 1).bit_length() if n else 0, 1, 1)(largest)
         return [np.frompyfunc(half_even, 2, 1)(part, shift) for part in self.units], self.unit - shift
 
 
 def operand(array: np.ndarray, common: str) -> Operand:
-    """`array` beside others, with which its common dtype is `common`."""
+    """Decode an array; if `common`, the dtype that it is promoted to, is complex, it gets an imaginary part."""
     name = array.dtype.name
-    own = part_format(name)
-    parts = np.ascontiguousarray(array).reshape(*array.shape, 1).view(f"u{own.bits // 8}")
-    decode = np.frompyfunc(own.decode, 1, 2)
+    form = part_format(name)
+    parts = np.ascontiguousarray(array).reshape(*array.shape, 1).view(f"u{form.bits // 8}")
+    decode = np.frompyfunc(form.decode, 1, 2)
     units, signs = zip(*(decode(parts[..., i]) for i in range(parts.shape[-1])), strict=True)
     if common in PARTS and name not in PARTS:
         units, signs = (units[0], units[0] * 0), (signs[0], np.full(array.shape, 0.0, object))
-    return Operand([*map(np.asarray, units)], [*map(np.asarray, signs)], own.unit)
+    return Operand([*map(np.asarray, units)], [*map(np.asarray, signs)], form.unit)
 
 
 def times(formula: Callable[[Any, Any], Any], a: list[Any], b: list[Any]) -> list[Any]:
-    """The parts of what is bilinear in numbers of one part or two."""
+    """Apply a bilinear formula to numbers with one part or two; return the parts of the result."""
     with np.errstate(invalid="ignore"):  # of infinities and nans among signs
         if len(a) == 1:
             return [formula(a[0], b[0])]
@@ -184,14 +185,14 @@ def times(formula: Callable[[Any, Any], Any], a: list[Any], b: list[Any]) -> lis
 
 
 SUMMED = {"forward": ((2, 3), (2, 3)), "input_grad": ((2, 3), (1, 3)), "weight_grad": ((0, 3), (0, 3))}
-"""The axes that a scale is the same along, of both operands; they are, with the cells in one axis:
+"""The axes along which the scale of each operand is the same. The operands have their cells in one axis:
 
 x (batch, groups, channels, cells), w (groups, filters, channels, taps), dout (batch, groups, filters, positions).
 """
 
 
 def source(mode: str, at: int, size: int) -> int:
-    """The cell that a padded one repeats, `at` cells from the first; -1 where it holds a zero."""
+    """Return the cell that the padded cell `at` repeats, counted from the first cell; -1 if it is a zero."""
     if mode == "zeros" or 0 <= at < size:
         return at if 0 <= at < size else -1
     if mode == "replicate":
@@ -205,7 +206,7 @@ def source(mode: str, at: int, size: int) -> int:
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution of a batch with channels first, its padding as cells before and after."""
+    """A convolution of a batch with channels first, with its padding as cells before and after."""
 
     x: tuple[int, ...]
     w: tuple[int, ...]
@@ -224,45 +225,45 @@ class Layer:
     def reads(self) -> np.ndarray:
         """The cell that each position reads through each tap, counted in C order; -1 for a zero."""
         along = [*zip(self.x[2:], self.stride, self.pads, self.dilation, strict=True)]
-        found = []
+        cells = []
         for position in product(*map(range, self.out[2:])):
             for tap in product(*map(range, self.w[2:])):
                 flat = 0
                 for o, k, (n, s, pad, d) in zip(position, tap, along, strict=True):
                     cell = source(self.mode, o * s + k * d - pad[0], n)
                     flat = -1 if cell < 0 or flat < 0 else flat * n + cell
-                found.append(flat)
-        return np.array(found, int).reshape(math.prod(self.out[2:]), math.prod(self.w[2:]))
+                cells.append(flat)
+        return np.array(cells, int).reshape(math.prod(self.out[2:]), math.prod(self.w[2:]))
 
     def forward(self, x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None, like: tuple[str, ...] = ()) -> Any:
-        """The output; `like` are dtypes of other operands of the call."""
+        """Return the output; `like` are the dtypes of other operands of the call."""
         common = promoted(*(a.dtype.name for a in (x, w, b) if a is not None), *like)
         out = self._product("forward", operand(x, common), operand(w, common), common, common)
         return out if b is None else biased(out, b)
 
-    def input_grad(self, dout: np.ndarray, w: np.ndarray, own: str | None = None, like: tuple[str, ...] = ()) -> Any:
-        """The gradient of x, in its `own` dtype where that is not the common one."""
+    def input_grad(self, dout: np.ndarray, w: np.ndarray, dtype: str | None = None, like: tuple[str, ...] = ()) -> Any:
+        """Return the gradient of x, in the dtype `dtype` if operands, else in the common dtype."""
         common = promoted(dout.dtype.name, w.dtype.name, *like)
-        given = operand(dout, common), operand(w, common).conjugate()
-        return self._product("input_grad", *given, common, own or common)
+        operands = operand(dout, common), operand(w, common).conjugate()
+        return self._product("input_grad", *operands, common, dtype or common)
 
-    def weight_grad(self, dout: np.ndarray, x: np.ndarray, own: str | None = None, like: tuple[str, ...] = ()) -> Any:
+    def weight_grad(self, dout: np.ndarray, x: np.ndarray, dtype: str | None = None, like: tuple[str, ...] = ()) -> Any:
         common = promoted(dout.dtype.name, x.dtype.name, *like)
-        given = operand(dout, common), operand(x, common).conjugate()
-        return self._product("weight_grad", *given, common, own or common)
+        operands = operand(dout, common), operand(x, common).conjugate()
+        return self._product("weight_grad", *operands, common, dtype or common)
 
     def all(self, x: np.ndarray, w: np.ndarray, b: np.ndarray | None, dout: np.ndarray) -> dict[str, np.ndarray]:
-        """What a forward call gives, and a backward one."""
-        every = tuple(a.dtype.name for a in (x, w, b, dout) if a is not None)
-        found = {
+        """Return the results of a forward and a backward call."""
+        dtypes = tuple(a.dtype.name for a in (x, w, b, dout) if a is not None)
+        results = {
             "out": self.forward(x, w, b),
-            "dx": self.input_grad(dout, w, x.dtype.name, every),
-            "dw": self.weight_grad(dout, x, w.dtype.name, every),
+            "dx": self.input_grad(dout, w, x.dtype.name, dtypes),
+            "dw": self.weight_grad(dout, x, w.dtype.name, dtypes),
         }
-        return found if b is None else {**found, "db": channel_sums(dout, b.dtype.name, every)}
+        return results if b is None else {**results, "db": channel_sums(dout, b.dtype.name, dtypes)}
 
     def transposed(self, x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None) -> np.ndarray:
-        """The transposed convolution that this one is adjoint to: `x` has the shape of this one's output."""
+        """Return the transposed convolution whose adjoint this is: `x` has the shape of this one's output."""
         common = promoted(*(a.dtype.name for a in (x, w, b) if a is not None))
         out = self._product("input_grad", operand(x, common), operand(w, common), common, common)
         return out if b is None else biased(out, b)
@@ -270,23 +271,23 @@ class Layer:
     def all_transposed(
         self, x: np.ndarray, w: np.ndarray, b: np.ndarray | None, dout: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """What the transposed convolution gives, forward and backward: `dout` has the shape of this one's input."""
-        every = tuple(a.dtype.name for a in (x, w, b, dout) if a is not None)
-        common = promoted(*every)
-        given = {
+        """Return all results of the transposed convolution: its `dout` has the shape of this one's input."""
+        dtypes = tuple(a.dtype.name for a in (x, w, b, dout) if a is not None)
+        common = promoted(*dtypes)
+        operands = {
             "x": operand(x, common).conjugate(),
             "w": operand(w, common).conjugate(),
             "dout": operand(dout, common),
         }
-        found = {
+        results = {
             "out": self.transposed(x, w, b),
-            "dx": self._product("forward", given["dout"], given["w"], common, x.dtype.name),
-            "dw": self._product("weight_grad", given["x"], given["dout"], common, w.dtype.name),
+            "dx": self._product("forward", operands["dout"], operands["w"], common, x.dtype.name),
+            "dw": self._product("weight_grad", operands["x"], operands["dout"], common, w.dtype.name),
         }
-        return found if b is None else {**found, "db": channel_sums(dout, b.dtype.name, every)}
+        return results if b is None else {**results, "db": channel_sums(dout, b.dtype.name, dtypes)}
 
-    def _product(self, purpose: str, a: Operand, b: Operand, common: str, own: str) -> np.ndarray:
-        """One of the three products, with operands in the order of `SUMMED`."""
+    def _product(self, kind: str, a: Operand, b: Operand, common: str, dtype: str) -> np.ndarray:
+        """Return one of the three products; the operands are in the order of `SUMMED`."""
         batch, channels, filters = self.x[0], self.w[1], self.w[0] // self.groups
         split = {
             "x": (batch, self.groups, channels, math.prod(self.x[2:])),
@@ -297,21 +298,21 @@ class Layer:
             "forward": (("x", "w"), self._forward, self.out),
             "input_grad": (("out", "w"), self._input_grad, self.x),
             "weight_grad": (("out", "x"), self._weight_grad, self.w),
-        }[purpose]
+        }[kind]
         a, b = (one.reshaped(*split[name]) for one, name in zip((a, b), names, strict=True))
-        along_a, along_b = SUMMED[purpose]
+        along_a, along_b = SUMMED[kind]
         multiples_a, powers_a = a.quantised(along_a, kept(common))
         multiples_b, powers_b = b.quantised(along_b, kept(common))
-        # Each in its place among the axes of the result.
-        if purpose == "forward":
+        # The axes of the powers are put in the place that they have in the result.
+        if kind == "forward":
             powers = powers_a + powers_b[None, ..., 0]
-        elif purpose == "input_grad":
+        elif kind == "input_grad":
             powers = powers_a + powers_b[None, :, 0]
         else:
             powers = powers_a[0, :, :, None] + powers_b[0, :, None]
         sums = times(formula, multiples_a, multiples_b)
         signs = None if a.finite and b.finite else times(formula, a.signs, b.signs)
-        return rounded(sums, powers, signs, own, shape)
+        return rounded(sums, powers, signs, dtype, shape)
 
     def _windows(self, x: Any) -> Any:
         zero = np.zeros((*x.shape[:3], 1), int).astype(object)
@@ -332,22 +333,19 @@ class Layer:
         return np.einsum("ngfp,ngcpk->gfck", dout, self._windows(x))
 
 
-def rounded(sums: list[Any], powers: Any, signs: list[Any] | None, own: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The parts sums * 2**powers in the dtype `own`, but where signs are nan or infinite."""
-    form = part_format(own)
+def rounded(sums: list[Any], powers: Any, signs: list[Any] | None, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Round sums * 2**powers, which are the parts of numbers, to a dtype; nans and infinities are in `signs`."""
+    form = part_format(dtype)
+    special = np.frompyfunc(lambda n, sign: n if math.isfinite(sign) else form.special(sign), 2, 1)
     patterns = []
-    for i, part in enumerate(sums[: 2 if own in PARTS else 1]):
-        found = np.frompyfunc(form.encode, 2, 1)(part, powers)
-        if signs is not None:
-            found = np.frompyfunc(lambda n, sign: n if math.isfinite(sign) else form.special(sign), 2, 1)(
-                found, signs[i]
-            )
-        patterns.append(found)
-    return array_of(patterns, shape, own)
+    for i, part in enumerate(sums[: 2 if dtype in PARTS else 1]):
+        pattern = np.frompyfunc(form.encode, 2, 1)(part, powers)
+        patterns.append(pattern if signs is None else special(pattern, signs[i]))
+    return array_of(patterns, shape, dtype)
 
 
 def biased(out: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """`out`, rounded, and a bias for each channel, rounded again."""
+    """Add a bias for each channel to the rounded `out`, and round again."""
     name = out.dtype.name
     one, other = operand(out, name), operand(b.reshape(-1, *[1] * (out.ndim - 2)), name)
     unit = min(one.unit, other.unit)
@@ -357,11 +355,11 @@ def biased(out: np.ndarray, b: np.ndarray) -> np.ndarray:
     return rounded(sums, unit, signs, name, out.shape)
 
 
-def channel_sums(dout: np.ndarray, own: str | None = None, like: tuple[str, ...] = ()) -> np.ndarray:
-    """The gradient of a bias."""
+def channel_sums(dout: np.ndarray, dtype: str | None = None, like: tuple[str, ...] = ()) -> np.ndarray:
+    """Return the gradient of a bias."""
     common = promoted(dout.dtype.name, *like)
     a = operand(dout, common).reshaped(*dout.shape[:2], math.prod(dout.shape[2:]))
     multiples, powers = a.quantised((0, 2), kept(common))
     with np.errstate(invalid="ignore"):
         sums, signs = ([np.sum(part, axis=(0, 2), initial=0) for part in parts] for parts in (multiples, a.signs))
-    return rounded(sums, powers[0, :, 0], signs, own or common, dout.shape[1:2])
+    return rounded(sums, powers[0, :, 0], signs, dtype or common, dout.shape[1:2])

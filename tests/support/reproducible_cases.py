@@ -1,4 +1,4 @@
-"""Layers, operands of every kind of contents, and the exact results of reproducible precision, from `rational`."""
+"""Layers, operands with many kinds of contents, and their exact reproducible results from `rational`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RESULTS = ("out", "dx", "dw", "db")
 
 
 class Case(NamedTuple):
-    """A call's options as a user gives them, and what they mean, worked out by hand."""
+    """A call's options as a user gives them, and the layer that they mean, worked out by hand."""
 
     layer: Layer
     options: dict[str, Any]
@@ -65,7 +65,7 @@ for _mode in ("reflect", "replicate", "circular"):
         {**MIXED.options, "padding": ((3, 1), (2, 2))},
     )
 
-# Of a transposed convolution the layer is the one that it is adjoint to: its x has the shape of the output.
+# The layer of a transposed convolution is the convolution whose adjoint it is: its x has the shape of the output.
 TRANSPOSED = {
     "1d": Case(one_dimension((2, 2, 6), (3, 2, 3)), {}),
     "1d gaps": Case(one_dimension((2, 3, 12), (2, 3, 2), 5), {"stride": 5}),
@@ -103,9 +103,9 @@ def numbers(rng, form, shape, low, high) -> np.ndarray:
 def tied(rng, form, shape, bits) -> np.ndarray:
     """Return bit patterns of numbers of one or two bits, with exponents for which sums are often halfway cases."""
     powers = rng.choice((0, 0, -1, 1, -form.fraction - 1, -form.fraction - 2, -bits, -bits - 1, 1 - bits), shape)
-    found = numbers(rng, form, shape, powers, powers)
+    drawn = numbers(rng, form, shape, powers, powers)
     fractions = rng.choice((0, 0, 1 << (form.fraction - 1), 1, 2**form.fraction - 1), shape).astype("u8")
-    return (found >> form.fraction << form.fraction) + fractions
+    return (drawn >> form.fraction << form.fraction) + fractions
 
 
 def sprinkled(rng, patterns, choices, rate) -> np.ndarray:
@@ -140,7 +140,7 @@ def operand(rng, name, shape, contents, role) -> np.ndarray:
             if role != "b" and part.size:
                 part.flat[rng.integers(part.size)] = rng.choice(np.array(unusual, "u8"))
         if contents == "outliers" and part.size and role in ("x", "w", "dout"):
-            # A million times the others, where that is in range, beside filters that are as much smaller.
+            # One channel is 2**20 times the others, if that is in range, and its filters are as much smaller.
             factor = min(20, -least // 2) << form.fraction
             channels = part[:, 0] if role == "x" or role == "w" else part[:, -1]
             channels += np.uint64(factor) if role != "w" else np.uint64(2**64 - factor)
@@ -155,8 +155,8 @@ def cancelling(rng, part, sign, role) -> np.ndarray:
     last = rng.integers(0, 2, part.shape).astype("u8")
     for axis in range(min(2, part.ndim)):
         one, other = ([slice(None)] * part.ndim for _ in range(2))
-        many = part.shape[axis] // 2 * 2
-        one[axis], other[axis] = slice(0, many, 2), slice(1, many, 2)
+        even = part.shape[axis] // 2 * 2
+        one[axis], other[axis] = slice(0, even, 2), slice(1, even, 2)
         part[tuple(other)] = part[tuple(one)] ^ np.uint64(sign if role == "w" or (role, axis) == ("dout", 0) else 0)
     return part ^ last
 
@@ -167,10 +167,10 @@ def operands(layer: Layer, names: tuple[str, ...], contents: str, transposed: bo
     rng = np.random.default_rng(seed)
     x, dout = (layer.out, layer.x) if transposed else (layer.x, layer.out)
     along = zip(("x", "w", "b", "dout"), names, (x, layer.w, dout[1:2], dout), strict=True)
-    found = tuple(operand(rng, name, shape, contents, role) for role, name, shape in along)
-    for array in found:
+    arrays = tuple(operand(rng, name, shape, contents, role) for role, name, shape in along)
+    for array in arrays:
         array.flags.writeable = False
-    return found
+    return arrays
 
 
 @cache
@@ -181,7 +181,7 @@ def exact_results(layer: Layer, names: tuple[str, ...], contents: str, transpose
 
 
 def skip_without(target, *names):
-    """Skip where the device lacks one of these dtypes, or float64, which everything is computed in."""
+    """Skip the test if the device lacks one of these dtypes, or float64, which every call computes in."""
     like = target.array(np.zeros(1, "float32"))
     for name in ("float64", *names):
         if not target.backend.holds(name, like):
@@ -191,7 +191,7 @@ def skip_without(target, *names):
 
 
 def skip_most_on_jax(target, *few):
-    """Skip there, but where all of `few` hold."""
+    """Skip the test on JAX, unless there are conditions and all of them hold."""
     if target.backend.name == "jax" and not (few and all(few)):
         pytest.skip(f"{target.backend.name} compiles each shape anew, which takes minutes for as many as these")
 
@@ -201,7 +201,7 @@ def array_on(target, array: np.ndarray) -> Any:
     name = array.dtype.name
     if target.backend.name == "numpy":
         return target.array(array)
-    # PyTorch takes no bfloat16 of ml_dtypes'; from float32 it makes the same numbers, subnormal ones too.
+    # PyTorch does not take the bfloat16 of ml_dtypes; from float32 it makes the same numbers, also subnormal ones.
     source = array.astype("float32") if name == "bfloat16" and target.backend.name == "torch" else array
     return target.backend.asarray(np.array(source), dtype=name, device=target.device)
 
@@ -227,17 +227,17 @@ def forward_and_backward(target, given, options, transposed=False, last=False, a
     )
     layout = {"data_format": "channels_last"} if last else {}
     out, cache = forward(*arrays, **{**PRECISE, **options, **layout})
-    found = dict(zip(RESULTS, (out, *backward(array_on(target, in_layout(dout, last, alone)), cache)), strict=True))
+    results = dict(zip(RESULTS, (out, *backward(array_on(target, in_layout(dout, last, alone)), cache)), strict=True))
     if b is None:
-        assert found.pop("db") is None
-    for name, result in found.items():
+        assert results.pop("db") is None
+    for name, result in results.items():
         assert target.owns(result), name
         array = target.numpy(result)
         if name in ("out", "dx"):
             array = array[None] if alone else array
             array = np.moveaxis(array, -1, 1) if last else array
-        found[name] = np.ascontiguousarray(array)
-    return found
+        results[name] = np.ascontiguousarray(array)
+    return results
 
 
 def patterns_of(array: np.ndarray) -> np.ndarray:

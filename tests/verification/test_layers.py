@@ -1,4 +1,4 @@
-"""Layers that `portconv verify` reads from files: what they mean, and that bad ones are refused by name."""
+"""Test the layers that `portconv verify` reads from files, and that bad ones are refused by name."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_every_key_reaches_the_case(tmp_path: Path) -> None:
         "channels_last",
         "gemm",
     )
-    # (9 + 1 - 5) // 2 + 1 rows and 10 + 3 - 3 + 1 columns, of kernels that span 5 and 3 cells.
+    # The kernel spans 5 and 3 cells: (9 + 1 - 5) // 2 + 1 rows and 10 + 3 - 3 + 1 columns.
     assert case.out_shape == (2, 3, 11, 6)
 
 
@@ -70,14 +70,14 @@ def test_a_list_may_have_a_name(tmp_path: Path) -> None:
 def test_the_documented_examples_are_the_same_layers(tmp_path: Path) -> None:
     if not DOCUMENT.exists():
         pytest.skip("docs/verify.md is not beside the tests")
-    found = []
+    read_layers = []
     for form in ("toml", "json"):
         (example,) = re.findall(rf"```{form}\n(.+?)```", DOCUMENT.read_text(), re.DOTALL)
         path = tmp_path / f"layers.{form}"
         path.write_text(example)
-        found.append(layers.read(path))
-    assert found[0] == found[1]
-    assert [(case.name, case.out_shape) for case in found[0]] == [
+        read_layers.append(layers.read(path))
+    assert read_layers[0] == read_layers[1]
+    assert [(case.name, case.out_shape) for case in read_layers[0]] == [
         ("stem", (2, 16, 32, 32)),
         ("depthwise, channels last", (2, 30, 30, 16)),
     ]

@@ -1,4 +1,4 @@
-"""Convolutions that `portconv verify` reads from ONNX models: the same numbers as ONNX's own evaluator gives."""
+"""Test the convolutions that `portconv verify` reads from ONNX models against ONNX's own evaluator."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ FLOAT = TensorProto.FLOAT
 
 
 def numbers(name: str, *shape: int, dtype: str = "float32") -> Any:
-    made = np.random.default_rng(len(name)).standard_normal(shape).astype(dtype)
-    return numpy_helper.from_array(made, name)
+    values = np.random.default_rng(len(name)).standard_normal(shape).astype(dtype)
+    return numpy_helper.from_array(values, name)
 
 
 def model(nodes: Any, x_shape: Any, initializers: Any) -> Any:
@@ -37,16 +37,16 @@ def model(nodes: Any, x_shape: Any, initializers: Any) -> Any:
 
 
 def one(x_shape: Any, w_shape: Any, bias: bool = False, op: str = "Conv", **attributes: Any) -> Any:
-    """A model of one convolution."""
+    """Return a model of one convolution."""
     names = ["x", "w", "b"][: 2 + bias]
     filters = w_shape[1] * attributes.get("group", 1) if op == "ConvTranspose" else w_shape[0]
-    held = [numbers("w", *w_shape), *[numbers("b", filters)][:bias]]
-    return model([helper.make_node(op, names, ["y"], **attributes)], x_shape, held)
+    tensors = [numbers("w", *w_shape), *[numbers("b", filters)][:bias]]
+    return model([helper.make_node(op, names, ["y"], **attributes)], x_shape, tensors)
 
 
-def saved(folder: Path, made: Any) -> Path:
+def saved(folder: Path, proto: Any) -> Path:
     path = folder / "model.onnx"
-    onnx.save(made, path)
+    onnx.save(proto, path)
     return path
 
 
@@ -59,9 +59,9 @@ def refusal(path: Path, **options: Any) -> str:
     return words.removeprefix(f"{path}: ")
 
 
-def evaluated(made: Any, x: np.ndarray) -> np.ndarray:
-    (found,) = ReferenceEvaluator(made).run(None, {"x": x})
-    return np.asarray(found)
+def evaluated(proto: Any, x: np.ndarray) -> np.ndarray:
+    (actual,) = ReferenceEvaluator(proto).run(None, {"x": x})
+    return np.asarray(actual)
 
 
 def convolved(case: Case, x: np.ndarray) -> np.ndarray:
@@ -70,7 +70,7 @@ def convolved(case: Case, x: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "made",
+    "proto",
     [
         one((2, 3, 9), (4, 3, 4)),
         one((2, 3, 9, 8), (4, 3, 3, 2), bias=True, strides=[2, 1], pads=[1, 0, 2, 3], kernel_shape=[3, 2]),
@@ -81,10 +81,10 @@ def convolved(case: Case, x: np.ndarray) -> np.ndarray:
     ],
     ids=["1d", "pads", "groups", "same upper", "same lower", "3d"],
 )
-def test_a_convolution_is_what_onnx_makes_of_it(tmp_path: Path, made: Any) -> None:
-    (case,) = onnx_model.read(saved(tmp_path, made)).cases
+def test_a_convolution_is_what_onnx_makes_of_it(tmp_path: Path, proto: Any) -> None:
+    (case,) = onnx_model.read(saved(tmp_path, proto)).cases
     x = case.inputs().x
-    expected = evaluated(made, x)
+    expected = evaluated(proto, x)
     assert case.out_shape == expected.shape
     np.testing.assert_allclose(convolved(case, x), expected, rtol=1e-4, atol=1e-4)
 
@@ -102,16 +102,16 @@ def test_a_convolution_is_what_onnx_makes_of_it(tmp_path: Path, made: Any) -> No
 )
 def test_a_transposed_convolution_is_the_adjoint_of_its_case(tmp_path: Path, attributes: dict[str, Any]) -> None:
     runtime = pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed: pip install onnxruntime")
-    made = one((2, 4, 6, 7), (4, 3, 3, 4), op="ConvTranspose", **attributes)
-    (case,) = onnx_model.read(saved(tmp_path, made)).cases
+    proto = one((2, 4, 6, 7), (4, 3, 3, 4), op="ConvTranspose", **attributes)
+    (case,) = onnx_model.read(saved(tmp_path, proto)).cases
     assert case.name == "y (as its adjoint)"
-    made.ir_version = 10
-    session = runtime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
+    proto.ir_version = 10
+    session = runtime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
     dout = case.inputs().dout
     (expected,) = session.run(None, {"x": dout})
     assert case.x_shape == expected.shape
-    found = portconv.conv_input_grad(dout, case.inputs().w, case.x_shape, **case.options)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    actual = portconv.conv_input_grad(dout, case.inputs().w, case.x_shape, **case.options)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_transposed_convolutions_bias_is_no_part_of_its_case(tmp_path: Path) -> None:
@@ -120,24 +120,24 @@ def test_a_transposed_convolutions_bias_is_no_part_of_its_case(tmp_path: Path) -
 
 
 def network(batch: Any, height: Any) -> Any:
-    """Two convolutions with a pooling between, on inputs of open sizes."""
+    """Return a model of two convolutions with a pooling between them, and with open input sizes."""
     nodes = [
         helper.make_node("Conv", ["x", "first", "bias"], ["a"], name="/stem/Conv", pads=[1, 1, 1, 1]),
         helper.make_node("MaxPool", ["a"], ["p"], kernel_shape=[2, 2], strides=[2, 2]),
         helper.make_node("Conv", ["p", "second"], ["y"]),
     ]
-    held = [numbers("first", 4, 3, 3, 3), numbers("bias", 4), numbers("second", 5, 4, 1, 1)]
-    return model(nodes, (batch, 3, height, 10), held)
+    tensors = [numbers("first", 4, 3, 3, 3), numbers("bias", 4), numbers("second", 5, 4, 1, 1)]
+    return model(nodes, (batch, 3, height, 10), tensors)
 
 
 def test_open_sizes_are_settled_through_the_model(tmp_path: Path) -> None:
     path = saved(tmp_path, network("N", "height"))
     for options, batch in (({}, 1), ({"batch": 5}, 5)):
-        found = onnx_model.read(path, sizes={"height": 8}, **options).cases
-        shapes = [(case.name, case.x_shape, case.bias) for case in found]
+        cases = onnx_model.read(path, sizes={"height": 8}, **options).cases
+        shapes = [(case.name, case.x_shape, case.bias) for case in cases]
         assert shapes == [("/stem/Conv", (batch, 3, 8, 10), True), ("y", (batch, 4, 4, 5), False)]
     assert onnx_model.read(path, sizes={"height": 8, "N": 7}).cases[1].x_shape == (7, 4, 4, 5)
-    # The batch may be another where the model fixes it, too.
+    # The batch may also replace one that the model fixes.
     assert onnx_model.read(saved(tmp_path, network(2, 8)), batch=3).cases[1].x_shape == (3, 4, 4, 5)
 
 
@@ -153,23 +153,23 @@ def test_an_open_size_that_nobody_says_is_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_weights_are_the_models_own(tmp_path: Path, dtype: str) -> None:
     values = np.array([[[1.5, -(2.0**-20), 3.0e-7, 2.0**-13]]], dtype)
-    held = numpy_helper.from_array(values, "w")
-    path = saved(tmp_path, model([helper.make_node("Conv", ["x", "w"], ["y"])], (1, 1, 9), [held]))
+    tensor = numpy_helper.from_array(values, "w")
+    path = saved(tmp_path, model([helper.make_node("Conv", ["x", "w"], ["y"])], (1, 1, 9), [tensor]))
     (case,) = onnx_model.read(path).cases
     assert np.array_equal(case.inputs().w, values.astype("float32"))
     assert not case.inputs().w.flags.writeable
 
 
 def test_no_product_of_a_models_weights_underflows(tmp_path: Path) -> None:
-    # As pruning and weight decay leave them: subnormal, tiny, and one filter of tiny ones alone beside ordinary ones.
+    # Pruning and weight decay leave such weights: subnormal and tiny ones, and a filter of tiny ones alone.
     values = np.array([[[1e-44, 1e-30, 0.75]], [[1e-20, -1e-21, 0.0]]], "float32")
-    for given in (values, values[1:], np.zeros_like(values)):
-        held = numpy_helper.from_array(given, "w")
-        path = saved(tmp_path, model([helper.make_node("Conv", ["x", "w"], ["y"])], (1, 1, 9), [held]))
+    for weights in (values, values[1:], np.zeros_like(values)):
+        tensor = numpy_helper.from_array(weights, "w")
+        path = saved(tmp_path, model([helper.make_node("Conv", ["x", "w"], ["y"])], (1, 1, 9), [tensor]))
         w = onnx_model.read(path).cases[0].inputs().w
         assert np.all((w == 0) | (np.abs(w) >= 2.0**-74))
-        largest = np.abs(given).max()
-        assert np.all(np.abs(w.astype(float) - given) <= max(largest * 2.0**-52, 2.0**-75))
+        largest = np.abs(weights).max()
+        assert np.all(np.abs(w.astype(float) - weights) <= max(largest * 2.0**-52, 2.0**-75))
 
 
 def test_weights_in_constants_count_and_computed_ones_are_made_up(tmp_path: Path) -> None:
@@ -180,22 +180,22 @@ def test_weights_in_constants_count_and_computed_ones_are_made_up(tmp_path: Path
         helper.make_node("Conv", ["x", "w"], ["a"]),
         helper.make_node("Conv", ["x", "size"], ["y"]),
     ]
-    found = onnx_model.read(saved(tmp_path, model(nodes, (1, 3, 9), [])))
-    own, made_up = found.cases
-    assert np.array_equal(own.inputs().w, w)
+    actual = onnx_model.read(saved(tmp_path, model(nodes, (1, 3, 9), [])))
+    constant, made_up = actual.cases
+    assert np.array_equal(constant.inputs().w, w)
     assert made_up.w is None
     assert made_up.w_shape == (4, 3, 2)
-    assert found.left_out == ["weights that it does not hold itself, made up instead"]
+    assert actual.left_out == ["weights that it does not hold itself, made up instead"]
 
 
 def test_functions_are_looked_into(tmp_path: Path) -> None:
     inner = helper.make_function(
         "own", "Block", ["i", "w"], ["o"], [helper.make_node("Conv", ["i", "w"], ["o"])], [helper.make_opsetid("", 18)]
     )
-    made = model([helper.make_node("Block", ["x", "w"], ["y"], domain="own")], (1, 3, 9), [numbers("w", 4, 3, 2)])
-    made.functions.append(inner)
-    made.opset_import.append(helper.make_opsetid("own", 1))
-    (case,) = onnx_model.read(saved(tmp_path, made)).cases
+    proto = model([helper.make_node("Block", ["x", "w"], ["y"], domain="own")], (1, 3, 9), [numbers("w", 4, 3, 2)])
+    proto.functions.append(inner)
+    proto.opset_import.append(helper.make_opsetid("own", 1))
+    (case,) = onnx_model.read(saved(tmp_path, proto)).cases
     assert (case.x_shape, case.w_shape) == ((1, 3, 9), (4, 3, 2))
     assert case.w is not None
 
@@ -217,16 +217,16 @@ def test_what_cannot_be_run_is_counted_in_words(tmp_path: Path) -> None:
         helper.make_node("If", ["yes"], ["chosen"], then_branch=branch, else_branch=branch),
         helper.make_node("FusedConv", ["x", "w"], ["fused"], domain="com.microsoft"),
     ]
-    held = [
+    tensors = [
         numbers("w", 4, 3, 2),
         numpy_helper.from_array(np.array([0]), "first"),
         numpy_helper.from_array(np.array(True), "yes"),
     ]
-    made = model(nodes, (1, 3, 9), held)
-    made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    found = onnx_model.read(saved(tmp_path, made))
-    assert [case.name for case in found.cases] == ["y"]
-    assert found.left_out == [
+    proto = model(nodes, (1, 3, 9), tensors)
+    proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    actual = onnx_model.read(saved(tmp_path, proto))
+    assert [case.name for case in actual.cases] == ["y"]
+    assert actual.left_out == [
         "convolutions with a negative padding",
         "convolutions whose input has a shape that the model does not say",
         "convolutions within a branch or a loop",
@@ -243,7 +243,7 @@ def test_a_model_without_a_convolution_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("made", "words"),
+    ("proto", "words"),
     [
         (one((1, 3, 9, 8), (4, 3, 2)), "node 'y': got an input of shape (1, 3, 9, 8) for weights of shape (4, 3, 2)"),
         (one((1, 3, 9), (4, 2, 2)), "node 'y': w_shape: got shape (4, 2, 2), for 2 input channels"),
@@ -252,14 +252,14 @@ def test_a_model_without_a_convolution_is_refused(tmp_path: Path) -> None:
         (one((1, 3, 9), (4, 3, 2), auto_pad="SOME"), "node 'y': auto_pad: got 'SOME', expected one of SAME_UPPER"),
     ],
 )
-def test_nodes_that_fit_nothing_are_refused_by_name(tmp_path: Path, made: Any, words: str) -> None:
-    assert refusal(saved(tmp_path, made)).startswith(words)
+def test_nodes_that_fit_nothing_are_refused_by_name(tmp_path: Path, proto: Any, words: str) -> None:
+    assert refusal(saved(tmp_path, proto)).startswith(words)
 
 
 @pytest.mark.parametrize(("value", "words"), [(np.nan, "with a nan or an infinity"), (1e30, "of up to 1e+30")])
 def test_weights_that_no_sum_holds_are_refused(tmp_path: Path, value: float, words: str) -> None:
-    held = numpy_helper.from_array(np.full((1, 1, 2), value, "float32"), "w")
-    path = saved(tmp_path, model([helper.make_node("Conv", ["x", "w"], ["y"], name="n")], (1, 1, 9), [held]))
+    tensor = numpy_helper.from_array(np.full((1, 1, 2), value, "float32"), "w")
+    path = saved(tmp_path, model([helper.make_node("Conv", ["x", "w"], ["y"], name="n")], (1, 1, 9), [tensor]))
     assert refusal(path).startswith(f"node 'n': got weights {words}")
 
 

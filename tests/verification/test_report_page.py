@@ -1,4 +1,4 @@
-"""The page that `portconv verify --html` writes: whole in itself, what it says, and how a browser shows it."""
+"""Test the page of `portconv verify --html`: it loads nothing, has the report's figures, and fits a browser."""
 
 from __future__ import annotations
 
@@ -41,21 +41,21 @@ parent.document.documentElement.setAttribute("data-shown", JSON.stringify({
 
 @cache
 def report() -> Report:
-    """Two precisions in several ways, with one result wrong, one lost, and names that must be escaped."""
-    made = Report(skipped=[("cupy", "CUDA <finds> no\ndevice")], left_out={"cases that <fft> cannot serve": 2})
-    made.variants = [Variant(NUMPY), Variant(NUMPY, threads=1)]
+    """Return a report of two precisions in several ways, with a wrong and a lost result, and names to escape."""
+    full = Report(skipped=[("cupy", "CUDA <finds> no\ndevice")], left_out={"cases that <fft> cannot serve": 2})
+    full.variants = [Variant(NUMPY), Variant(NUMPY, threads=1)]
     named = Case(EVIL, (2, 3, 70, 51), (4, 3, 3, 3), bias=True, padding=1)
     for case in (named, *(case for case in cases(["float64"]) if case.name in ("1d", "2d-1x1-groups"))):
         for precision in ("standard", "fast"):
-            made.take(compare(case, made.variants, precision))
-    first = next(one for one in made.comparisons if one.case == EVIL)
-    made.comparisons[0] = replace(first, units=3.5, where=(1, 2, 3, 4), got=0.25, expected=0.5)
-    made.take([Comparison("numpy", None, "2d", "float32", "out", np.inf, np.inf, 0, 0, "raised <Error>: &lost")])
-    return made
+            full.take(compare(case, full.variants, precision))
+    first = next(one for one in full.comparisons if one.case == EVIL)
+    full.comparisons[0] = replace(first, units=3.5, where=(1, 2, 3, 4), got=0.25, expected=0.5)
+    full.take([Comparison("numpy", None, "2d", "float32", "out", np.inf, np.inf, 0, 0, "raised <Error>: &lost")])
+    return full
 
 
 class Reader(HTMLParser):
-    """Checks that tags match, and keeps what there is."""
+    """A parser that checks that tags match, and keeps the tags, cells and text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -96,14 +96,14 @@ def test_the_page_needs_nothing_else() -> None:
     metas = [attributes for tag, attributes in read.tags if tag == "meta"]
     assert {"charset": "utf-8"} in metas
     assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in metas
-    assert [tag for tag, _ in read.tags].count("title") > 1  # of bars, as well as the page's
+    assert [tag for tag, _ in read.tags].count("title") > 1  # of bars, and of the page
 
 
 def test_the_page_tells_what_the_report_does() -> None:
-    made = report()
-    read = Reader(page(made, ABOUT))
-    assert made.summary().endswith("2 out of bounds")
-    assert read.text.count(made.summary()) == 2  # the title and the verdict
+    full = report()
+    read = Reader(page(full, ABOUT))
+    assert full.summary().endswith("2 out of bounds")
+    assert read.text.count(full.summary()) == 2  # the title and the verdict
     for words in (EVIL, "raised <Error>: &lost", "CUDA <finds> no device", "2 cases that <fft> cannot serve"):
         assert words in read.text
     assert [read.text.count(value) > 0 for value in ABOUT.values()] == [True, True]
@@ -112,7 +112,7 @@ def test_the_page_tells_what_the_report_does() -> None:
     failed = rows["numpy", "float32", "out"]
     assert failed[0] == "2 FAILED"
     row = next(
-        row for row in made.against_truth() if (row.backend, row.dtype, row.quantity) == ("numpy", "float64", "dx")
+        row for row in full.against_truth() if (row.backend, row.dtype, row.quantity) == ("numpy", "float64", "dx")
     )
     assert rows["numpy", "float64", "dx"][4] == f"{row.units:.3f}"
     assert rows["numpy", "float64", "dx"][8] == f"{row.worst} {list(row.where or ())}"
@@ -146,8 +146,8 @@ def test_a_map_has_errors_where_they_are() -> None:
     values = np.zeros((3, 5))
     values[0, 1], values[2, 4], values[1, 0] = 0.5, 0.25, 40
     plane = figures.Plane(values, "[0, 0, :, :]", "row", "column", (3, 5), (1, 0))
-    found = {(path.get("class"), path.get("fill-opacity")): path.get("d") for path in heat_map(plane).iter("path")}
-    assert found == {
+    actual = {(path.get("class"), path.get("fill-opacity")): path.get("d") for path in heat_map(plane).iter("path")}
+    assert actual == {
         ("bar", "0.5"): "M4 2h1v1h-1z",
         ("bar", "1"): "M1 0h1v1h-1z",
         ("beyond", None): "M0 1h1v1h-1z",
@@ -157,10 +157,10 @@ def test_a_map_has_errors_where_they_are() -> None:
 
 
 def shown(folder: Path, text: str, width: int) -> tuple[dict[str, Any], str]:
-    """What a browser of that width makes of a page, and what it says on its console."""
+    """Show a page in a browser of that width; return its sizes, and what the browser printed on its console."""
     assert BROWSER is not None
     path = folder / "page.html"
-    # In a frame, as a window of a browser has a least width.
+    # The page is in a frame, because a browser's window has a minimal width.
     inner = escape(text.replace("</body>", f"{SHOWN}</body>"))
     frame = f'<iframe srcdoc="{inner}" style="width: {width}px; height: 844px; border: 0"></iframe>'
     path.write_text(f"<!doctype html><html><body>{frame}</body></html>", encoding="utf-8")
@@ -192,10 +192,10 @@ def shown(folder: Path, text: str, width: int) -> tuple[dict[str, Any], str]:
 @pytest.mark.skipif(BROWSER is None, reason="no browser is installed: apt-get install chromium")
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_browser_shows_it_at_the_width_of_a_phone_and_of_a_desk(tmp_path: Path, width: int) -> None:
-    found, console = shown(tmp_path, page(report(), ABOUT), width)
+    actual, console = shown(tmp_path, page(report(), ABOUT), width)
     assert console == ""
-    assert found["inner"] == width
-    assert found["page"] <= width
-    assert found["letters"] >= 15.9
-    assert min(side for size in found["maps"] for side in size) >= 16
-    assert found["scrolling"] >= (width == 390)
+    assert actual["inner"] == width
+    assert actual["page"] <= width
+    assert actual["letters"] >= 15.9
+    assert min(side for size in actual["maps"] for side in size) >= 16
+    assert actual["scrolling"] >= (width == 390)

@@ -1,4 +1,4 @@
-"""What `portconv verify` is made of, and whether it sees the faults that it is there to see."""
+"""Test the parts of `portconv verify`, and that it finds the faults that it should find."""
 
 from __future__ import annotations
 
@@ -78,11 +78,11 @@ def other_backend() -> Backend:
 
 
 def failures(case: Case, *chosen: Backend) -> list[Comparison]:
-    return [made for made in compare(case, chosen or (NUMPY,)) if not made.held]
+    return [entry for entry in compare(case, chosen or (NUMPY,)) if not entry.held]
 
 
 def loops(case: Case, inputs: Inputs, pads: tuple[tuple[int, int], ...]) -> dict[str, Any]:
-    """Every quantity, one multiplication at a time, in whichever kind of number the arrays hold."""
+    """Compute every quantity, one multiplication at a time, in the kind of numbers that the arrays hold."""
     x, w, b, dout = inputs
     dims = len(pads)
     strides, dilations = (
@@ -105,8 +105,8 @@ def loops(case: Case, inputs: Inputs, pads: tuple[tuple[int, int], ...]) -> dict
                 out[(n, f, *o)] += x[read] * w[tap]
                 dx[read] += dout[(n, f, *o)] * w[tap]
                 dw[tap] += dout[(n, f, *o)] * x[read]
-    found = {"out": out, "dx": dx} if batched else {"out": out[0], "dx": dx[0]}
-    return {**found, "dw": dw, "db": db}
+    actual = {"out": out, "dx": dx} if batched else {"out": out[0], "dx": dx[0]}
+    return {**actual, "dw": dw, "db": db}
 
 
 def test_cases_cover_the_contract() -> None:
@@ -135,12 +135,12 @@ def test_some_cases_cut_several_blocks_and_use_threads(monkeypatch: pytest.Monke
         return original(self, a, b, out)
 
     monkeypatch.setattr(type(NUMPY), "product", counted)
-    found = {}
+    actual = {}
     for case in CASES.values():
         counts.clear()
         x, w, b, _ = case.inputs()
         portconv.conv(x, w, b, **case.options, algorithm=case.algorithm)
-        found[case.name] = len(counts)
+        actual[case.name] = len(counts)
     large = {case.name for case in CASES.values() if case.operations >= FEW_OPERATIONS}
     assert large == {
         "2d-blocks",
@@ -150,14 +150,14 @@ def test_some_cases_cut_several_blocks_and_use_threads(monkeypatch: pytest.Monke
         "2d-winograd-blocks",
         "3d-blocks",
     }
-    assert all(found[name] > 1 for name in large)
+    assert all(actual[name] > 1 for name in large)
 
 
 def test_a_case_of_spectra_cuts_tiles_in_all_three_products() -> None:
-    found = CASES["1d-fft-tiles"].geometry
-    bounds = limits(found, NUMPY, 32, 1 << 26)
-    # The input gradient is the forward product of the mirrored convolution.
-    products = ((found, "forward"), (found.mirrored, "forward"), (found, "weight_grad"))
+    actual = CASES["1d-fft-tiles"].geometry
+    bounds = limits(actual, NUMPY, 32, 1 << 26)
+    # The mirrored convolution computes the input gradient.
+    products = ((actual, "forward"), (actual.mirrored, "forward"), (actual, "weight_grad"))
     assert all(len(planned(own, purpose, bounds)[0].tiles) > 3 for own, purpose in products)
 
 
@@ -175,11 +175,11 @@ def test_pointwise_cases_take_both_paths() -> None:
 
 
 def digest() -> str:
-    found = hashlib.sha256()
+    actual = hashlib.sha256()
     for case in cases():
         for array in case.inputs():
-            found.update(b"" if array is None else array.tobytes())
-    return found.hexdigest()
+            actual.update(b"" if array is None else array.tobytes())
+    return actual.hexdigest()
 
 
 def test_inputs_are_the_same_in_another_process() -> None:
@@ -199,16 +199,16 @@ def test_inputs_are_the_same_in_another_process() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_inputs_are_of_their_dtype_and_no_product_underflows(dtype: str) -> None:
     for case in cases([dtype]):
-        given = case.inputs()
-        assert (given.b is None) is not case.bias
-        for array, shape in zip(given, (case.x_shape, case.w_shape, case.w_shape[:1], case.out_shape), strict=True):
+        arrays = case.inputs()
+        assert (arrays.b is None) is not case.bias
+        for array, shape in zip(arrays, (case.x_shape, case.w_shape, case.w_shape[:1], case.out_shape), strict=True):
             if array is not None:
                 assert array.dtype == dtype
                 assert array.shape == shape
                 assert not array.flags.writeable
                 assert np.all(np.abs(array) <= 1)
                 assert np.all((array == 0) | (np.abs(array) >= 2.0**-52))
-                # Random, and not all ones: those cannot see a flipped gradient.
+                # The numbers are random: ones would not show a flipped gradient.
                 assert array.size < 2 or len(np.unique(array)) > array.size // 2
 
 
@@ -218,9 +218,9 @@ def test_exact_values_are_those_of_independent_loops(name: str) -> None:
     doubles = Inputs(*(None if array is None else array.astype(np.float64) for array in case.inputs()))
     magnitudes = Inputs(*(None if array is None else np.abs(array) for array in doubles))
     expected, sums = loops(case, doubles, PADS[name]), loops(case, magnitudes, PADS[name])
-    found = exact(case)
-    assert tuple(found) == case.quantities
-    for quantity, true in found.items():
+    actual = exact(case)
+    assert tuple(actual) == case.quantities
+    for quantity, true in actual.items():
         assert true.value.dtype == np.float64
         assert true.value.shape == expected[quantity].shape
         assert np.all(np.abs(true.value - expected[quantity]) <= 2 * true.radius)
@@ -228,7 +228,7 @@ def test_exact_values_are_those_of_independent_loops(name: str) -> None:
 
 
 def cancelling(case: Case) -> Inputs:
-    """Inputs over 24 binary orders, each sum of which nearly cancels: half its terms are nearly the negatives."""
+    """Return inputs over 24 binary orders whose sums nearly cancel: half of the terms nearly negate the others."""
     x, w, b, dout = (a * np.exp2(np.arange(a.size) % 13 * 2.0).reshape(a.shape) for a in case.inputs())
     nearly = -(1 + 2.0**-12)
     x[1] = x[0]
@@ -250,15 +250,15 @@ def test_bounds_hold_in_exact_arithmetic(dtype: str) -> None:
     sums = loops(case, Inputs(*(np.abs(array) for array in fractions)), pads)
     x, w, b, dout = inputs
     out, cache = portconv.conv_forward(x, w, b, **case.options)
-    found = {"out": out, **portconv.conv_backward(dout, cache)._asdict()}
+    actual = {"out": out, **portconv.conv_backward(dout, cache)._asdict()}
     true = exact(case, inputs)
-    for quantity, values in found.items():
+    for quantity, values in actual.items():
         reach, radius = true[quantity].reach(dtype, "standard"), true[quantity].radius
         for index in np.ndindex(values.shape):
             really = expected[quantity][index]
             assert abs(Fraction(float(values[index])) - really) <= Fraction(float(reach[index]))
             assert abs(Fraction(float(true[quantity].value[index])) - really) <= Fraction(float(radius[index]))
-            # The unit roundoff times the true sum of magnitudes, so that the bound is seen to be of the right size.
+            # n times the unit roundoff times the exact sum of magnitudes: the bound is at most 0.1 % larger.
             unit = Fraction(float(np.finfo(dtype).eps)) / 2 * sums[quantity][index]
             n = case.terms[quantity]
             assert n * unit <= Fraction(float(reach[index])) <= Fraction(1001, 1000) * n * unit
@@ -295,16 +295,16 @@ def test_the_bound_of_spectra_holds_in_exact_arithmetic(mode: str) -> None:
     doubles = Inputs(*(array.astype(np.float64) for array in inputs))
     x, w, b, dout = inputs
     out, cache = portconv.conv_forward(x, w, b, **case.options, algorithm="fft")
-    found = {"out": out, **portconv.conv_backward(dout, cache)._asdict()}
+    actual = {"out": out, **portconv.conv_backward(dout, cache)._asdict()}
     assert {plan.algorithm for plan in plans_of(cache).values()} == {"fft"}
-    # Products of float32 and sums of few of them, over 24 binary orders, are exact in float64, or nearly: see `radius`.
+    # Sums of few products of float32 numbers over 24 binary orders are nearly exact in float64: see `radius`.
     true = exact(case, doubles)
     beyond = 0
-    for quantity, values in found.items():
+    for quantity, values in actual.items():
         error = np.abs(values - true[quantity].value)
         assert np.all(error <= true[quantity].reach("float32", "standard", "fft") + true[quantity].radius)
         beyond += np.sum(error > true[quantity].reach("float32", "standard"))
-    assert beyond  # the bound of plain sums, which is none of spectra
+    assert beyond  # some errors exceed the bound of plain sums, which does not hold for spectra
 
 
 def test_each_product_is_judged_by_the_algorithm_that_served_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,13 +316,13 @@ def test_each_product_is_judged_by_the_algorithm_that_served_it(monkeypatch: pyt
     for served, tight in (("out", "dx"), ("dx", "dw"), ("dw", "dx")):
         with monkeypatch.context() as patch:
             algorithms = {name: "fft" if name == served else "gemm" for name in comparison.PRODUCTS}
-            plans = {name: SimpleNamespace(algorithm=own) for name, own in algorithms.items()}
+            plans = {name: SimpleNamespace(algorithm=algorithm) for name, algorithm in algorithms.items()}
             patch.setattr(comparison, "plans_of", lambda _, plans=plans: plans)
-            # Beyond the bound of sums, and within that of spectra.
+            # The error is beyond the bound of sums, and within that of spectra.
             for name in (served, tight):
                 spoil(patch, name, off_by(4, reaches[name]["gemm"], true[name].value))
                 assert np.all(4 * reaches[name]["gemm"] < reaches[name]["fft"])
-            assert [made.quantity for made in failures(replace(case, algorithm="gemm"))] == [tight]
+            assert [entry.quantity for entry in failures(replace(case, algorithm="gemm"))] == [tight]
 
 
 @pytest.mark.parametrize("name", ["1d-fft-tiles", "2d-fft-depthwise", "2d-fft-groups", "2d-depthwise-s2-x2"])
@@ -334,17 +334,17 @@ def test_a_tap_that_is_left_out_is_caught(monkeypatch: pytest.MonkeyPatch, name:
     module = importlib.import_module(f"portconv.algorithms.{case.algorithm}")
     original = module.forward
 
-    def fewer(geometry: Any, backend: Any, bounds: Any, x: Any, given: Any, b: Any) -> Any:
-        return original(geometry, backend, bounds, x, without if given.shape == w.shape else given, b)
+    def fewer(geometry: Any, backend: Any, bounds: Any, x: Any, arrays: Any, b: Any) -> Any:
+        return original(geometry, backend, bounds, x, without if arrays.shape == w.shape else arrays, b)
 
     monkeypatch.setattr(module, "forward", fewer)
-    out = [made for made in compare(case, [NUMPY]) if made.quantity == "out"]
-    assert [made.held for made in out] == [False]
+    out = [entry for entry in compare(case, [NUMPY]) if entry.quantity == "out"]
+    assert [entry.held for entry in out] == [False]
     assert out[0].units > 1000
 
 
 def test_a_legitimate_order_of_summation_nearly_reaches_the_bound() -> None:
-    # 1 + u + u + ... rounds back to 1 each time, so the last 1000 terms are lost.
+    # 1 + u is rounded back to 1 each time, so the last 1000 terms are lost.
     terms = np.array([1.0] + [2.0**-24] * 1000, np.float32)
     total = np.float32(0)
     for term in terms:
@@ -363,27 +363,27 @@ def test_fast_precision_allows_tf32_in_float32_products_alone() -> None:
 
 
 def test_all_cases_hold_on_numpy() -> None:
-    report = Report([made for case in cases() for made in compare(case, [NUMPY])])
+    report = Report([entry for case in cases() for entry in compare(case, [NUMPY])])
     assert report.failures == []
     assert report.held
     assert len(report.comparisons) == sum(len(case.quantities) for case in cases())
-    # An error of nothing at all would mean that float32 was not looked at.
+    # Errors of exactly 0 would mean that float32 was ignored.
     assert all(0 < row.units < 1 for row in report.against_truth() if row.dtype == "float32")
 
 
 def test_libraries_are_compared_with_one_another() -> None:
-    found = [made for made in compare(CASE, [other_backend(), NUMPY]) if made.other is not None]
-    assert [(made.backend, made.other, made.quantity) for made in found] == [
+    actual = [entry for entry in compare(CASE, [other_backend(), NUMPY]) if entry.other is not None]
+    assert [(entry.backend, entry.other, entry.quantity) for entry in actual] == [
         ("array_api_strict", "numpy", quantity) for quantity in CASE.quantities
     ]
-    assert all(made.held and 0 < made.equal <= made.elements for made in found)
+    assert all(entry.held and 0 < entry.equal <= entry.elements for entry in actual)
 
 
 Change = Callable[[Any], Any]
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, quantity: str, change: Change, backend: Backend = NUMPY) -> None:
-    """Put what `change` makes of one quantity in that quantity's place, on one backend."""
+    """Apply `change` to the results of one quantity on one backend."""
     name = {"out": "forward", "dx": "input_grad", "dw": "weight_grad"}[quantity]
     original = getattr(gemm, name)
 
@@ -395,7 +395,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, quantity: str, change: Change, backen
 
 
 def off_by(times: float, bound: np.ndarray, value: np.ndarray) -> Change:
-    """Put one element at so many times the bound from its exact value."""
+    """Return a change that moves one element away from its exact value, by `times` the bound."""
     index = tuple(n // 2 for n in value.shape)
 
     def change(result: Any) -> Any:
@@ -415,12 +415,12 @@ def test_twice_the_bound_is_caught_and_half_of_it_is_not(
     true = exact(case)[quantity]
     bound = true.reach(dtype, "standard") + true.radius
     spoil(monkeypatch, quantity, off_by(times, bound, true.value))
-    found = failures(case)
-    assert [(made.backend, made.case, made.quantity) for made in found] == (
+    actual = failures(case)
+    assert [(entry.backend, entry.case, entry.quantity) for entry in actual] == (
         [("numpy", case.name, quantity)] if caught else []
     )
     if caught:
-        assert found[0].units == pytest.approx(2, rel=0.2)
+        assert actual[0].units == pytest.approx(2, rel=0.2)
 
 
 def test_a_broken_product_is_caught_in_all_three_products_but_not_in_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -428,36 +428,36 @@ def test_a_broken_product_is_caught_in_all_three_products_but_not_in_the_sum(mon
         return np.matmul(a[..., :-1], b[..., :-1, :], out=out)
 
     monkeypatch.setattr(type(NUMPY), "product", product_without_last_term)
-    assert [made.quantity for made in failures(CASE)] == ["out", "dx", "dw"]
+    assert [entry.quantity for entry in failures(CASE)] == ["out", "dx", "dw"]
 
 
 def test_low_precision_products_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     def tf32(a: Any) -> Any:
-        # The 13 lowest bits of the significand, which TF32 has not.
+        # TF32 does not have the 13 lowest bits of the significand.
         return (np.ascontiguousarray(a).view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
 
     monkeypatch.setattr(type(NUMPY), "product", lambda _, a, b, out=None: np.matmul(tf32(a), tf32(b), out=out))
-    assert [made.quantity for made in failures(CASE)] == ["out", "dx", "dw"]
-    assert all(made.held for made in compare(CASE, [NUMPY], "fast"))
+    assert [entry.quantity for entry in failures(CASE)] == ["out", "dx", "dw"]
+    assert all(entry.held for entry in compare(CASE, [NUMPY], "fast"))
 
 
 @pytest.mark.parametrize("quantity", ["dw", "dx"])
 def test_a_flipped_gradient_is_caught(monkeypatch: pytest.MonkeyPatch, quantity: str) -> None:
     spoil(monkeypatch, quantity, lambda result: np.flip(result, (2, 3)).copy())
-    found = failures(CASE)
-    assert [made.quantity for made in found] == [quantity]
-    assert found[0].units > 1000
+    actual = failures(CASE)
+    assert [entry.quantity for entry in actual] == [quantity]
+    assert actual[0].units > 1000
 
 
 def test_a_transposed_kernel_gradient_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, "dw", lambda result: np.swapaxes(result, 2, 3).copy())
-    assert [made.quantity for made in failures(CASE)] == ["dw"]
+    assert [entry.quantity for entry in failures(CASE)] == ["dw"]
 
 
 def test_a_broken_bias_gradient_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     original = comparison.conv_backward
     monkeypatch.setattr(comparison, "conv_backward", lambda *args: (g := original(*args))._replace(db=g.db[::-1]))
-    assert [made.quantity for made in failures(CASE)] == ["db"]
+    assert [entry.quantity for entry in failures(CASE)] == ["db"]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -467,17 +467,17 @@ def test_nan_and_infinity_are_caught(monkeypatch: pytest.MonkeyPatch, bad: float
         return result
 
     spoil(monkeypatch, "dx", change)
-    (found,) = failures(CASE)
-    assert (found.quantity, found.units, found.ulps) == ("dx", np.inf, np.inf)
-    assert (found.where, str(found.got)) == ((0, 1, 2, 1), str(bad))
+    (actual,) = failures(CASE)
+    assert (actual.quantity, actual.units, actual.ulps) == ("dx", np.inf, np.inf)
+    assert (actual.where, str(actual.got)) == ((0, 1, 2, 1), str(bad))
     words = "numpy: 2d-stride2 float32 dx: off by inf times the bound, inf ulps at [0, 1, 2, 1]"
-    assert str(found) == f"{words} (got {bad}, exact {found.expected:.9g})"
+    assert str(actual) == f"{words} (got {bad}, exact {actual.expected:.9g})"
 
 
 def test_an_error_where_none_is_allowed_is_beyond_measure(monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, "dw", lambda result: result + result.dtype.type(1e-30))
-    (found,) = failures(CASES["2d-batch0"])
-    assert (found.quantity, found.units) == ("dw", np.inf)
+    (actual,) = failures(CASES["2d-batch0"])
+    assert (actual.quantity, actual.units) == ("dw", np.inf)
 
 
 @pytest.mark.parametrize(
@@ -494,16 +494,16 @@ def test_a_wrong_form_is_caught_before_values(
     monkeypatch: pytest.MonkeyPatch, quantity: str, change: Change, words: str
 ) -> None:
     spoil(monkeypatch, quantity, change)
-    (found,) = failures(CASE)
-    assert (found.quantity, found.problem) == (quantity, words)
-    assert found.units == np.inf
+    (actual,) = failures(CASE)
+    assert (actual.quantity, actual.problem) == (quantity, words)
+    assert actual.units == np.inf
 
 
 def test_a_result_of_another_library_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     other = other_backend()
     spoil(monkeypatch, "out", other.to_numpy, other)
-    found = failures(CASE, NUMPY, other)
-    assert [(made.backend, made.quantity, made.problem) for made in found] == [
+    actual = failures(CASE, NUMPY, other)
+    assert [(entry.backend, entry.quantity, entry.problem) for entry in actual] == [
         ("array_api_strict", "out", "got an array of numpy, expected one of array_api_strict")
     ]
 
@@ -512,17 +512,17 @@ def test_a_result_on_another_device_is_caught(monkeypatch: pytest.MonkeyPatch) -
     other = other_backend()
     elsewhere = other.devices()[1]
     spoil(monkeypatch, "out", lambda result: result.to_device(elsewhere), other)
-    (found,) = failures(CASE, other)
-    assert found.quantity == "out"
-    assert found.problem is not None
-    assert found.problem.startswith("got device")
+    (actual,) = failures(CASE, other)
+    assert actual.quantity == "out"
+    assert actual.problem is not None
+    assert actual.problem.startswith("got device")
 
 
 def test_a_bias_gradient_out_of_nowhere_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     original = comparison.conv_backward
     monkeypatch.setattr(comparison, "conv_backward", lambda *args: original(*args)._replace(db=np.zeros(4)))
-    (found,) = failures(CASES["2d"])
-    assert (found.quantity, found.problem) == ("db", "got ndarray, expected None where there is no bias")
+    (actual,) = failures(CASES["2d"])
+    assert (actual.quantity, actual.problem) == ("db", "got ndarray, expected None where there is no bias")
 
 
 @pytest.mark.parametrize(("quantity", "lost"), [("out", ["out", "dx", "dw", "db"]), ("dw", ["dx", "dw", "db"])])
@@ -533,19 +533,19 @@ def test_an_exception_is_a_failure_and_ends_nothing(
         raise RuntimeError("CUBLAS_STATUS_NOT_SUPPORTED\n  in two lines")
 
     spoil(monkeypatch, quantity, change)
-    found = compare(CASE, [NUMPY])
-    assert [made.quantity for made in found if not made.held] == lost
-    assert [made.quantity for made in found] == list(CASE.quantities)
+    actual = compare(CASE, [NUMPY])
+    assert [entry.quantity for entry in actual if not entry.held] == lost
+    assert [entry.quantity for entry in actual] == list(CASE.quantities)
     words = "raised RuntimeError: CUBLAS_STATUS_NOT_SUPPORTED in two lines"
-    assert {made.problem for made in found if not made.held} == {words}
+    assert {entry.problem for entry in actual if not entry.held} == {words}
 
 
 def test_the_broken_one_of_two_libraries_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     other = other_backend()
     true = exact(CASE)["dw"]
     spoil(monkeypatch, "dw", off_by(8, true.reach("float32", "standard"), true.value), other)
-    found = failures(CASE, NUMPY, other)
-    assert [(made.backend, made.other, made.quantity) for made in found] == [
+    actual = failures(CASE, NUMPY, other)
+    assert [(entry.backend, entry.other, entry.quantity) for entry in actual] == [
         ("array_api_strict", None, "dw"),
         ("numpy", "array_api_strict", "dw"),
     ]
@@ -562,11 +562,11 @@ def test_a_library_that_writes_to_its_inputs_harms_no_other(monkeypatch: pytest.
         return result
 
     monkeypatch.setattr(gemm, "weight_grad", overwriting)
-    assert all(made.backend == "numpy" for made in failures(CASE, NUMPY, other))
+    assert all(entry.backend == "numpy" for entry in failures(CASE, NUMPY, other))
 
 
 class Single(Backend):
-    """A library without float64, as on some devices."""
+    """A library without float64, as some devices are."""
 
     name = "single"
 
@@ -607,17 +607,17 @@ def test_the_worst_element_is_told_with_a_map_around_it(monkeypatch: pytest.Monk
         return result
 
     spoil(monkeypatch, "dx", change)
-    (found,) = failures(CASE)
-    assert found.where == (1, 2, 7, 3)
-    assert found.expected == true.value[1, 2, 7, 3]
-    assert found.got == pytest.approx(true.value[1, 2, 7, 3] - 5 * bound[1, 2, 7, 3], rel=1e-6)
-    assert found.units == pytest.approx(5, rel=0.1)
-    assert (sum(found.counts), found.counts[-1]) == (true.value.size, 2)
-    plane = found.plane
+    (actual,) = failures(CASE)
+    assert actual.where == (1, 2, 7, 3)
+    assert actual.expected == true.value[1, 2, 7, 3]
+    assert actual.got == pytest.approx(true.value[1, 2, 7, 3] - 5 * bound[1, 2, 7, 3], rel=1e-6)
+    assert actual.units == pytest.approx(5, rel=0.1)
+    assert (sum(actual.counts), actual.counts[-1]) == (true.value.size, 2)
+    plane = actual.plane
     assert plane is not None
     assert (plane.index, plane.rows, plane.columns, plane.size) == ("[1, 2, :, :]", "row", "column", (9, 10))
     assert plane.cell == (7, 3)
-    assert plane.values[7, 3] == found.units
+    assert plane.values[7, 3] == actual.units
     assert np.argwhere(plane.values > 1).tolist() == [[0, 9], [7, 3]]
 
 
@@ -642,9 +642,9 @@ def test_a_map_is_of_the_axes_with_most_to_see(
     case: Case, quantity: str, index: tuple[int, ...], expected: tuple[str, str, tuple[int, int]]
 ) -> None:
     true = exact(case)[quantity].value
-    found = true.astype(np.float32)
-    found[index] += 1
-    plane = figures.figures(found, true, np.full(true.shape, 0.5), true, case, quantity).plane
+    actual = true.astype(np.float32)
+    actual[index] += 1
+    plane = figures.figures(actual, true, np.full(true.shape, 0.5), true, case, quantity).plane
     assert plane is not None
     assert (plane.rows, plane.columns, plane.cell) == expected
     assert plane.values[plane.cell] == plane.values.max() == pytest.approx(2, abs=1e-3)
@@ -654,8 +654,8 @@ def test_a_map_is_of_the_axes_with_most_to_see(
 def test_errors_are_counted_by_size() -> None:
     case = Case("sizes", (1, 1, 6), (1, 1, 1))
     true = np.ones((1, 1, 6))
-    found = true + np.array([0, 2.0**-13, 2.0**-12, 0.5, 1, 1.5]) / 4
-    counted = figures.figures(found, true, np.full(true.shape, 0.25), true, replace(case, dtype="float64"), "out")
+    actual = true + np.array([0, 2.0**-13, 2.0**-12, 0.5, 1, 1.5]) / 4
+    counted = figures.figures(actual, true, np.full(true.shape, 0.25), true, replace(case, dtype="float64"), "out")
     assert [(place, count) for place, count in enumerate(counted.counts) if count] == [
         (0, 1),
         (1, 2),
@@ -689,26 +689,26 @@ def other_zero(out: Any) -> Any:
 
 def test_reproducible_results_have_equal_bits_in_every_way() -> None:
     ways = [Variant(NUMPY), Variant(NUMPY, threads=1), Variant(NUMPY, threads=2), Variant(NUMPY, halves=True)]
-    found = compare(CASES["2d-blocks"], ways, "reproducible")
-    assert all(made.held for made in found)
-    assert [(made.other, made.quantity) for made in found if made.to_the_bit] == [
+    actual = compare(CASES["2d-blocks"], ways, "reproducible")
+    assert all(entry.held for entry in actual)
+    assert [(entry.other, entry.quantity) for entry in actual if entry.to_the_bit] == [
         *((f"numpy ({way})", "out") for way in ("1 thread", "2 threads", "halves")),
         *((f"numpy ({way})", "dx") for way in ("1 thread", "2 threads", "halves")),
         *((f"numpy ({way})", name) for name in ("dw", "db") for way in ("1 thread", "2 threads")),
     ]
-    assert {(made.units, made.elements - made.equal) for made in found if made.to_the_bit} == {(0.0, 0)}
+    assert {(entry.units, entry.elements - entry.equal) for entry in actual if entry.to_the_bit} == {(0.0, 0)}
 
 
 def test_one_other_bit_is_a_failure_of_reproducible_results(monkeypatch: pytest.MonkeyPatch) -> None:
     rounded_apart(monkeypatch, next_number, lambda x: len(x) == 1)  # what halves alone have
     ways = [Variant(NUMPY), Variant(NUMPY, halves=True)]
-    found = [made for made in compare(CASES["2d-bias"], ways, "reproducible") if not made.held and made.to_the_bit]
-    assert [(made.backend, made.other, made.quantity, made.where) for made in found] == [
+    actual = [entry for entry in compare(CASES["2d-bias"], ways, "reproducible") if not entry.held and entry.to_the_bit]
+    assert [(entry.backend, entry.other, entry.quantity, entry.where) for entry in actual] == [
         ("numpy", "numpy (halves)", "out", (0, 1, 2, 3))
     ]
     # The first sample of each half.
     words = "numpy and numpy (halves): 2d-bias float32 out, reproducible: bits differ in 2 of 576 elements, "
-    assert str(found[0]).startswith(words)
+    assert str(actual[0]).startswith(words)
 
 
 @pytest.mark.parametrize("dtype", ["float16", BFLOAT16, "complex64", "complex128"])
@@ -720,20 +720,22 @@ def test_one_other_bit_is_a_failure_in_halves_and_complex_numbers(monkeypatch: p
         return out
 
     case, ways = replace(CASES["2d-bias"], dtype=dtype), [Variant(NUMPY), Variant(NUMPY, threads=1)]
-    assert all(made.held for made in compare(case, ways, "reproducible"))
+    assert all(entry.held for entry in compare(case, ways, "reproducible"))
     rounded_apart(monkeypatch, changed, lambda _: call_limits.threads() == 1)
-    found = [made for made in compare(case, ways, "reproducible") if not made.held and made.to_the_bit]
-    assert [(made.quantity, made.where, made.elements - made.equal) for made in found] == [("out", (0, 1, 2, 3), 1)]
+    actual = [entry for entry in compare(case, ways, "reproducible") if not entry.held and entry.to_the_bit]
+    assert [(entry.quantity, entry.where, entry.elements - entry.equal) for entry in actual] == [
+        ("out", (0, 1, 2, 3), 1)
+    ]
 
 
 def test_another_zero_is_another_number_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     other = other_backend()
     empty = Inputs(*(np.zeros_like(array) for array in CASE.inputs()))
-    assert all(made.held for made in compare(CASE, [NUMPY, other], "reproducible", empty))
+    assert all(entry.held for entry in compare(CASE, [NUMPY, other], "reproducible", empty))
     rounded_apart(monkeypatch, other_zero, lambda x: isinstance(x, np.ndarray))
-    found = [made for made in compare(CASE, [NUMPY, other], "reproducible", empty) if not made.held]
-    assert [(made.other, made.quantity, made.units) for made in found] == [("array_api_strict", "out", np.inf)]
-    assert all(made.held for made in compare(CASE, [NUMPY, other], inputs=empty))
+    actual = [entry for entry in compare(CASE, [NUMPY, other], "reproducible", empty) if not entry.held]
+    assert [(entry.other, entry.quantity, entry.units) for entry in actual] == [("array_api_strict", "out", np.inf)]
+    assert all(entry.held for entry in compare(CASE, [NUMPY, other], inputs=empty))
 
 
 def test_which_ways_are_compared() -> None:
@@ -753,7 +755,7 @@ def test_which_ways_are_compared() -> None:
         ("numpy", "numpy (2 threads)"),
         ("array_api_strict (device1)", "array_api_strict (device1, halves)"),
     ]
-    assert all(made.held for made in compare(CASE, ways))
+    assert all(entry.held for entry in compare(CASE, ways))
 
 
 def test_results_are_computed_where_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -762,7 +764,7 @@ def test_results_are_computed_where_they_are_asked_for(monkeypatch: pytest.Monke
     seen = []
     original = comparison.conv_forward
     monkeypatch.setattr(comparison, "conv_forward", lambda x, *a, **o: (seen.append(x.device), original(x, *a, **o))[1])
-    assert all(made.held for made in compare(CASE, [Variant(other, device, "device1")]))
+    assert all(entry.held for entry in compare(CASE, [Variant(other, device, "device1")]))
     assert seen == [device]
 
 
@@ -794,12 +796,12 @@ def test_numbers_of_a_cases_own_are_taken() -> None:
 
 
 def test_a_report_keeps_the_map_of_the_worst_alone() -> None:
-    made = compare(CASE, [NUMPY, other_backend()])
+    entry = compare(CASE, [NUMPY, other_backend()])
     report = Report()
-    report.take(made)
+    report.take(entry)
     assert all(one.plane is None for one in report.comparisons)
-    assert report.comparisons == made
-    against = [one for one in made if one.other is None]
+    assert report.comparisons == entry
+    against = [one for one in entry if one.other is None]
     assert report.worst[False].units == max(one.units for one in against)
     assert report.worst[False].plane is not None
     report.take([replace(against[0], units=1e-9)])
@@ -815,7 +817,7 @@ def test_digests_are_equal_where_every_bit_is(monkeypatch: pytest.MonkeyPatch) -
             report.take(compare(case, ways, "reproducible"))
         return {digest.backend: digest.sha256 for digest in report.digests()}
 
-    # Halves have no gradients of filters to take part with.
+    # A variant in halves has no digest, because it has no gradients of filters.
     first = digests()
     assert list(first) == ["numpy", "numpy (1 thread)"]
     assert len(set(first.values())) == 1
@@ -826,11 +828,11 @@ def test_digests_are_equal_where_every_bit_is(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_digest_of_a_result_is_that_of_its_bytes() -> None:
-    found = next(made for made in compare(CASE, [NUMPY]) if made.quantity == "dw")
+    actual = next(entry for entry in compare(CASE, [NUMPY]) if entry.quantity == "dw")
     x, w, b, dout = CASE.inputs()
     _, cache = portconv.conv_forward(x, w, b, **CASE.options)
     dw = portconv.conv_backward(dout, cache).dw
-    assert found.sha256 == hashlib.sha256(dw.astype("<f4").tobytes()).hexdigest()
+    assert actual.sha256 == hashlib.sha256(dw.astype("<f4").tobytes()).hexdigest()
 
 
 def test_a_report_of_nothing_has_not_held() -> None:
@@ -839,10 +841,10 @@ def test_a_report_of_nothing_has_not_held() -> None:
 
 
 def test_a_report_sums_up() -> None:
-    def made(units: float, other: str | None = None, quantity: str = "out") -> Comparison:
+    def entry(units: float, other: str | None = None, quantity: str = "out") -> Comparison:
         return Comparison("numpy", other, f"case {units}", "float32", quantity, units, 10 * units, 4, 3)
 
-    report = Report([made(0.25), made(0.75), made(3.0, quantity="dx"), made(0.5, "torch")])
+    report = Report([entry(0.25), entry(0.75), entry(3.0, quantity="dx"), entry(0.5, "torch")])
     first, second = report.against_truth()
     assert (first.quantity, first.count, first.failed, first.units, first.worst) == ("out", 2, 0, 0.75, "case 0.75")
     assert (second.quantity, second.failed, second.units, second.ulps) == ("dx", 1, 3.0, 30.0)
@@ -850,20 +852,20 @@ def test_a_report_sums_up() -> None:
     assert (pair.backend, pair.other, pair.equal) == ("numpy", "torch", 0.75)
     assert report.summary() == "4 comparisons on 1 backend: 1 out of bounds"
     assert str(report.failures[0]) == "numpy: case 3.0 float32 dx: off by 3 times the bound, 30 ulps"
-    assert str(made(2.0, "torch")).startswith("numpy and torch: case 2.0 float32 out: apart by 2 times the bound")
+    assert str(entry(2.0, "torch")).startswith("numpy and torch: case 2.0 float32 out: apart by 2 times the bound")
 
 
 def complex_loops(case: Case, inputs: Inputs, pads: tuple[tuple[int, int], ...]) -> dict[str, Any]:
-    """What `loops` gives; gradients are of conjugates."""
+    """Compute what `loops` does; gradients multiply by conjugates."""
     x, w, b, dout = inputs
-    found = loops(case, Inputs(np.conj(x), np.conj(w), b, dout), pads)
-    return {**found, "out": loops(case, inputs, pads)["out"]}
+    actual = loops(case, Inputs(np.conj(x), np.conj(w), b, dout), pads)
+    return {**actual, "out": loops(case, inputs, pads)["out"]}
 
 
 SMALL = Case("small", (2, 4, 6, 5), (4, 2, 3, 2), bias=True, stride=(2, 1), padding=1, groups=2)
 SMALL_PADS = ((1, 1), (1, 1))
 HALF_UNIT = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
-"""Half of what lies between 1 and the next number."""
+"""Half the distance from 1 to the next number."""
 
 
 def results(case: Case, inputs: Inputs) -> dict[str, Any]:
@@ -887,47 +889,47 @@ def test_bounds_of_halves_hold_in_exact_arithmetic(dtype: str) -> None:
             really = expected[quantity][index]
             error = abs(Fraction(float(values[index])) - really)
             assert error <= Fraction(float(reach[index]))
-            # A sum in float32 and a rounding to the half, which is of 1 + 2 h times as much at most; or a subnormal's.
+            # The sum is rounded in float32, and its result, at most 1 + 2 h times as large, to the 16-bit dtype.
             sum_in_single = case.terms[quantity] * Fraction(2) ** -24 * sums[quantity][index]
             least = sum_in_single + unit * abs(really)
             assert least <= Fraction(float(reach[index])) <= (1 + 3 * unit) * least + unit * Fraction(2) ** -14
             worst = max(worst, float(error / Fraction(float(reach[index]))))
-    # One of some hundred roundings is nearly of half a unit, so the bound is seen to be no larger than it must be.
+    # One of some hundred roundings is of nearly half a unit, so the bound is not much too large.
     assert worst > 0.8
 
 
 @pytest.mark.parametrize("dtype", ["complex64", "complex128"])
 def test_bounds_of_complex_numbers_are_those_of_both_parts(dtype: str) -> None:
     case = replace(SMALL, dtype=dtype)
-    # Multiples of 2**-22 below 1: sums of their products are exact in complex128, and rounded in complex64.
+    # The numbers are multiples of 2**-22 below 1: sums of products are exact in complex128, and rounded in complex64.
     inputs = Inputs(*(np.round(array.astype(np.complex128) * 2**22) / 2**22 for array in case.inputs()))
-    given = Inputs(*(array.astype(dtype) for array in inputs))
+    arrays = Inputs(*(array.astype(dtype) for array in inputs))
     expected = complex_loops(case, inputs, SMALL_PADS)
     sums = loops(case, Inputs(*(np.abs(array.real) + np.abs(array.imag) for array in inputs)), SMALL_PADS)
-    true, u = exact(case, given), {"complex64": 2.0**-24, "complex128": 2.0**-53}[dtype]
-    for quantity, values in results(case, given).items():
+    true, u = exact(case, arrays), {"complex64": 2.0**-24, "complex128": 2.0**-53}[dtype]
+    for quantity, values in results(case, arrays).items():
         reach = true[quantity].reach(dtype, "standard")
         assert values.dtype == dtype
         assert np.array_equal(true[quantity].value, expected[quantity])
         assert np.all(np.abs(values - expected[quantity]) <= reach)
         assert np.any(values != expected[quantity]) == (dtype == "complex64")
         n = case.terms[quantity] * (1 if quantity == "db" else 2)
-        # Three roundings in float64: of the sums, by gamma, and by the root.
+        # Three operations are rounded in float64: the sums, the product by gamma, and that by the root.
         np.testing.assert_allclose(reach, np.sqrt(2) * n * u / (1 - n * u) * sums[quantity], rtol=n * 2.0**-50)
 
 
 @pytest.mark.parametrize("dtype", ["float16", BFLOAT16, "complex64", "complex128"])
 def test_inputs_of_halves_and_complex_numbers(dtype: str) -> None:
     for case in cases([dtype]):
-        given = case.inputs()
+        arrays = case.inputs()
         singles = replace(case, dtype="float64").inputs()
-        for array, single in zip(given, singles, strict=True):
+        for array, single in zip(arrays, singles, strict=True):
             if array is None or single is None:
                 continue
             assert array.dtype.name == dtype
             assert not array.flags.writeable
             wide = array.astype(np.complex128)
-            # The same numbers as in other dtypes, rounded once, by half a unit at 1; and other imaginary parts.
+            # The real parts are the numbers of other dtypes, rounded once, and the imaginary parts are different ones.
             assert np.all(np.abs(wide.real - single) <= HALF_UNIT.get(dtype, 2.0**-24))
             if dtype.startswith("complex") and array.size > 1:
                 assert np.all(np.abs(wide.imag) <= 1)
@@ -936,17 +938,17 @@ def test_inputs_of_halves_and_complex_numbers(dtype: str) -> None:
 
 def test_ulps_by_hand() -> None:
     true = np.array([[[1.0, 3.0, 1000.0, 2.0**-20]]])
-    # Of float16's 11 bits the last is worth 2**-10 at 1, 2**-9 at 3, 2**-1 at 1000, and 2**-24 where it is subnormal.
+    # The last of float16's 11 bits is 2**-10 at 1, 2**-9 at 3, 2**-1 at 1000, and 2**-24 for subnormal numbers.
     steps = np.array([2.0**-10, 2.0**-9, 2.0**-1, 2.0**-24])
     case = Case("ulps", (1, 1, 4), (1, 1, 1), dtype="float16")
     for place, times in enumerate((1, 5, 2, 3)):
-        found = true.copy()
-        found[0, 0, place] += times * steps[place]
-        told = figures.figures(found.astype(np.float16), true, np.ones_like(true), true, case, "out")
-        assert (told.ulps, told.where, told.equal) == (times, (0, 0, place), 3)
-    # 5, of 3 + 4j, is worth 2**-21 in float32's last place.
+        actual = true.copy()
+        actual[0, 0, place] += times * steps[place]
+        summary = figures.figures(actual.astype(np.float16), true, np.ones_like(true), true, case, "out")
+        assert (summary.ulps, summary.where, summary.equal) == (times, (0, 0, place), 3)
+    # The absolute value of 3 + 4j is 5, whose last place in float32 is 2**-21.
     value = np.full((1, 1, 1), 3 + 4j)
-    told = figures.figures(
+    summary = figures.figures(
         (value + 2.0**-20 * 1j).astype(np.complex64),
         value,
         np.full(value.shape, 2.0**-19),
@@ -954,8 +956,8 @@ def test_ulps_by_hand() -> None:
         Case("ulps", (1, 1, 1), (1, 1, 1), dtype="complex64"),
         "out",
     )
-    assert (told.ulps, told.units, told.equal) == (2, 0.5, 0)
-    assert (told.got, told.expected) == (3 + (4 + 2.0**-20) * 1j, 3 + 4j)
+    assert (summary.ulps, summary.units, summary.equal) == (2, 0.5, 0)
+    assert (summary.got, summary.expected) == (3 + (4 + 2.0**-20) * 1j, 3 + 4j)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
@@ -973,7 +975,7 @@ def test_values_are_written_in_few_digits() -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", BFLOAT16])
 def test_values_are_written_with_as_many_digits_as_tell_them_apart(dtype: str) -> None:
-    # Up to the exponent of infinities and nans: 5 bits after the sign, or 8.
+    # All patterns below that of infinity, whose exponent has 5 bits, or 8.
     largest = {"float16": 0x7C00, "bfloat16": 0x7F80}[dtype]
     every = np.arange(largest, dtype=np.uint16).view(NUMPY.dtype(dtype)).astype(np.float64)
     again = np.array([figures.written(float(value), dtype) for value in every], np.float64)
@@ -987,10 +989,10 @@ def test_thrice_the_bound_is_caught_in_halves(monkeypatch: pytest.MonkeyPatch, d
     assert not failures(case)
     true = exact(case)[quantity]
     spoil(monkeypatch, quantity, off_by(3, true.reach(dtype, "standard") + true.radius, true.value))
-    (found,) = failures(case)
-    assert found.quantity == quantity
-    # It is rounded to the half after that, by less than the bound.
-    assert 2 < found.units < 4
+    (actual,) = failures(case)
+    assert actual.quantity == quantity
+    # The changed element is then rounded to the dtype, by less than the bound.
+    assert 2 < actual.units < 4
 
 
 @pytest.mark.parametrize("precision", ["standard", "reproducible"])
@@ -1001,9 +1003,9 @@ def test_what_is_too_large_for_float16_is_judged_too(precision: str, bias: bool)
     w, b = np.array([[[2.0]]], np.float16), np.array([-100.0], np.float16) if bias else None
     inputs = Inputs(x, w, b, np.ones((2, 1, 4), np.float16))
     with np.errstate(over="ignore"):
-        # All with 2**15 and more, and 2**16 - 100 is less than 65504.
+        # The numbers from 2**15 on overflow; with the bias, 2**16 - 100 does not.
         assert np.isinf(results(case, inputs)["out"]).sum() == (3 if bias else 4)
-        assert all(made.held for made in compare(case, [NUMPY], precision, inputs))
+        assert all(entry.held for entry in compare(case, [NUMPY], precision, inputs))
 
 
 @pytest.mark.parametrize("dtype", ["float16", BFLOAT16])
@@ -1017,17 +1019,17 @@ def test_an_infinity_or_too_large_a_number_is_caught_in_halves(monkeypatch: pyte
 
         with monkeypatch.context() as patch:
             spoil(patch, "dx", change)
-            (found,) = failures(case)
-        assert (found.quantity, found.where, str(found.got)) == ("dx", (0, 1, 2, 1), str(float(wrong)))
+            (actual,) = failures(case)
+        assert (actual.quantity, actual.where, str(actual.got)) == ("dx", (0, 1, 2, 1), str(float(wrong)))
 
 
 @pytest.mark.parametrize("dtype", ["float16", BFLOAT16])
 def test_a_digest_of_halves_is_that_of_their_bytes(dtype: str) -> None:
     case = replace(CASE, dtype=dtype)
-    found = next(made for made in compare(case, [NUMPY]) if made.quantity == "out")
+    actual = next(entry for entry in compare(case, [NUMPY]) if entry.quantity == "out")
     out = results(case, case.inputs())["out"]
-    assert found.sha256 == hashlib.sha256(out.view(np.uint16).astype("<u2").tobytes()).hexdigest()
-    assert found.equal > 0.9 * found.elements  # the exact value's, rounded
+    assert actual.sha256 == hashlib.sha256(out.view(np.uint16).astype("<u2").tobytes()).hexdigest()
+    assert actual.equal > 0.9 * actual.elements  # to the rounded exact value
 
 
 def test_dtypes_that_the_host_or_a_library_lacks_are_said_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
