@@ -23,6 +23,11 @@ def cut(backend: Backend, numbers: Array, slicing: Slicing) -> list[Array]:
     return [xp.round(numbers), *reversed(slices)]
 
 
+def slot(axis: int, number: int | slice) -> tuple[Any, ...]:
+    """Return the index of a slot along an axis of slots, or of a range of them."""
+    return (*(ALL,) * axis, number, ...)
+
+
 class SliceWriter(NamedTuple):
     """Writes slices into their slots of an array.
 
@@ -40,15 +45,11 @@ class SliceWriter(NamedTuple):
     axis: int
     workspace: Workspace
 
-    def slot(self, number: int | slice) -> tuple[Any, ...]:
-        """Return the index of a slot, or of a range of them."""
-        return (*(ALL,) * self.axis, number, ...)
-
     def quantise(self, target: Array, first: int, values: Array, factors: list[Array]) -> Array:
         """Multiply values by powers of two, and write their slices into `target` from slot `first` on."""
         backend = self.backend
         if self.slicing.slices == 1:  # what is not cut is quantised where it belongs
-            numbers = target[self.slot(first)]
+            numbers = target[slot(self.axis, first)]
         else:
             numbers = self.workspace("numbers", tuple(values.shape), backend.dtype("float64"))
         for factor in factors:
@@ -61,7 +62,7 @@ class SliceWriter(NamedTuple):
         The slices are those of `cut`. The numbers are overwritten.
         """
         backend, slicing = self.backend, self.slicing
-        places = {pair: self.slot(first + i) for i, pair in enumerate(slicing.pairs)}
+        places = {pair: slot(self.axis, first + i) for i, pair in enumerate(slicing.pairs)}
         step = self.workspace("step", tuple(numbers.shape), numbers.dtype)
         for i in range(slicing.slices - 1, 0, -1):
             place = places[i, i]

@@ -6,7 +6,7 @@ from ..backends import Array, Workspace
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind, Role
 from ..spec.ranges import Index
-from .cutting import SliceWriter
+from .cutting import slot
 from .nonfinite import COUNTED, Counts, counts_of, indicators
 from .operands import Operand
 from .sliced_product import SlicedProduct, fill_stack
@@ -52,10 +52,9 @@ def _indicator_stack(sliced: SlicedProduct, place: int, part: Operand) -> Array:
         if len(of_parts) < part_products // 2:  # the imaginary part of real numbers
             zeros = backend.xp.zeros_like(of_parts[0][0])
             of_parts.append(indicators(backend, zeros, part.real, names))
-        writer = SliceWriter(backend, sliced.slicing, axis, workspace)
-        slots = [values for parts in PART_PRODUCTS[:part_products] for values in of_parts[parts[place]]]
-        for slot, values in enumerate(slots):
-            target = backend.write(target, writer.slot(slot), values)
+        values = [each for parts in PART_PRODUCTS[:part_products] for each in of_parts[parts[place]]]
+        for number, value in enumerate(values):
+            target = backend.write(target, slot(axis, number), value)
         return target
 
     return fill_stack(backend, part.array, stack, axis, put)

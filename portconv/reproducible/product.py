@@ -56,7 +56,7 @@ def product(
 def _fill(sliced: SlicedProduct, target: Target, parts: tuple[Part, ...]) -> tuple[Array, tuple[Part, ...]]:
     """Compute parts of a result in its array; return it, and the parts that are left.
 
-    Parts are left from the first on that has too many undecided sums.
+    These are the first part with too many undecided sums, and all parts after it.
     """
     backend, out = sliced.backend, target.array
     first, second = sliced.operands
@@ -68,7 +68,7 @@ def _fill(sliced: SlicedProduct, target: Target, parts: tuple[Part, ...]) -> tup
         index, of_first = (part.of_out, part.of_x) if sliced.kind.result == Role.OUT else (part.of_x, part.of_out)
         cells, weights = first.at(of_first), second.at(part.of_w)
         if of_w != part.of_w:
-            # Let go of the last filters first, or there would be slices of two.
+            # Let go of the last filters first, or the slices of two would take memory at once.
             filters = laid_out = None
             of_w, filters = part.of_w, sliced.cut_operand(1, weights, workspace)
             if sliced.slicing is UNCUT:

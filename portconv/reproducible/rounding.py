@@ -10,7 +10,7 @@ from ..spec.operation import Kind
 from ..spec.ranges import ALL, Index
 from .bias import add_bias, addend, keeps_normal
 from .blocks import Block, blocks, least_blocks
-from .cutting import sum_by_weight
+from .cutting import slot, sum_by_weight
 from .limbs import carry, round_limbs, round_range, total_and_error
 from .magnitudes import join_parts
 from .nonfinite import Counts
@@ -99,7 +99,7 @@ def _round_normal(sliced: SlicedProduct, target: Target, products: Array) -> Arr
 
     def compute(block: Block, out: Array, workspace: Workspace) -> Array:
         of_block = products[(*block[:axis], ALL, *block[axis:])]
-        pairs = [of_block[(*(ALL,) * axis, pair, ...)] for pair in range(len(plan.pairs))]
+        pairs = [of_block[slot(axis, pair)] for pair in range(len(plan.pairs))]
         limbs = sum_by_weight(backend, pairs, plan, workspace)
         total, error = total_and_error(backend, limbs, plan.width, workspace)
         upper, same = round_range(backend, total, error, out.dtype, workspace)

@@ -18,7 +18,7 @@ from ..spec.geometry import Geometry
 from ..spec.operation import Kind, Operation, Role
 from ..spec.ranges import ALL, Index, pieces
 from .blocks import blocks, least_blocks
-from .cutting import SliceWriter, sum_by_weight
+from .cutting import SliceWriter, slot, sum_by_weight
 from .operands import SCALE_GROUPS, Operand, operand
 from .powers import PowersOfTwo, over_cells, powers_of_two, split_exponents
 from .slicing import (
@@ -122,11 +122,11 @@ class SlicedProduct(NamedTuple):
             of_block = [factor[(*block[:2], ...)] for factor in factors]
             parts = part.parts(backend, block)
             for number in range(plan.part_products):
-                slot, which = number * len(plan.pairs), PART_PRODUCTS[number][place]
+                first, which = number * len(plan.pairs), PART_PRODUCTS[number][place]
                 if which < len(parts):
-                    target = writer.quantise(target, slot, part.multipliable(backend, parts[which]), of_block)
+                    target = writer.quantise(target, first, part.multipliable(backend, parts[which]), of_block)
                 else:  # the imaginary part of real numbers
-                    target = backend.write(target, writer.slot(slice(slot, slot + len(plan.pairs))), 0.0)
+                    target = backend.write(target, slot(axis, slice(first, first + len(plan.pairs))), 0.0)
             return target
 
         stack = workspace(f"slices {place}", shape, backend.dtype("float64"))
@@ -164,7 +164,7 @@ class SlicedProduct(NamedTuple):
         pairs = len(plan.pairs)
 
         def part_product(number: int) -> list[Array]:
-            return [products[(*(ALL,) * axis, number * pairs + pair, ...)] for pair in range(pairs)]
+            return [products[slot(axis, number * pairs + pair)] for pair in range(pairs)]
 
         if plan.part_products == 1:
             return [sum_by_weight(backend, part_product(0), plan)]
