@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     from ..engine.execution import Operation
 
 
-UNROLLED = 256
-"""Up to so many blocks and taps of a product are code of their own, which runs faster than a loop over taps."""
-
-
 class JaxBackend(Backend):
     name = "jax"
     module = "jax"
@@ -34,6 +30,8 @@ class JaxBackend(Backend):
     staged = True
     block_bytes = 64 << 20
     """Each block is code of its own, so that few large ones serve better than many small ones."""
+    compiled_steps = 256
+    """Up to so many blocks and taps of a product are code of their own, which runs faster than a loop over taps."""
     spare_bytes = 512 << 20
 
     def load(self) -> Any:
@@ -80,11 +78,6 @@ class JaxBackend(Backend):
 
     def add(self, target: Array, index: tuple[Any, ...], value: Array) -> Array:
         return self.write(target, index, target[index] + value)
-
-    def rolls(self, steps: int) -> bool:
-        # What runs only where numbers are not finite is compiled all the same, and need not be fast.
-        most = UNROLLED if _granted.get() is not None else UNROLLED // 16
-        return steps > most and limits.workspace() is None
 
     def loop(self, count: int, step: Callable[[Any, Array], Array], start: Array) -> Array:
         from jax import lax

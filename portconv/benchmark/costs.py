@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..algorithms import choice
-from ..algorithms.budget import PURPOSES
 from ..backends import Backend, Costs
 from ..convolution import conv, conv_input_grad, conv_weight_grad
 from ..engine.call import prepare
+from ..spec.operation import PRODUCTS
 from .measurement import medians
 from .problem import Problem
 from .zoo import Layer
@@ -44,9 +44,9 @@ def timings(layer: Layer, backend: Backend) -> Iterator[Timing]:
     options: dict[str, Any] = layer.options
     call = prepare(x, w, None, **options).call
     geometry, dtype = call.geometry, call.dtype
-    for purpose in PURPOSES:
-        bounds = choice.choose("auto", geometry, backend, dtype, purpose, call.spare).bounds
-        found = choice.consider(geometry, backend, dtype, purpose, bounds)
+    for purpose in PRODUCTS:
+        asked = choice.Problem(purpose, geometry, dtype, backend)
+        found = choice.consider(asked, choice.choose(asked, "auto", call.spare, strict=True).budget)
         least = min(one.cost for one in found)
         runs, counts = {}, {}
         for one in found:

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from .. import limits
-from ..algorithms.choice import SLICED, Choice, Explanation, choose, explanation
+from ..algorithms.choice import SLICED, Choice, Explanation, Problem, choose, explanation, named
 from ..backends import Array, Backend
 from ..errors import ConvValueError
 from ..passes.arithmetic import compute
@@ -56,7 +56,7 @@ class Contraction:
         """The algorithm of a product in the call's own dtype: "forward", "input_grad" or "weight_grad"."""
         own = self.dtype.dtype
         made = self._copies(self.dtype, purpose, self.geometry, own, own)
-        return self._choice(self.dtype, purpose, self.geometry, made).algorithm.__name__.rpartition(".")[2]
+        return self._choice(self.dtype, purpose, self.geometry, made).algorithm.name
 
     @property
     def x_shape(self) -> Shape:
@@ -124,7 +124,7 @@ class Contraction:
         choice = self._choice(self.dtype, "forward", largest, one)
         more = one.bytes(largest, cut=len(cut) > 1)
         more += limits.aside(self.backend.block_bytes, limits.workspace()) if self._exact(self.dtype) else 0
-        return explanation(choice, *self._chosen(self.dtype, "forward", largest), self.backend, more)
+        return explanation(choice, more)
 
     def forward(self, dtype: Dtype, x: Array, w: Array, b: Array | None, rounded: str | None = None) -> Array:
         """Compute the output; where it is reproducible, rounded to the dtype named by `rounded`, if that is another."""
@@ -134,7 +134,7 @@ class Contraction:
 
             def product(x: Array, w: Array, b: Array | None) -> Array:
                 x = extend(own, self.backend, x)
-                return choice.algorithm.forward(own.extended, self.backend, choice.bounds, x, w, b)
+                return choice.compute("forward", own.extended, self.backend, x, w, b)
 
             return product
 
@@ -170,7 +170,7 @@ class Contraction:
             own, choice = part.geometry, self._choice(dtype, "input_grad", part.geometry, made)
 
             def product(dout: Array, w: Array, b: Array | None) -> Array:
-                grad = choice.algorithm.input_grad(own.extended, self.backend, choice.bounds, dout, w)
+                grad = choice.compute("input_grad", own.extended, self.backend, dout, w)
                 return with_bias(self.backend, fold(own, self.backend, grad), b)
 
             return product
@@ -206,7 +206,7 @@ class Contraction:
 
             def product(dout: Array, x: Array, _: Array | None) -> Array:
                 x = extend(own, self.backend, x)
-                return choice.algorithm.weight_grad(own.extended, self.backend, choice.bounds, dout, x)
+                return choice.compute("weight_grad", own.extended, self.backend, dout, x)
 
             return product
 
@@ -282,14 +282,16 @@ class Contraction:
         """Check that there is memory to make "out", "x" or "w", which argument `name` of shape `got` asks for."""
         geometry = self.geometry
         shapes = [{"out": geometry.out_shape, "x": geometry.x_shape, "w": geometry.w_shape}[made]]
-        if geometry.extended is not geometry or self.algorithm == "direct":
+        asked = named(self.algorithm)
+        if geometry.extended is not geometry or (asked is not None and asked.pads_input):
             shapes.append((geometry.batch, geometry.in_channels, *geometry.padded))
         arguments.room(self.backend, like, dtype, name, tuple(got), *shapes)
 
     @property
     def _slices(self) -> bool:
         """Whether integers are multiplied as slices: the readable truth multiplies them as they are."""
-        return self.algorithm != "direct"
+        asked = named(self.algorithm)
+        return asked is None or asked.slices_integers
 
     def _exact(self, dtype: Dtype) -> bool:
         """Whether a product is reproducible by slices; that of integers is so as it is."""
@@ -340,7 +342,7 @@ class Contraction:
         """Choose for a convolution that is computed in `dtype`, within the limit."""
         limit = limits.workspace()
         room = self._room(made, limit)
-        return choose(self.algorithm, geometry, self.backend, dtype, purpose, room, limit is not None)
+        return choose(Problem(purpose, geometry, dtype, self.backend), self.algorithm, room, limit is not None)
 
     def _parts(self, dtype: Dtype, purpose: str, a: Array, b: Array) -> tuple[tuple[Part, ...], Copies]:
         """Cut a product so that there is room for its copies; return the copies of the whole, too."""

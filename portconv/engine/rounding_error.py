@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from ..algorithms.fft import transform_terms
-from ..algorithms.winograd import tile_terms
+from ..algorithms.choice import PLAIN, known
 from ..backends import Array, Backend
 from ..passes.padding import extend
 from ..reproducible.magnitudes import parts_of
-from ..spec import arguments
 from ..spec.dtypes import EPSILON, HALVES, LARGEST, LEAST_NORMAL, Dtype, gamma, real
 from ..spec.geometry import Geometry
+from ..spec.operation import Kind
 from .products import Contraction
 
 TF32_OPERAND = 2.0**-10
@@ -73,8 +72,12 @@ class _Bound:
         return found[0] + found[1] if len(found) > 1 else found[0]
 
     def convolved(self, geometry: Geometry, x: Array, w: Array, b: Array | None = None) -> Array:
-        call = Contraction(self.backend, self.wide, geometry, "gemm", False, "standard", self.call.spare)
+        call = Contraction(self.backend, self.wide, geometry, PLAIN, False, "standard", self.call.spare)
         return call.forward(self.wide, x, w, b)
+
+    def product(self, _: Kind, geometry: Geometry, x: Array, w: Array) -> Array:
+        """Compute a forward product of magnitudes, for `Algorithm.magnitudes`."""
+        return self.convolved(geometry, x, w)
 
     @property
     def terms(self) -> int:
@@ -87,14 +90,13 @@ class _Bound:
 
     def of_rounding(self) -> Array:
         """Bound sums that are rounded as they go, by the algorithm that makes them."""
-        algorithm = self.call.served("forward")
-        own, more = self.geometry.extended, 0 if self.b is None else 1
-        if algorithm == "winograd":
-            magnitude, terms = self.of_tiles(), tile_terms(own) + more
-        elif algorithm == "fft":
-            magnitude, terms = self.of_spectra(), transform_terms(own) + 3 * own.group_in + more
-        else:
-            magnitude, terms = self.convolved(self.geometry, self.x, self.w, self.b), self.parts * self.terms + more
+        algorithm, own = known()[self.call.served("forward")], self.geometry.extended
+        terms = algorithm.error_terms(Kind.FORWARD, own, self.parts)
+        x = extend(self.geometry, self.backend, self.x)
+        magnitude = algorithm.magnitudes(Kind.FORWARD, own, self.backend, self.product, x, self.w)
+        if self.b is not None:
+            terms += 1
+            magnitude = magnitude + self.backend.xp.reshape(self.b, (-1, *(1,) * own.dims))
         half = self.real in HALVES
         unit = relative(terms, "float32" if half else self.real, self.call.precision, products=True)
         # The magnitudes are rounded too, perhaps down.
@@ -112,29 +114,6 @@ class _Bound:
         """Of results that may be too large for their dtype there is no bound."""
         xp, most = self.backend.xp, LARGEST.get(self.real, math.inf)
         return xp.where(magnitude < most, bound, xp.full_like(bound, math.inf))
-
-    def of_tiles(self) -> Array:
-        """|A^T| ((|G| |w|) * (|B^T| |x|)), with the sum of a filter's taps for each of them."""
-        xp, dims = self.backend.xp, self.geometry.dims
-        taps = xp.sum(self.w, axis=tuple(range(2, 2 + dims)), keepdims=True)
-        for axis, kernel in enumerate(self.geometry.kernel):
-            if kernel == 3:
-                row = [2.0, 1.0, 2.0]
-                device = self.backend.device_of(taps)
-                shape = tuple(3 if at == axis else 1 for at in range(dims))
-                taps = taps * xp.reshape(self.backend.asarray(row, self.wide.dtype, device), (1, 1, *shape))
-        return self.convolved(self.geometry, self.x, taps * 1.0, self.b)
-
-    def of_spectra(self) -> Array:
-        """Norms of planes times sums of taps; of complex numbers those of their absolute values."""
-        xp, own = self.backend.xp, self.geometry.extended
-        cells = extend(self.geometry, self.backend, self.x)
-        planes = xp.reshape(cells, (own.batch, own.in_channels, 1, -1))
-        norms = xp.sqrt(xp.sum(planes * planes, axis=3))
-        sums = xp.reshape(xp.sum(self.w, axis=tuple(range(2, self.w.ndim))), (own.out_channels, own.group_in, 1))
-        one = arguments.geometry(tuple(norms.shape), tuple(sums.shape), 1, 0, 1, own.groups)
-        found = xp.reshape(self.convolved(one, norms, sums, self.b), (own.batch, own.out_channels, *(1,) * own.dims))
-        return xp.broadcast_to(found, own.out_shape) * 1.0
 
     def of_reproducible(self) -> Array:
         """Bound what quantising changes, and one rounding; and the addition of a bias."""

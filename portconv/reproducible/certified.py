@@ -12,12 +12,8 @@ import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import product
-from types import ModuleType
 from typing import NamedTuple
 
-from ..algorithms import gemm
-from ..algorithms.budget import Limits
-from ..algorithms.gemm_plan import chain
 from ..algorithms.mirrored import mirrored
 from ..backends import Array, Backend, Workspace
 from ..spec.dtypes import gamma
@@ -253,7 +249,7 @@ def serves(backend: Backend, geometry: Geometry, purpose: str, like: Array) -> b
     if purpose == "weight_grad":
         # Of longer sums too many are not decided, and each takes too long.
         return geometry.batch * geometry.positions <= at_once(backend)
-    return _terms(geometry, purpose) <= LONGEST
+    return geometry.terms(purpose) <= LONGEST
 
 
 class Turned(NamedTuple):
@@ -298,13 +294,6 @@ def windows(
     return Windows(backend, geometry, powers, cells, by.filters, apart, xp.sqrt(squares), of_filters)
 
 
-def roundings(algorithm: ModuleType, geometry: Geometry, purpose: str, backend: Backend, bounds: Limits) -> int:
-    """How many roundings a product goes through on its way into a result, by an algorithm, its own among them."""
-    if algorithm is gemm:
-        return chain(geometry, purpose, backend, bounds)
-    return geometry.batch * geometry.positions if purpose == "weight_grad" else _terms(geometry, purpose)
-
-
 def magnitude(backend: Backend, geometry: Geometry, grads: Array, cells: Array) -> Array:
     """Bound the sums of the magnitudes of a weight gradient's products, (F, C / G), by Cauchy and Schwarz."""
     xp, sides = backend.xp, []
@@ -313,14 +302,6 @@ def magnitude(backend: Backend, geometry: Geometry, grads: Array, cells: Array) 
         sides.append(xp.permute_dims(xp.sqrt(xp.vecdot(flat, flat)), (1, 2, 0)))
     found = backend.product(sides[0], xp.permute_dims(sides[1], (0, 2, 1)))
     return xp.reshape(found, (geometry.out_channels, geometry.group_in))
-
-
-def _terms(geometry: Geometry, purpose: str) -> int:
-    """How many products a sum has at most; those with the zeros between spaced cells are none."""
-    if purpose == "forward":
-        return geometry.group_in * geometry.taps
-    sides = zip(geometry.kernel, geometry.stride, geometry.dilation, strict=True)
-    return geometry.group_out * math.prod(-(-k // (s // math.gcd(s, d))) for k, s, d in sides)
 
 
 def _places(block: Box, found: tuple[Array, ...]) -> list[Place]:

@@ -15,7 +15,7 @@ from ..spec.geometry import Geometry
 from ..spec.ranges import ALL, Index, pieces
 from .bias import addend, biased, usual
 from .blocks import Box, blocks, least
-from .certified import RUN, UNCUT, roundings
+from .certified import RUN, UNCUT
 from .limbs import carried, rounded, soon
 from .magnitudes import plain
 from .nonfinite import SLOTS, Counts, counted, indicators
@@ -55,8 +55,7 @@ def _uncut(problem: Problem) -> Problem:
     choose = problem.choose
 
     def shortly(geometry: Geometry) -> Choice:
-        found = choose(geometry)
-        return found._replace(bounds=found.bounds._replace(run=RUN))
+        return choose(geometry).with_short_sums(RUN)
 
     return problem._replace(own=UNCUT, choose=shortly)
 
@@ -64,8 +63,7 @@ def _uncut(problem: Problem) -> Problem:
 def _roundings(problem: Problem, geometry: Geometry) -> int:
     """How many roundings a product of uncut operands goes through on its way into a result."""
     one = in_slices(geometry, 1)
-    algorithm, bounds, _ = problem.choose(one)
-    return roundings(algorithm, one, problem.purpose, problem.backend, bounds)
+    return problem.choose(one).roundings(problem.purpose, one, problem.backend)
 
 
 def _few_samples(problem: Problem, some: Iterable[Part]) -> Iterator[Part]:
@@ -177,14 +175,14 @@ def _convolved(problem: Problem, geometry: Geometry, count: int, one: Array, oth
     else:
         one = xp.reshape(one, own.x_shape if purpose == "forward" else own.out_shape)
         other = xp.reshape(other, own.w_shape)
-    algorithm, bounds, _ = problem.choose(own.extended)
+    choice = problem.choose(own.extended)
     if purpose == "forward":
-        made = algorithm.forward(own.extended, backend, bounds, extend(own, backend, one), other, None)
+        made = choice.compute(purpose, own.extended, backend, extend(own, backend, one), other, None)
         return xp.reshape(made, (made.shape[0], count, *geometry.out_shape[1:]))
     if purpose == "input_grad":
-        made = fold(own, backend, algorithm.input_grad(own.extended, backend, bounds, one, other))
+        made = fold(own, backend, choice.compute(purpose, own.extended, backend, one, other))
         return xp.reshape(made, (made.shape[0], count, *geometry.x_shape[1:]))
-    made = algorithm.weight_grad(own.extended, backend, bounds, one, extend(own, backend, other))
+    made = choice.compute(purpose, own.extended, backend, one, extend(own, backend, other))
     return xp.reshape(made, (chunks, count, *geometry.w_shape))
 
 

@@ -15,10 +15,9 @@ from .. import backends as registry
 from ..backends import Backend
 from ..convolution import conv_backward, conv_forward, explain
 from ..errors import PortconvError, in_a_line
-from .bounds import Exact, exact
+from .bounds import Doubles, Exact, exact
 from .cases import Case, Inputs, host_dtype
 from .figures import Figures, Host, Number, Plane, figures, written
-from .tiles import Doubles
 from .variants import Variant, pairs, plain
 
 Array = Any

@@ -14,9 +14,8 @@ import pytest
 from support.reproducible_cases import CASES, MIXED, TRANSPOSED, operands, run, same, skip_without, truth
 
 import portconv
-from portconv.algorithms import gemm
-from portconv.algorithms.budget import Limits
-from portconv.algorithms.gemm_plan import chain
+from portconv.algorithms.budget import Budget
+from portconv.algorithms.choice import known
 from portconv.backends._numpy import NumpyBackend
 from portconv.reproducible import certified as near
 from portconv.reproducible import product as products
@@ -213,18 +212,19 @@ def geometries() -> Iterator[Any]:
 @pytest.mark.parametrize("least", [1, 5])
 @pytest.mark.parametrize("strided", [False, True])
 def test_roundings_are_counted(strided, least, elements, run_of):
-    backend, bounds = Depths(), Limits(elements, 64, least, 1 << 22, run=run_of)
+    gemm, backend = known()["gemm"], Depths()
+    budget = Budget(elements, 64, least, 1 << 22, summed_positions=run_of)
     backend.strided = strided
     ratios = []
     for geometry in geometries():
         x, w, dout = (np.ones(shape) for shape in (geometry.x_shape, geometry.w_shape, geometry.out_shape))
         found = {
-            "forward": gemm.forward(geometry, backend, bounds, x, w, None),
-            "input_grad": gemm.input_grad(geometry, backend, bounds, dout, w),
-            "weight_grad": gemm.weight_grad(geometry, backend, bounds, dout, x),
+            "forward": gemm.compute("forward", geometry, backend, budget, x, w, None),
+            "input_grad": gemm.compute("input_grad", geometry, backend, budget, dout, w),
+            "weight_grad": gemm.compute("weight_grad", geometry, backend, budget, dout, x),
         }
         for purpose, depths in found.items():
-            most = chain(geometry, purpose, backend, bounds)
+            most = gemm.roundings(purpose, geometry, backend, budget)
             assert np.max(depths) - 1 <= most, (purpose, geometry)
             ratios.append(most / max(1, np.max(depths) - 1))
     # Padding leaves few sums with all terms, where kernels are as large as what they go over.
