@@ -384,14 +384,14 @@ Change = Callable[[Any], Any]
 
 def spoil(monkeypatch: pytest.MonkeyPatch, quantity: str, change: Change, backend: Backend = NUMPY) -> None:
     """Put what `change` makes of one quantity in that quantity's place, on one backend."""
-    name = {"out": "forward", "dx": "input_grad", "dw": "weight_grad"}[quantity]
-    original = getattr(GEMM, name)
+    spoilt = {"out": "forward", "dx": "input_grad", "dw": "weight_grad"}[quantity]
+    original = GEMM.compute
 
-    def changed(geometry: Any, used: Backend, *arrays: Any) -> Any:
-        result = original(geometry, used, *arrays)
-        return change(result) if used is backend else result
+    def changed(kind: str, geometry: Any, used: Backend, *arrays: Any) -> Any:
+        result = original(kind, geometry, used, *arrays)
+        return change(result) if used is backend and kind == spoilt else result
 
-    monkeypatch.setattr(GEMM, name, changed)
+    monkeypatch.setattr(GEMM, "compute", changed)
 
 
 def off_by(times: float, bound: np.ndarray, value: np.ndarray) -> Change:
