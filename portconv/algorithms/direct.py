@@ -11,11 +11,12 @@ Axes: N samples, G groups, F filters a group, R = C/G * prod(K) cells of a group
 
 from __future__ import annotations
 
+import importlib
 import math
+from functools import cache
 from itertools import product
+from types import ModuleType
 from typing import Any
-
-from array_api_extra import at, pad
 
 from ..backends import Array, Backend
 from ..spec.geometry import Geometry
@@ -51,7 +52,7 @@ class Direct(Algorithm):
             rows = _rows(geometry, backend, padded, position)
             values = xp.matmul(rows, filters)  # (G, N, F)
             values = xp.reshape(xp.permute_dims(values, (1, 0, 2)), (geometry.batch, geometry.out_channels))
-            out = at(out)[(..., *position)].set(values if b is None else values + b)
+            out = _extra().at(out)[(..., *position)].set(values if b is None else values + b)
         return out
 
     def input_grad(self, geometry: Geometry, backend: Backend, budget: Budget, dout: Array, w: Array) -> Array:
@@ -65,7 +66,7 @@ class Direct(Algorithm):
         for position in _positions(geometry):
             rows = xp.matmul(_values(geometry, backend, dout, position), filters)  # (G, N, R)
             window = xp.reshape(xp.permute_dims(rows, (1, 0, 2)), shape)
-            padded = at(padded)[(..., *geometry.window(position))].add(window)
+            padded = _extra().at(padded)[(..., *geometry.window(position))].add(window)
         return padded[(..., *_inside(geometry))]
 
     def weight_grad(self, geometry: Geometry, backend: Backend, budget: Budget, dout: Array, x: Array) -> Array:
@@ -77,6 +78,12 @@ class Direct(Algorithm):
             rows = _rows(geometry, backend, padded, position)
             grad = grad + xp.matmul(values, rows)
         return xp.reshape(grad, geometry.w_shape)
+
+
+@cache
+def _extra() -> ModuleType:
+    """Import array-api-extra when it is first needed: calls by other algorithms do without."""
+    return importlib.import_module("array_api_extra")
 
 
 def _positions(geometry: Geometry) -> Any:
@@ -92,7 +99,7 @@ def _inside(geometry: Geometry) -> tuple[slice, ...]:
 def _pad(geometry: Geometry, backend: Backend, x: Array) -> Array:
     """Return the input with its padding."""
     widths = [(lo, max(hi, 0)) for lo, hi in zip(geometry.before, geometry.after, strict=True)]
-    return pad(x, [(0, 0), (0, 0), *widths], xp=backend.xp) if any(map(any, widths)) else x
+    return _extra().pad(x, [(0, 0), (0, 0), *widths], xp=backend.xp) if any(map(any, widths)) else x
 
 
 def _filters(geometry: Geometry, backend: Backend, w: Array) -> Array:

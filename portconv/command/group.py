@@ -22,7 +22,7 @@ UNCHECKED = click.Path(readable=False, path_type=Path)
 """A path that is checked here: click takes several lines to refuse one."""
 
 
-class AlgorithmName(click.ParamType):
+class AlgorithmName(click.ParamType):  # type: ignore[type-arg]  # of which older versions have none
     """The name of an algorithm, or "auto"; which there are is looked up when a name is given."""
 
     name = "algorithm"
