@@ -119,6 +119,8 @@ class Backend:
     """How many columns a product needs to run at full speed; small images share a block up to there."""
     costs = Costs(operation=0.02, element=0.5, transform=0.5, call=10_000)
     """Of a library that makes a new array for each result, on a CPU."""
+    compiled_steps: int | None = None
+    """The most steps of a product that are better code of their own than a `loop`; None where steps are not code."""
 
     def load(self) -> Any:
         """Import the library and return its Array API namespace; raise `Unavailable` where it does not work."""
@@ -296,10 +298,6 @@ class Backend:
     def elementwise(self, name: str, target: Array, index: tuple[Any, ...], *operands: Any) -> Array:
         """`target` with `target[index]` the namespace's function of that name of `operands`."""
         return self.write(target, index, getattr(self.xp, name)(*operands))
-
-    def rolls(self, steps: int) -> bool:
-        """Whether an algorithm of so many steps is better one `loop`: of a library to which each is code to compile."""
-        return False
 
     def loop(self, count: int, step: Callable[[Any, Array], Array], start: Array) -> Array:
         """Return what `step(i, array)` makes, for each `i` below `count` in turn, of what the one before it made."""

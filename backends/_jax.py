@@ -7,12 +7,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
-from .. import limits
 from ..errors import ConvShapeError, PortconvError, in_a_line
 from ._base import GPU_WORKSPACE, Array, Backend, Unavailable
-
-UNROLLED = 256
-"""Up to so many blocks and taps of a product are code of their own, which runs faster than a loop over taps."""
 
 
 class JaxBackend(Backend):
@@ -25,6 +21,8 @@ class JaxBackend(Backend):
     framework = "portconv.frameworks.jax_primitive"
     block_bytes = 64 << 20
     """Each block is code of its own, so that few large ones serve better than many small ones."""
+    compiled_steps = 256
+    """Up to so many blocks and taps of a product are code of their own, which runs faster than a loop over taps."""
 
     def load(self) -> Any:
         try:
@@ -70,11 +68,6 @@ class JaxBackend(Backend):
 
     def add(self, target: Array, index: tuple[Any, ...], value: Array) -> Array:
         return self.write(target, index, target[index] + value)
-
-    def rolls(self, steps: int) -> bool:
-        # What runs only where numbers are not finite is compiled all the same, and need not be fast.
-        most = UNROLLED if _granted.get() is not None else UNROLLED // 16
-        return steps > most and limits.workspace() is None
 
     def loop(self, count: int, step: Callable[[Any, Array], Array], start: Array) -> Array:
         from jax import lax

@@ -1,4 +1,4 @@
-"""What cuts work into blocks: how large they may be, how much memory they need, and how long the work takes."""
+"""What cuts work into blocks: how large blocks may be, how much memory they take, and how long the work takes."""
 
 from __future__ import annotations
 
@@ -10,40 +10,46 @@ from ..spec.geometry import Geometry
 
 Plan = TypeVar("Plan")
 
-PURPOSES = ("forward", "input_grad", "weight_grad")
 SHORT_ROW = 80
 """Elements that could be copied in the time that starting on another row takes."""
 FEW_FILTERS = 32
-"""With fewer, columns take longer to copy than to multiply."""
+"""With fewer filters, columns take longer to copy than to multiply."""
 LONE_ROW = 1
-"""How many rows more a product with few rows seems to have: a product with a vector reads what it multiplies once."""
+"""How many more rows a product with few rows seems to have: a product with a vector reads what it multiplies once."""
 
 
-class Limits(NamedTuple):
-    """Bounds on the blocks of a call.
+class Budget(NamedTuple):
+    """What the blocks of a product may take.
 
     Attributes
     ----------
-    elements : int
-        What a block's main arrays hold at most, to stay in cache.
-    enough : int
-        Columns from which on a product runs at full speed.
-    least : int
+    block_elements : int
+        The most elements of the main arrays of a block, which are to stay in cache.
+    fast_columns : int
+        The number of columns from which on a matrix product runs at full speed.
+    least_blocks : int
         The fewest blocks, for threads to share.
-    room : int
-        Elements that all workspaces of a thread may hold, with what is shared by all threads.
-    whole : bool
-        Whether the library's own threads share a product better than threads share blocks of it.
-    run : int
-        Where sums are to be short, the most positions of a weight gradient that are added up at once; or 0.
+    workspace_elements : int
+        The most elements of all workspaces of a thread, with what all threads share.
+    library_threads : bool
+        Whether the library's own threads share a matrix product better than threads share blocks of it.
+    summed_positions : int
+        The most positions of a weight gradient that are added up at once, where sums are to be short; or 0.
+    mirrored : bool
+        Whether an input gradient may be the forward product of the mirrored convolution: where filters are not finite,
+        it may not.
+    limited : bool
+        Whether the user set `workspace_elements`. Otherwise an algorithm that computes every result may take more.
     """
 
-    elements: int
-    enough: int
-    least: int
-    room: int
-    whole: bool = False
-    run: int = 0
+    block_elements: int
+    fast_columns: int
+    least_blocks: int
+    workspace_elements: int
+    library_threads: bool = False
+    summed_positions: int = 0
+    mirrored: bool = True
+    limited: bool = True
 
 
 class Work(NamedTuple):
@@ -56,47 +62,57 @@ class Work(NamedTuple):
     elements : float
         Elements copied or added, those of short rows weighted.
     transforms : float
-        Points of Fourier transforms, times the logarithm of how many each has.
+        Points of Fourier transforms, times the logarithm of how many points each has.
     calls : float
         Calls of the array library.
-    need : int
-        Elements of workspace.
+    workspace_elements : int
     block : dict of str to int
         The sizes of a block.
+    steps : int
+        Blocks, times what each copies: the code to compile, where a library compiles every step.
     """
 
     operations: float
     elements: float
     transforms: float
     calls: float
-    need: int
+    workspace_elements: int
     block: dict[str, int]
+    steps: int = 0
 
 
-def limits(geometry: Geometry, backend: Backend, bits: int, room: int) -> Limits:
-    """Bounds for elements of so many bits, where workspaces may take `room` bytes."""
-    elements = backend.block_bytes * 8 // bits
-    least = backend.least_blocks(geometry.operations, geometry.batch)
-    # Of few filters the columns take longer than the product, and threads share those.
-    whole = (
+NO_WORK = Work(0, 0, 0, 0, 0, {})
+
+
+def budget_of(geometry: Geometry, backend: Backend, bits: int, workspace: int) -> Budget:
+    """Return the budget of a product in elements of so many bits, where workspaces may take so many bytes."""
+    # Of few filters the columns take longer than the product, and threads share the columns.
+    library_threads = (
         geometry.batch == geometry.groups == 1
         and geometry.group_out >= FEW_FILTERS
         and backend.whole(geometry.operations)
     )
-    return Limits(elements, backend.block_columns, least, room * 8 // bits, whole)
+    return Budget(
+        block_elements=backend.block_bytes * 8 // bits,
+        fast_columns=backend.block_columns,
+        least_blocks=backend.least_blocks(geometry.operations, geometry.batch),
+        workspace_elements=workspace * 8 // bits,
+        library_threads=library_threads,
+    )
 
 
-def fitted(plan: Callable[[int], Plan], need: Callable[[Plan], int], bounds: Limits) -> tuple[Plan, int]:
-    """Plan with blocks as large as `bounds` let them be; return the plan, and the elements of workspace that it needs.
+def fitted(cut: Callable[[int], Plan], workspace: Callable[[Plan], int], budget: Budget) -> tuple[Plan, int]:
+    """Return the plan with the largest blocks that the budget allows, and the elements of workspace that it takes.
 
-    Where even the smallest blocks need more room than there is, that is what is returned.
+    `cut` plans blocks of at most so many elements, and `workspace` counts what a plan takes. Where even the smallest
+    blocks take more than the budget, their plan is the result.
     """
-    elements = min(bounds.elements, bounds.room)
+    elements = min(budget.block_elements, budget.workspace_elements)
     while True:
-        made = plan(elements)
-        needed = need(made)
-        if needed <= bounds.room or elements == 1:
-            return made, needed
+        plan = cut(elements)
+        taken = workspace(plan)
+        if taken <= budget.workspace_elements or elements == 1:
+            return plan, taken
         elements = max(1, elements // 2)
 
 
@@ -106,5 +122,5 @@ def copied(elements: float, row: int) -> float:
 
 
 def narrow(operations: float, rows: int) -> float:
-    """Weigh the operations of products with so many rows."""
+    """Weigh the operations of matrix products with so many rows."""
     return operations * (1 + LONE_ROW / max(1, rows))

@@ -10,7 +10,7 @@ read are the rows after, so that all taps of an output's row are one matrix as i
 line, and the first dimension's taps are copied side by side too. Gradients take the same steps.
 
 What belongs to no output is multiplied as well, in places that are left out, or by a zero in the place of `dout`. Where
-that might matter, because the filters or their gradient are not finite, `gemm` computes instead.
+that might matter, because the filters or their gradient are not finite, there is no result.
 
 Axes, in this order: g groups; h lines, one for each row of the first dimension or one in all; f filters of a group; t
 taps, or those of all dimensions but the first; l places of a line, flattened: with n samples (n, P2, ..., Pd) of a row,
@@ -19,169 +19,188 @@ taps, or those of all dimensions but the first; l places of a line, flattened: w
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..backends import Array, Backend, Workspace
+from ..spec.dtypes import Dtype
 from ..spec.geometry import Geometry
+from ..spec.operation import Kind
 from ..spec.ranges import ALL, MANY_TAPS, Range, cut
-from . import gemm
-from . import tap_loop as rolled
-from .budget import Limits
+from .algorithm import Algorithm
+from .budget import Budget, Work
 from .columns import gather, no_strips, scatter
-from .depthwise_plan import Lines, Planes, Task, _mirrors, _steps, _tasks, planned
-from .depthwise_plan import work as work
-from .mirrored import beside_filters, mirrored
+from .depthwise_plan import count_work, count_workspace, cut_planes
+from .depthwise_planes import Lines, Planes, Task, tasks_of
 
 
-def objection(geometry: Geometry) -> str | None:
-    """Say what is served where `geometry` is not; None where it is."""
-    # What is worked out for each tap is kept with the plan.
-    few = geometry.group_in == 1 and geometry.taps < MANY_TAPS
-    return None if few else f"one channel a group, and fewer than {MANY_TAPS} taps"
+class Depthwise(Algorithm):
+    """Shifted lines of padded planes, where a group has one channel."""
+
+    name = "depthwise"
+    order = 30
+
+    def objection(self, geometry: Geometry, dtype: Dtype, backend: Backend) -> str | None:
+        """Say that it serves groups of one channel: what is worked out for each tap is kept with the plan."""
+        if geometry.group_in == 1 and geometry.taps < MANY_TAPS:
+            return None
+        return f"one channel a group, and fewer than {MANY_TAPS} taps"
+
+    def work(self, kind: str, geometry: Geometry, budget: Budget, backend: Backend) -> Work:
+        """Count what a product takes."""
+        if kind == Kind.INPUT_GRAD and _mirrors(geometry):
+            return self.mirrored_work(geometry, budget, backend)
+        return count_work(kind, geometry, *self.plan(kind, geometry, budget))
+
+    def cut(self, kind: str, geometry: Geometry, budget: Budget, elements: int) -> Planes:
+        """Cut a product so that what a block works on holds about so many elements."""
+        return cut_planes(kind, geometry, budget, elements)
+
+    def workspace_elements(self, kind: str, geometry: Geometry, plan: Planes) -> int:
+        """Count the elements of workspace of a plan."""
+        return count_workspace(kind, geometry, plan)
+
+    def forward(
+        self, geometry: Geometry, backend: Backend, budget: Budget, x: Array, w: Array, b: Array | None
+    ) -> Array:
+        xp = backend.xp
+        planes: Planes = self.plan(Kind.FORWARD, geometry, budget)[0]
+        cells = xp.reshape(x, (geometry.batch, geometry.groups, 1, *geometry.size))
+        bias = None if b is None else xp.reshape(b, (geometry.groups, 1, geometry.group_out, 1))
+        parts = [(planes.filters(backend, w, taps), taps) for taps in planes.parts(backend)]
+        order = (3, 0, 1, 2, *range(4, 3 + geometry.dims))
+
+        def compute(task: Task, target: Array, workspace: Workspace) -> Array:
+            lines, groups = task.lines, slice(*task.block.groups)
+            strips = _strips(backend, planes, cells, task, workspace)
+            value, first = workspace("sum", lines.sums), True
+            for filters, taps in parts:
+                chosen, read = filters[groups, ...], _read(backend, planes, strips, lines, taps)
+                if first:
+                    value, first = backend.write_product(value, lines.places, chosen, read), False
+                else:
+                    product = backend.product(chosen, read, workspace("product", lines.products))
+                    value = backend.add(value, lines.places, product)
+            if bias is not None:
+                value = backend.add(value, (...,), bias[groups, ...])
+            if planes.rows:
+                value = xp.permute_dims(value, (0, 2, 1, 3))
+            return xp.permute_dims(xp.reshape(value, lines.outputs)[lines.kept], order)
+
+        blocks = [(task.writes, task) for stack in tasks_of(planes) for task in stack]
+        shape = (geometry.batch, geometry.groups, geometry.group_out, *geometry.out)
+        out = backend.empty(shape, like=x, last=2 * geometry.channels_last)
+        with backend.quiet():  # of what is left out
+            out = backend.fill(out, blocks, compute, budget.least_blocks)
+        return xp.reshape(out, geometry.out_shape)
+
+    def input_grad(self, geometry: Geometry, backend: Backend, budget: Budget, dout: Array, w: Array) -> Array | None:
+        if _mirrors(geometry):
+            return super().input_grad(geometry, backend, budget, dout, w)
+        if not backend.all_finite(w):
+            return None
+        xp = backend.xp
+        planes: Planes = self.plan(Kind.INPUT_GRAD, geometry, budget)[0]
+        values = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, *geometry.out))
+        parts = [(xp.permute_dims(planes.filters(backend, w, row), (0, 1, 3, 2)), row) for row in planes.single]
+
+        def compute(stack: tuple[Task, ...], target: Array, workspace: Workspace) -> Array:
+            groups = slice(*stack[0].block.groups)
+            grad = backend.zeroed(target)
+            for task in stack:
+                lines = task.lines
+                laid = planes.laid(backend, values, task, workspace)
+                strips = workspace("strips of taps", lines.strips)
+                if len(parts) > 1 or lines.length < lines.strips[3]:
+                    strips = backend.zeroed(strips)
+                for filters, row in parts:
+                    product = workspace("product", (lines.sums[0], lines.sums[1], filters.shape[2], lines.length))
+                    product = backend.product(filters[groups, ...], laid, product)
+                    put = backend.add if len(parts) > 1 else backend.write
+                    strips = put(strips, (ALL, planes.which(lines, row), ALL, slice(lines.length)), product)
+                cells = xp.reshape(no_strips(planes.phases, backend, task.reads, workspace), lines.planes)
+                for of_strips, of_planes in task.copies:
+                    cells = backend.add(cells, of_planes, strips[of_strips])
+                grad = scatter(planes.phases, backend, cells, grad, task.reads)
+            return grad
+
+        shares = []
+        for stack in tasks_of(planes):
+            samples, groups = stack[0].block.samples, stack[0].block.groups
+            shares.append(((slice(*samples), slice(*groups), ...), stack))
+        shape = (geometry.batch, geometry.groups, 1, *geometry.size)
+        grad = backend.empty(shape, like=dout, last=2 * geometry.channels_last)
+        return xp.reshape(backend.fill(grad, shares, compute, budget.least_blocks), geometry.x_shape)
+
+    def weight_grad(self, geometry: Geometry, backend: Backend, budget: Budget, dout: Array, x: Array) -> Array | None:
+        xp = backend.xp
+        planes: Planes = self.plan(Kind.WEIGHT_GRAD, geometry, budget)[0]
+        cells = xp.reshape(x, (geometry.batch, geometry.groups, 1, *geometry.size))
+        values = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, *geometry.out))
+
+        def compute(tasks: tuple[Task, ...], target: Array, workspace: Workspace) -> Array:
+            put = backend.write
+            for task in tasks:
+                lines = task.lines
+                laid = xp.permute_dims(planes.laid(backend, values, task, workspace), (0, 1, 3, 2))
+                strips = _strips(backend, planes, cells, task, workspace)
+                for taps in planes.parts(backend):
+                    read = _read(backend, planes, strips, lines, taps)
+                    product = workspace("product", (lines.sums[0], lines.sums[1], read.shape[2], geometry.group_out))
+                    product = backend.product(read, laid, product)
+                    product = product[:, 0, ...] if lines.sums[1] == 1 else xp.sum(product, axis=1)
+                    shape = (lines.sums[0], geometry.group_out, *planes.kernel(taps))
+                    product = xp.reshape(xp.permute_dims(product, (0, 2, 1)), shape)
+                    target = put(target, (ALL, ALL, slice(*taps), ...), product)
+                put = backend.add
+            return target
+
+        parts, shares = _shares(planes)
+        shape = (parts, geometry.groups, geometry.group_out, *geometry.kernel)
+        with backend.quiet():
+            total = backend.fill(backend.empty(shape, like=x), shares, compute, budget.least_blocks)
+            grad = xp.reshape(total if parts == 1 else xp.sum(total, axis=0), geometry.w_shape)
+            return grad if backend.all_finite(grad) else None
 
 
-def forward(geometry: Geometry, backend: Backend, bounds: Limits, x: Array, w: Array, b: Array | None) -> Array:
-    if 0 in geometry.out_shape:
-        return backend.zeros(geometry.out_shape, like=x)
-    xp = backend.xp
-    own, _ = planned(geometry, "forward", bounds)
-    if backend.rolls(_steps(own)):
-        return rolled.forward(geometry, backend, x, w, b)
-    cells = xp.reshape(x, (geometry.batch, geometry.groups, 1, *geometry.size))
-    bias = None if b is None else xp.reshape(b, (geometry.groups, 1, geometry.group_out, 1))
-    parts = [(own.filters(backend, w, taps), taps) for taps in own.parts(backend)]
-
-    def compute(task: Task, target: Array, workspace: Workspace) -> Array:
-        lines, groups = task.lines, slice(*task.block.groups)
-        strips = _strips(backend, own, cells, task, workspace)
-        value, first = workspace("sum", lines.sums), True
-        for filters, taps in parts:
-            chosen, read = filters[groups, ...], _read(backend, own, strips, lines, taps)
-            if first:
-                value, first = backend.write_product(value, lines.places, chosen, read), False
-            else:
-                found = backend.product(chosen, read, workspace("product", lines.found))
-                value = backend.add(value, lines.places, found)
-        if bias is not None:
-            value = backend.add(value, (...,), bias[groups, ...])
-        if own.rows:
-            value = xp.permute_dims(value, (0, 2, 1, 3))
-        return xp.permute_dims(xp.reshape(value, lines.outputs)[lines.kept], order)
-
-    order = (3, 0, 1, 2, *range(4, 3 + geometry.dims))
-    blocks = [(task.writes, task) for stack in _tasks(own) for task in stack]
-    shape = (geometry.batch, geometry.groups, geometry.group_out, *geometry.out)
-    out = backend.empty(shape, like=x, last=2 * geometry.channels_last)
-    with backend.quiet():  # of what is left out
-        out = backend.fill(out, blocks, compute, bounds.least)
-    return xp.reshape(out, geometry.out_shape)
+def _mirrors(geometry: Geometry) -> bool:
+    """Return whether the input gradient is an output: the mirrored convolution has one channel a group too."""
+    return geometry.dense and geometry.group_out == 1
 
 
-def input_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Array, w: Array) -> Array:
-    if 0 in geometry.x_shape:
-        return backend.zeros(geometry.x_shape, like=dout)
-    if not backend.all_finite(w):
-        return gemm.input_grad(geometry, backend, bounds, dout, w)
-    if _mirrors(geometry):
-        turned = mirrored(geometry, backend, w)
-        return forward(geometry.mirrored, backend, beside_filters(geometry, bounds), dout, turned, None)
-    xp = backend.xp
-    own, _ = planned(geometry, "input_grad", bounds)
-    if backend.rolls(_steps(own)):
-        return rolled.input_grad(geometry, backend, dout, w)
-    values = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, *geometry.out))
-    parts = [(xp.permute_dims(own.filters(backend, w, row), (0, 1, 3, 2)), row) for row in own.single]
-
-    def compute(stack: tuple[Task, ...], target: Array, workspace: Workspace) -> Array:
-        groups = slice(*stack[0].block.groups)
-        grad = backend.zeroed(target)
-        for task in stack:
-            lines = task.lines
-            laid = own.laid(backend, values, task, workspace)
-            strips = workspace("strips of taps", lines.strips)
-            if len(parts) > 1 or lines.length < lines.strips[3]:
-                strips = backend.zeroed(strips)
-            for filters, row in parts:
-                found = workspace("product", (lines.sums[0], lines.sums[1], filters.shape[2], lines.length))
-                found = backend.product(filters[groups, ...], laid, found)
-                put = backend.add if len(parts) > 1 else backend.write
-                strips = put(strips, (ALL, own.which(lines, row), ALL, slice(lines.length)), found)
-            planes = xp.reshape(no_strips(own.phases, backend, task.reads, workspace), lines.planes)
-            for of_strips, of_planes in task.copies:
-                planes = backend.add(planes, of_planes, strips[of_strips])
-            grad = scatter(own.phases, backend, planes, grad, task.reads)
-        return grad
-
-    shares = []
-    for stack in _tasks(own):
-        samples, groups = stack[0].block.samples, stack[0].block.groups
-        shares.append(((slice(*samples), slice(*groups), ...), stack))
-    shape = (geometry.batch, geometry.groups, 1, *geometry.size)
-    grad = backend.empty(shape, like=dout, last=2 * geometry.channels_last)
-    return xp.reshape(backend.fill(grad, shares, compute, bounds.least), geometry.x_shape)
-
-
-def weight_grad(geometry: Geometry, backend: Backend, bounds: Limits, dout: Array, x: Array) -> Array:
-    if geometry.batch == 0:
-        return backend.zeros(geometry.w_shape, like=x)
-    xp = backend.xp
-    own, _ = planned(geometry, "weight_grad", bounds)
-    if backend.rolls(_steps(own)):
-        return rolled.weight_grad(geometry, backend, dout, x)
-    cells = xp.reshape(x, (geometry.batch, geometry.groups, 1, *geometry.size))
-    values = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, *geometry.out))
-
-    def compute(stacks: tuple[tuple[Task, ...], ...], target: Array, workspace: Workspace) -> Array:
-        put = backend.write
-        for task in (task for stack in stacks for task in stack):
-            lines = task.lines
-            laid = xp.permute_dims(own.laid(backend, values, task, workspace), (0, 1, 3, 2))
-            strips = _strips(backend, own, cells, task, workspace)
-            for taps in own.parts(backend):
-                read = _read(backend, own, strips, lines, taps)
-                room = workspace("product", (lines.sums[0], lines.sums[1], read.shape[2], geometry.group_out))
-                found = backend.product(read, laid, room)
-                found = found[:, 0, ...] if lines.sums[1] == 1 else xp.sum(found, axis=1)
-                shape = (lines.sums[0], geometry.group_out, *own.kernel(taps))
-                found = xp.reshape(xp.permute_dims(found, (0, 2, 1)), shape)
-                target = put(target, (ALL, ALL, slice(*taps), ...), found)
-            put = backend.add
-        return target
-
+def _shares(planes: Planes) -> tuple[int, list[tuple[tuple[Any, ...], tuple[Task, ...]]]]:
+    """Share out the blocks of a weight gradient; return the number of partial sums, and the shares."""
     by_groups: dict[Range, list[tuple[Task, ...]]] = {}
-    for stack in _tasks(own):
+    for stack in tasks_of(planes):
         by_groups.setdefault(stack[0].block.groups, []).append(stack)
+    parts = cut(len(planes.samples), len(planes.samples), planes.sums)
     shares = []
-    parts = cut(len(own.samples), len(own.samples), own.sums)
     for groups, stacks in by_groups.items():
-        shares += [((i, slice(*groups), ...), tuple(stacks[slice(*part)])) for i, part in enumerate(parts)]
-    shape = (len(parts), geometry.groups, geometry.group_out, *geometry.kernel)
-    with backend.quiet():
-        total = backend.fill(backend.empty(shape, like=x), shares, compute, bounds.least)
-        grad = xp.reshape(total if len(parts) == 1 else xp.sum(total, axis=0), geometry.w_shape)
-        finite = backend.all_finite(grad)
-    return grad if finite else gemm.weight_grad(geometry, backend, bounds, dout, x)
+        for i, part in enumerate(parts):
+            tasks = tuple(task for stack in stacks[slice(*part)] for task in stack)
+            shares.append(((i, slice(*groups), ...), tasks))
+    return len(parts), shares
 
 
-def _strips(backend: Backend, own: Planes, cells: Array, task: Task, workspace: Workspace) -> Array:
+def _strips(backend: Backend, planes: Planes, cells: Array, task: Task, workspace: Workspace) -> Array:
     """Put the lines of taps side by side: (g, lines that are read, t, l)."""
     lines = task.lines
-    planes = gather(own.phases, backend, cells, task.reads, workspace)
-    planes = backend.xp.reshape(planes, lines.planes)
-    if own.taps == 1 and not own.rows:  # rows have to follow one another
+    read = backend.xp.reshape(gather(planes.phases, backend, cells, task.reads, workspace), lines.planes)
+    if planes.taps == 1 and not planes.rows:  # rows have to follow one another
         lane, _, inner, *_ = task.copies[0][1]
-        return planes[lane, :, inner, :, None, :]
+        return read[lane, :, inner, :, None, :]
     strips = workspace("strips of taps", lines.strips)
-    if backend.strided and own.evenly and not (own.phases.pointwise and task.block.counts[0] == 1):
+    if backend.strided and planes.evenly and not (planes.phases.pointwise and task.block.counts[0] == 1):
         # In one call: threads that make many short ones spend their time waiting for one another.
         shape, *windows = lines.shifted
-        backend.write(backend.xp.reshape(strips, shape), lines.places, backend.view(planes, *windows))
+        backend.write(backend.xp.reshape(strips, shape), lines.places, backend.view(read, *windows))
         return strips
     for of_strips, of_planes in task.copies:
-        strips = backend.write(strips, of_strips, planes[of_planes])
+        strips = backend.write(strips, of_strips, read[of_planes])
     return strips
 
 
-def _read(backend: Backend, own: Planes, strips: Array, lines: Lines, taps: Range) -> Array:
-    """What these taps of the first dimension read of the strips: (g, h, t, l)."""
-    if own.rows and taps[1] - taps[0] > 1:
+def _read(backend: Backend, planes: Planes, strips: Array, lines: Lines, taps: Range) -> Array:
+    """Return what these taps of the first dimension read of the strips: (g, h, t, l)."""
+    if planes.rows and taps[1] - taps[0] > 1:
         return backend.view(strips, *lines.windows)
-    return strips[:, own.which(lines, taps), :, slice(lines.length)]
+    return strips[:, planes.which(lines, taps), :, slice(lines.length)]

@@ -11,97 +11,111 @@ Axes: N samples, G groups, F filters a group, R = C/G * prod(K) cells of a group
 
 from __future__ import annotations
 
+import importlib
 import math
+from functools import cache
 from itertools import product
+from types import ModuleType
 from typing import Any
-
-from array_api_extra import at, pad
 
 from ..backends import Array, Backend
 from ..spec.geometry import Geometry
-from .budget import Limits, Work
+from .algorithm import Algorithm
+from .budget import Budget, Work
 
 
-def objection(geometry: Geometry) -> str | None:
-    """Say what is served where `geometry` is not; None where it is."""
-    return None
+class Direct(Algorithm):
+    """A loop over output positions: slow, and never taken unless it is named."""
+
+    name = "direct"
+    order = 100
+    automatic = False
+    vouches = True
+    slices_integers = False
+    pads_input = True
+
+    def work(self, kind: str, geometry: Geometry, budget: Budget, backend: Backend) -> Work:
+        """Count what a product takes: a padded input, windows at one position, and filters."""
+        sizes = (max(size, padded) for size, padded in zip(geometry.size, geometry.padded, strict=True))
+        workspace = geometry.batch * geometry.in_channels * (math.prod(sizes) + 2 * geometry.taps)
+        workspace += 3 * math.prod(geometry.w_shape) + 3 * geometry.batch * geometry.out_channels
+        return Work(geometry.operations, 0, 0, 10 * geometry.positions, workspace, {"positions": 1})
+
+    def forward(
+        self, geometry: Geometry, backend: Backend, budget: Budget, x: Array, w: Array, b: Array | None
+    ) -> Array:
+        xp = backend.xp
+        padded = _pad(geometry, backend, x)
+        filters = _filters(geometry, backend, w)
+        out = backend.empty(geometry.out_shape, like=x, last=geometry.channels_last)
+        for position in _positions(geometry):
+            rows = _rows(geometry, backend, padded, position)
+            values = xp.matmul(rows, filters)  # (G, N, F)
+            values = xp.reshape(xp.permute_dims(values, (1, 0, 2)), (geometry.batch, geometry.out_channels))
+            out = _extra().at(out)[(..., *position)].set(values if b is None else values + b)
+        return out
+
+    def input_grad(self, geometry: Geometry, backend: Backend, budget: Budget, dout: Array, w: Array) -> Array:
+        xp = backend.xp
+        filters = xp.permute_dims(_filters(geometry, backend, w), (0, 2, 1))
+        # Windows need not reach the end of the input: what is cut off there has a gradient of 0.
+        sides = zip(geometry.before, geometry.size, geometry.after, strict=True)
+        sizes = tuple(lo + size + max(hi, 0) for lo, size, hi in sides)
+        padded = backend.zeros((geometry.batch, geometry.in_channels, *sizes), like=dout)
+        shape = (geometry.batch, geometry.in_channels, *geometry.kernel)
+        for position in _positions(geometry):
+            rows = xp.matmul(_values(geometry, backend, dout, position), filters)  # (G, N, R)
+            window = xp.reshape(xp.permute_dims(rows, (1, 0, 2)), shape)
+            padded = _extra().at(padded)[(..., *geometry.window(position))].add(window)
+        return padded[(..., *_inside(geometry))]
+
+    def weight_grad(self, geometry: Geometry, backend: Backend, budget: Budget, dout: Array, x: Array) -> Array:
+        xp = backend.xp
+        padded = _pad(geometry, backend, x)
+        grad = backend.zeros((geometry.groups, geometry.group_out, geometry.group_in * geometry.taps), like=x)
+        for position in _positions(geometry):
+            values = xp.permute_dims(_values(geometry, backend, dout, position), (0, 2, 1))  # (G, F, N)
+            rows = _rows(geometry, backend, padded, position)
+            grad = grad + xp.matmul(values, rows)
+        return xp.reshape(grad, geometry.w_shape)
 
 
-def work(geometry: Geometry, purpose: str, bounds: Limits) -> Work:
-    """Say what a product takes: a padded input, windows at one position, and filters."""
-    sizes = (max(size, padded) for size, padded in zip(geometry.size, geometry.padded, strict=True))
-    need = geometry.batch * geometry.in_channels * (math.prod(sizes) + 2 * geometry.taps)
-    need += 3 * math.prod(geometry.w_shape) + 3 * geometry.batch * geometry.out_channels
-    return Work(geometry.operations, 0, 0, 10 * geometry.positions, need, {"positions": 1})
-
-
-def forward(geometry: Geometry, backend: Backend, _: Limits, x: Array, w: Array, b: Array | None) -> Array:
-    xp = backend.xp
-    padded = _pad(geometry, backend, x)
-    filters = _filters(geometry, backend, w)
-    out = backend.empty(geometry.out_shape, like=x, last=geometry.channels_last)
-    for position in _positions(geometry):
-        rows = _rows(geometry, backend, padded, position)
-        values = xp.matmul(rows, filters)  # (G, N, F)
-        values = xp.reshape(xp.permute_dims(values, (1, 0, 2)), (geometry.batch, geometry.out_channels))
-        out = at(out)[(..., *position)].set(values if b is None else values + b)
-    return out
-
-
-def input_grad(geometry: Geometry, backend: Backend, _: Limits, dout: Array, w: Array) -> Array:
-    xp = backend.xp
-    filters = xp.permute_dims(_filters(geometry, backend, w), (0, 2, 1))
-    # Windows need not reach the end of the input: what is cut off there has a gradient of 0.
-    sides = zip(geometry.before, geometry.size, geometry.after, strict=True)
-    sizes = tuple(lo + size + max(hi, 0) for lo, size, hi in sides)
-    padded = backend.zeros((geometry.batch, geometry.in_channels, *sizes), like=dout)
-    for position in _positions(geometry):
-        rows = xp.matmul(_values(geometry, backend, dout, position), filters)  # (G, N, R)
-        window = xp.reshape(xp.permute_dims(rows, (1, 0, 2)), (geometry.batch, geometry.in_channels, *geometry.kernel))
-        padded = at(padded)[(..., *geometry.window(position))].add(window)
-    return padded[(..., *_inside(geometry))]
-
-
-def weight_grad(geometry: Geometry, backend: Backend, _: Limits, dout: Array, x: Array) -> Array:
-    xp = backend.xp
-    padded = _pad(geometry, backend, x)
-    grad = backend.zeros((geometry.groups, geometry.group_out, geometry.group_in * geometry.taps), like=x)
-    for position in _positions(geometry):
-        values = xp.permute_dims(_values(geometry, backend, dout, position), (0, 2, 1))  # (G, F, N)
-        rows = _rows(geometry, backend, padded, position)
-        grad = grad + xp.matmul(values, rows)
-    return xp.reshape(grad, geometry.w_shape)
+@cache
+def _extra() -> ModuleType:
+    """Import array-api-extra when it is first needed: calls by other algorithms do without."""
+    return importlib.import_module("array_api_extra")
 
 
 def _positions(geometry: Geometry) -> Any:
-    # An empty batch takes no memory, however many positions it has.
-    return product(*(range(n) for n in geometry.out)) if geometry.batch else ()
+    """Return an iterator over the output positions."""
+    return product(*(range(n) for n in geometry.out))
 
 
 def _inside(geometry: Geometry) -> tuple[slice, ...]:
-    """Where the input lies in its padded self."""
+    """Return where the input lies in its padded self."""
     return tuple(slice(lo, lo + n) for lo, n in zip(geometry.before, geometry.size, strict=True))
 
 
 def _pad(geometry: Geometry, backend: Backend, x: Array) -> Array:
+    """Return the input with its padding."""
     widths = [(lo, max(hi, 0)) for lo, hi in zip(geometry.before, geometry.after, strict=True)]
-    return pad(x, [(0, 0), (0, 0), *widths], xp=backend.xp) if any(map(any, widths)) else x
+    return _extra().pad(x, [(0, 0), (0, 0), *widths], xp=backend.xp) if any(map(any, widths)) else x
 
 
 def _filters(geometry: Geometry, backend: Backend, w: Array) -> Array:
-    """The filters as columns: (G, R, F)."""
+    """Return the filters as columns: (G, R, F)."""
     columns = backend.xp.reshape(w, (geometry.groups, geometry.group_out, geometry.group_in * geometry.taps))
     return backend.xp.permute_dims(columns, (0, 2, 1))
 
 
 def _rows(geometry: Geometry, backend: Backend, padded: Array, position: tuple[int, ...]) -> Array:
-    """The windows at one position as rows: (G, N, R)."""
+    """Return the windows at one position as rows: (G, N, R)."""
     window = padded[(..., *geometry.window(position))]
     rows = backend.xp.reshape(window, (geometry.batch, geometry.groups, geometry.group_in * geometry.taps))
     return backend.xp.permute_dims(rows, (1, 0, 2))
 
 
 def _values(geometry: Geometry, backend: Backend, dout: Array, position: tuple[int, ...]) -> Array:
-    """The output's gradient at one position: (G, N, F)."""
+    """Return the gradient of the output at one position: (G, N, F)."""
     values = backend.xp.reshape(dout[(..., *position)], (geometry.batch, geometry.groups, geometry.group_out))
     return backend.xp.permute_dims(values, (1, 0, 2))

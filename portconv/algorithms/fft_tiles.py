@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 from ..spec.geometry import Geometry
 from ..spec.ranges import Range, cut, pieces
-from .budget import Limits, Work, fitted
-from .mirrored import of_mirrored
+from .budget import Budget, Work
 
 FEWEST_POINTS = 64
 """Of tiles: with fewer, calls take longer than what they do."""
@@ -124,21 +123,8 @@ class Tiling:
         return [(i, groups, tuple(blocks)) for (i, groups), blocks in found.items()]
 
 
-@lru_cache(maxsize=1024)
-def planned(geometry: Geometry, purpose: str, bounds: Limits) -> tuple[Tiling, int]:
-    """Cut a product within bounds; return the plan, and the elements of workspace that it needs."""
-    return fitted(
-        lambda elements: _tiling(geometry, elements, bounds.enough, bounds.least, bounds.room),
-        lambda plan: _need(geometry, purpose, plan),
-        bounds,
-    )
-
-
-def work(geometry: Geometry, purpose: str, bounds: Limits) -> Work:
-    """Say what a product takes."""
-    if purpose == "input_grad":
-        return of_mirrored(work, geometry, bounds)
-    plan, need = planned(geometry, purpose, bounds)
+def count_work(kind: str, geometry: Geometry, plan: Tiling, workspace: int) -> Work:
+    """Count what an output or a gradient of filters takes by a plan."""
     inputs, outputs = geometry.group_in, geometry.group_out
     levels = sum(math.log2(max(2, side.points)) + LINE / side.points for side in plan.sides)
     planes = geometry.batch * geometry.groups * len(plan.tiles)
@@ -153,17 +139,17 @@ def work(geometry: Geometry, purpose: str, bounds: Limits) -> Work:
         operations = 8 * products * (1 + 8 / min(inputs, outputs, 8 * plan.samples))
         elements += 8 * planes * (inputs + outputs) * plan.points
         visits = -(-geometry.batch // plan.samples) * len(plan.tiles)
-        elements += visits * filters * plan.points * (4 if purpose == "forward" else 16)
+        elements += visits * filters * plan.points * (4 if kind == "forward" else 16)
     else:
         elements += 2 * products
     blocks = planes // (plan.samples * plan.groups) + 1
-    calls = (blocks + 1) * (14 + 8 * geometry.dims) * (1 if purpose == "forward" else 1.3)
+    calls = (blocks + 1) * (14 + 8 * geometry.dims) * (1 if kind == "forward" else 1.3)
     shape = {"samples": plan.samples, "groups": plan.groups, "tiles": len(plan.tiles), "points": plan.points}
-    return Work(operations, elements, transforms, calls, need, shape)
+    return Work(operations, elements, transforms, calls, workspace, shape)
 
 
-def _need(geometry: Geometry, purpose: str, plan: Tiling) -> int:
-    """Elements of workspace: of a block, and of what all blocks share; a complex number is two."""
+def count_workspace(kind: str, geometry: Geometry, plan: Tiling) -> int:
+    """Count the elements of workspace: of a block, and of what all blocks share; a complex number is two."""
     sides, dims = plan.sides, geometry.dims
     inputs, outputs = geometry.group_in, geometry.group_out
     # Real spectra are half as long along the last dimension, plus one point.
@@ -172,7 +158,7 @@ def _need(geometry: Geometry, purpose: str, plan: Tiling) -> int:
     each = inputs * math.prod(side.segment for side in sides)
     forth = sum(2 * math.prod(side.segment for side in sides[:dim]) * math.prod(sizes[dim:]) for dim in range(dims))
     each += inputs * forth
-    if purpose == "forward":
+    if kind == "forward":
         back = sum(2 * math.prod(side.tile for side in sides[:dim]) * math.prod(sizes[dim:]) for dim in range(dims - 1))
         each += outputs * (points + back + math.prod(side.tile for side in sides[:-1]) * sides[-1].points)
         each += (inputs + outputs) * points if plan.mixed else 0
@@ -186,23 +172,23 @@ def _need(geometry: Geometry, purpose: str, plan: Tiling) -> int:
     held = max(end - start for start, end in plan.held)
     spectra = held * outputs * inputs * points
     some = max((g1 - g0) * (f1 - f0) for (g0, g1), (f0, f1) in plan.filters(held))
-    if purpose == "forward":
+    if kind == "forward":
         return spectra + max(block, some * inputs * 4 * plan.points * dims)
     # Partial sums, their total, and its way back.
     return block + spectra * (plan.sums + 1 + 2)
 
 
-def _tiling(geometry: Geometry, elements: int, enough: int, least: int, room: int = 1 << 62) -> Tiling:
-    """Cut so that what a block works on holds about `elements`, and into at least `least` blocks where it can be.
+def cut_tiles(geometry: Geometry, budget: Budget, elements: int) -> Tiling:
+    """Cut so that what a block works on holds about so many elements, and into shares for threads where it can be.
 
-    The spectra of filters that are held at a time take a quarter of the `room`, where those of a group do.
+    The spectra of filters that are held at a time take a quarter of the workspace, where those of a group do.
     """
-    sides = tuple(_side(geometry, dim, elements) for dim in range(geometry.dims))
+    sides = tuple(cut_side(geometry, dim, elements) for dim in range(geometry.dims))
     points = math.prod(side.points for side in sides)
     each = points * (geometry.group_in + 2 * geometry.group_out) * 2
     filters = 2 * points * geometry.group_in * geometry.group_out
-    held = pieces(geometry.groups, room // 4 // filters)
-    most = max(1, elements // each)
+    held = pieces(geometry.groups, budget.workspace_elements // 4 // filters)
+    most, least = max(1, elements // each), budget.least_blocks
     tiles = math.prod(len(side.tiles) for side in sides)
     # Groups first: a block of few samples has its filters in cache.
     groups = min(most, held[0][1], max(1, -(-geometry.groups * geometry.batch * tiles // least)))
@@ -212,7 +198,7 @@ def _tiling(geometry: Geometry, elements: int, enough: int, least: int, room: in
 
 
 @lru_cache(maxsize=1024)
-def _side(geometry: Geometry, dim: int, elements: int) -> Side:
+def cut_side(geometry: Geometry, dim: int, elements: int) -> Side:
     """Find the tiles of one dimension that cost least."""
     size, out, extent = geometry.size[dim], geometry.out[dim], geometry.extent[dim]
     before = geometry.before[dim]
@@ -221,14 +207,14 @@ def _side(geometry: Geometry, dim: int, elements: int) -> Side:
     offset = first + before
     cells = max(1, min(size, out + extent - 1 - before) - first)
     whole = Side(
-        _smooth(max(cells + offset, out + extent - 1 - offset, out)),
+        smooth_size(max(cells + offset, out + extent - 1 - offset, out)),
         out,
         offset,
         cells,
         (((0, out), (first, max(first, min(size, out + extent - 1 - before))), 0),),
     )
     best, least = whole, _cost(whole.points, 1)
-    points = _smooth(max(FEWEST_POINTS, 2 * extent))
+    points = smooth_size(max(FEWEST_POINTS, 2 * extent))
     while points < whole.points and (points <= elements or best is whole):
         tile = points - extent + 1
         count = -(-out // tile)
@@ -240,7 +226,7 @@ def _side(geometry: Geometry, dim: int, elements: int) -> Side:
                 hi = max(lo, min(size, end + extent - 1 - before))
                 tiles.append(((start, end), (lo, hi), min(points, max(0, lo - (start - before)))))
             best, least = Side(points, tile, 0, points, tuple(tiles)), cost
-        points = _smooth(points + 1 + points // 8)
+        points = smooth_size(points + 1 + points // 8)
     return best
 
 
@@ -248,7 +234,7 @@ def _cost(points: int, tiles: int) -> float:
     return tiles * points * (math.log2(points) + 4)
 
 
-def _smooth(least: int) -> int:
+def smooth_size(least: int) -> int:
     """Find the first number from `least` on without prime factors beyond 5, which transforms are fast at."""
     if least > 1 << 24:  # where such numbers are rare
         return 1 << (least - 1).bit_length()

@@ -1,9 +1,9 @@
-"""The three products as loops over taps, for libraries that would write out each step of a longer one as code.
+"""The three products as loops over taps, for libraries that compile every step of a longer product as code.
 
 A tap reads the input moved by its own offset, and all positions at once: ``out = sum over taps of w[tap] @ moved``. The
 gradients are the two other ways to read that product. A library that traces calls, to compile them, takes such a loop
-as one step, however many taps there are (`Backend.loop`); `gemm`, which is as many steps as there are blocks and taps,
-hands over to it where `Backend.rolls` says so.
+as one step, however many taps there are (`Backend.loop`); other algorithms are as many steps as there are blocks and
+taps.
 
 Axes: N samples, G groups, C channels of a group, F filters of a group, T taps, P positions.
 """
@@ -14,104 +14,142 @@ import math
 from typing import Any
 
 from ..backends import Array, Backend
+from ..spec.dtypes import Dtype
 from ..spec.geometry import Geometry
+from ..spec.operation import Kind
+from .algorithm import Algorithm
+from .budget import Budget, Work, narrow
+
+CALLS = 8
+"""Calls for each tap."""
 
 
-def forward(geometry: Geometry, backend: Backend, x: Array, w: Array, b: Array | None) -> Array:
-    xp = backend.xp
-    padded, filters = _padded(geometry, backend, x), _filters(geometry, backend, w)
+class TapLoop(Algorithm):
+    """A loop over taps, each a matrix product of all positions."""
 
-    def step(tap: Any, out: Array) -> Array:
-        return out + backend.product(_chosen(backend, filters, tap), _moved(geometry, backend, padded, tap))
+    name = "tap_loop"
+    order = 60
+    handicap = 2.0
+    """A loop runs slower than code of its own, of which no step needs to know the number of its tap."""
+    vouches = True
+    pads_input = True
 
-    shape = (geometry.batch, geometry.groups, geometry.group_out, geometry.positions)
-    out = backend.loop(geometry.taps, step, backend.zeros(shape, like=x))
-    if b is not None:
-        out = out + xp.reshape(b, (geometry.groups, geometry.group_out, 1))
-    return xp.reshape(out, geometry.out_shape)
+    def objection(self, geometry: Geometry, dtype: Dtype, backend: Backend) -> str | None:
+        """Say that it serves libraries that compile every step."""
+        return "a library that compiles every step of a call" if backend.compiled_steps is None else None
 
+    def work(self, kind: str, geometry: Geometry, budget: Budget, backend: Backend) -> Work:
+        """Count what a product takes: for each tap, the cells that it reads, and results that are added up."""
+        cells, outputs = geometry.batch * geometry.in_channels, geometry.batch * geometry.out_channels
+        padded, moved = cells * math.prod(_sizes(geometry)), cells * geometry.positions
+        outputs *= geometry.positions
+        each = {
+            Kind.FORWARD: moved + 2 * outputs,
+            Kind.INPUT_GRAD: 2 * moved + cells * math.prod(_extents(geometry)),
+            Kind.WEIGHT_GRAD: moved + geometry.batch * geometry.weights // geometry.taps,
+        }[Kind(kind)]
+        lines = geometry.group_in if kind == Kind.INPUT_GRAD else geometry.group_out
+        operations = narrow(geometry.operations, lines)
+        calls = CALLS * geometry.taps
+        workspace = padded + geometry.weights + each
+        return Work(operations, padded + geometry.taps * each, 0, calls, workspace, {"taps": 1}, steps=1)
 
-def input_grad(geometry: Geometry, backend: Backend, dout: Array, w: Array) -> Array:
-    xp = backend.xp
-    filters = xp.permute_dims(_filters(geometry, backend, w), (0, 1, 3, 2))
-    values = _values(geometry, backend, dout)
-    part = (geometry.batch, geometry.groups, geometry.group_in, *geometry.out)
+    def forward(
+        self, geometry: Geometry, backend: Backend, budget: Budget, x: Array, w: Array, b: Array | None
+    ) -> Array:
+        xp = backend.xp
+        padded, filters = _padded(geometry, backend, x), _filters(geometry, backend, w)
 
-    def step(tap: Any, grad: Array) -> Array:
-        starts = (0, 0, 0, *_offsets(geometry, tap))
-        window = backend.cut(grad, starts, (*part[:3], *_extents(geometry)))
-        found = xp.reshape(backend.product(_chosen(backend, filters, tap), values), part)
-        return backend.put(grad, starts, backend.add(window, (..., *_reads(geometry)), found))
+        def step(tap: Any, out: Array) -> Array:
+            return out + backend.product(_filters_of(backend, filters, tap), _moved(geometry, backend, padded, tap))
 
-    grad = backend.loop(geometry.taps, step, backend.zeros((*part[:3], *_sizes(geometry)), like=dout))
-    return xp.reshape(grad[(..., *_inside(geometry))], geometry.x_shape)
+        shape = (geometry.batch, geometry.groups, geometry.group_out, geometry.positions)
+        out = backend.loop(geometry.taps, step, backend.zeros(shape, like=x))
+        if b is not None:
+            out = out + xp.reshape(b, (geometry.groups, geometry.group_out, 1))
+        return xp.reshape(out, geometry.out_shape)
 
+    def input_grad(self, geometry: Geometry, backend: Backend, budget: Budget, dout: Array, w: Array) -> Array:
+        xp = backend.xp
+        filters = xp.permute_dims(_filters(geometry, backend, w), (0, 1, 3, 2))
+        values = _values(geometry, backend, dout)
+        part = (geometry.batch, geometry.groups, geometry.group_in, *geometry.out)
 
-def weight_grad(geometry: Geometry, backend: Backend, dout: Array, x: Array) -> Array:
-    xp = backend.xp
-    padded, values = _padded(geometry, backend, x), _values(geometry, backend, dout)
+        def step(tap: Any, grad: Array) -> Array:
+            starts = (0, 0, 0, *_offsets(geometry, tap))
+            window = backend.cut(grad, starts, (*part[:3], *_extents(geometry)))
+            product = xp.reshape(backend.product(_filters_of(backend, filters, tap), values), part)
+            return backend.put(grad, starts, backend.add(window, (..., *_reads(geometry)), product))
 
-    def step(tap: Any, grad: Array) -> Array:
-        moved = xp.permute_dims(_moved(geometry, backend, padded, tap), (0, 1, 3, 2))
-        found = xp.sum(backend.product(values, moved), axis=0)
-        return backend.put(grad, (tap, 0, 0, 0), found[None, ...])
+        grad = backend.loop(geometry.taps, step, backend.zeros((*part[:3], *_sizes(geometry)), like=dout))
+        return xp.reshape(grad[(..., *_inside(geometry))], geometry.x_shape)
 
-    shape = (geometry.taps, geometry.groups, geometry.group_out, geometry.group_in)
-    grad = backend.loop(geometry.taps, step, backend.zeros(shape, like=x))
-    return xp.reshape(xp.permute_dims(grad, (1, 2, 3, 0)), geometry.w_shape)
+    def weight_grad(self, geometry: Geometry, backend: Backend, budget: Budget, dout: Array, x: Array) -> Array:
+        xp = backend.xp
+        padded, values = _padded(geometry, backend, x), _values(geometry, backend, dout)
+
+        def step(tap: Any, grad: Array) -> Array:
+            moved = xp.permute_dims(_moved(geometry, backend, padded, tap), (0, 1, 3, 2))
+            product = xp.sum(backend.product(values, moved), axis=0)
+            return backend.put(grad, (tap, 0, 0, 0), product[None, ...])
+
+        shape = (geometry.taps, geometry.groups, geometry.group_out, geometry.group_in)
+        grad = backend.loop(geometry.taps, step, backend.zeros(shape, like=x))
+        return xp.reshape(xp.permute_dims(grad, (1, 2, 3, 0)), geometry.w_shape)
 
 
 def _sizes(geometry: Geometry) -> tuple[int, ...]:
-    """The sizes of the padded input; windows need not reach its end."""
+    """Return the sizes of the padded input; windows need not reach its end."""
     sides = zip(geometry.before, geometry.size, geometry.after, strict=True)
     return tuple(lo + size + max(hi, 0) for lo, size, hi in sides)
 
 
 def _inside(geometry: Geometry) -> tuple[slice, ...]:
+    """Return where the input lies in its padded self."""
     return tuple(slice(lo, lo + n) for lo, n in zip(geometry.before, geometry.size, strict=True))
 
 
 def _padded(geometry: Geometry, backend: Backend, x: Array) -> Array:
-    """The padded input: (N, G, C, *S)."""
+    """Return the padded input: (N, G, C, *S)."""
     cells = backend.xp.reshape(x, (geometry.batch, geometry.groups, geometry.group_in, *geometry.size))
     zeros = backend.zeros((*cells.shape[:3], *_sizes(geometry)), like=x)
     return backend.write(zeros, (..., *_inside(geometry)), cells)
 
 
 def _filters(geometry: Geometry, backend: Backend, w: Array) -> Array:
-    """The filters, by tap: (T, G, F, C)."""
+    """Return the filters, by tap: (T, G, F, C)."""
     w = backend.xp.reshape(w, (geometry.groups, geometry.group_out, geometry.group_in, geometry.taps))
     return backend.xp.permute_dims(w, (3, 0, 1, 2))
 
 
 def _values(geometry: Geometry, backend: Backend, dout: Array) -> Array:
-    """The output's gradient: (N, G, F, P)."""
+    """Return the gradient of the output: (N, G, F, P)."""
     shape = (geometry.batch, geometry.groups, geometry.group_out, geometry.positions)
     return backend.xp.reshape(dout, shape)
 
 
-def _chosen(backend: Backend, filters: Array, tap: Any) -> Array:
-    """The filters of one tap: (G, F, C)."""
+def _filters_of(backend: Backend, filters: Array, tap: Any) -> Array:
+    """Return the filters of one tap: (G, F, C)."""
     return backend.cut(filters, (tap, 0, 0, 0), (1, *filters.shape[1:]))[0, ...]
 
 
 def _offsets(geometry: Geometry, tap: Any) -> tuple[Any, ...]:
-    """How far from a window's first cell a tap reads, along each dimension."""
+    """Return how far from the first cell of a window a tap reads, along each dimension."""
     kernel, dilation = geometry.kernel, geometry.dilation
     return tuple(tap // math.prod(kernel[i + 1 :]) % kernel[i] * dilation[i] for i in range(geometry.dims))
 
 
 def _extents(geometry: Geometry) -> tuple[int, ...]:
-    """From the first cell that a tap reads to its last, along each dimension."""
+    """Return the cells from the first that a tap reads to its last, along each dimension."""
     return tuple((n - 1) * step + 1 for n, step in zip(geometry.out, geometry.stride, strict=True))
 
 
 def _reads(geometry: Geometry) -> tuple[slice, ...]:
-    """Of the cells from the first that a tap reads to its last, those that it reads."""
+    """Return which of the cells from the first that a tap reads to its last it reads."""
     return tuple(slice(0, None, step) for step in geometry.stride)
 
 
 def _moved(geometry: Geometry, backend: Backend, padded: Array, tap: Any) -> Array:
-    """The cells that a tap reads: (N, G, C, P)."""
+    """Return the cells that a tap reads: (N, G, C, P)."""
     window = backend.cut(padded, (0, 0, 0, *_offsets(geometry, tap)), (*padded.shape[:3], *_extents(geometry)))
     return backend.xp.reshape(window[(..., *_reads(geometry))], (*padded.shape[:3], geometry.positions))

@@ -16,11 +16,17 @@ from itertools import product
 from typing import NamedTuple
 
 from ..spec.geometry import Geometry
-from ..spec.ranges import ALL, Box, Index, Range, boxes, cut, pieces
+from ..spec.ranges import ALL, Box, Index, Range, boxes, cut, largest, pieces
+from .budget import Budget, Work, copied, narrow
 from .columns import Block
 
 FEWEST_TILES = 64
 """With fewer tiles to a block a product spends its time preparing the filters."""
+
+
+STEPS, STEPS_OF_A_WEIGHT = 16, 20
+"""How many elementwise steps the work beyond that of `gemm` amounts to, for each cell of input and output, and for each
+weight; fitted to layers of 16 to 512 channels, with NumPy on two cores."""
 
 
 class Output(NamedTuple):
@@ -152,13 +158,13 @@ class Cuts(NamedTuple):
     sums: int
 
 
-@lru_cache(maxsize=1024)
-def cuts(geometry: Geometry, elements: int, enough: int, least: int) -> Cuts:
-    """Cut so that the inputs and products of a block at one place of the lead hold at most `elements`.
+def cut_tiles(geometry: Geometry, budget: Budget, elements: int) -> Cuts:
+    """Cut so that the inputs and products of a block at one place of the lead hold at most so many elements.
 
-    More than `enough` columns make no product faster; and there are at least `least` blocks, where the sizes allow.
+    More than `budget.fast_columns` columns make no product faster; and there are at least as many blocks to share out
+    as the budget says, where the sizes allow.
     """
-    own = tiling(geometry)
+    own, enough, least = tiling(geometry), budget.fast_columns, budget.least_blocks
     total = math.prod(own.counts)
     deep = own.inner * (geometry.group_in + geometry.group_out)
     groups = pieces(geometry.groups, elements // (deep * min(enough, geometry.batch * total)))
@@ -170,3 +176,46 @@ def cuts(geometry: Geometry, elements: int, enough: int, least: int) -> Cuts:
     # Partial sums cost memory: at most four blocks' worth.
     weights = 4 * own.inner * geometry.out_channels * geometry.group_in
     return Cuts(samples, groups, tiles, max(1, min(len(samples), wanted, 4 * elements // weights)))
+
+
+def count_work(kind: str, geometry: Geometry, plan: Cuts, workspace: int) -> Work:
+    """Count what an output or a gradient of filters takes by a plan."""
+    own = tiling(geometry)
+    cells = math.prod(geometry.x_shape) + math.prod(geometry.out_shape)
+    # Halves are copied from and to rows of every other cell.
+    elements = STEPS * cells + copied(cells, geometry.out[-1] // 2) + STEPS_OF_A_WEIGHT * geometry.weights
+    tiles, groups = math.prod(own.counts), plan.groups[0][1]
+    samples = max((end - start for start, end in plan.samples), default=0)
+    count = len(plan.samples) * len(plan.groups) * -(-tiles // min(plan.tiles, tiles))
+    if kind == "weight_grad":  # where each block's products of all places are added up
+        elements += 2 * count / len(plan.groups) * 4 * own.inner * geometry.weights / geometry.taps
+    calls = count * (40 * own.inner // 4 + 40)
+    shape = {"samples": samples, "groups": groups, "tiles": min(plan.tiles, tiles)}
+    return Work(narrow(2 * own.multiplications, geometry.group_out), elements, 0, calls, workspace, shape)
+
+
+def count_workspace(kind: str, geometry: Geometry, plan: Cuts) -> int:
+    """Count the elements of workspace: of a block, and of what all blocks share."""
+    own = tiling(geometry)
+    groups = max(end - start for start, end in plan.groups)
+    samples = max((end - start for start, end in plan.samples), default=0)
+    box = largest(own.counts, plan.tiles)
+    sizes = [end + (dim in own.excess) for dim, (_, end) in enumerate(box)]
+    tiles = samples * math.prod(sizes)
+    reached = samples * math.prod(end + (dim in own.dims) for dim, (_, end) in enumerate(box))
+    dims = len(own.dims)
+    # Halves along all dimensions, then places along one more dimension at a time.
+    spread = [2 << (2 * axis + dims - 1 - axis) for axis in range(1, dims)]
+    inputs, outputs = groups * geometry.group_in, groups * geometry.group_out
+    weights: int = 4 * own.inner * geometry.weights // geometry.taps
+    if kind == "forward":
+        products = own.inner * outputs * tiles
+        strips = max((1 << dims) * inputs * reached, products)
+        folded = max(own.inner * inputs * tiles, products)
+        finite = (1 << dims) * outputs * tiles // 4 + 1
+        return strips + sum(spread) * inputs * reached + products + folded + 2 * products + weights + finite
+    of_both = ((1 << dims) + sum(spread)) * reached + own.inner * tiles
+    parts = plan.sums * weights
+    own_products = own.inner * geometry.group_in * outputs
+    # Partial sums, and their total.
+    return of_both * (inputs + outputs) + own_products + parts + weights

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..algorithms import choice
-from ..algorithms.budget import PURPOSES
 from ..backends import Backend, Costs
 from ..convolution import conv, conv_input_grad, conv_weight_grad
 from ..engine import call
 from ..spec.dtypes import named
+from ..spec.operation import PRODUCTS
 from ..spec.options import Options
 from .measurement import medians
 from .problem import Problem
@@ -47,9 +47,10 @@ def timings(layer: Layer, backend: Backend) -> Iterator[Timing]:
     options: dict[str, Any] = layer.options
     geometry = call.convolution(x, w, None, Options(**options)).operation.geometry
     dtype = named(backend, backend.dtype_name(x.dtype))
-    for purpose in PURPOSES:
-        bounds = choice.choose("auto", geometry, backend, dtype, purpose, backend.default_workspace(x)).bounds
-        considered = choice.consider(geometry, backend, dtype, purpose, bounds)
+    for kind in PRODUCTS:
+        problem_of_kind = choice.Problem(kind, geometry, dtype, backend)
+        budget = choice.choose(problem_of_kind, "auto", backend.default_workspace(x), strict=True).budget
+        considered = choice.consider(problem_of_kind, budget)
         lowest_cost = min(candidate.cost for candidate in considered)
         runs, counts = {}, {}
         for candidate in considered:
@@ -59,10 +60,10 @@ def timings(layer: Layer, backend: Backend) -> Iterator[Timing]:
                     "forward": partial(conv, x, w, **keywords),
                     "input_grad": partial(conv_input_grad, dout, w, layer.x_shape, **keywords),
                     "weight_grad": partial(conv_weight_grad, dout, x, layer.w_shape, **keywords),
-                }[purpose]
+                }[kind]
                 counts[candidate.name] = candidate.work[:4]
         for name, seconds in medians(_synchronized(runs, backend), REPEATS).items():
-            yield Timing(layer.name, purpose, name, counts[name], seconds * 1e9)
+            yield Timing(layer.name, kind, name, counts[name], seconds * 1e9)
 
 
 def fit(measured: Iterable[Timing]) -> Costs:

@@ -16,7 +16,6 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import calibration
-from ..algorithms.choice import algorithms
 from ..backends import Backend, Costs
 from ..benchmark import PEERS, ZOO, Layer, NotMeasured, Peer, Report, Row, measure, surroundings
 from ..benchmark.costs import Timing, fit, regrets, timings
@@ -24,7 +23,7 @@ from ..benchmark.measurement import OURS
 from ..benchmark.problem import PASSES
 from ..benchmark.report import MIB, ratios
 from ..benchmark.zoo import named
-from .group import UNCHECKED, backend_named, check_destination, refuse
+from .group import UNCHECKED, AlgorithmName, backend_named, check_destination, refuse
 from .verify import plain_table
 
 REPEATS = 5
@@ -45,9 +44,7 @@ WIDE = 110
     help="Only this layer, or those with this in their name (repeatable).",
 )
 @click.option("--peer", "peer_names", multiple=True, metavar="NAME", help="Only beside this peer (repeatable).")
-@click.option(
-    "--algorithm", type=click.Choice(("auto", *algorithms())), default="auto", show_default=True, help="portconv's."
-)
+@click.option("--algorithm", type=AlgorithmName(), default="auto", show_default=True, help="portconv's.")
 @click.option(
     "--repeats",
     type=click.IntRange(min=1),

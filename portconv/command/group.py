@@ -6,12 +6,13 @@ import importlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
 from .. import backends
 from .._version import __version__
+from ..algorithms.choice import algorithms
 from ..backends import Backend
 from ..errors import BackendError
 
@@ -19,6 +20,24 @@ SUBCOMMANDS = ("backends", "bench", "run", "verify")
 
 UNCHECKED = click.Path(readable=False, path_type=Path)
 """A path that `check_destination` checks, because click refuses one in several lines."""
+
+
+class AlgorithmName(click.ParamType):  # type: ignore[type-arg]  # of which older versions have none
+    """The name of an algorithm, or "auto"; which there are is looked up when a name is given."""
+
+    name = "algorithm"
+
+    def get_metavar(self, param: click.Parameter, *context: Any) -> str | None:
+        """Return the names, as a choice of them has it."""
+        return self._choice.get_metavar(param, *context)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the name that was given; fail where no algorithm has it."""
+        return self._choice.convert(value, param, ctx)
+
+    @property
+    def _choice(self) -> click.Choice[str]:
+        return click.Choice(("auto", *algorithms()))
 
 
 class _Group(click.Group):

@@ -17,7 +17,6 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from ..algorithms.choice import algorithms as known_algorithms
 from ..benchmark.report import surroundings
 from ..errors import PortconvError
 from ..spec.options import PRECISIONS
@@ -25,7 +24,7 @@ from ..verification import Case, Report, Variant, cases, compare, unsupported
 from ..verification.cases import ALL_DTYPES, DTYPES, in_dtypes
 from ..verification.report import Row, both, figure, grouped, share
 from . import chosen
-from .group import UNCHECKED, check_destination, refuse
+from .group import UNCHECKED, AlgorithmName, check_destination, refuse
 
 MOST_FAILURES = 20
 """How many failures are printed."""
@@ -84,7 +83,7 @@ def _digests(context: click.Context, parameter: click.Parameter, values: Sequenc
     "--algorithm",
     "algorithms",
     multiple=True,
-    type=click.Choice(("auto", *known_algorithms())),
+    type=AlgorithmName(),
     help="Repeatable; each case's own if not given.",
 )
 @click.option(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from ..algorithms.choice import algorithms
+from ..algorithms.choice import algorithms, named
 from ..backends import Array, Backend
 from ..spec import arguments, checked_geometry
 from ..spec.checked_geometry import NAMES, Shape
@@ -141,6 +141,7 @@ def check_memory(step: Operation, backend: Backend, like: Array, argument: tuple
     """Check that the device has memory for the result of a product, and for a padded input where one is made."""
     geometry = step.geometry
     shapes = [geometry.shape(step.result)]
-    if geometry.extended is not geometry or step.algorithm == "direct":
+    algorithm = named(step.algorithm)
+    if geometry.extended is not geometry or (algorithm is not None and algorithm.pads_input):
         shapes.append((geometry.batch, geometry.in_channels, *geometry.padded))
     arguments.memory(backend, like, step.dtype, argument, *shapes)

@@ -6,11 +6,12 @@ What computes a product, what explains it and what bounds its error read the sam
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 from .. import limits
-from ..algorithms.choice import SLICED, Choice, Explanation, choose, explanation
+from ..algorithms.algorithm import Algorithm, remembered
+from ..algorithms.choice import SLICED, Choice, Explanation, Problem, choose, explanation
+from ..algorithms.choice import named as algorithm_named
 from ..backends import Array, Backend
 from ..errors import ConvValueError
 from ..passes.arithmetic import Arithmetic
@@ -72,12 +73,12 @@ class Plan(NamedTuple):
     @property
     def algorithm(self) -> str:
         """The name of the algorithm that computes the largest part."""
-        return name_of(self.largest[1])
+        return self.largest[1].algorithm.name
 
     @property
-    def algorithms(self) -> frozenset[str]:
-        """The names of the algorithms of all parts."""
-        return frozenset(name_of(choice) for _, choice in self.parts)
+    def algorithms(self) -> tuple[Algorithm, ...]:
+        """The algorithms of all parts, each once."""
+        return tuple(dict.fromkeys(choice.algorithm for _, choice in self.parts))
 
     def asked(self, geometry: Geometry) -> tuple[Geometry, Dtype]:
         """Return the convolution that an algorithm computes for a part, and the dtype that it computes in."""
@@ -93,8 +94,8 @@ class Plan(NamedTuple):
 
     def choose(self, geometry: Geometry, dtype: Dtype) -> Choice:
         """Choose the algorithm for a convolution that is computed in that dtype."""
-        kind, name = self.operation.kind, self.operation.algorithm
-        return choose(name, geometry, self.backend, dtype, kind, self.workspace, self.limited)
+        problem = Problem(self.operation.kind, geometry, dtype, self.backend)
+        return choose(problem, self.operation.algorithm, self.workspace, self.limited)
 
     def choose_for_slices(self, geometry: Geometry) -> Choice:
         """Choose the algorithm for a convolution of slices."""
@@ -107,7 +108,7 @@ class Plan(NamedTuple):
         size = copies.bytes(part.geometry, cut=len(self.parts) > 1)
         if self.exact:
             size += limits.aside(self.backend.block_bytes, limits.workspace())
-        return explanation(choice, *self.asked(part.geometry), self.backend, size)
+        return explanation(choice, size)
 
 
 def of(operation: Operation, backend: Backend, a: Array, b: Array) -> Plan:
@@ -126,11 +127,6 @@ def of_dtypes(operation: Operation, backend: Backend, dtypes: tuple[Any, Any], l
     return _planned(operation, backend, dtypes, limits.workspace(), backend.default_workspace(like))
 
 
-def name_of(choice: Choice) -> str:
-    """Return the name of the algorithm of a choice."""
-    return choice.algorithm.__name__.rpartition(".")[2]
-
-
 def is_exact(operation: Operation) -> bool:
     """Return whether an operation is reproducible by slices: integers are exact as they are."""
     return operation.precision == "reproducible" and KINDS[operation.dtype] != "integral"
@@ -141,11 +137,11 @@ def held_precision(operation: Operation) -> str:
     return "standard" if KINDS[operation.dtype] == "integral" else operation.precision
 
 
-@lru_cache(maxsize=1024)
+@remembered(1024)
 def _planned(operation: Operation, backend: Backend, dtypes: tuple[Any, Any], limit: int | None, default: int) -> Plan:
     geometry = operation.geometry
-    # The readable truth multiplies integers as they are.
-    arithmetic = Arithmetic(named(backend, operation.dtype), _terms(operation), slices=operation.algorithm != "direct")
+    asked = algorithm_named(operation.algorithm)
+    arithmetic = Arithmetic(named(backend, operation.dtype), _terms(operation), asked is None or asked.slices_integers)
     copies = _copies(operation, backend, arithmetic, dtypes)
     bare = Plan(operation, backend, arithmetic, dtypes, copies, 0, limit is not None)
 

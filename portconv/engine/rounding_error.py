@@ -6,17 +6,15 @@ import math
 from dataclasses import replace
 from functools import reduce
 
-from ..algorithms.fft import transform_terms
-from ..algorithms.winograd import tile_terms
+from ..algorithms.algorithm import Algorithm
+from ..algorithms.choice import PLAIN
 from ..backends import Array, Backend
 from ..passes.layout import as_given, canonical
 from ..passes.padding import extend
 from ..reproducible.magnitudes import parts_of
-from ..spec import checked_geometry
 from ..spec.dtypes import EPSILON, HALVES, KINDS, LARGEST, LEAST_NORMAL, gamma, named, real
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind, Operation, Role, changed
-from ..spec.options import Options
 from . import plan as plans
 from .products import product, reproducible
 
@@ -79,9 +77,13 @@ class _Bound:
         return found[0] + found[1] if len(found) > 1 else found[0]
 
     def convolved(self, geometry: Geometry, x: Array, w: Array, b: Array | None = None) -> Array:
-        """Convolve magnitudes."""
-        step = Operation(Kind.FORWARD, geometry, self.wide.name, self.wide.name, algorithm="gemm")
+        """Convolve magnitudes by plain sums."""
+        step = Operation(Kind.FORWARD, geometry, self.wide.name, self.wide.name, algorithm=PLAIN)
         return product(step, self.backend, *(x, w) if b is None else (x, w, b))
+
+    def product(self, _: Kind, geometry: Geometry, x: Array, w: Array) -> Array:
+        """Compute a forward product of magnitudes, for `Algorithm.magnitudes`."""
+        return self.convolved(geometry, x, w)
 
     @property
     def terms(self) -> int:
@@ -94,18 +96,17 @@ class _Bound:
 
     def of_rounding(self) -> Array:
         """Bound sums that are rounded as they go, by the algorithm that makes them."""
-        xp, bounds = self.backend.xp, [self.of_algorithm(name) for name in sorted(self.plan.algorithms)]
-        return reduce(xp.maximum, bounds)
+        return reduce(self.backend.xp.maximum, map(self.of_algorithm, self.plan.algorithms))
 
-    def of_algorithm(self, algorithm: str) -> Array:
-        """Bound what one algorithm makes of the whole."""
-        own, more = self.geometry.extended, 0 if self.b is None else 1
-        if algorithm == "winograd":
-            magnitude, terms = self.of_tiles(), tile_terms(own) + more
-        elif algorithm == "fft":
-            magnitude, terms = self.of_spectra(), transform_terms(own) + 3 * own.group_in + more
-        else:
-            magnitude, terms = self.convolved(self.geometry, self.x, self.w, self.b), self.parts * self.terms + more
+    def of_algorithm(self, algorithm: Algorithm) -> Array:
+        """Bound the sums of one algorithm, as if it computed the whole."""
+        extended = self.geometry.extended
+        terms = algorithm.error_terms(Kind.FORWARD, extended, self.parts)
+        x = extend(self.geometry, self.backend, self.x)
+        magnitude = algorithm.magnitudes(Kind.FORWARD, extended, self.backend, self.product, x, self.w)
+        if self.b is not None:
+            terms += 1
+            magnitude = magnitude + self.backend.xp.reshape(self.b, (-1, *(1,) * extended.dims))
         half = self.real in HALVES
         unit = relative(terms, "float32" if half else self.real, self.step.precision, products=True)
         # The magnitudes are rounded too, perhaps down.
@@ -119,29 +120,6 @@ class _Bound:
         """Of results that may be too large for their dtype there is no bound."""
         xp, most = self.backend.xp, LARGEST.get(self.real, math.inf)
         return xp.where(magnitude < most, bound, xp.full_like(bound, math.inf))
-
-    def of_tiles(self) -> Array:
-        """|A^T| ((|G| |w|) * (|B^T| |x|)), with the sum of a filter's taps for each of them."""
-        xp, dims = self.backend.xp, self.geometry.dims
-        taps = xp.sum(self.w, axis=tuple(range(2, 2 + dims)), keepdims=True)
-        for axis, kernel in enumerate(self.geometry.kernel):
-            if kernel == 3:
-                row = [2.0, 1.0, 2.0]
-                device = self.backend.device_of(taps)
-                shape = tuple(3 if at == axis else 1 for at in range(dims))
-                taps = taps * xp.reshape(self.backend.asarray(row, self.wide.dtype, device), (1, 1, *shape))
-        return self.convolved(self.geometry, self.x, taps * 1.0, self.b)
-
-    def of_spectra(self) -> Array:
-        """Norms of planes times sums of taps; of complex numbers those of their absolute values."""
-        xp, own = self.backend.xp, self.geometry.extended
-        cells = extend(self.geometry, self.backend, self.x)
-        planes = xp.reshape(cells, (own.batch, own.in_channels, 1, -1))
-        norms = xp.sqrt(xp.sum(planes * planes, axis=3))
-        sums = xp.reshape(xp.sum(self.w, axis=tuple(range(2, self.w.ndim))), (own.out_channels, own.group_in, 1))
-        one, _ = checked_geometry.convolution(norms.shape, sums.shape, Options(groups=own.groups))
-        found = xp.reshape(self.convolved(one, norms, sums, self.b), (own.batch, own.out_channels, *(1,) * own.dims))
-        return xp.broadcast_to(found, own.out_shape) * 1.0
 
     def of_reproducible(self) -> Array:
         """Bound what quantising changes, and one rounding; and the addition of a bias."""

@@ -3,16 +3,15 @@
 A sum of n products, rounded after each operation in whichever order, is within gamma_n * sum |a| |b| of the exact sum,
 with gamma_n = n u / (1 - n u) and u = eps / 2: Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed.
 (2002), section 3.1. Fused or wider arithmetic only helps. There is no term for underflow, because no product of the
-numbers that `cases` makes comes near it. Winograd's tiles are sums of products too, if of other ones: see `tiles`; and
-what bounds products of spectra is put in the form of sums: see `spectra`.
+numbers that `cases` makes comes near it. An algorithm may make other sums than plain ones: what its error is in
+proportion to, and how many roundings that allows for, it says itself (`Algorithm.sharp_magnitudes`, `error_terms`).
 
 Halves are sums of float32 that are rounded once more: by at most h of what is rounded, with h half the half's epsilon,
 or of its smallest normal number where it is below that, as numbers have even distances there (Higham, theorem 2.2).
 
 Each part of a sum of n complex products is one of 2 n real ones, of magnitudes that add up to at most
 (|re a| + |im a|) (|re b| + |im b|); and both parts together are off by at most sqrt(2) times as much as one (Higham,
-section 3.6, with that sum in the place of sqrt(2) |a| |b|). Spectra are complex from the start, and tiles are of real
-numbers alone.
+section 3.6, with that sum in the place of sqrt(2) |a| |b|).
 """
 
 from __future__ import annotations
@@ -21,21 +20,32 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .. import backends
-from ..algorithms import fft, winograd
+from ..algorithms.algorithm import Algorithm
+from ..algorithms.choice import known
 from ..convolution import conv_backward, conv_forward
 from ..engine.execution import compute
 from ..engine.rounding_error import relative
+from ..passes.padding import extend, fold, overlap
 from ..reproducible.operands import quanta
-from ..spec.dtypes import EPSILON, HALVES, LARGEST, LEAST_NORMAL, gamma, real
-from ..spec.operation import Kind, Operation
+from ..spec.dtypes import EPSILON, HALVES, LARGEST, LEAST_NORMAL, Dtype, gamma, named, real
+from ..spec.geometry import Geometry
+from ..spec.operation import Kind, Operation, Role
 from .cases import Case, Floats, Inputs
-from .spectra import spectral
-from .tiles import Doubles, Sums, tiled
+
+Doubles = NDArray[np.float64]
+
+
+class Sums(NamedTuple):
+    """What bounds the errors of sums: how many roundings a term meets, at most, and the sums of the magnitudes."""
+
+    terms: int
+    magnitude: Doubles
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,7 @@ class Exact:
         How many terms its sums have, at most, and the same sums over the terms' magnitudes; of complex numbers those
         of either part.
     others : mapping of str to Sums
-        The like by the name of an algorithm that makes other sums, where it can serve: `winograd` and `fft`.
+        The like by the name of an algorithm that makes other sums, where it can serve.
     products : bool
         Whether the terms are products, which fast arithmetic may round more coarsely.
     quantising : callable
@@ -164,19 +174,44 @@ def _direct(case: Case, x: Any, w: Any, b: Any, dout: Any) -> dict[str, Any]:
 
 
 def _others(case: Case, x: Any, w: Any, b: Any, dout: Any) -> dict[str, dict[str, Sums]]:
-    """The sums of the algorithms that make others than plain ones, of magnitudes as the case has them."""
-    geometry, found = case.geometry, {}
-    cells, grads = _batched(case, x, dout)
-    given = (cells, w, b, grads)
-    if fft.objection(geometry) is None:
-        found["fft"] = spectral(geometry, *given)
-    if winograd.objection(geometry) is None and geometry.extended is geometry and _parts(case) == 1:
-        found["winograd"] = tiled(geometry, *given)
-
+    """Return the sums of the algorithms that make others than plain ones, of magnitudes as the case has them."""
+    numpy = backends.get("numpy")
     return {
-        algorithm: {name: Sums(sums.terms, _seen(case, name, sums.magnitude)) for name, sums in by_name.items()}
-        for algorithm, by_name in found.items()
+        name: _of_algorithm(case, algorithm, x, w, b, dout)
+        for name, algorithm in known().items()
+        if not algorithm.plain_sums and algorithm.objection(case.geometry.extended, _dtype(case), numpy) is None
     }
+
+
+def _of_algorithm(case: Case, algorithm: Algorithm, *operands: Any) -> dict[str, Sums]:
+    """Return the sums that an algorithm makes of magnitudes `x`, `w`, `b` or None and `dout`: out, dx and dw."""
+    numpy, geometry, (x, w, b, dout) = backends.get("numpy"), case.geometry, operands
+    own, overlaps = geometry.extended, overlap(geometry)
+    cells, grads = _batched(case, x, dout)
+    arrays = {Role.X: extend(geometry, numpy, cells), Role.W: w, Role.OUT: grads}
+    sums = {}
+    for name, kind in {"out": Kind.FORWARD, "dx": Kind.INPUT_GRAD, "dw": Kind.WEIGHT_GRAD}.items():
+        given = [arrays[role] for role in kind.operands]
+        magnitude = algorithm.sharp_magnitudes(kind, own, numpy, _plain_product, *given)
+        terms = algorithm.error_terms(kind, own, _parts(case))
+        if name == "out" and b is not None:
+            magnitude, terms = magnitude + np.reshape(b, (-1, *(1,) * own.dims)), terms + 1
+        if name == "dx" and overlaps > 1:
+            # Of a padding that is filled in, the gradient is added up on to the cells that it was filled from.
+            magnitude, terms = fold(geometry, numpy, magnitude), terms + overlaps
+        sums[name] = Sums(terms, _seen(case, name, magnitude))
+    return sums
+
+
+def _dtype(case: Case) -> Dtype:
+    """Return the dtype that sums of a case are bounded in: as wide as any, real or complex as the case's."""
+    return named(backends.get("numpy"), "float64" if _parts(case) == 1 else "complex128")
+
+
+def _plain_product(kind: Kind, geometry: Geometry, a: Any, b: Any) -> Any:
+    """Compute a product of doubles by the readable truth."""
+    step = Operation(kind, replace(geometry, channels_last=False), "float64", "float64", algorithm="direct")
+    return compute(step, backends.get("numpy"), a, b)
 
 
 def _quantising(case: Case, given: Inputs) -> dict[str, Doubles]:
@@ -190,10 +225,9 @@ def _quantising(case: Case, given: Inputs) -> dict[str, Doubles]:
     }
     found: dict[str, Doubles] = {}
     for name, (kind, a, b) in products.items():
+        product = partial(_plain_product, kind, geometry)
         of_a, of_b = quanta(Operation(kind, geometry, case.dtype, case.dtype), backend, (a, b))
-        step = Operation(kind, geometry, "float64", "float64", algorithm="direct")
-        first = compute(step, backend, _sizes(a), of_b)
-        found[name] = _seen(case, name, first + compute(step, backend, of_a, _sizes(b) + _parts(case) * of_b))
+        found[name] = _seen(case, name, product(_sizes(a), of_b) + product(of_a, _sizes(b) + _parts(case) * of_b))
     step = Operation(Kind.WEIGHT_GRAD, geometry, case.dtype, case.dtype)
     of_dout, _ = quanta(step, backend, (grads, cells))
     found["db"] = np.sum(of_dout, axis=(0, *range(2, of_dout.ndim)))

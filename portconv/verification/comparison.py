@@ -16,10 +16,9 @@ from ..backends import Backend
 from ..convolution import conv_backward, conv_forward, explain
 from ..engine.gradients import plans_of
 from ..errors import PortconvError, in_a_line
-from .bounds import exact
+from .bounds import Doubles, exact
 from .cases import Case, Inputs, host_dtype
 from .figures import Figures, Host, Number, Plane, figures, written
-from .tiles import Doubles
 from .variants import Variant, pairs, plain
 
 Array = Any

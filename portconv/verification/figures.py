@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..spec.dtypes import DIGITS, LEAST_NORMAL, real
-from .bounds import wide
+from .bounds import Doubles, wide
 from .cases import Case, host_dtype
-from .tiles import Doubles
 
 Host = NDArray[np.inexact[Any]]
 Number = float | complex

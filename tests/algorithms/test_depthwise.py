@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import itertools
 import math
 
@@ -15,12 +14,10 @@ from threadpoolctl import threadpool_limits
 
 import portconv
 from portconv import backends
-from portconv.algorithms.budget import Limits
-from portconv.algorithms.depthwise_plan import planned
+from portconv.algorithms.budget import Budget
+from portconv.algorithms.choice import known
 
-# The package's attribute of that name may be a public function.
-depthwise, direct = (importlib.import_module(f"portconv.algorithms.{name}") for name in ("depthwise", "direct"))
-
+DEPTHWISE = known()["depthwise"]
 NUMPY = backends.get("numpy")
 RESULTS = ("out", "dx", "dw", "db")
 CASES = {
@@ -158,23 +155,27 @@ def test_other_dtypes_are_exact_in_whole_numbers(options, problem, dtype):
         assert np.array_equal(one, other)
 
 
-LIMITS = {
-    "usual": Limits(1 << 20, 4096, 1, 1 << 24),
-    "threads": Limits(1 << 20, 4096, 16, 1 << 24),
-    "small blocks": Limits(256, 4096, 3, 1 << 24),
-    "smallest": Limits(1, 1, 1, 1),
+BUDGETS = {
+    "usual": Budget(1 << 20, 4096, 1, 1 << 24),
+    "threads": Budget(1 << 20, 4096, 16, 1 << 24),
+    "small blocks": Budget(256, 4096, 3, 1 << 24),
+    "smallest": Budget(1, 1, 1, 1),
 }
 
 
 @every_case
-@pytest.mark.parametrize("bounds", LIMITS.values(), ids=LIMITS)
-def test_any_blocks_give_the_same_whole_numbers(options, problem, bounds):
+@pytest.mark.parametrize("budget", BUDGETS.values(), ids=BUDGETS)
+def test_any_blocks_give_the_same_whole_numbers(options, problem, budget):
     x, w, b, dout = whole(problem)
     found = geometry(problem.x, problem.w, problem.stride, problem.pads, problem.dilation, problem.groups)
     wide = [a.astype("int64") for a in (x, w, b, dout)]
-    assert np.array_equal(depthwise.forward(found, NUMPY, bounds, x, w, b), problem.forward(*wide[:3]))
-    assert np.array_equal(depthwise.input_grad(found, NUMPY, bounds, dout, w), problem.input_grad(wide[3], wide[1]))
-    assert np.array_equal(depthwise.weight_grad(found, NUMPY, bounds, dout, x), problem.weight_grad(wide[3], wide[0]))
+    products = {
+        "forward": ((x, w, b), problem.forward(*wide[:3])),
+        "input_grad": ((dout, w), problem.input_grad(wide[3], wide[1])),
+        "weight_grad": ((dout, x), problem.weight_grad(wide[3], wide[0])),
+    }
+    for kind, (operands, expected) in products.items():
+        assert np.array_equal(DEPTHWISE.compute(kind, found, NUMPY, budget, *operands), expected)
 
 
 # Shapes of x and w, stride, padding and dilation; as many groups as channels.
@@ -195,12 +196,12 @@ def made(x_shape, w_shape, stride, padding, dilation):
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("purpose", ["forward", "input_grad", "weight_grad"])
-@pytest.mark.parametrize("bounds", LIMITS.values(), ids=LIMITS)
-def test_blocks_cover_each_output_once_and_stay_bounded(shape, purpose, bounds):
+@pytest.mark.parametrize("budget", BUDGETS.values(), ids=BUDGETS)
+def test_blocks_cover_each_output_once_and_stay_bounded(shape, purpose, budget):
     found = made(*shape)
     if purpose == "input_grad" and found.dense and found.group_out == 1:
         found, purpose = found.mirrored, "forward"
-    plan, need = planned(found, purpose, bounds)
+    plan, need = DEPTHWISE.plan(purpose, found, budget)
     own = plan.geometry
     pairs = np.zeros((own.batch, own.groups), int)
     across = math.prod(plan.across)
@@ -216,10 +217,10 @@ def test_blocks_cover_each_output_once_and_stay_bounded(shape, purpose, bounds):
             # A row of one plane, with the rows that its taps read, is the least there can be.
             least = (1 + plan.most[0]) * across
             places = count * (block.rows + plan.most[0]) * across
-            assert places * plan.phases.taps <= max(bounds.elements, least * plan.phases.taps)
+            assert places * plan.phases.taps <= max(budget.block_elements, least * plan.phases.taps)
         assert np.all(seen == 1)
     assert np.all(pairs == 1)
-    assert need <= bounds.room or bounds.room == 1
+    assert need <= budget.workspace_elements or budget.workspace_elements == 1
     assert plan.sums <= max(1, len(plan.samples))
 
 
@@ -227,7 +228,7 @@ def test_blocks_cover_each_output_once_and_stay_bounded(shape, purpose, bounds):
 @pytest.mark.parametrize("rows", [False, True])
 def test_taps_read_what_is_as_far_from_an_output_as_they_are(shape, rows):
     found = made(*shape)
-    plan = dataclasses.replace(planned(found, "forward", LIMITS["usual"])[0], rows=rows)
+    plan = dataclasses.replace(DEPTHWISE.plan("forward", found, BUDGETS["usual"])[0], rows=rows)
     for n in (1, 3):
         # Places of the planes are (P1, n, P2, ..., Pd), flattened, and each phase has its own. Where lines are rows,
         # what the taps of the first dimension read is not moved: it is another line.
@@ -254,7 +255,7 @@ def test_rows_are_lines_where_that_saves_copies():
         ((16, 8, 900), (8, 1, 3), 1): False,
     }
     for (x_shape, w_shape, dilation), rows in shapes.items():
-        plan, _ = planned(made(x_shape, w_shape, 1, 1, dilation), "forward", LIMITS["usual"])
+        plan, _ = DEPTHWISE.plan("forward", made(x_shape, w_shape, 1, 1, dilation), BUDGETS["usual"])
         assert plan.rows == rows, x_shape
 
 

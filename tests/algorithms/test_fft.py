@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 
 import numpy as np
@@ -13,11 +12,12 @@ from threadpoolctl import threadpool_limits
 
 import portconv
 from portconv import backends
-from portconv.algorithms import fft_tiles
-from portconv.algorithms.budget import Limits, limits
+from portconv.algorithms import fft_spectra, fft_tiles
+from portconv.algorithms.budget import Budget, budget_of
+from portconv.algorithms.choice import known
 
 # The package's attribute of that name may be a public function.
-fft = importlib.import_module("portconv.algorithms.fft")
+FFT = known()["fft"]
 
 NUMPY = backends.get("numpy")
 RESULTS = ("out", "dx", "dw", "db")
@@ -103,7 +103,7 @@ def test_cases_above_cut_tiles():
     for name, (_, problem) in CASES.items():
         found = of_problem(problem)
         for purpose in ("forward", "weight_grad"):
-            plan, _ = fft.planned(found, purpose, limits(found, NUMPY, 64, 1 << 26))
+            plan, _ = FFT.plan(purpose, found, budget_of(found, NUMPY, 64, 1 << 26))
             assert (len(plan.tiles) > 1) == ("tiles" in name), (name, purpose)
 
 
@@ -112,11 +112,11 @@ def test_cases_above_cut_tiles():
 @pytest.mark.parametrize("least", [1, 16])
 def test_any_blocks_give_results_within_the_bound(options, problem, elements, least):
     x, w, b, dout = problem.operands("float64")
-    found, bounds = of_problem(problem), Limits(elements, 16, least, 1 << (4 if least == 1 else 20))
+    found, budget = of_problem(problem), Budget(elements, 16, least, 1 << (4 if least == 1 else 20))
     results = {
-        "out": fft.forward(found, NUMPY, bounds, x, w, b),
-        "dx": fft.input_grad(found, NUMPY, bounds, dout, w),
-        "dw": fft.weight_grad(found, NUMPY, bounds, dout, x),
+        "out": FFT.compute("forward", found, NUMPY, budget, x, w, b),
+        "dx": FFT.compute("input_grad", found, NUMPY, budget, dout, w),
+        "dw": FFT.compute("weight_grad", found, NUMPY, budget, dout, x),
     }
     truths = problem.all(x, w, b, dout)
     del truths["db"]
@@ -201,11 +201,11 @@ SHAPES = {
     "no samples": ((0, 3, 8, 8), (8, 3, 3, 3), 1, 1, 1),
     "many filters": ((1, 64, 14, 14), (128, 64, 7, 7), 3, 1, 1),
 }
-LIMITS = {
-    "usual": Limits(1 << 20, 4096, 1, 1 << 24),
-    "threads": Limits(1 << 18, 4096, 16, 1 << 24),
-    "little room": Limits(1 << 20, 4096, 4, 1 << 17),
-    "small blocks": Limits(1 << 12, 4096, 4, 1 << 24),
+BUDGETS = {
+    "usual": Budget(1 << 20, 4096, 1, 1 << 24),
+    "threads": Budget(1 << 18, 4096, 16, 1 << 24),
+    "little room": Budget(1 << 20, 4096, 4, 1 << 17),
+    "small blocks": Budget(1 << 12, 4096, 4, 1 << 24),
 }
 
 
@@ -214,11 +214,11 @@ def made(x_shape, w_shape, padding, dilation, groups):
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize("bounds", LIMITS.values(), ids=LIMITS)
+@pytest.mark.parametrize("budget", BUDGETS.values(), ids=BUDGETS)
 @pytest.mark.parametrize("mirrored", [False, True], ids=["forward", "input_grad"])
-def test_blocks_cover_each_output_once_and_stay_bounded(shape, bounds, mirrored):
+def test_blocks_cover_each_output_once_and_stay_bounded(shape, budget, mirrored):
     found = made(*shape).mirrored if mirrored else made(*shape)
-    plan, need = fft.planned(found, "forward", bounds)
+    plan, need = FFT.plan("forward", found, budget)
     points = math.prod(side.points for side in plan.sides)
     each = 2 * points * (found.group_in + 2 * found.group_out)
     assert [group for held in plan.held for group in range(*held)] == [*range(found.groups)]
@@ -233,7 +233,7 @@ def test_blocks_cover_each_output_once_and_stay_bounded(shape, bounds, mirrored)
         for samples, groups, tile in plan.blocks(held):
             assert held[0] <= groups[0] < groups[1] <= held[1]
             count, many = samples[1] - samples[0], groups[1] - groups[0]
-            assert count * many * each <= max(bounds.elements, each)
+            assert count * many * each <= max(budget.block_elements, each)
             at = tuple(part.start for part in tile.outputs)
             seen[at] = seen.get(at, 0) + count * many
     assert set(seen.values()) <= {found.batch * found.groups}
@@ -250,15 +250,15 @@ def test_blocks_cover_each_output_once_and_stay_bounded(shape, bounds, mirrored)
         covered[slice(*groups), slice(*filters)] += 1
     assert np.all(covered == 1)
     # One block of one sample, group and tile, and the spectra of one group, are the least there can be.
-    if bounds.room >= 1 << 24:
-        assert need <= bounds.room
+    if budget.workspace_elements >= 1 << 24:
+        assert need <= budget.workspace_elements
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize("bounds", LIMITS.values(), ids=LIMITS)
-def test_tiles_are_what_the_bound_takes_them_for(shape, bounds):
+@pytest.mark.parametrize("budget", BUDGETS.values(), ids=BUDGETS)
+def test_tiles_are_what_the_bound_takes_them_for(shape, budget):
     for found in (made(*shape), made(*shape).mirrored):
-        plan, _ = fft.planned(found, "forward", bounds)
+        plan, _ = FFT.plan("forward", found, budget)
         for side, padded, extent in zip(plan.sides, found.padded, found.extent, strict=True):
             assert side.points <= 1 << padded.bit_length()  # the first power of 2 beyond
             assert side.points >= side.tile
@@ -267,7 +267,7 @@ def test_tiles_are_what_the_bound_takes_them_for(shape, bounds):
 
 def positions(found, dim, elements):
     """Check one dimension of a plan, cell by cell: what lies where, and that nothing comes round to meet a tap."""
-    side = fft_tiles._side(found, dim, elements)
+    side = fft_tiles.cut_side(found, dim, elements)
     size, before = found.size[dim], found.before[dim]
     dilation, kernel = found.dilation[dim], found.kernel[dim]
     taps = np.arange(kernel) * dilation
@@ -310,7 +310,7 @@ def test_sides_read_what_each_tap_reads_and_nothing_comes_round():
 
 def test_a_long_side_is_cut_where_one_transform_would_be_too_large():
     found = geometry((1, 1, 100_000), (1, 1, 11), 1, 0, 1, 1)
-    side = fft_tiles._side(found, 0, 500)
+    side = fft_tiles.cut_side(found, 0, 500)
     assert side.points <= 500
     assert len(side.tiles) == -(-found.out[0] // side.tile)
     positions(geometry((1, 1, 1000), (1, 1, 11), 1, 0, 1, 1), 0, 64)
@@ -323,7 +323,7 @@ def test_runs_lay_taps_one_step_apart_and_come_round():
             for count in range(1, 1 + max(1, -(-points // abs(step)))):
                 for first in range(-points, points):
                     laid = {}
-                    for (start, end), places in fft._runs(first, step, count, points):
+                    for (start, end), places in fft_spectra.runs_of(first, step, count, points):
                         inside = [*range(points)[places]]
                         assert len(inside) == end - start
                         laid |= dict(zip(range(start, end), inside if step > 0 else inside[::-1], strict=True))
@@ -339,7 +339,7 @@ def test_a_single_tap_has_any_dilation():
 
 def test_points_have_small_primes_alone():
     for least in (*range(1, 300), 2**20 - 1, 10**7 + 1, 2**24 + 1, 2**40 - 1):
-        found = rest = fft_tiles._smooth(least)
+        found = rest = fft_tiles.smooth_size(least)
         for prime in (2, 3, 5):
             while rest % prime == 0:
                 rest //= prime

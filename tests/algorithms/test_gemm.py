@@ -14,11 +14,13 @@ from threadpoolctl import threadpool_info, threadpool_limits
 import portconv
 from portconv import backends
 from portconv.algorithms import columns
-from portconv.algorithms.budget import Limits, limits
-from portconv.algorithms.gemm_plan import FEWEST_COLUMNS, _plan, planned
+from portconv.algorithms.budget import Budget, budget_of
+from portconv.algorithms.choice import known
+from portconv.algorithms.gemm_plan import FEWEST_COLUMNS
 from portconv.spec.ranges import boxes, pieces, spans
 
 NUMPY = backends.get("numpy")
+GEMM = known()["gemm"]
 SHAPES = {
     "resnet": ((16, 64, 56, 56), (64, 64, 3, 3), 1, 1, 1),
     "late": ((16, 512, 7, 7), (512, 512, 3, 3), 1, 1, 1),
@@ -42,7 +44,7 @@ def made(x_shape, w_shape, stride, padding, groups):
 @pytest.mark.parametrize(("elements", "enough", "least"), [(1 << 19, 1024, 8), (1 << 26, 1 << 30, 1)])
 def test_blocks_cover_all_and_stay_bounded(shape, purpose, elements, enough, least):
     found = made(*shape)
-    plan = _plan(found, purpose, elements, enough, least)
+    plan = GEMM.cut(purpose, found, Budget(elements, enough, least, 1 << 62), elements)
     covered = 0
     for stack in plan.stacks():
         assert stack[0].run[0] == 0
@@ -64,7 +66,7 @@ def test_strips_of_a_tall_kernel_stay_bounded():
     found = made(*SHAPES["tall"])
     elements = 1 << 19
     for purpose in ("forward", "input_grad", "weight_grad"):
-        for stack in _plan(found, purpose, elements, 1024, 8).stacks():
+        for stack in GEMM.cut(purpose, found, Budget(elements, 1024, 8, 1 << 62), elements).stacks():
             for block in stack:
                 plan = columns.strips_of(found, block.box)
                 samples, groups, channels = block.counts
@@ -100,9 +102,9 @@ SMALL = {
 @pytest.mark.parametrize("last", [False, True])
 def test_columns_of_small_samples_give_the_whole_numbers_of_direct(shape, dtype, last):
     x_shape, w_shape, stride, padding, dilation, groups = shape
-    found, bounds = geometry(*shape), limits(geometry(*shape), NUMPY, 32, 1 << 26)
+    found, budget = geometry(*shape), budget_of(geometry(*shape), NUMPY, 32, 1 << 26)
     for purpose in ("forward", "weight_grad"):
-        assert planned(found, purpose, bounds)[0].small
+        assert GEMM.plan(purpose, found, budget)[0].small
     options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     # Products of integers below 8, fewer than 2**17 of them, sum below 2**24: exact in float32 in any order.
     assert max(found.batch * found.positions, found.group_in * found.taps) < 2**17
@@ -128,7 +130,7 @@ def test_large_samples_and_wide_channels_take_strips():
     for name in ("resnet", "late", "stem", "pointwise"):
         found = made(*SHAPES[name])
         for purpose in ("forward", "weight_grad"):
-            assert not planned(found, purpose, limits(found, NUMPY, 32, 1 << 26))[0].small, name
+            assert not GEMM.plan(purpose, found, budget_of(found, NUMPY, 32, 1 << 26))[0].small, name
 
 
 SPACED = {
@@ -164,7 +166,7 @@ def test_blocks_hold_several_samples_of_few_positions_alone():
     for positions, several in ((512, True), (2048, True), (2049, False)):
         found = made((16, 64, positions), (64, 64, 3), 1, 1, 1)
         for purpose in ("forward", "input_grad", "weight_grad"):
-            plan, _ = planned(found, purpose, Limits(1 << 20, 4096, 1, 1 << 26))
+            plan, _ = GEMM.plan(purpose, found, Budget(1 << 20, 4096, 1, 1 << 26))
             counts = {end - start for start, end in plan.samples}
             assert (counts != {1}) == several, (positions, purpose)
             assert max(counts) * positions <= max(positions, 2 * 4096), (positions, purpose)

@@ -1,4 +1,4 @@
-"""Products as loops over taps: what others hand over where each of their steps would be code to compile."""
+"""Products as loops over taps: what serves where each step of the others would be code to compile."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from support.geometries import geometry
 from support.oracle import Problem
 
 import portconv
-from portconv.algorithms import tap_loop as rolled
+from portconv.algorithms.algorithm import forget
+from portconv.algorithms.choice import known
 
 CASES = {
     "1d gaps, cells at the end that no window reads": Problem((2, 3, 13), (4, 3, 3), (3,), ((1, 0),), (2,)),
@@ -20,18 +21,20 @@ CASES = {
 
 @pytest.fixture
 def by_taps(target, monkeypatch):
-    """Every product of `gemm`'s and `depthwise`'s goes that way."""
+    """The library is one that compiles every step, and `gemm` and `depthwise` are too many steps for it."""
     monkeypatch.setattr(target.backend, "strided", False)
-    monkeypatch.setattr(target.backend, "rolls", lambda steps: True)
+    monkeypatch.setattr(target.backend, "compiled_steps", 1)
+    forget()
+    yield
+    monkeypatch.undo()
+    forget()
 
 
 @pytest.mark.usefixtures("by_taps")
 @pytest.mark.parametrize("dtype", ["float32", "complex64"])
-@pytest.mark.parametrize("algorithm", ["gemm", "depthwise"])
+@pytest.mark.parametrize("algorithm", ["tap_loop", "auto"])
 @pytest.mark.parametrize("problem", CASES.values(), ids=CASES)
-def test_whole_numbers_are_exact(target, problem, algorithm, dtype):
-    if algorithm == "depthwise" and problem.w[1] > 1:
-        pytest.skip("depthwise serves one channel a group")
+def test_whole_numbers_are_exact(target, monkeypatch, problem, algorithm, dtype):
     # Integers below 8: sums of fewer than 2**7 products, of parts up to 2 * 7**2, are below 2**14.
     rng = np.random.default_rng(7)
     x, w, b, dout = (rng.integers(-7, 8, a.shape).astype(dtype) for a in problem.operands("float32"))
@@ -44,6 +47,10 @@ def test_whole_numbers_are_exact(target, problem, algorithm, dtype):
         "groups": problem.groups,
         "algorithm": algorithm,
     }
+    # All others are seen to be dearer, but for `fft`, which is not exact, where that is cheap.
+    monkeypatch.setattr(known()["fft"], "automatic", False)
+    forget()
+    assert portconv.explain(*map(target.array, (x, w)), **options).algorithm == "tap_loop"
     out, cache = portconv.conv_forward(*map(target.array, (x, w, b)), **options)
     found = (out, *portconv.conv_backward(target.array(dout), cache))
     truths = problem.all(x, w, b, dout)
@@ -60,6 +67,16 @@ def test_input_gradients_need_no_mirrored_filters(target, problem):
     w[0, 0] = np.inf  # which cells that no window reads must not see, and padding would make a nan of
     own = geometry(problem.x, problem.w, problem.stride, problem.pads, problem.dilation, problem.groups)
     with np.errstate(invalid="ignore"), target.backend.quiet():
-        found = rolled.input_grad(own, target.backend, target.array(dout), target.array(w))
+        found = known()["tap_loop"].input_grad(own, target.backend, None, target.array(dout), target.array(w))
         truth = problem.input_grad(dout, w)
     assert np.array_equal(target.numpy(found), truth, equal_nan=True)
+
+
+def test_it_serves_no_library_whose_steps_are_not_compiled():
+    x, w = np.ones((1, 1, 9), "float32"), np.ones((1, 1, 3), "float32")
+    why_not = {one.name: one.why_not for one in portconv.explain(x, w).candidates}
+    assert why_not["tap_loop"] == "serves a library that compiles every step of a call"
+    with pytest.raises(
+        portconv.ConvValueError, match=r"algorithm: got 'tap_loop' .* expected 'auto', or a library that"
+    ):
+        portconv.conv(x, w, algorithm="tap_loop")

@@ -11,10 +11,11 @@ from support.oracle import Problem
 
 import portconv
 from portconv import backends
-from portconv.algorithms import depthwise, fft, gemm, winograd
-from portconv.algorithms.budget import limits
-from portconv.algorithms.winograd_tiles import FEWEST_TILES, cuts, tiling
+from portconv.algorithms.budget import Budget, budget_of
+from portconv.algorithms.choice import known
+from portconv.algorithms.winograd_tiles import FEWEST_TILES, cut_tiles, tiling
 from portconv.engine.gradients import plans_of
+from portconv.spec.dtypes import Dtype
 
 SHAPES = {
     "resnet": ((16, 64, 56, 56), (64, 64, 3, 3), 1, 1),
@@ -25,17 +26,22 @@ SHAPES = {
     "volume": ((1, 16, 9, 40, 41), (16, 16, 3, 1, 3), 2, 1),
     "rows alone": ((2, 24, 50, 33), (24, 24, 1, 3), (0, 1), 1),
 }
-SERVED = (winograd, fft, depthwise, gemm)
+SERVED = [known()[name] for name in ("winograd", "fft", "depthwise", "gemm")]
+FLOAT32 = Dtype(np.dtype("float32"), "float32", "real floating")
 RESNET = geometry((16, 64, 56, 56), (64, 64, 3, 3), 1, 1, 1, 1)
 
 
 def chosen(found, name, purpose="forward"):
     """The algorithm that "auto" takes in float32, where the library need not be installed."""
-    bounds = limits(found, backends.find(name), 32, 32 << 20)
+    backend = backends.find(name)
+    budget = budget_of(found, backend, 32, 32 << 20)
+    # Whether a library that need not be installed has Fourier transforms is no matter here.
     works = {
-        own.__name__.rpartition(".")[2]: own.work(found, purpose, bounds) for own in SERVED if not own.objection(found)
+        own.name: own.work(purpose, found, budget, backend)
+        for own in SERVED
+        if not own.objection(found, FLOAT32, backends.get("numpy"))
     }
-    costs = backends.find(name).costs
+    costs = backend.costs
     spent = {own: sum(c * n for c, n in zip(costs, work[:4], strict=True)) for own, work in works.items()}
     return min(spent, key=spent.get)
 
@@ -48,7 +54,7 @@ def made(x_shape, w_shape, padding, groups):
 @pytest.mark.parametrize(("elements", "enough", "least"), [(1 << 19, 1024, 8), (1 << 26, 1 << 30, 1)])
 def test_blocks_cover_each_output_once_and_stay_bounded(shape, elements, enough, least):
     found = made(*shape)
-    own, cut = tiling(found), cuts(found, elements, enough, least)
+    own, cut = tiling(found), cut_tiles(found, Budget(elements, enough, least, 1 << 62), elements)
     seen = np.zeros((found.batch, found.groups, 1, *found.out), int)
     blocks = [block for groups in cut.groups for block in own.blocks(cut.samples, groups, cut.tiles)]
     for block in blocks:

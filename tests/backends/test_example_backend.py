@@ -82,7 +82,8 @@ def test_it_is_announced_and_found_by_its_arrays(installed):
 def served():
     """Each problem with each algorithm that serves it."""
     for name, problem in PROBLEMS.items():
-        for algorithm in filter(problem.serves, portconv.algorithms()):
+        # `tap_loop` is for libraries that compile every step.
+        for algorithm in (one for one in portconv.algorithms() if problem.serves(one) and one != "tap_loop"):
             yield pytest.param(problem, algorithm, id=f"{name}, {algorithm}")
 
 

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from portconv import backends, calibration
-from portconv.algorithms import gemm
+from portconv.algorithms.choice import known
 from portconv.benchmark import PEERS, ZOO, measurement
 
+GEMM = known()["gemm"]
 MISSING = "the command's libraries are not installed: pip install 'portconv[cli]'"
 testing = pytest.importorskip("click.testing", reason=MISSING)
 pytest.importorskip("rich", reason=MISSING)
@@ -260,12 +261,12 @@ def test_a_picture_that_cannot_be_written_is_refused_before_anything_is_measured
 
 
 def test_a_wrong_result_fails(run: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = gemm.weight_grad
+    original = GEMM.weight_grad
 
     def flipped(*arguments: Any) -> Any:
         return original(*arguments)[..., ::-1]
 
-    monkeypatch.setattr(gemm, "weight_grad", flipped)
+    monkeypatch.setattr(GEMM, "weight_grad", flipped)
     done = run(*QUICK, "--layer", SMALL, "--algorithm", "gemm")
     assert done.exit_code == 1
     (line,) = (line for line in done.stdout.splitlines() if line.startswith("FAILED"))
@@ -277,7 +278,7 @@ def test_an_exception_is_told_in_one_line_and_fails(run: Bench, monkeypatch: pyt
     def raising(*arguments: Any) -> Any:
         raise RuntimeError("out of [bold]memory[/]\nat line 2")
 
-    monkeypatch.setattr(gemm, "input_grad", raising)
+    monkeypatch.setattr(GEMM, "input_grad", raising)
     done = run(*QUICK, "--layer", SMALL, "--algorithm", "gemm")
     assert done.exit_code == 1
     lines = done.stdout.splitlines()

@@ -18,10 +18,11 @@ import numpy as np
 import pytest
 
 from portconv import backends
-from portconv.algorithms import gemm
+from portconv.algorithms.choice import known
 from portconv.verification import Case, Report, cases, comparison
 from portconv.verification.cases import in_dtypes
 
+GEMM = known()["gemm"]
 MISSING = "the command's libraries are not installed: pip install 'portconv[cli]'"
 testing = pytest.importorskip("click.testing", reason=MISSING)
 pytest.importorskip("rich", reason=MISSING)
@@ -51,14 +52,14 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Verify:
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put the taps of NumPy's kernel gradient in the wrong order, in float32."""
-    original = gemm.weight_grad
+    original = GEMM.weight_grad
 
     def flipped(geometry: Any, backend: Any, *arguments: Any) -> Any:
         result = original(geometry, backend, *arguments)
         wrong = backend.name == "numpy" and "float32" in str(result.dtype)
         return result[..., ::-1] if wrong else result
 
-    monkeypatch.setattr(gemm, "weight_grad", flipped)
+    monkeypatch.setattr(GEMM, "weight_grad", flipped)
 
 
 def hide(monkeypatch: pytest.MonkeyPatch, name: str, reason: str) -> None:
@@ -113,7 +114,7 @@ def test_an_exception_is_told_in_one_line(run: Verify, monkeypatch: pytest.Monke
     def raising(*arguments: Any) -> Any:
         raise RuntimeError("out of [bold]memory[/]\nat line 2")
 
-    monkeypatch.setattr(gemm, "forward", raising)
+    monkeypatch.setattr(GEMM, "forward", raising)
     done = run("--backend", "numpy", "--dtype", "float64")
     assert done.exit_code == 1
     assert (
@@ -148,8 +149,8 @@ def test_json_has_the_figures_and_nothing_else(run: Verify) -> None:
 
 
 def test_json_has_null_where_there_is_no_finite_number(run: Verify, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = gemm.forward
-    monkeypatch.setattr(gemm, "forward", lambda *arguments: original(*arguments) * float("nan"))
+    original = GEMM.forward
+    monkeypatch.setattr(GEMM, "forward", lambda *arguments: original(*arguments) * float("nan"))
     done = run("--backend", "numpy", "--dtype", "float32", "--json")
     assert done.exit_code == 1
     assert {failure["units"] for failure in json.loads(done.stdout)["failures"]} == {None}
@@ -601,8 +602,8 @@ def test_halves_and_complex_numbers_hold_in_every_precision(run: Verify, dtype: 
 def test_a_flipped_gradient_is_found_in_halves_and_complex_numbers(
     run: Verify, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dtype: str
 ) -> None:
-    original = gemm.weight_grad
-    monkeypatch.setattr(gemm, "weight_grad", lambda *arguments: original(*arguments)[..., ::-1])
+    original = GEMM.weight_grad
+    monkeypatch.setattr(GEMM, "weight_grad", lambda *arguments: original(*arguments)[..., ::-1])
     path = tmp_path / "report.html"
     done = run("--backend", "numpy", "--dtype", dtype, "--html", str(path))
     assert done.exit_code == 1

@@ -24,9 +24,8 @@ from support.reproducible_cases import (
 )
 
 import portconv
-from portconv.algorithms import gemm
-from portconv.algorithms.budget import Limits
-from portconv.algorithms.gemm_plan import chain
+from portconv.algorithms.budget import Budget
+from portconv.algorithms.choice import known
 from portconv.backends._numpy import NumpyBackend
 from portconv.reproducible import product as products
 from portconv.reproducible import weight_grad, window_sums
@@ -224,19 +223,20 @@ def geometries() -> Iterator[Any]:
 @pytest.mark.parametrize("least", [1, 5])
 @pytest.mark.parametrize("strided", [False, True])
 def test_roundings_are_counted(strided, least, elements, run_of):
-    backend, bounds = Depths(), Limits(elements, 64, least, 1 << 22, run=run_of)
+    gemm, backend = known()["gemm"], Depths()
+    budget = Budget(elements, 64, least, 1 << 22, summed_positions=run_of)
     backend.strided = strided
     ratios = []
     for layer in geometries():
         x, w, dout = (np.ones(shape) for shape in (layer.x_shape, layer.w_shape, layer.out_shape))
         found = {
-            "forward": gemm.forward(layer, backend, bounds, x, w, None),
-            "input_grad": gemm.input_grad(layer, backend, bounds, dout, w),
-            "weight_grad": gemm.weight_grad(layer, backend, bounds, dout, x),
+            "forward": gemm.compute("forward", layer, backend, budget, x, w, None),
+            "input_grad": gemm.compute("input_grad", layer, backend, budget, dout, w),
+            "weight_grad": gemm.compute("weight_grad", layer, backend, budget, dout, x),
         }
-        for purpose, depths in found.items():
-            most = chain(layer, purpose, backend, bounds)
-            assert np.max(depths) - 1 <= most, (purpose, layer)
+        for kind, depths in found.items():
+            most = gemm.roundings(kind, layer, backend, budget)
+            assert np.max(depths) - 1 <= most, (kind, layer)
             ratios.append(most / max(1, np.max(depths) - 1))
     # Padding leaves few sums with all terms, where kernels are as large as what they go over.
     assert np.median(ratios) < 1.5

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import os
 import subprocess
 import sys
@@ -24,9 +23,8 @@ from threadpoolctl import threadpool_info
 import portconv
 from portconv import backends
 from portconv import limits as call_limits
-from portconv.algorithms import gemm
-from portconv.algorithms.budget import limits
-from portconv.algorithms.fft_tiles import planned
+from portconv.algorithms.budget import budget_of
+from portconv.algorithms.choice import known
 from portconv.algorithms.gemm_plan import POINTWISE_COLUMNS
 from portconv.backends import Backend
 from portconv.backends._numpy import FEW_OPERATIONS
@@ -51,6 +49,7 @@ from portconv.verification import (
 from portconv.verification.cases import Inputs
 
 NUMPY = backends.get("numpy")
+GEMM = known()["gemm"]
 CASES = {case.name: case for case in cases(["float32"])}
 CASE = CASES["2d-stride2"]
 BFLOAT16 = pytest.param(
@@ -155,10 +154,10 @@ def test_some_cases_cut_several_blocks_and_use_threads(monkeypatch: pytest.Monke
 
 def test_a_case_of_spectra_cuts_tiles_in_all_three_products() -> None:
     actual = CASES["1d-fft-tiles"].geometry
-    bounds = limits(actual, NUMPY, 32, 1 << 26)
+    budget = budget_of(actual, NUMPY, 32, 1 << 26)
     # The mirrored convolution computes the input gradient.
     products = ((actual, "forward"), (actual.mirrored, "forward"), (actual, "weight_grad"))
-    assert all(len(planned(own, purpose, bounds)[0].tiles) > 3 for own, purpose in products)
+    assert all(len(known()["fft"].plan(kind, own, budget)[0].tiles) > 3 for own, kind in products)
 
 
 def test_pointwise_cases_take_both_paths() -> None:
@@ -331,13 +330,13 @@ def test_a_tap_that_is_left_out_is_caught(monkeypatch: pytest.MonkeyPatch, name:
     w = case.inputs().w
     without = np.array(w)
     without.reshape(-1)[w.size // 2] = 0
-    module = importlib.import_module(f"portconv.algorithms.{case.algorithm}")
-    original = module.forward
+    algorithm = known()[case.algorithm]
+    original = algorithm.forward
 
     def fewer(geometry: Any, backend: Any, bounds: Any, x: Any, arrays: Any, b: Any) -> Any:
         return original(geometry, backend, bounds, x, without if arrays.shape == w.shape else arrays, b)
 
-    monkeypatch.setattr(module, "forward", fewer)
+    monkeypatch.setattr(algorithm, "forward", fewer)
     out = [entry for entry in compare(case, [NUMPY]) if entry.quantity == "out"]
     assert [entry.held for entry in out] == [False]
     assert out[0].units > 1000
@@ -384,14 +383,14 @@ Change = Callable[[Any], Any]
 
 def spoil(monkeypatch: pytest.MonkeyPatch, quantity: str, change: Change, backend: Backend = NUMPY) -> None:
     """Apply `change` to the results of one quantity on one backend."""
-    name = {"out": "forward", "dx": "input_grad", "dw": "weight_grad"}[quantity]
-    original = getattr(gemm, name)
+    spoilt = {"out": "forward", "dx": "input_grad", "dw": "weight_grad"}[quantity]
+    original = GEMM.compute
 
-    def changed(geometry: Any, used: Backend, *arrays: Any) -> Any:
-        result = original(geometry, used, *arrays)
-        return change(result) if used is backend else result
+    def changed(kind: str, geometry: Any, used: Backend, *arrays: Any) -> Any:
+        result = original(kind, geometry, used, *arrays)
+        return change(result) if used is backend and kind == spoilt else result
 
-    monkeypatch.setattr(gemm, name, changed)
+    monkeypatch.setattr(GEMM, "compute", changed)
 
 
 def off_by(times: float, bound: np.ndarray, value: np.ndarray) -> Change:
@@ -553,7 +552,7 @@ def test_the_broken_one_of_two_libraries_is_named(monkeypatch: pytest.MonkeyPatc
 
 def test_a_library_that_writes_to_its_inputs_harms_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     other = other_backend()
-    original = gemm.weight_grad
+    original = GEMM.weight_grad
 
     def overwriting(geometry: Any, backend: Backend, bounds: Any, dout: Any, x: Any) -> Any:
         result = original(geometry, backend, bounds, dout, x)
@@ -561,7 +560,7 @@ def test_a_library_that_writes_to_its_inputs_harms_no_other(monkeypatch: pytest.
             x[...] = 0
         return result
 
-    monkeypatch.setattr(gemm, "weight_grad", overwriting)
+    monkeypatch.setattr(GEMM, "weight_grad", overwriting)
     assert all(entry.backend == "numpy" for entry in failures(CASE, NUMPY, other))
 
 

@@ -1,0 +1,301 @@
+"""Planes with one channel a group as lines of places, and the blocks of work on them: what `depthwise` works on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, lru_cache
+from itertools import product
+from typing import Any, NamedTuple
+
+from ..backends import Array, Backend, Workspace
+from ..spec.geometry import Geometry
+from ..spec.ranges import ALL, Index, Range, pieces
+from .columns import Block, gather
+
+
+class Lines(NamedTuple):
+    """What blocks of one size have in common: shapes and indices.
+
+    Attributes
+    ----------
+    length : int
+        Places of a line from its first output to its last one.
+    places : tuple
+        Those, as an index.
+    sums, products : tuple of int
+        (g, h, f, l), with all places and with these.
+    outputs : tuple of int
+        (g, f, P1, n, P2, ..., Pd), with places left out.
+    kept : tuple
+        What is not left out of that.
+    planes : tuple of int
+        (lanes, g, phases, lines that are read, l).
+    strips : tuple of int
+        (g, lines that are read, t, l).
+    shifted : (tuple of int, tuple of int, tuple of int)
+        The strips with an axis for each dimension's taps, (g, lines, *K, l); what all of them are of the planes where
+        there is a single phase, as sizes and steps.
+    windows : (tuple of int, tuple of int)
+        What all taps read of the strips, (g, h, taps, l), as sizes and steps.
+    """
+
+    length: int
+    places: tuple[Any, ...]
+    sums: tuple[int, ...]
+    products: tuple[int, ...]
+    outputs: tuple[int, ...]
+    kept: tuple[Any, ...]
+    planes: tuple[int, ...]
+    strips: tuple[int, ...]
+    shifted: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+    windows: tuple[tuple[int, ...], tuple[int, ...]]
+
+
+class Task(NamedTuple):
+    """A block of outputs, and all that is known of it before its arrays are.
+
+    Attributes
+    ----------
+    block, reads : Block
+        The outputs, and what of the phases they read.
+    writes : Index
+        The outputs in (N, G, F, *P).
+    lines : Lines
+    copies : tuple of (Index, Index)
+        For each tap, its part of the strips, and what that is of the planes.
+    """
+
+    block: Block
+    reads: Block
+    writes: Index
+    lines: Lines
+    copies: tuple[tuple[Index, Index], ...]
+
+
+@dataclass(frozen=True)
+class Planes:
+    """A geometry of one channel a group as shifted planes, and its work in blocks.
+
+    Attributes
+    ----------
+    geometry : Geometry
+    rows : bool
+        Whether each row of the first dimension is a line, whose taps read the lines after; else all rows are one.
+    samples, groups : tuple of Range
+        What a block takes of samples and groups.
+    height : int
+        The most outputs of the first dimension a block.
+    sums : int
+        Into how many partial sums a weight gradient is cut.
+    """
+
+    geometry: Geometry
+    rows: bool
+    samples: tuple[Range, ...]
+    groups: tuple[Range, ...]
+    height: int
+    sums: int
+
+    @cached_property
+    def phases(self) -> Geometry:
+        """The phases of the input as the taps of a kernel: of lines, along all dimensions but the first."""
+        taps = (range(n) for n in self.geometry.kernel)
+        sides = zip(taps, self.geometry.dilation, self.geometry.stride, strict=True)
+        counts = tuple(max(tap * d % s for tap in taps_of) + 1 for taps_of, d, s in sides)
+        ones = (1,) * self.geometry.dims
+        stride = self.geometry.stride
+        if self.rows:
+            counts, stride = (1, *counts[1:]), (1, *stride[1:])
+        return replace(self.geometry, out_channels=self.geometry.groups, kernel=counts, stride=stride, dilation=ones)
+
+    @cached_property
+    def lays(self) -> Geometry:
+        """The outputs with the places left out after them, as a convolution of kernel 1 reads them."""
+        ones, none = (1,) * self.geometry.dims, (0,) * self.geometry.dims
+        return replace(
+            self.geometry,
+            in_channels=self.geometry.out_channels,
+            size=self.geometry.out,
+            kernel=ones,
+            stride=ones,
+            dilation=ones,
+            before=none,
+            after=(0, *self.most[1:]),
+        )
+
+    @cached_property
+    def most(self) -> tuple[int, ...]:
+        """How far the last tap is moved along each dimension."""
+        sides = zip(self.geometry.kernel, self.geometry.dilation, self.geometry.stride, strict=True)
+        return tuple((k - 1) * d // s for k, d, s in sides)
+
+    @cached_property
+    def across(self) -> tuple[int, ...]:
+        """Places along all dimensions but the first."""
+        return tuple(n + q for n, q in zip(self.geometry.out[1:], self.most[1:], strict=True))
+
+    @cached_property
+    def taps(self) -> int:
+        """Taps whose lines are put side by side."""
+        return self.geometry.other_taps if self.rows else self.geometry.taps
+
+    @property
+    def evenly(self) -> bool:
+        """Whether all taps read one phase, so that along each dimension they are moved by one step after another."""
+        return self.phases.taps == 1
+
+    @cached_property
+    def single(self) -> tuple[Range, ...]:
+        """The first dimension's taps, each by itself where lines are rows."""
+        return pieces(self.geometry.kernel[0], 1) if self.rows else ((0, self.geometry.kernel[0]),)
+
+    def parts(self, backend: Backend) -> tuple[Range, ...]:
+        """The first dimension's taps that one product takes together: all of them where windows may be views."""
+        return ((0, self.geometry.kernel[0]),) if backend.strided else self.single
+
+    def kernel(self, taps: Range) -> tuple[int, ...]:
+        """The sizes of a kernel with these taps of the first dimension alone."""
+        return (taps[1] - taps[0], *self.geometry.kernel[1:])
+
+    def filters(self, backend: Backend, w: Array, taps: Range) -> Array:
+        """The filters of these taps of the first dimension: (G, 1, f, t)."""
+        w = backend.xp.reshape(w, (self.geometry.groups, self.geometry.group_out, *self.geometry.kernel))
+        shape = (self.geometry.groups, 1, self.geometry.group_out, math.prod(self.kernel(taps)))
+        return backend.xp.reshape(w[:, :, slice(*taps), ...], shape)
+
+    def which(self, lines: Lines, taps: Range) -> slice:
+        """The lines that one tap of the first dimension reads."""
+        stride = self.geometry.stride[0]
+        return slice(taps[0], taps[0] + (lines.sums[1] - 1) * stride + 1, stride) if self.rows else ALL
+
+    def stacks(self) -> Iterator[tuple[Block, ...]]:
+        """The blocks of the same samples and groups, one stack after the other."""
+        across = math.prod(self.geometry.out[1:])
+        full = tuple((0, n) for n in self.geometry.out[1:])
+        for samples, groups in product(self.samples, self.groups):
+            yield tuple(
+                Block(samples, groups, (0, 1), (start * across, end * across), ((start, end), *full))
+                for start, end in pieces(self.geometry.out[0], self.height)
+            )
+
+    def writes(self, block: Block) -> Index:
+        """The outputs of a block, as an index of arrays (N, G, F, *P)."""
+        return (slice(*block.samples), slice(*block.groups), ALL, *(slice(*side) for side in block.box))
+
+    def reach(self, rows: int) -> int:
+        """How many rows of the phases so many rows of outputs read."""
+        return (rows - 1) * self.geometry.stride[0] + self.geometry.kernel[0] if self.rows else rows + self.most[0]
+
+    def reads(self, block: Block) -> Block:
+        """The places that a block's taps read, in the phases."""
+        start = block.box[0][0] * (self.geometry.stride[0] if self.rows else 1)
+        return self._block(block, start, start + self.reach(block.rows))
+
+    def _block(self, block: Block, start: int, end: int) -> Block:
+        """The places of these rows."""
+        across = math.prod(self.across)
+        box = ((start, end), *((0, n) for n in self.across))
+        return replace(block, run=(start * across, end * across), box=box)
+
+    def laid(self, backend: Backend, values: Array, task: Task, workspace: Workspace) -> Array:
+        """A block of the output's gradient at its places, and zeros in those left out: (g, h, f, l)."""
+
+        def of_dout(purpose: str, shape: tuple[int, ...], dtype: object = None) -> Array:
+            return workspace(f"{purpose} of dout", shape, dtype)
+
+        block, (groups, lines, filters, line) = task.block, task.lines.sums
+        places = replace(self._block(block, *block.box[0]), channels=(0, filters))
+        laid = gather(self.lays, backend, values, places, of_dout)
+        laid = backend.xp.reshape(laid, (groups, filters, lines, line))
+        return backend.xp.permute_dims(laid, (0, 2, 1, 3))[task.lines.places]
+
+    def lines(self, n: int, groups: int, rows: int) -> Lines:
+        """Describe blocks of so many samples, groups and rows of outputs."""
+        across, read, filters = n * math.prod(self.across), self.reach(rows), self.geometry.group_out
+        count, line, of_strips = (rows, across, read) if self.rows else (1, rows * across, 1)
+        length = line - sum(q * self._step(dim, 1) for dim, q in enumerate(self.most) if dim)
+        wide = read * across // of_strips
+        # A stride that no second line takes may be too large for an array's steps.
+        down = self.geometry.stride[0] if count > 1 else 1
+        first = 1 if self.rows else 0
+        kernel = self.geometry.kernel[first:]
+        moves = [self._moved(dim, min(1, k - 1), n) for dim, k in enumerate(kernel, start=first)]
+        steps = (of_strips * self.taps * wide, down * self.taps * wide, wide, 1)
+        return Lines(
+            length,
+            (..., slice(length)),
+            (groups, count, filters, line),
+            (groups, count, filters, length),
+            (groups, filters, rows, n, *self.across),
+            (..., *(slice(size) for size in self.geometry.out[1:])),
+            (self.phases.kernel[0], groups, self.phases.other_taps, of_strips, wide),
+            (groups, of_strips, self.taps, wide),
+            (
+                (groups, of_strips, *kernel, wide),
+                (groups, of_strips, *kernel, length),
+                (of_strips * wide, wide, *moves, 1),
+            ),
+            ((groups, count, self.geometry.taps, length), steps),
+        )
+
+    def copies(self, n: int) -> tuple[tuple[Index, Index], ...]:
+        """For each tap, its part of the strips, and what that is of planes with n samples."""
+        found: list[tuple[Index, Index]] = []
+        for tap, (lane, inner, shift) in enumerate(self.layout(n)):
+            moved = (lane, ALL, inner, ALL, slice(shift, None))
+            found.append(((ALL, ALL, tap, slice(-shift if shift else None)), moved))
+        return tuple(found)
+
+    def planes(self, block: Block) -> int:
+        """Elements of a block's planes, over all phases, for each group."""
+        return self.phases.taps * self.reach(block.rows) * block.counts[0] * math.prod(self.across)
+
+    def largest(self) -> Block:
+        """A block as large as any."""
+
+        def most(ranges: tuple[Range, ...]) -> Range:
+            return 0, max((end - start for start, end in ranges), default=0)
+
+        full = tuple((0, n) for n in self.geometry.out[1:])
+        rows = most(pieces(self.geometry.out[0], self.height))
+        return Block(most(self.samples), most(self.groups), (0, 1), (0, 0), (rows, *full))
+
+    def layout(self, n: int) -> tuple[tuple[int, int, int], ...]:
+        """Where taps read in planes of n samples: the lane of a phase, its place there, and how far they are moved."""
+        sides = zip(self.geometry.kernel, self.geometry.dilation, self.geometry.stride, strict=True)
+        reads = [[(tap * d % s, self._moved(dim, tap, n)) for tap in range(k)] for dim, (k, d, s) in enumerate(sides)]
+        if self.rows:
+            reads[0] = [(0, 0)]
+        found = []
+        for own in product(*reads):
+            (lane, _), *others = own
+            inner = 0
+            for count, (phase, _) in zip(self.phases.kernel[1:], others, strict=True):
+                inner = inner * count + phase
+            found.append((lane, inner, sum(moved for _, moved in own)))
+        return tuple(found)
+
+    def _moved(self, dim: int, tap: int, n: int) -> int:
+        """How far a tap of a dimension is moved, with n samples."""
+        return tap * self.geometry.dilation[dim] // self.geometry.stride[dim] * self._step(dim, n)
+
+    def _step(self, dim: int, n: int) -> int:
+        """Places from one output to the next along a dimension, with n samples."""
+        return math.prod(self.across[dim:]) if dim else n * math.prod(self.across)
+
+
+@lru_cache(maxsize=64)
+def tasks_of(planes: Planes) -> tuple[tuple[Task, ...], ...]:
+    """The blocks of the same samples and groups, one stack after the other."""
+    lines, copies = cache(planes.lines), cache(planes.copies)
+    stacks = []
+    for stack in planes.stacks():
+        tasks = []
+        for block in stack:
+            n, groups, _ = block.counts
+            sizes = lines(n, groups, block.rows)
+            tasks.append(Task(block, planes.reads(block), planes.writes(block), sizes, copies(n)))
+        stacks.append(tuple(tasks))
+    return tuple(stacks)

@@ -1,0 +1,144 @@
+"""The gradients by `gemm`: the two other ways to read the product of filters and columns.
+
+Axes, in this order: n samples, g groups, c channels of a group; f filters of a group, r rows of the columns,
+l positions of a block, flattened.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+from ..backends import Array, Backend, Workspace
+from ..spec.geometry import Geometry
+from ..spec.ranges import ALL, Range, pieces
+from .columns import Block, add_columns, columns_of, gather, no_strips, scatter
+from .gemm_forward import filter_matrices
+from .gemm_plan import Cut, Plan
+from .window_views import block_columns
+
+Share = tuple[tuple[Any, ...], tuple[Block, ...]]
+"""The index of a part of a result, and the blocks that add up to it."""
+
+
+def input_grad_by_strips(cut: Cut, dout: Array, w: Array) -> Array:
+    """Compute the gradient of the input: columns of it, added on to strips, and these on to cells."""
+    geometry, backend, plan, least = cut
+    xp = backend.xp
+    dout = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, *geometry.out))
+    filters = [xp.permute_dims(matrix, (0, 2, 1)) for matrix in filter_matrices(geometry, backend, w, plan)]
+
+    def compute(blocks: tuple[Block, ...], target: Array, workspace: Workspace) -> Array:
+        groups = slice(*blocks[0].groups)
+        chosen = [
+            matrix[groups, _rows(geometry, blocks[0], taps), :] for taps, matrix in zip(plan.taps, filters, strict=True)
+        ]
+        grad = backend.zeroed(target)
+        for block in blocks:
+            values = _values(backend, dout, block, workspace)
+            strips = no_strips(geometry, backend, block, workspace)
+            for taps, matrix in zip(plan.taps, chosen, strict=True):
+                columns = workspace("columns", (*matrix.shape[:2], block.length))
+                columns = backend.product(matrix, values, columns)
+                strips = add_columns(geometry, backend, strips, columns, block, taps)
+            grad = scatter(geometry, backend, strips, grad, block)
+        return grad
+
+    shares: list[Share] = []
+    for blocks in plan.stacks():
+        block = blocks[0]
+        shares.append(((slice(*block.samples), slice(*block.groups), slice(*block.channels), ...), blocks))
+    shape = (geometry.batch, geometry.groups, geometry.group_in, *geometry.size)
+    grad = backend.empty(shape, like=dout, last=2 * geometry.channels_last)
+    return xp.reshape(backend.fill(grad, shares, compute, least), geometry.x_shape)
+
+
+def weight_grad_by_blocks(cut: Cut, dout: Array, x: Array) -> Array:
+    """Compute the gradient of the filters: for each block, a product of the output's gradient and columns."""
+    geometry, backend, plan, least = cut
+    xp = backend.xp
+    x = xp.reshape(x, (geometry.batch, geometry.groups, geometry.group_in, *geometry.size))
+    dout = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, *geometry.out))
+    small = backend.strided and plan.small
+
+    def compute(blocks: tuple[Block, ...], target: Array, workspace: Workspace) -> Array:
+        _, groups, channels = blocks[0].counts
+        sums: list[Array] = []
+        for block in blocks:
+            values = _values(backend, dout, block, workspace, small)
+            strips = None if small else gather(geometry, backend, x, block, workspace)
+            for i, taps in enumerate(plan.taps):
+                if small:
+                    columns = block_columns(geometry, backend, x, block, workspace)
+                else:
+                    columns = columns_of(geometry, backend, strips, block, taps, workspace)
+                # BLAS is faster with the larger side first; the sums of the others are turned at the end.
+                first, second = (values, columns) if _filters_first(geometry, taps, channels) else (columns, values)
+                second = xp.permute_dims(second, (0, 2, 1))
+                shape = (groups, first.shape[1], second.shape[2])
+                if i == len(sums):
+                    into = target if shape == target.shape else workspace(f"sum {i}", shape)
+                    sums.append(backend.product(first, second, into))
+                else:
+                    sums[i] = backend.add(sums[i], (...,), backend.product(first, second, workspace("product", shape)))
+        return _joined(cut, sums, target, (groups, channels), workspace)
+
+    parts, shares = _shares(geometry, plan)
+    shape = (parts, geometry.groups, geometry.group_out, geometry.group_in * geometry.taps)
+    total = backend.fill(backend.empty(shape, like=x), shares, compute, least)
+    return xp.reshape(total if parts == 1 else xp.sum(total, axis=0), geometry.w_shape)
+
+
+def _shares(geometry: Geometry, plan: Plan) -> tuple[int, list[Share]]:
+    """Share out the blocks of a weight gradient; return the number of partial sums, and the shares.
+
+    Where groups and channels give too few blocks to share out, samples do, each share with a sum of its own.
+    """
+    parts = pieces(len(plan.samples), -(-len(plan.samples) // plan.sums))
+    shares: list[Share] = []
+    for (i, part), groups, channels in product(enumerate(parts), plan.groups, plan.channels):
+        blocks = tuple(plan.stack(plan.samples[slice(*part)], groups, channels))
+        rows = _rows(geometry, blocks[0], (0, geometry.kernel[0]))
+        shares.append(((i, slice(*groups), ALL, rows), blocks))
+    return len(parts), shares
+
+
+def _filters_first(geometry: Geometry, taps: Range, channels: int) -> bool:
+    """Return whether the matrix of filters is the larger side of the product of these taps and so many channels."""
+    return geometry.group_out >= channels * (taps[1] - taps[0]) * geometry.other_taps
+
+
+def _joined(cut: Cut, sums: list[Array], target: Array, counts: tuple[int, int], workspace: Workspace) -> Array:
+    """Put the sums of ranges of taps, for so many groups and channels, side by side as `target` has them."""
+    geometry, backend, plan, _ = cut
+    xp, (groups, channels), rest = backend.xp, counts, geometry.other_taps
+    turned = [
+        part if _filters_first(geometry, taps, channels) else xp.permute_dims(part, (0, 2, 1))
+        for taps, part in zip(plan.taps, sums, strict=True)
+    ]
+    if len(turned) == 1:
+        return turned[0]
+    grad = workspace("grad", (groups, geometry.group_out, channels, geometry.kernel[0], rest))
+    for taps, part in zip(plan.taps, turned, strict=True):
+        part = xp.reshape(part, (groups, geometry.group_out, channels, taps[1] - taps[0], rest))
+        grad = backend.write(grad, (ALL, ALL, ALL, slice(*taps), ALL), part)
+    return xp.reshape(grad, target.shape)
+
+
+def _rows(geometry: Geometry, block: Block, taps: Range) -> slice:
+    """Return the rows of these taps' columns that belong to a block's channels."""
+    first, end = block.channels
+    deep = (taps[1] - taps[0]) * geometry.other_taps
+    return slice(first * deep, end * deep)
+
+
+def _values(backend: Backend, dout: Array, block: Block, workspace: Workspace, small: bool = False) -> Array:
+    """Return a block of the output's gradient as a matrix (g, f, l), in the order of columns, or of `small` ones."""
+    xp = backend.xp
+    part = dout[(slice(*block.samples), slice(*block.groups), ALL, *(slice(*side) for side in block.box))]
+    if block.counts[0] == 1:
+        return xp.reshape(part[0, ...], (*part.shape[1:3], block.length))
+    first, second = (0, 3) if small else (3, 0)
+    part = xp.permute_dims(part, (1, 2, first, second, *range(4, part.ndim)))
+    values = backend.write(workspace("values", part.shape), (...,), part)
+    return xp.reshape(values, (*part.shape[:2], block.length))

@@ -1,0 +1,127 @@
+"""The transforms of `winograd`: to the places of tiles, and back.
+
+Axes, in this order: places in a tile, one axis for each dimension of kernel 3, the first of which is the lead; g
+groups; c channels or f filters of a group; tiles (T1, n, T2, ..., Td) with n samples, flattened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..backends import Array, Backend, Workspace
+from ..spec.geometry import Geometry
+from ..spec.ranges import ALL, Index, Range, cut
+from .columns import Block, gather
+from .winograd_tiles import tiling
+
+G = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
+"""What takes three taps to the four places of a tile."""
+FILTERS = 1 << 14
+"""Filters of a channel to a block: their places stay in cache."""
+
+Row = Callable[[Backend, Array, Index, Array, Array, int, int], Array]
+"""Sets an array to one row of a transform: `input_row` or `output_row`."""
+
+
+def split(halves: Geometry, backend: Backend, cells: Array, block: Block, workspace: Workspace) -> Array:
+    """Split cells into the even and the odd along each dimension of kernel 3: (2, ..., 2, g, c, tiles)."""
+    strips = backend.xp.permute_dims(gather(halves, backend, cells, block, workspace), (0, 3, 1, 2, 4))
+    return backend.xp.reshape(strips, (*(n for n in halves.kernel if n == 2), *strips.shape[2:]))
+
+
+def spread(backend: Backend, row: Row, halves: Array, aheads: tuple[int, ...], workspace: Workspace) -> Array:
+    """Transform halves to the places of tiles along all dimensions but the lead: (2, 4 * ... * 4, g, c, tiles)."""
+    for axis, ahead in enumerate(aheads[1:], start=1):
+        before = (ALL,) * axis
+        even, odd = halves[(*before, 0, ...)], halves[(*before, 1, ...)]
+        halves = workspace(f"spread {axis}", (*halves.shape[:axis], 4, *halves.shape[axis + 1 :]))
+        for place in range(4):
+            halves = row(backend, halves, (*before, place), even, odd, ahead, place)
+        if ahead:  # the last tiles are the ones too many: no tile lies ahead of them
+            halves = backend.write(halves, (..., slice(-ahead, None)), 0.0)
+    return backend.xp.reshape(halves, (2, -1, *halves.shape[-3:]))
+
+
+def led_by(
+    backend: Backend, row: Row, halves: Array, lead: int, length: int, ahead: int, workspace: Workspace
+) -> Array:
+    """Transform halves to one place of the lead: (4 * ... * 4, g, c, tiles), with `length` tiles."""
+    led = workspace("led", (*halves.shape[1:-1], length))
+    led = row(backend, led, (), halves[0, ...], halves[1, ...], ahead, lead)
+    reached = halves.shape[-1] - ahead
+    return led if reached == length else backend.write(led, (..., slice(reached, None)), 0.0)
+
+
+def input_row(backend: Backend, target: Array, index: Index, even: Array, odd: Array, ahead: int, place: int) -> Array:
+    """Set `target[index]` to one row of B^T times tiles: their even and odd cells, and those one tile ahead."""
+    count = even.shape[-1] - ahead
+    here, there, into = (..., slice(count)), (..., slice(ahead, None)), (*index, ..., slice(count))
+    if place == 0:
+        return backend.elementwise("subtract", target, into, even[here], even[there])
+    if place == 1:
+        return backend.elementwise("add", target, into, odd[here], even[there])
+    if place == 2:
+        return backend.elementwise("subtract", target, into, even[there], odd[here])
+    return backend.elementwise("subtract", target, into, odd[there], odd[here])
+
+
+def output_row(backend: Backend, target: Array, index: Index, even: Array, odd: Array, ahead: int, place: int) -> Array:
+    """Set `target[index]` to one row of A times tiles: their even and odd outputs."""
+    into = (*index, ...)
+    if place in (0, 3):
+        return backend.write(target, into, odd if place else even)
+    return backend.elementwise("add" if place == 1 else "subtract", target, into, even, odd)
+
+
+def folded(backend: Backend, sums: Array, dims: int, workspace: Workspace) -> Array:
+    """Multiply by A^T along all dimensions but the lead: (2, 2, ..., 2, g, f, tiles)."""
+    sums = backend.xp.reshape(sums, (2, *(4,) * (dims - 1), *sums.shape[2:]))
+    for axis in range(1, dims):
+        before = (ALL,) * axis
+        first, second, third, fourth = (sums[(*before, place, ...)] for place in range(4))
+        sums = workspace("led" if axis % 2 else "strips", (*sums.shape[:axis], 2, *sums.shape[axis + 1 :]))
+        half = workspace("spread 1", second.shape)
+        half = backend.elementwise("add", half, (...,), second, third)
+        sums = backend.elementwise("add", sums, (*before, 0, ...), first, half)
+        half = backend.elementwise("subtract", half, (...,), second, third)
+        sums = backend.elementwise("add", sums, (*before, 1, ...), half, fourth)
+    return sums
+
+
+def filters_at_places(geometry: Geometry, backend: Backend, least: int, w: Array) -> Array:
+    """Multiply the filters by G: (4, 4 * ... * 4, G, f, c)."""
+    xp, inner = backend.xp, tiling(geometry).inner
+    columns = xp.permute_dims(xp.reshape(w, (-1, geometry.taps)), (1, 0))
+    matrix = matrix_of(geometry, backend, w)
+
+    def compute(part: Range, target: Array, workspace: Workspace) -> Array:
+        return backend.product(matrix, columns[:, slice(*part)], target)
+
+    parts = [((ALL, slice(*part)), part) for part in cut(columns.shape[1], FILTERS, least)]
+    places = backend.empty((matrix.shape[0], columns.shape[1]), like=w)
+    # As blocks of the whole: BLAS's own threads, once woken, would go on spinning beside the blocks that come next.
+    places = backend.fill(places, parts, compute, least)
+    return xp.reshape(places, (4, inner, geometry.groups, geometry.group_out, geometry.group_in))
+
+
+def weights_of_places(geometry: Geometry, backend: Backend, least: int, places: Array) -> Array:
+    """Multiply by G^T, the adjoint of `filters_at_places`."""
+    xp, matrix = backend.xp, matrix_of(geometry, backend, places)
+    columns = xp.permute_dims(xp.reshape(places, (matrix.shape[0], -1)), (1, 0))
+
+    def compute(part: Range, target: Array, workspace: Workspace) -> Array:
+        return backend.product(columns[slice(*part), :], matrix, target)
+
+    parts = [((slice(*part), ALL), part) for part in cut(columns.shape[0], FILTERS, least)]
+    grad = backend.empty((columns.shape[0], matrix.shape[1]), like=places)
+    grad = backend.fill(grad, parts, compute, least)
+    return xp.reshape(grad, geometry.w_shape)
+
+
+def matrix_of(geometry: Geometry, backend: Backend, like: Array) -> Array:
+    """G along all dimensions of kernel 3 at once: (4 * ... * 4, taps)."""
+    rows = [[1.0]]
+    for kernel in geometry.kernel:
+        if kernel == 3:
+            rows = [[a * b for a in row for b in of_tap] for row in rows for of_tap in G]
+    return backend.asarray(rows, dtype=like.dtype, device=backend.device_of(like))
