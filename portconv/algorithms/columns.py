@@ -81,12 +81,12 @@ class Strips:
     def remainders(self) -> tuple[int, ...]:
         """What the first dimension's taps leave when divided by the stride: a lane for each.
 
-        Empty where taps are so far apart that their rows hardly overlap: each then has a lane of its own.
+        Empty where taps are so far apart that their rows hardly overlap: each then has a lane for itself.
         """
         taps, stride = self.geometry.kernel[0], self.geometry.stride[0]
-        found = sorted({tap * self.geometry.dilation[0] % stride for tap in range(taps)})
+        remainders = sorted({tap * self.geometry.dilation[0] % stride for tap in range(taps)})
         rows = self._outputs + (taps - 1) * self.geometry.dilation[0] // stride
-        return tuple(found) if len(found) * rows < taps * self._outputs else ()
+        return tuple(remainders) if len(remainders) * rows < taps * self._outputs else ()
 
     @cached_property
     def lanes(self) -> int:
@@ -147,12 +147,12 @@ class Strips:
         return self.box[0][1] - self.box[0][0]
 
     def shape(self, block: Block) -> tuple[int, ...]:
-        """The strips of a block: (lanes, g, c, K2, ..., Kd, P1, n, P2, ..., Pd)."""
+        """Return the strips of a block: (lanes, g, c, K2, ..., Kd, P1, n, P2, ..., Pd)."""
         n, g, c = block.counts
         return (self.lanes, g, c, *self.geometry.kernel[1:], self.sizes[0], n, *self.sizes[1:])
 
     def elements(self, block: Block) -> int:
-        """Elements of the strips of a block."""
+        """Return the elements of the strips of a block."""
         return math.prod(self.shape(block))
 
 
@@ -196,7 +196,7 @@ def gather(geometry: Geometry, backend: Backend, x: Array, block: Block, workspa
 def columns_of(
     geometry: Geometry, backend: Backend, strips: Array, block: Block, taps: Range, workspace: Workspace
 ) -> Array:
-    """Give the columns of some taps of the first dimension: (g, c * taps * K2 * ... * Kd, l); several are copied."""
+    """Return the columns of some taps of the first dimension: (g, c * taps * K2 * ... * Kd, l); several are copied."""
     xp = backend.xp
     _, g, c = block.counts
     runs, rest = _runs(geometry, block, taps), geometry.other_taps
@@ -210,7 +210,7 @@ def columns_of(
 
 
 def no_strips(geometry: Geometry, backend: Backend, block: Block, workspace: Workspace) -> Array:
-    """Give strips of zeros, to add columns on to."""
+    """Return strips of zeros, to add columns on to."""
     plan = strips_of(geometry, block.box)
     return _flat(geometry, backend, backend.zeroed(workspace("strips", plan.shape(block))), block, plan)
 
@@ -243,7 +243,7 @@ def scatter(geometry: Geometry, backend: Backend, strips: Array, grad: Array, bl
 
 
 def _runs(geometry: Geometry, block: Block, taps: Range) -> list[tuple[int, slice]]:
-    """For each of these taps of the first dimension, the lane and the run of it that are its columns."""
+    """Return, for each of these taps of the first dimension, the lane and the run of it that are its columns."""
     across = block.length // block.rows
     reads = strips_of(geometry, block.box).reads[slice(*taps)]
     return [(lane, slice(first * across, first * across + block.length)) for lane, first in reads]

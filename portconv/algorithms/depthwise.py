@@ -108,13 +108,13 @@ class Depthwise(Algorithm):
             grad = backend.zeroed(target)
             for task in stack:
                 lines = task.lines
-                laid = planes.laid(backend, values, task, workspace)
+                grads = planes.grads_at_places(backend, values, task, workspace)
                 strips = workspace("strips of taps", lines.strips)
                 if len(parts) > 1 or lines.length < lines.strips[3]:
                     strips = backend.zeroed(strips)
                 for filters, row in parts:
                     product = workspace("product", (lines.sums[0], lines.sums[1], filters.shape[2], lines.length))
-                    product = backend.product(filters[groups, ...], laid, product)
+                    product = backend.product(filters[groups, ...], grads, product)
                     put = backend.add if len(parts) > 1 else backend.write
                     strips = put(strips, (ALL, planes.which(lines, row), ALL, slice(lines.length)), product)
                 cells = xp.reshape(no_strips(planes.phases, backend, task.reads, workspace), lines.planes)
@@ -141,12 +141,13 @@ class Depthwise(Algorithm):
             put = backend.write
             for task in tasks:
                 lines = task.lines
-                laid = xp.permute_dims(planes.laid(backend, values, task, workspace), (0, 1, 3, 2))
+                grads = planes.grads_at_places(backend, values, task, workspace)
+                grads = xp.permute_dims(grads, (0, 1, 3, 2))
                 strips = _strips(backend, planes, cells, task, workspace)
                 for taps in planes.parts(backend):
                     read = _read(backend, planes, strips, lines, taps)
                     product = workspace("product", (lines.sums[0], lines.sums[1], read.shape[2], geometry.group_out))
-                    product = backend.product(read, laid, product)
+                    product = backend.product(read, grads, product)
                     product = product[:, 0, ...] if lines.sums[1] == 1 else xp.sum(product, axis=1)
                     shape = (lines.sums[0], geometry.group_out, *planes.kernel(taps))
                     product = xp.reshape(xp.permute_dims(product, (0, 2, 1)), shape)

@@ -65,11 +65,11 @@ def count_workspace(kind: str, geometry: Geometry, plan: Planes) -> int:
     # A product by itself where the array library takes the first dimension's taps one by one.
     if kind == "forward":
         return planes + strips + filters * whole * (2 if len(plan.single) > 1 else 1)
-    laid = 0 if plan.lays.pointwise and samples == 1 else filters * whole
+    grads = 0 if plan.places.pointwise and samples == 1 else filters * whole
     if kind == "input_grad":
-        return planes + strips + whole * plan.taps + laid
+        return planes + strips + whole * plan.taps + grads
     parts = plan.sums * geometry.weights if plan.sums > 1 else 0
-    return planes + strips + laid + 2 * groups * lines.sums[1] * geometry.taps * filters + parts
+    return planes + strips + grads + 2 * groups * lines.sums[1] * geometry.taps * filters + parts
 
 
 def cut_planes(kind: str, geometry: Geometry, budget: Budget, elements: int) -> Planes:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from ..backends import Array, Backend, Workspace
 from ..spec.geometry import Geometry
 from ..spec.ranges import ALL, Index, Range, pieces
+from .budget import longest
 from .columns import Block, gather
 
 
@@ -111,7 +112,7 @@ class Planes:
         return replace(self.geometry, out_channels=self.geometry.groups, kernel=counts, stride=stride, dilation=ones)
 
     @cached_property
-    def lays(self) -> Geometry:
+    def places(self) -> Geometry:
         """The outputs with the places left out after them, as a convolution of kernel 1 reads them."""
         ones, none = (1,) * self.geometry.dims, (0,) * self.geometry.dims
         return replace(
@@ -122,11 +123,11 @@ class Planes:
             stride=ones,
             dilation=ones,
             before=none,
-            after=(0, *self.most[1:]),
+            after=(0, *self.last_shift[1:]),
         )
 
     @cached_property
-    def most(self) -> tuple[int, ...]:
+    def last_shift(self) -> tuple[int, ...]:
         """How far the last tap is moved along each dimension."""
         sides = zip(self.geometry.kernel, self.geometry.dilation, self.geometry.stride, strict=True)
         return tuple((k - 1) * d // s for k, d, s in sides)
@@ -134,7 +135,7 @@ class Planes:
     @cached_property
     def across(self) -> tuple[int, ...]:
         """Places along all dimensions but the first."""
-        return tuple(n + q for n, q in zip(self.geometry.out[1:], self.most[1:], strict=True))
+        return tuple(n + q for n, q in zip(self.geometry.out[1:], self.last_shift[1:], strict=True))
 
     @cached_property
     def taps(self) -> int:
@@ -152,26 +153,26 @@ class Planes:
         return pieces(self.geometry.kernel[0], 1) if self.rows else ((0, self.geometry.kernel[0]),)
 
     def parts(self, backend: Backend) -> tuple[Range, ...]:
-        """The first dimension's taps that one product takes together: all of them where windows may be views."""
+        """Return the first dimension's taps that one product takes together: all of them where windows may be views."""
         return ((0, self.geometry.kernel[0]),) if backend.strided else self.single
 
     def kernel(self, taps: Range) -> tuple[int, ...]:
-        """The sizes of a kernel with these taps of the first dimension alone."""
+        """Return the sizes of a kernel with these taps of the first dimension alone."""
         return (taps[1] - taps[0], *self.geometry.kernel[1:])
 
     def filters(self, backend: Backend, w: Array, taps: Range) -> Array:
-        """The filters of these taps of the first dimension: (G, 1, f, t)."""
+        """Return the filters of these taps of the first dimension: (G, 1, f, t)."""
         w = backend.xp.reshape(w, (self.geometry.groups, self.geometry.group_out, *self.geometry.kernel))
         shape = (self.geometry.groups, 1, self.geometry.group_out, math.prod(self.kernel(taps)))
         return backend.xp.reshape(w[:, :, slice(*taps), ...], shape)
 
     def which(self, lines: Lines, taps: Range) -> slice:
-        """The lines that one tap of the first dimension reads."""
+        """Return the lines that one tap of the first dimension reads."""
         stride = self.geometry.stride[0]
         return slice(taps[0], taps[0] + (lines.sums[1] - 1) * stride + 1, stride) if self.rows else ALL
 
     def stacks(self) -> Iterator[tuple[Block, ...]]:
-        """The blocks of the same samples and groups, one stack after the other."""
+        """Return the blocks of the same samples and groups, one stack after the other."""
         across = math.prod(self.geometry.out[1:])
         full = tuple((0, n) for n in self.geometry.out[1:])
         for samples, groups in product(self.samples, self.groups):
@@ -181,41 +182,43 @@ class Planes:
             )
 
     def writes(self, block: Block) -> Index:
-        """The outputs of a block, as an index of arrays (N, G, F, *P)."""
+        """Return the outputs of a block, as an index of arrays (N, G, F, *P)."""
         return (slice(*block.samples), slice(*block.groups), ALL, *(slice(*side) for side in block.box))
 
     def reach(self, rows: int) -> int:
-        """How many rows of the phases so many rows of outputs read."""
-        return (rows - 1) * self.geometry.stride[0] + self.geometry.kernel[0] if self.rows else rows + self.most[0]
+        """Return how many rows of the phases so many rows of outputs read."""
+        if not self.rows:
+            return rows + self.last_shift[0]
+        return (rows - 1) * self.geometry.stride[0] + self.geometry.kernel[0]
 
     def reads(self, block: Block) -> Block:
-        """The places that a block's taps read, in the phases."""
+        """Return the places that a block's taps read, in the phases."""
         start = block.box[0][0] * (self.geometry.stride[0] if self.rows else 1)
         return self._block(block, start, start + self.reach(block.rows))
 
     def _block(self, block: Block, start: int, end: int) -> Block:
-        """The places of these rows."""
+        """Return the places of these rows."""
         across = math.prod(self.across)
         box = ((start, end), *((0, n) for n in self.across))
         return replace(block, run=(start * across, end * across), box=box)
 
-    def laid(self, backend: Backend, values: Array, task: Task, workspace: Workspace) -> Array:
-        """A block of the output's gradient at its places, and zeros in those left out: (g, h, f, l)."""
+    def grads_at_places(self, backend: Backend, values: Array, task: Task, workspace: Workspace) -> Array:
+        """Return a block of the output's gradient at its places, and zeros in those left out: (g, h, f, l)."""
 
         def of_dout(purpose: str, shape: tuple[int, ...], dtype: object = None) -> Array:
             return workspace(f"{purpose} of dout", shape, dtype)
 
         block, (groups, lines, filters, line) = task.block, task.lines.sums
         places = replace(self._block(block, *block.box[0]), channels=(0, filters))
-        laid = gather(self.lays, backend, values, places, of_dout)
-        laid = backend.xp.reshape(laid, (groups, filters, lines, line))
-        return backend.xp.permute_dims(laid, (0, 2, 1, 3))[task.lines.places]
+        grads = gather(self.places, backend, values, places, of_dout)
+        grads = backend.xp.reshape(grads, (groups, filters, lines, line))
+        return backend.xp.permute_dims(grads, (0, 2, 1, 3))[task.lines.places]
 
     def lines(self, n: int, groups: int, rows: int) -> Lines:
         """Describe blocks of so many samples, groups and rows of outputs."""
         across, read, filters = n * math.prod(self.across), self.reach(rows), self.geometry.group_out
         count, line, of_strips = (rows, across, read) if self.rows else (1, rows * across, 1)
-        length = line - sum(q * self._step(dim, 1) for dim, q in enumerate(self.most) if dim)
+        length = line - sum(q * self._step(dim, 1) for dim, q in enumerate(self.last_shift) if dim)
         wide = read * across // of_strips
         # A stride that no second line takes may be too large for an array's steps.
         down = self.geometry.stride[0] if count > 1 else 1
@@ -241,44 +244,40 @@ class Planes:
         )
 
     def copies(self, n: int) -> tuple[tuple[Index, Index], ...]:
-        """For each tap, its part of the strips, and what that is of planes with n samples."""
-        found: list[tuple[Index, Index]] = []
+        """Return, for each tap, its part of the strips, and what that is of planes with n samples."""
+        copies: list[tuple[Index, Index]] = []
         for tap, (lane, inner, shift) in enumerate(self.layout(n)):
             moved = (lane, ALL, inner, ALL, slice(shift, None))
-            found.append(((ALL, ALL, tap, slice(-shift if shift else None)), moved))
-        return tuple(found)
+            copies.append(((ALL, ALL, tap, slice(-shift if shift else None)), moved))
+        return tuple(copies)
 
     def planes(self, block: Block) -> int:
-        """Elements of a block's planes, over all phases, for each group."""
+        """Return the elements of a block's planes, over all phases, for each group."""
         return self.phases.taps * self.reach(block.rows) * block.counts[0] * math.prod(self.across)
 
     def largest(self) -> Block:
-        """A block as large as any."""
-
-        def most(ranges: tuple[Range, ...]) -> Range:
-            return 0, max((end - start for start, end in ranges), default=0)
-
+        """Return a block as large as any."""
         full = tuple((0, n) for n in self.geometry.out[1:])
-        rows = most(pieces(self.geometry.out[0], self.height))
-        return Block(most(self.samples), most(self.groups), (0, 1), (0, 0), (rows, *full))
+        rows = longest(pieces(self.geometry.out[0], self.height))
+        return Block((0, longest(self.samples)), (0, longest(self.groups)), (0, 1), (0, 0), ((0, rows), *full))
 
     def layout(self, n: int) -> tuple[tuple[int, int, int], ...]:
-        """Where taps read in planes of n samples: the lane of a phase, its place there, and how far they are moved."""
+        """Return where taps read in planes of n samples: the lane of a phase, its place there, and their shift."""
         sides = zip(self.geometry.kernel, self.geometry.dilation, self.geometry.stride, strict=True)
         reads = [[(tap * d % s, self._moved(dim, tap, n)) for tap in range(k)] for dim, (k, d, s) in enumerate(sides)]
         if self.rows:
             reads[0] = [(0, 0)]
-        found = []
-        for own in product(*reads):
-            (lane, _), *others = own
+        places = []
+        for taps in product(*reads):
+            (lane, _), *others = taps
             inner = 0
             for count, (phase, _) in zip(self.phases.kernel[1:], others, strict=True):
                 inner = inner * count + phase
-            found.append((lane, inner, sum(moved for _, moved in own)))
-        return tuple(found)
+            places.append((lane, inner, sum(moved for _, moved in taps)))
+        return tuple(places)
 
     def _moved(self, dim: int, tap: int, n: int) -> int:
-        """How far a tap of a dimension is moved, with n samples."""
+        """Return how far a tap of a dimension is moved, with n samples."""
         return tap * self.geometry.dilation[dim] // self.geometry.stride[dim] * self._step(dim, n)
 
     def _step(self, dim: int, n: int) -> int:
@@ -288,7 +287,7 @@ class Planes:
 
 @lru_cache(maxsize=64)
 def tasks_of(planes: Planes) -> tuple[tuple[Task, ...], ...]:
-    """The blocks of the same samples and groups, one stack after the other."""
+    """Return the blocks of the same samples and groups, one stack after the other."""
     lines, copies = cache(planes.lines), cache(planes.copies)
     stacks = []
     for stack in planes.stacks():

@@ -70,9 +70,9 @@ class Spectra:
         into = workspace("products", shape, self.dtype)
         if not self.tiling.mixed:
             return self.backend.elementwise("multiply", into, (...,), inputs, filters[:, :, 0, ...])
-        turned = self._points_first(inputs, workspace, "x")
-        products = workspace("products at points", (*turned.shape[:3], count), self.dtype)
-        products = self.backend.product(turned, xp.permute_dims(filters, (0, 1, 3, 2)), products)
+        reordered = self._points_first(inputs, workspace, "x")
+        products = workspace("products at points", (*reordered.shape[:3], count), self.dtype)
+        products = self.backend.product(reordered, xp.permute_dims(filters, (0, 1, 3, 2)), products)
         products = xp.reshape(xp.permute_dims(products, (2, 1, 3, 0)), shape)
         return self.backend.write(into, (...,), products)
 
@@ -108,14 +108,14 @@ class Spectra:
                 side, axis = tiling.sides[dim], 3 + dim
                 step, before = -tiling.geometry.dilation[dim], (ALL,) * axis
                 shape = (*array.shape[:axis], side.points, *array.shape[axis + 1 :])
-                laid = backend.zeroed(workspace(f"filters {dim}", shape, array.dtype))
+                placed = backend.zeroed(workspace(f"filters {dim}", shape, array.dtype))
                 for taps, points in runs_of(side.offset, step, tiling.geometry.kernel[dim], side.points):
-                    turned = backend.xp.flip(array[(*before, slice(*taps), ...)], axis=axis)
-                    laid = backend.write(laid, (*before, points, ...), turned)
+                    flipped = backend.xp.flip(array[(*before, slice(*taps), ...)], axis=axis)
+                    placed = backend.write(placed, (*before, points, ...), flipped)
                 kind = "rfft" if self.real and dim == dims - 1 else "fft"
                 size = (*array.shape[:axis], self.sizes[dim], *array.shape[axis + 1 :])
                 into = workspace(f"spectrum of filters {dim}", size, self.dtype)
-                array = backend.transform(kind, laid, side.points, axis, into)
+                array = backend.transform(kind, placed, side.points, axis, into)
             if tiling.mixed:
                 array = backend.xp.reshape(array, (*array.shape[:3], -1))
                 array = backend.xp.permute_dims(array, (3, 0, 1, 2))

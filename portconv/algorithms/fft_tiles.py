@@ -87,13 +87,13 @@ class Tiling:
 
     @cached_property
     def tiles(self) -> tuple[Tile, ...]:
-        found = []
+        tiles = []
         for parts in product(*(side.tiles for side in self.sides)):
             outputs = tuple(slice(*part[0]) for part in parts)
             cells = tuple(slice(*part[1]) for part in parts)
             inside = tuple(slice(at, at + end - start) for _, (start, end), at in parts)
-            found.append(Tile(outputs, cells, inside))
-        return tuple(found)
+            tiles.append(Tile(outputs, cells, inside))
+        return tuple(tiles)
 
     def blocks(self, held: Range) -> Iterator[tuple[Range, Range, Tile]]:
         """Samples, groups and a tile: all of those of some groups."""
@@ -113,14 +113,14 @@ class Tiling:
         return math.prod(side.points for side in self.sides)
 
     def shares(self, held: Range) -> list[tuple[int, Range, tuple[tuple[Range, Range, Tile], ...]]]:
-        """The blocks of some groups, as a partial sum, its groups, and its blocks."""
-        found: dict[tuple[int, Range], list[tuple[Range, Range, Tile]]] = {}
+        """Return the blocks of some groups, as a partial sum, its groups, and its blocks."""
+        shares: dict[tuple[int, Range], list[tuple[Range, Range, Tile]]] = {}
         parts = pieces(self.geometry.batch, self.samples)
         sums = cut(len(parts), len(parts), self.sums)[: self.sums]
         which = {parts[at]: i for i, (start, end) in enumerate(sums) for at in range(start, end)}
         for block in self.blocks(held):
-            found.setdefault((which[block[0]], block[1]), []).append(block)
-        return [(i, groups, tuple(blocks)) for (i, groups), blocks in found.items()]
+            shares.setdefault((which[block[0]], block[1]), []).append(block)
+        return [(i, groups, tuple(blocks)) for (i, groups), blocks in shares.items()]
 
 
 def count_work(kind: str, geometry: Geometry, plan: Tiling, workspace: int) -> Work:
@@ -188,11 +188,11 @@ def cut_tiles(geometry: Geometry, budget: Budget, elements: int) -> Tiling:
     each = points * (geometry.group_in + 2 * geometry.group_out) * 2
     filters = 2 * points * geometry.group_in * geometry.group_out
     held = pieces(geometry.groups, budget.workspace_elements // 4 // filters)
-    most, least = max(1, elements // each), budget.least_blocks
+    planes, least = max(1, elements // each), budget.least_blocks
     tiles = math.prod(len(side.tiles) for side in sides)
     # Groups first: a block of few samples has its filters in cache.
-    groups = min(most, held[0][1], max(1, -(-geometry.groups * geometry.batch * tiles // least)))
-    samples = max(1, min(geometry.batch, most // groups))
+    groups = min(planes, held[0][1], max(1, -(-geometry.groups * geometry.batch * tiles // least)))
+    samples = max(1, min(geometry.batch, planes // groups))
     shares = -(-geometry.groups // groups)
     return Tiling(geometry, sides, held, samples, groups, elements, max(1, min(-(-least // shares), geometry.batch)))
 
@@ -236,7 +236,7 @@ def _cost(points: int, tiles: int) -> float:
 
 def smooth_size(least: int) -> int:
     """Find the first number from `least` on without prime factors beyond 5, which transforms are fast at."""
-    if least > 1 << 24:  # where such numbers are rare
+    if least > 1 << 24:  # where other such numbers are too far apart to look for
         return 1 << (least - 1).bit_length()
     while True:
         rest = least

@@ -22,7 +22,7 @@ def by_positions(cut: Cut, x: Array, w: Array, b: Array | None) -> Array:
 
     def compute(block: Block, target: Array, workspace: Workspace) -> Array:
         samples, groups, _ = block.counts
-        # Of the block's own cells: where rows do not follow one another in memory, this is a copy of them.
+        # Of the cells of the block: where rows do not follow one another in memory, this is a copy of them.
         part = cells[(slice(*block.samples), slice(*block.groups), ALL, *(slice(*side) for side in block.box))]
         part = xp.reshape(part, (samples, groups, geometry.group_in, -1))
         value = backend.product(filters[None, slice(*block.groups), ...], part, target)

@@ -72,7 +72,7 @@ def weight_grad_by_blocks(cut: Cut, dout: Array, x: Array) -> Array:
                     columns = block_columns(geometry, backend, x, block, workspace)
                 else:
                     columns = columns_of(geometry, backend, strips, block, taps, workspace)
-                # BLAS is faster with the larger side first; the sums of the others are turned at the end.
+                # BLAS is faster with the larger side first; the sums of the others are transposed at the end.
                 first, second = (values, columns) if _filters_first(geometry, taps, channels) else (columns, values)
                 second = xp.permute_dims(second, (0, 2, 1))
                 shape = (groups, first.shape[1], second.shape[2])
@@ -112,14 +112,14 @@ def _joined(cut: Cut, sums: list[Array], target: Array, counts: tuple[int, int],
     """Put the sums of ranges of taps, for so many groups and channels, side by side as `target` has them."""
     geometry, backend, plan, _ = cut
     xp, (groups, channels), rest = backend.xp, counts, geometry.other_taps
-    turned = [
+    parts = [
         part if _filters_first(geometry, taps, channels) else xp.permute_dims(part, (0, 2, 1))
         for taps, part in zip(plan.taps, sums, strict=True)
     ]
-    if len(turned) == 1:
-        return turned[0]
+    if len(parts) == 1:
+        return parts[0]
     grad = workspace("grad", (groups, geometry.group_out, channels, geometry.kernel[0], rest))
-    for taps, part in zip(plan.taps, turned, strict=True):
+    for taps, part in zip(plan.taps, parts, strict=True):
         part = xp.reshape(part, (groups, geometry.group_out, channels, taps[1] - taps[0], rest))
         grad = backend.write(grad, (ALL, ALL, ALL, slice(*taps), ALL), part)
     return xp.reshape(grad, target.shape)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from ..backends import Backend
 from ..spec.geometry import Geometry
 from ..spec.ranges import ALL, Index, Range, boxes, cut, largest, pieces
-from .budget import Budget, Work, copied, narrow
+from .budget import Budget, Work, copied, longest, narrow
 from .columns import Block, strips_of
 from .window_views import can_be_viewed, has_few_cells
 
@@ -21,11 +21,11 @@ FEWEST_COLUMNS = 64
 FEWEST_ROWS = 128
 """With fewer rows a product spends its time on its result, so that several taps are then taken together."""
 POINTWISE_COLUMNS = 128
-"""From so many positions on, a 1x1 layer needs no columns at all: each sample is its own right-hand side."""
+"""From so many positions on, a 1x1 layer needs no columns at all: each sample is a right-hand side as it lies."""
 AT_ONCE = 5
 """Calls of a product of few cells."""
 LIBRARY_THREADS = 0.7
-"""The time of a product on the library's own threads, which wait awake, over its time on threads in blocks."""
+"""The time of a product on the threads of the library, which wait awake, over its time on threads in blocks."""
 REUSE = 16
 """Positions a filter must serve for each of its kind before reordering the filters costs less than copying columns."""
 
@@ -91,18 +91,13 @@ class Cut(NamedTuple):
     least_blocks: int
 
 
-def longest(ranges: tuple[Range, ...]) -> int:
-    """Return the length of the longest range."""
-    return max((end - start for start, end in ranges), default=0)
-
-
 def least_blocks(budget: Budget) -> int:
     """Return the fewest blocks to cut a product into."""
     return 1 if budget.library_threads else budget.least_blocks
 
 
 def is_positionwise(geometry: Geometry) -> bool:
-    """Return whether each sample is its own columns: of a 1x1 layer with enough positions."""
+    """Return whether samples are columns as they lie: of a 1x1 layer with enough positions."""
     return geometry.pointwise and geometry.positions >= POINTWISE_COLUMNS
 
 
@@ -126,7 +121,7 @@ def count_work(kind: str, geometry: Geometry, budget: Budget, plan: Plan, worksp
     block, rest = plan.largest_block, geometry.other_taps
     samples, groups, channels = block.counts
     cells = geometry.batch * geometry.positions
-    row, most, positionwise = geometry.out[-1], plan.most_taps, is_positionwise(geometry)
+    row, together, positionwise = geometry.out[-1], plan.most_taps, is_positionwise(geometry)
     elements, calls = _columns_work(geometry, plan)
     outputs, row = geometry.out_channels * cells, geometry.positions if plan.small else row
     if kind == "forward":
@@ -136,10 +131,10 @@ def count_work(kind: str, geometry: Geometry, budget: Budget, plan: Plan, worksp
         # What is gathered forward is zeroed and added up here.
         elements *= 2
         elements += 0 if samples == 1 else copied(outputs, row)
-        lines = geometry.group_in * most * rest
+        lines = geometry.group_in * together * rest
     else:
         elements += 0 if samples == 1 else copied(outputs, row)
-        lines = min(geometry.group_out, geometry.group_in * most * rest)
+        lines = min(geometry.group_out, geometry.group_in * together * rest)
     calls += 4 + 3 * len(plan.taps)
     shape = {"samples": samples, "groups": groups, "channels": channels, "positions": block.run[1]}
     count = len(plan.samples) * len(plan.groups) * len(plan.channels)
@@ -174,8 +169,8 @@ def count_workspace(kind: str, geometry: Geometry, plan: Plan) -> int:
     """Count the elements of workspace: of a block, and of what all blocks share."""
     block = plan.largest_block
     samples, groups, channels = block.counts
-    rest, outputs, most = geometry.other_taps, groups * geometry.group_out * block.length, plan.most_taps
-    columns = groups * channels * most * rest * block.length if most > 1 or kind == "input_grad" else 0
+    rest, outputs, together = geometry.other_taps, groups * geometry.group_out * block.length, plan.most_taps
+    columns = groups * channels * together * rest * block.length if together > 1 or kind == "input_grad" else 0
     bare = geometry.pointwise and samples == 1
     strips = 0 if bare and kind != "input_grad" else strips_of(geometry, block.box).elements(block)
     if plan.small:
@@ -190,7 +185,7 @@ def count_workspace(kind: str, geometry: Geometry, plan: Plan) -> int:
     if kind == "input_grad":
         return strips + columns + values + copies
     weights = groups * geometry.group_out * channels * rest
-    sums = weights * geometry.kernel[0] * (2 if len(plan.taps) > 1 else 1) + weights * most
+    sums = weights * geometry.kernel[0] * (2 if len(plan.taps) > 1 else 1) + weights * together
     parts = plan.sums * geometry.weights if plan.sums > 1 else 0
     return strips + columns + values + sums + parts
 
@@ -255,7 +250,7 @@ def _block_sizes(
     groups, channels, together = rows
     enough = budget.fast_columns
     if is_positionwise(geometry):
-        positions, most = geometry.positions, elements // channels
+        positions, columns = geometry.positions, elements // channels
     else:
         height = groups * channels * geometry.other_taps * together
         positions = elements // height
@@ -264,15 +259,15 @@ def _block_sizes(
         reach = (geometry.kernel[0] - 1) * geometry.dilation[0]
         lines = max(1, positions // across) * min(geometry.stride[0], geometry.kernel[0]) + reach
         strips = height // together * min(across, max(1, positions)) * lines
-        positions = most = max(_fewest_columns(elements), min(positions, positions * 4 * elements // strips))
+        positions = columns = max(_fewest_columns(elements), min(positions, positions * 4 * elements // strips))
     if budget.summed_positions and kind == "weight_grad":
         short = budget.summed_positions
-        positions, most, enough = min(positions, short), min(most, short), min(enough, short)
+        positions, columns, enough = min(positions, short), min(columns, short), min(enough, short)
     if is_positionwise(geometry) and kind != "weight_grad":
         return positions, geometry.batch
     if 2 * geometry.positions <= enough:
         # What several samples share is copied in short rows, and wants blocks to be larger.
-        return positions, min(most // geometry.positions, -(-2 * enough // geometry.positions))
+        return positions, min(columns // geometry.positions, -(-2 * enough // geometry.positions))
     return positions, 1  # because what several samples share is copied once more
 
 

@@ -17,7 +17,7 @@ Tiles of four inputs overlap by half, so the input is split into its even and od
 another and to themselves one tile ahead: long runs of memory, whatever the sizes are (see `winograd_tiles`). Runs read
 on over the end of a row, into tiles too many; what comes of those is left out, or meets a zero, in the end.
 
-Each output is made of the cells of its own window. But transforms add up what a plain sum would multiply first: there
+Each output is made of the cells of one window. But transforms add up what a plain sum would multiply first: there
 infinities may cancel, and sums may overflow that a plain one does not have. Where a result is not finite, there is
 none.
 
@@ -93,19 +93,19 @@ class Winograd(Algorithm):
     def forward(
         self, geometry: Geometry, backend: Backend, budget: Budget, x: Array, w: Array, b: Array | None
     ) -> Array | None:
-        xp, own = backend.xp, tiling(geometry)
+        xp, grid = backend.xp, tiling(geometry)
         cells = xp.reshape(x, (geometry.batch, geometry.groups, geometry.group_in, *geometry.size))
         filters = filters_at_places(geometry, backend, budget.least_blocks, w)
         bias = None if b is None else xp.reshape(b, (geometry.groups, geometry.group_out, *(1,) * geometry.dims))
         not_finite: list[Tiles] = []
         # Blocks are as large as the cache lets them be: memory that is free is lent, by its name, to what comes after.
-        free = "strips" if len(own.dims) > 1 else "products"
+        free = "strips" if len(grid.dims) > 1 else "products"
 
         def compute(block: Tiles, target: Array, workspace: Workspace) -> Array:
             sizes, ahead, outputs = block.shape
-            halves = split(own.halves, backend, cells, own.reads(block), workspace)
+            halves = split(grid.halves, backend, cells, grid.reads(block), workspace)
             halves = spread(backend, input_row, halves, ahead, workspace)
-            shape = (own.inner, block.tiles.counts[1], geometry.group_out, math.prod(sizes))
+            shape = (grid.inner, block.tiles.counts[1], geometry.group_out, math.prod(sizes))
             sums = workspace("sums", (2, *shape))
             # Products of the lead go to the first output, the second, both, and both with opposite signs: see A^T.
             for lead in (0, 3, 1, 2):
@@ -120,7 +120,7 @@ class Winograd(Algorithm):
                 else:
                     sums = backend.add(sums, (0, ...), products)
                     sums = backend.elementwise("subtract", sums, (1, ...), sums[1, ...], products)
-            sums = folded(backend, sums, len(own.dims), workspace)
+            sums = folded(backend, sums, len(grid.dims), workspace)
             for output in outputs:
                 part = xp.reshape(sums[(*output.place, ...)], (*shape[1:3], *sizes))
                 part = xp.permute_dims(part, (3, 0, 1, 2, *range(4, part.ndim)))
@@ -131,7 +131,7 @@ class Winograd(Algorithm):
 
         plan: Cuts = self.plan(Kind.FORWARD, geometry, budget)[0]
         blocks = [
-            (block.writes, block) for groups in plan.groups for block in own.blocks(plan.samples, groups, plan.tiles)
+            (block.writes, block) for groups in plan.groups for block in grid.blocks(plan.samples, groups, plan.tiles)
         ]
         shape = (geometry.batch, geometry.groups, geometry.group_out, *geometry.out)
         out = backend.empty(shape, like=x, last=2 * geometry.channels_last)
@@ -140,7 +140,7 @@ class Winograd(Algorithm):
         return None if not_finite else xp.reshape(out, geometry.out_shape)
 
     def weight_grad(self, geometry: Geometry, backend: Backend, budget: Budget, dout: Array, x: Array) -> Array | None:
-        xp, own = backend.xp, tiling(geometry)
+        xp, grid = backend.xp, tiling(geometry)
         cells = xp.reshape(x, (geometry.batch, geometry.groups, geometry.group_in, *geometry.size))
         values = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, *geometry.out))
 
@@ -151,11 +151,11 @@ class Winograd(Algorithm):
             for block in blocks:
                 sizes, ahead, _ = block.shape
                 length = math.prod(sizes)
-                halves = split(own.halves, backend, cells, own.reads(block), workspace)
+                halves = split(grid.halves, backend, cells, grid.reads(block), workspace)
                 halves = spread(backend, input_row, halves, ahead, workspace)
-                # The tiles too many add nothing: they are zeros of dout, of which no more than the block's own is read.
+                # The tiles too many add nothing: they are zeros of dout, of which only cells of the block are read.
                 part = values[(..., *(slice(part.stop) for part in block.writes[3:]))]
-                halves_of_dout, reads = own.reads_of_dout(block)
+                halves_of_dout, reads = grid.reads_of_dout(block)
                 grads = split(halves_of_dout, backend, part, reads, of_dout)
                 grads = spread(backend, output_row, grads, (0,) * len(ahead), of_dout)
                 for lead in range(4):
@@ -171,9 +171,9 @@ class Winograd(Algorithm):
         parts = pieces(len(plan.samples), -(-len(plan.samples) // plan.sums))
         shares = []
         for (i, part), groups in product(enumerate(parts), plan.groups):
-            blocks = tuple(own.blocks(plan.samples[slice(*part)], groups, plan.tiles))
+            blocks = tuple(grid.blocks(plan.samples[slice(*part)], groups, plan.tiles))
             shares.append(((i, ALL, ALL, slice(*groups), ALL, ALL), blocks))
-        shape = (len(parts), 4, own.inner, geometry.groups, geometry.group_out, geometry.group_in)
+        shape = (len(parts), 4, grid.inner, geometry.groups, geometry.group_out, geometry.group_in)
         with backend.quiet():
             places = backend.fill(backend.empty(shape, like=x), shares, compute, budget.least_blocks)
             grad = weights_of_places(geometry, backend, budget.least_blocks, xp.sum(places, axis=0))

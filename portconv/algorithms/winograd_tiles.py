@@ -1,7 +1,7 @@
 """How a convolution with kernels of 3 is cut into tiles of two outputs along such dimensions, and tiles into blocks.
 
 Tiles read four cells and the next ones two cells on, so cells are split into halves, the even and the odd: a tile's
-cells are then the two of its own place in the halves, and the two of the next tile's. Tiles of a block lie in the order
+cells are then the two of its place in the halves, and the two of the next tile's. Tiles of a block lie in the order
 (T1, n, T2, ..., Td), with n samples, and along T2 to Td with one tile too many where the kernel is 3, so that the next
 tile along any dimension lies at one distance for all of them.
 """
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from ..spec.geometry import Geometry
 from ..spec.ranges import ALL, Box, Index, Range, boxes, cut, largest, pieces
-from .budget import Budget, Work, copied, narrow
+from .budget import Budget, Work, copied, longest, narrow
 from .columns import Block
 
 FEWEST_TILES = 64
@@ -104,21 +104,24 @@ class Tiling:
         """The even and the odd cells as the taps of a kernel."""
         return replace(self.geometry, kernel=self.steps, stride=self.steps)
 
-    def blocks(self, samples: Iterable[Range], groups: Range, most: int) -> Iterator[Tiles]:
+    def blocks(self, samples: Iterable[Range], groups: Range, tiles: int) -> Iterator[Tiles]:
         """Cover these samples and groups with blocks of at most so many tiles of a sample."""
-        for part, (run, box) in product(samples, boxes(self.counts, most)):
+        for part, (run, box) in product(samples, boxes(self.counts, tiles)):
             ranges = zip(box, self.steps, self.geometry.out, strict=True)
             cells = tuple(slice(start * step, min(end * step, n)) for (start, end), step, n in ranges)
             shape = _shape(self, part[1] - part[0], tuple(cell.stop - cell.start for cell in cells))
-            tiles = Block(part, groups, (0, self.geometry.group_in), run, box)
-            yield Tiles(tiles, (slice(*part), slice(*groups), ALL, *cells), shape)
+            yield Tiles(
+                Block(part, groups, (0, self.geometry.group_in), run, box),
+                (slice(*part), slice(*groups), ALL, *cells),
+                shape,
+            )
 
     def reads(self, block: Tiles) -> Block:
-        """The halves that a block reads, for `gather`: a tile more along each dimension of kernel 3."""
+        """Return the halves that a block reads, for `gather`: a tile more along each dimension of kernel 3."""
         return replace(block.tiles, box=_longer(block.tiles.box, self.dims))
 
     def reads_of_dout(self, block: Tiles) -> tuple[Geometry, Block]:
-        """The same of the outputs' gradient: only the tiles too many are more, and nothing but padding lies there."""
+        """Return the same of the outputs' gradient: only the tiles too many are more, and padding alone lies there."""
         none, ends = (0,) * self.geometry.dims, tuple(cells.stop for cells in block.writes[3:])
         box = _longer(block.tiles.box, self.excess)
         tiles = replace(block.tiles, channels=(0, self.geometry.group_out), box=box)
@@ -135,17 +138,19 @@ def _longer(box: Box, dims: tuple[int, ...]) -> Box:
 
 
 @lru_cache(maxsize=1024)
-def _shape(own: Tiling, samples: int, lengths: tuple[int, ...]) -> Shape:
+def _shape(grid: Tiling, samples: int, lengths: tuple[int, ...]) -> Shape:
     """Describe blocks of so many samples, and of so many outputs along each dimension."""
-    counts = [-(-n // step) + (dim in own.excess) for dim, (n, step) in enumerate(zip(lengths, own.steps, strict=True))]
+    counts = [
+        -(-n // step) + (dim in grid.excess) for dim, (n, step) in enumerate(zip(lengths, grid.steps, strict=True))
+    ]
     sizes = (counts[0], samples, *counts[1:])
     outputs = []
-    for place in product((0, 1), repeat=len(own.dims)):
-        at = dict(zip(own.dims, place, strict=True))
+    for place in product((0, 1), repeat=len(grid.dims)):
+        at = dict(zip(grid.dims, place, strict=True))
         inside = [slice((n - at[dim] + 1) // 2 if dim in at else n) for dim, n in enumerate(lengths)]
         every = [slice(at[dim], None, 2) if dim in at else ALL for dim in range(len(lengths))]
         outputs.append(Output(place, (ALL, ALL, ALL, *inside), (ALL, ALL, ALL, *every)))
-    ahead = tuple(math.prod(sizes[dim + 2 :] if dim else sizes[1:]) for dim in own.dims)
+    ahead = tuple(math.prod(sizes[dim + 2 :] if dim else sizes[1:]) for dim in grid.dims)
     return Shape(sizes, ahead, tuple(outputs))
 
 
@@ -164,58 +169,57 @@ def cut_tiles(geometry: Geometry, budget: Budget, elements: int) -> Cuts:
     More than `budget.fast_columns` columns make no product faster; and there are at least as many blocks to share out
     as the budget says, where the sizes allow.
     """
-    own, enough, least = tiling(geometry), budget.fast_columns, budget.least_blocks
-    total = math.prod(own.counts)
-    deep = own.inner * (geometry.group_in + geometry.group_out)
+    grid, enough, least = tiling(geometry), budget.fast_columns, budget.least_blocks
+    total = math.prod(grid.counts)
+    deep = grid.inner * (geometry.group_in + geometry.group_out)
     groups = pieces(geometry.groups, elements // (deep * min(enough, geometry.batch * total)))
     fewest = max(1, min(FEWEST_TILES, elements >> 10))
-    tiles = max(fewest, elements // (deep * max(end - start for start, end in groups)))
+    tiles = max(fewest, elements // (deep * longest(groups)))
     wanted = -(-least // len(groups))
     samples = cut(geometry.batch, min(tiles // total, -(-enough // total)), wanted)
     tiles = min(tiles, max(fewest, -(-total // -(-wanted // len(samples)))))
     # Partial sums cost memory: at most four blocks' worth.
-    weights = 4 * own.inner * geometry.out_channels * geometry.group_in
+    weights = 4 * grid.inner * geometry.out_channels * geometry.group_in
     return Cuts(samples, groups, tiles, max(1, min(len(samples), wanted, 4 * elements // weights)))
 
 
 def count_work(kind: str, geometry: Geometry, plan: Cuts, workspace: int) -> Work:
     """Count what an output or a gradient of filters takes by a plan."""
-    own = tiling(geometry)
+    grid = tiling(geometry)
     cells = math.prod(geometry.x_shape) + math.prod(geometry.out_shape)
     # Halves are copied from and to rows of every other cell.
     elements = STEPS * cells + copied(cells, geometry.out[-1] // 2) + STEPS_OF_A_WEIGHT * geometry.weights
-    tiles, groups = math.prod(own.counts), plan.groups[0][1]
-    samples = max((end - start for start, end in plan.samples), default=0)
+    tiles, groups = math.prod(grid.counts), plan.groups[0][1]
+    samples = longest(plan.samples)
     count = len(plan.samples) * len(plan.groups) * -(-tiles // min(plan.tiles, tiles))
     if kind == "weight_grad":  # where each block's products of all places are added up
-        elements += 2 * count / len(plan.groups) * 4 * own.inner * geometry.weights / geometry.taps
-    calls = count * (40 * own.inner // 4 + 40)
+        elements += 2 * count / len(plan.groups) * 4 * grid.inner * geometry.weights / geometry.taps
+    calls = count * (40 * grid.inner // 4 + 40)
     shape = {"samples": samples, "groups": groups, "tiles": min(plan.tiles, tiles)}
-    return Work(narrow(2 * own.multiplications, geometry.group_out), elements, 0, calls, workspace, shape)
+    return Work(narrow(2 * grid.multiplications, geometry.group_out), elements, 0, calls, workspace, shape)
 
 
 def count_workspace(kind: str, geometry: Geometry, plan: Cuts) -> int:
     """Count the elements of workspace: of a block, and of what all blocks share."""
-    own = tiling(geometry)
-    groups = max(end - start for start, end in plan.groups)
-    samples = max((end - start for start, end in plan.samples), default=0)
-    box = largest(own.counts, plan.tiles)
-    sizes = [end + (dim in own.excess) for dim, (_, end) in enumerate(box)]
+    grid = tiling(geometry)
+    groups, samples = longest(plan.groups), longest(plan.samples)
+    box = largest(grid.counts, plan.tiles)
+    sizes = [end + (dim in grid.excess) for dim, (_, end) in enumerate(box)]
     tiles = samples * math.prod(sizes)
-    reached = samples * math.prod(end + (dim in own.dims) for dim, (_, end) in enumerate(box))
-    dims = len(own.dims)
+    reached = samples * math.prod(end + (dim in grid.dims) for dim, (_, end) in enumerate(box))
+    dims = len(grid.dims)
     # Halves along all dimensions, then places along one more dimension at a time.
     spread = [2 << (2 * axis + dims - 1 - axis) for axis in range(1, dims)]
     inputs, outputs = groups * geometry.group_in, groups * geometry.group_out
-    weights: int = 4 * own.inner * geometry.weights // geometry.taps
+    weights: int = 4 * grid.inner * geometry.weights // geometry.taps
     if kind == "forward":
-        products = own.inner * outputs * tiles
+        products = grid.inner * outputs * tiles
         strips = max((1 << dims) * inputs * reached, products)
-        folded = max(own.inner * inputs * tiles, products)
+        folded = max(grid.inner * inputs * tiles, products)
         finite = (1 << dims) * outputs * tiles // 4 + 1
         return strips + sum(spread) * inputs * reached + products + folded + 2 * products + weights + finite
-    of_both = ((1 << dims) + sum(spread)) * reached + own.inner * tiles
+    of_both = ((1 << dims) + sum(spread)) * reached + grid.inner * tiles
     parts = plan.sums * weights
-    own_products = own.inner * geometry.group_in * outputs
+    products = grid.inner * geometry.group_in * outputs
     # Partial sums, and their total.
-    return of_both * (inputs + outputs) + own_products + parts + weights
+    return of_both * (inputs + outputs) + products + parts + weights

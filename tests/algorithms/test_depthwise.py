@@ -215,8 +215,8 @@ def test_blocks_cover_each_output_once_and_stay_bounded(shape, purpose, budget):
             seen[slice(*block.box[0])] += 1
             count = (samples[1] - samples[0]) * (groups[1] - groups[0])
             # A row of one plane, with the rows that its taps read, is the least there can be.
-            least = (1 + plan.most[0]) * across
-            places = count * (block.rows + plan.most[0]) * across
+            least = (1 + plan.last_shift[0]) * across
+            places = count * (block.rows + plan.last_shift[0]) * across
             assert places * plan.phases.taps <= max(budget.block_elements, least * plan.phases.taps)
         assert np.all(seen == 1)
     assert np.all(pairs == 1)
