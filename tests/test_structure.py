@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(importlib.util.find_spec("portconv").origin).parent
+ROOT = Path(importlib.util.find_spec("portconv").origin).resolve().parent
 """The folder of the installed package; a checkout may have `backends` beside it."""
 
 FLOORS = (
@@ -33,7 +33,7 @@ LATE = {"command"}
 
 def modules() -> dict[str, Path]:
     """Every module of the package by its dotted name under `portconv`."""
-    backends = Path(importlib.util.find_spec("portconv.backends").origin).parent
+    backends = Path(importlib.util.find_spec("portconv.backends").origin).resolve().parent
     files = [(path, path.relative_to(ROOT)) for path in ROOT.rglob("*.py") if "backends" not in path.parts[-2:-1]]
     files += [(path, Path("backends") / path.name) for path in backends.glob("*.py")]
     found = {".".join(relative.with_suffix("").parts): path for path, relative in files}
