@@ -41,6 +41,7 @@ from .mirrored import mirrored
 from .winograd_magnitudes import of_outputs, of_weights, tile_counts
 from .winograd_tiles import Cuts, Tiles, count_work, count_workspace, cut_tiles, tiling
 from .winograd_transforms import (
+    Halves,
     filters_at_places,
     folded,
     input_row,
@@ -104,12 +105,12 @@ class Winograd(Algorithm):
         def compute(block: Tiles, target: Array, workspace: Workspace) -> Array:
             sizes, ahead, outputs = block.shape
             halves = split(grid.halves, backend, cells, grid.reads(block), workspace)
-            halves = spread(backend, input_row, halves, ahead, workspace)
+            along_lead = Halves(*spread(backend, input_row, halves, ahead, workspace), ahead[0])
             shape = (grid.inner, block.tiles.counts[1], geometry.group_out, math.prod(sizes))
             sums = workspace("sums", (2, *shape))
             # Products of the lead go to the first output, the second, both, and both with opposite signs: see A^T.
             for lead in (0, 3, 1, 2):
-                inputs = led_by(backend, input_row, halves, lead, shape[-1], ahead[0], workspace)
+                inputs = led_by(backend, input_row, along_lead, lead, shape[-1], workspace)
                 chosen = filters[lead, :, block.writes[1], :, :]
                 if lead in (0, 3):
                     sums = backend.write_product(sums, (lead // 3, ...), chosen, inputs)
@@ -152,15 +153,15 @@ class Winograd(Algorithm):
                 sizes, ahead, _ = block.shape
                 length = math.prod(sizes)
                 halves = split(grid.halves, backend, cells, grid.reads(block), workspace)
-                halves = spread(backend, input_row, halves, ahead, workspace)
+                of_input = Halves(*spread(backend, input_row, halves, ahead, workspace), ahead[0])
                 # The tiles too many add nothing: they are zeros of dout, of which only cells of the block are read.
                 part = values[(..., *(slice(part.stop) for part in block.writes[3:]))]
                 halves_of_dout, reads = grid.reads_of_dout(block)
                 grads = split(halves_of_dout, backend, part, reads, of_dout)
-                grads = spread(backend, output_row, grads, (0,) * len(ahead), of_dout)
+                of_output = Halves(*spread(backend, output_row, grads, (0,) * len(ahead), of_dout), 0)
                 for lead in range(4):
-                    inputs = led_by(backend, input_row, halves, lead, length, ahead[0], workspace)
-                    outputs = led_by(backend, output_row, grads, lead, length, 0, of_dout)
+                    inputs = led_by(backend, input_row, of_input, lead, length, workspace)
+                    outputs = led_by(backend, output_row, of_output, lead, length, of_dout)
                     products = workspace("products", (*outputs.shape[:3], geometry.group_in))
                     products = backend.product(outputs, xp.permute_dims(inputs, (0, 1, 3, 2)), products)
                     put = backend.write if block is blocks[0] else backend.add

@@ -7,6 +7,7 @@ groups; c channels or f filters of a group; tiles (T1, n, T2, ..., Td) with n sa
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from ..backends import Array, Backend, Workspace
 from ..spec.geometry import Geometry
@@ -19,7 +20,16 @@ G = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
 FILTERS = 1 << 14
 """Filters of a channel to a block: their places stay in cache."""
 
-Row = Callable[[Backend, Array, Index, Array, Array, int, int], Array]
+
+class Halves(NamedTuple):
+    """The even and the odd cells of tiles along one dimension, and how many tiles ahead a tile reads."""
+
+    even: Array
+    odd: Array
+    ahead: int
+
+
+Row = Callable[[Backend, Array, Index, Halves, int], Array]
 """Sets an array to one row of a transform: `input_row` or `output_row`."""
 
 
@@ -29,31 +39,33 @@ def split(halves: Geometry, backend: Backend, cells: Array, block: Block, worksp
     return backend.xp.reshape(strips, (*(n for n in halves.kernel if n == 2), *strips.shape[2:]))
 
 
-def spread(backend: Backend, row: Row, halves: Array, aheads: tuple[int, ...], workspace: Workspace) -> Array:
-    """Transform halves to the places of tiles along all dimensions but the lead: (2, 4 * ... * 4, g, c, tiles)."""
+def spread(
+    backend: Backend, row: Row, halves: Array, aheads: tuple[int, ...], workspace: Workspace
+) -> tuple[Array, Array]:
+    """Transform halves to the places of tiles along all dimensions but the lead: each is (4 * ... * 4, g, c, tiles)."""
     for axis, ahead in enumerate(aheads[1:], start=1):
         before = (ALL,) * axis
-        even, odd = halves[(*before, 0, ...)], halves[(*before, 1, ...)]
+        along = Halves(halves[(*before, 0, ...)], halves[(*before, 1, ...)], ahead)
         halves = workspace(f"spread {axis}", (*halves.shape[:axis], 4, *halves.shape[axis + 1 :]))
         for place in range(4):
-            halves = row(backend, halves, (*before, place), even, odd, ahead, place)
+            halves = row(backend, halves, (*before, place), along, place)
         if ahead:  # the last tiles are the ones too many: no tile lies ahead of them
             halves = backend.write(halves, (..., slice(-ahead, None)), 0.0)
-    return backend.xp.reshape(halves, (2, -1, *halves.shape[-3:]))
+    halves = backend.xp.reshape(halves, (2, -1, *halves.shape[-3:]))
+    return halves[0, ...], halves[1, ...]
 
 
-def led_by(
-    backend: Backend, row: Row, halves: Array, lead: int, length: int, ahead: int, workspace: Workspace
-) -> Array:
+def led_by(backend: Backend, row: Row, halves: Halves, lead: int, length: int, workspace: Workspace) -> Array:
     """Transform halves to one place of the lead: (4 * ... * 4, g, c, tiles), with `length` tiles."""
-    led = workspace("led", (*halves.shape[1:-1], length))
-    led = row(backend, led, (), halves[0, ...], halves[1, ...], ahead, lead)
-    reached = halves.shape[-1] - ahead
+    led = workspace("led", (*halves.even.shape[:-1], length))
+    led = row(backend, led, (), halves, lead)
+    reached = halves.even.shape[-1] - halves.ahead
     return led if reached == length else backend.write(led, (..., slice(reached, None)), 0.0)
 
 
-def input_row(backend: Backend, target: Array, index: Index, even: Array, odd: Array, ahead: int, place: int) -> Array:
+def input_row(backend: Backend, target: Array, index: Index, halves: Halves, place: int) -> Array:
     """Set `target[index]` to one row of B^T times tiles: their even and odd cells, and those one tile ahead."""
+    even, odd, ahead = halves
     count = even.shape[-1] - ahead
     here, there, into = (..., slice(count)), (..., slice(ahead, None)), (*index, ..., slice(count))
     if place == 0:
@@ -65,8 +77,9 @@ def input_row(backend: Backend, target: Array, index: Index, even: Array, odd: A
     return backend.elementwise("subtract", target, into, odd[there], odd[here])
 
 
-def output_row(backend: Backend, target: Array, index: Index, even: Array, odd: Array, ahead: int, place: int) -> Array:
+def output_row(backend: Backend, target: Array, index: Index, halves: Halves, place: int) -> Array:
     """Set `target[index]` to one row of A times tiles: their even and odd outputs."""
+    even, odd, _ = halves
     into = (*index, ...)
     if place in (0, 3):
         return backend.write(target, into, odd if place else even)
