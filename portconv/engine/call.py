@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from ..algorithms.algorithm import remembered
 from ..algorithms.choice import algorithms, named
 from ..backends import Array, Backend
 from ..spec import arguments, checked_geometry
 from ..spec.checked_geometry import NAMES, Shape
+from ..spec.dtypes import KINDS
 from ..spec.operation import Kind, Operation, Role
 from ..spec.options import PRECISIONS, Options
 from .execution import run
@@ -27,7 +29,7 @@ class Asked(NamedTuple):
     transposed: bool = False
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Forward:
     """A forward call: its arrays, their library, and what is computed of them."""
 
@@ -51,9 +53,13 @@ class Forward:
 class ConvCache(Forward):
     """What `conv_backward` needs to know of a `conv_forward`; to be handed on, not looked into."""
 
+    __slots__ = ()
+
 
 class ConvTransposeCache(Forward):
     """What `conv_transpose_backward` needs to know of a `conv_transpose_forward`; not to be looked into."""
+
+    __slots__ = ()
 
 
 def convolution(x: Array, w: Array, b: Array | None, options: Options) -> ConvCache:
@@ -130,7 +136,7 @@ def _checked(asked: Asked, x_shape: Shape, w_shape: Shape, options: Options) -> 
         unbatched,
         Role.X if asked.transposed else Role.OUT,
         # The adjoint in one operand conjugates the other; see `gradients` for those of a forward call.
-        (False, asked.kind != Kind.FORWARD and not asked.transposed),
+        (False, KINDS[asked.dtype] == "complex floating" and asked.kind != Kind.FORWARD and not asked.transposed),
     )
 
 
@@ -139,9 +145,14 @@ _known = lru_cache(maxsize=4096)(_checked)
 
 def check_memory(step: Operation, backend: Backend, like: Array, argument: tuple[str, Any]) -> None:
     """Check that the device has memory for the result of a product, and for a padded input where one is made."""
-    geometry = step.geometry
+    arguments.memory(backend, like, step.dtype, argument, *_shapes(step))
+
+
+@remembered(4096)
+def _shapes(step: Operation) -> list[Shape]:
+    """Return the shapes of the large arrays that a product makes."""
+    geometry, algorithm = step.geometry, named(step.algorithm)
     shapes = [geometry.shape(step.result)]
-    algorithm = named(step.algorithm)
     if geometry.extended is not geometry or (algorithm is not None and algorithm.pads_input):
         shapes.append((geometry.batch, geometry.in_channels, *geometry.padded))
-    arguments.memory(backend, like, step.dtype, argument, *shapes)
+    return shapes

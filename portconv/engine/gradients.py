@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import NamedTuple
 
 from ..backends import Array
 from ..errors import ConvTypeError
 from ..reproducible.magnitudes import remembering
 from ..spec import arguments
-from ..spec.dtypes import KINDS
 from ..spec.operation import Operation, Role, changed
-from . import plan as plans
 from .call import Forward, check_memory
 from .execution import run
+from .plan import Plan, of_dtypes
+
+COTANGENT = -1
+"""The place of the gradient of the result among operands."""
 
 
 class ConvGrads(NamedTuple):
@@ -27,43 +30,51 @@ def backward(dout: Array, cache: Forward) -> ConvGrads:
     """Compute all gradients of a call, in the dtypes of what they are gradients of."""
     backend, step = cache.backend, cache.operation
     _, common = arguments.arrays(x=cache.x, w=cache.w, b=cache.b, dout=dout)
-    if (common.kind == "complex floating") != (KINDS[step.dtype] == "complex floating"):
+    if (common.kind == "complex floating") != step.is_complex:
         name = backend.dtype_name(dout.dtype)
         raise ConvTypeError(f"dout: got dtype {name}, expected a real one, as the output's is")
     arguments.exact_shape("dout", tuple(dout.shape), step.shape(step.result))
-    step = changed(step, dtype=common.name)
+    grads: list[Array | None] = [None, None, None]
     with remembering():
-        grads: list[Array | None] = [None, None, None]
         for place, operand in enumerate(cache.operands):
-            name = backend.dtype_name(operand.dtype)
-            own, *operands = adjoint(step, place, name, dout, cache.operands)
+            own, places = adjoint(step, place, common.name, backend.dtype_name(operand.dtype))
             if own.result == Role.X:
                 check_memory(own, backend, cache.x, ("x", cache.x.shape))
-            grads[place] = run(own, backend, *operands)
+            grads[place] = run(own, backend, *(dout if i == COTANGENT else cache.operands[i] for i in places))
     return ConvGrads(*grads)
 
 
-def plans_of(cache: Forward) -> dict[str, plans.Plan]:
-    """Return the plans of the products of a call and its gradients: those of "out", "dx" and "dw"."""
-    backend, step = cache.backend, cache.operation
-    steps = {"out": (step, cache.x.dtype, cache.w.dtype)}
-    # The gradient of the output has the output's dtype.
-    dtype = backend.dtype(step.dtype)
-    for place, name in enumerate(("dx", "dw")):
-        operand = backend.dtype_name(cache.operands[place].dtype)
-        steps[name] = adjoint(step, place, operand, dtype, (cache.x.dtype, cache.w.dtype))
-    return {name: plans.of_dtypes(own, backend, (one, other), cache.x) for name, (own, one, other) in steps.items()}
-
-
-def adjoint(
-    step: Operation, place: int, dtype: str, dout: Any, operands: tuple[Any, ...]
-) -> tuple[Operation, *tuple[Any, ...]]:
-    """Return the operation that is the gradient of the operand in that `place`, and its operands.
+@lru_cache(maxsize=4096)
+def adjoint(step: Operation, place: int, common: str, dtype: str) -> tuple[Operation, tuple[int, ...]]:
+    """Return the operation that is the gradient of the operand in that `place`, and where its operands are.
 
     Of complex numbers it is the adjoint, by PyTorch's convention: the other operand is conjugated.
+
+    Parameters
+    ----------
+    step : Operation
+    place : int
+    common, dtype : str
+        The dtype that all arrays have in common, and that of the operand.
+
+    Returns
+    -------
+    Operation, tuple of int
+        The places of its operands among those of `step`, or `COTANGENT`.
     """
-    gradient, *arrays = step.gradient(place, dtype, dout, operands)
-    if gradient.is_product:
-        conjugated = tuple(role != step.result for role in gradient.kind.operands)
+    gradient, *places = changed(step, dtype=common).gradient(place, dtype, COTANGENT, (0, 1))
+    if gradient.is_product and gradient.is_complex:
+        conjugated = tuple(i != COTANGENT for i in places)
         gradient = changed(gradient, conjugated=conjugated)
-    return gradient, *arrays
+    return gradient, tuple(places)
+
+
+def plans_of(cache: Forward) -> dict[str, Plan]:
+    """Return the plans of the products of a call and its gradients: those of "out", "dx" and "dw"."""
+    backend, step = cache.backend, cache.operation
+    dtypes = {0: cache.x.dtype, 1: cache.w.dtype, COTANGENT: backend.dtype(step.dtype)}
+    plans = {"out": of_dtypes(step, backend, (dtypes[0], dtypes[1]), cache.x)}
+    for place, name in enumerate(("dx", "dw")):
+        own, places = adjoint(step, place, step.dtype, backend.dtype_name(dtypes[place]))
+        plans[name] = of_dtypes(own, backend, tuple(dtypes[i] for i in places), cache.x)
+    return plans

@@ -42,6 +42,10 @@ class Plan(NamedTuple):
         The bytes of workspace that an algorithm may take, a thread.
     limited : bool
         Whether the user has set a limit, which nothing may exceed.
+    exact : bool
+        Whether the product is made of slices, so that its bits are the same everywhere; integers need none.
+    precision : str
+        The precision that the library is held to.
     parts : tuple of (Part, Choice)
         What the product is cut into, and the algorithm that serves each part.
     """
@@ -53,17 +57,9 @@ class Plan(NamedTuple):
     copies: Copies
     workspace: int
     limited: bool
+    exact: bool
+    precision: str
     parts: tuple[tuple[Part, Choice], ...] = ()
-
-    @property
-    def exact(self) -> bool:
-        """Whether the product is made of slices, so that its bits are the same everywhere; integers need none."""
-        return is_exact(self.operation)
-
-    @property
-    def precision(self) -> str:
-        """The precision that the library is held to."""
-        return held_precision(self.operation)
 
     @property
     def largest(self) -> tuple[Part, Choice]:
@@ -119,7 +115,7 @@ def of(operation: Operation, backend: Backend, a: Array, b: Array) -> Plan:
     ConvValueError
         If the algorithm that was asked for cannot serve, or nothing can do with as little memory as the limit leaves.
     """
-    return of_dtypes(operation, backend, (a.dtype, b.dtype), a)
+    return _planned(operation, backend, (a.dtype, b.dtype), limits.workspace(), backend.default_workspace(a))
 
 
 def of_dtypes(operation: Operation, backend: Backend, dtypes: tuple[Any, Any], like: Array) -> Plan:
@@ -143,7 +139,11 @@ def _planned(operation: Operation, backend: Backend, dtypes: tuple[Any, Any], li
     asked = algorithm_named(operation.algorithm)
     arithmetic = Arithmetic(named(backend, operation.dtype), _terms(operation), asked is None or asked.slices_integers)
     copies = _copies(operation, backend, arithmetic, dtypes)
-    bare = Plan(operation, backend, arithmetic, dtypes, copies, 0, limit is not None)
+    bare = Plan(
+        *(operation, backend, arithmetic, dtypes, copies, 0, limit is not None),
+        is_exact(operation),
+        held_precision(operation),
+    )
 
     def workspace(limit: int | None) -> int:
         return _workspace(bare, limit or default * (SLICES if bare.exact else 1), limit)

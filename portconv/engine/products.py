@@ -24,21 +24,33 @@ from .plan import Plan
 def product(operation: Operation, backend: Backend, *operands: Array) -> Array:
     """Compute one of the three products of arrays as the caller has them: two operands, and a bias or none."""
     plan = plans.of(operation, backend, operands[0], operands[1])
-    roles = (*operation.kind.operands, Role.B)
-    arrays = tuple(canonical(operation, backend, role, array) for role, array in zip(roles, operands, strict=False))
     with backend.during_call(operands[0], plan.precision):
-        result = _reproducible(plan, *arrays) if plan.exact else _in_parts(plan, *arrays)
-        result = as_given(operation, backend, operation.result, result)
+        result = _by_plan(plan, *_canonical(operation, backend, operands))
+        if not operation.is_canonical:
+            result = as_given(operation, backend, operation.result, result)
     if operation.result_dtype == operation.dtype:
         return result
     return narrow(backend, result, backend.dtype(operation.result_dtype))
 
 
+def _canonical(operation: Operation, backend: Backend, operands: tuple[Array, ...]) -> tuple[Array, ...]:
+    """Bring operands into the layout that algorithms know."""
+    if operation.is_canonical:
+        return operands
+    roles = (*operation.kind.operands, Role.B)
+    return tuple(canonical(operation, backend, role, array) for role, array in zip(roles, operands, strict=False))
+
+
+def _by_plan(plan: Plan, *operands: Array) -> Array:
+    """Compute a product of canonical arrays: exactly, in one part or in several."""
+    if plan.exact:
+        return _reproducible(plan, *operands)
+    return _part(plan, *plan.parts[0], operands) if len(plan.parts) == 1 else _in_parts(plan, *operands)
+
+
 def _in_parts(plan: Plan, *operands: Array) -> Array:
     """Compute each part, and put it where it belongs."""
     operation, backend = plan.operation, plan.backend
-    if len(plan.parts) == 1:
-        return _part(plan, *plan.parts[0], operands)
     kind, geometry, arithmetic = operation.kind, operation.geometry, plan.arithmetic
     # Parts that add up to a gradient of filters are rounded at the end, as in one sum.
     wide = arithmetic.computed_in(backend) if kind == Kind.WEIGHT_GRAD else arithmetic.dtype
@@ -63,10 +75,11 @@ def _part(plan: Plan, part: Part, choice: Choice, operands: tuple[Array, ...]) -
     """Compute one part: conjugate, cast, fill the padding, multiply, fold the padding, add a bias, cast back."""
     kind, backend, geometry = plan.operation.kind, plan.backend, part.geometry
     a, b, *bias = operands
-    a, b = (
-        conjugate(backend, array) if conjugated else array
-        for array, conjugated in zip((a, b), plan.operation.conjugated, strict=True)
-    )
+    if plan.operation.is_complex:
+        a, b = (
+            conjugate(backend, array) if conjugated else array
+            for array, conjugated in zip((a, b), plan.operation.conjugated, strict=True)
+        )
 
     def multiply(a: Array, b: Array, bias: Array | None) -> Array:
         if kind == Kind.FORWARD:

@@ -16,6 +16,8 @@ from ..backends import Array, Backend
 from ..errors import BackendError, ConvShapeError, ConvTypeError, ConvValueError, in_a_line
 from .dtypes import KINDS, Dtype
 
+MOST_BYTES = 16
+"""The bytes of an element of the largest dtype, complex128."""
 LITTLE_BYTES = 1 << 26
 """Arrays of up to 64 MiB are not worth asking the device whether it has room for them."""
 
@@ -68,6 +70,8 @@ def memory(backend: Backend, like: Array, dtype: str, argument: tuple[str, Any],
     `argument` is the name and the shape of the argument that a call makes them for.
     """
     for shape in shapes:
+        if math.prod(shape) * MOST_BYTES <= LITTLE_BYTES:
+            continue
         needed = math.prod(shape) * backend.bits(backend.dtype(dtype)) // 8
         if needed > LITTLE_BYTES and needed > (available := backend.memory(like)):
             name, given = argument

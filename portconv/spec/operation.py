@@ -13,6 +13,7 @@ from enum import StrEnum
 from functools import cached_property, lru_cache
 from typing import Any
 
+from .dtypes import KINDS
 from .geometry import Geometry
 from .layout import Shape, given_shape
 
@@ -116,11 +117,21 @@ class Operation:
         return hash(tuple(getattr(self, field.name) for field in fields(self)))
 
     @property
+    def is_complex(self) -> bool:
+        """Whether its operands are complex numbers."""
+        return KINDS[self.dtype] == "complex floating"
+
+    @property
+    def is_canonical(self) -> bool:
+        """Whether inputs and outputs are batches with channels first, as algorithms have them."""
+        return not (self.unbatched or self.geometry.channels_last)
+
+    @property
     def is_product(self) -> bool:
         """Whether it is one of the three products."""
         return self.kind in OPERANDS
 
-    @property
+    @cached_property
     def result(self) -> Role:
         """The role of the result."""
         others = {

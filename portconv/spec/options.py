@@ -15,6 +15,9 @@ DATA_FORMATS = ("channels_first", "channels_last")
 PRECISIONS = ("standard", "fast", "reproducible")
 
 
+PLAIN = {int, str}
+
+
 class Options(NamedTuple):
     """The keywords of `conv` and `conv_transpose`, as the caller gave them: `spec.arguments` checks them.
 
@@ -38,4 +41,4 @@ class Options(NamedTuple):
 
         A cache takes True and 1.0 for 1, so only plain options may be looked up in one.
         """
-        return all(type(option) in (int, str) for option in self)
+        return {*map(type, self)} <= PLAIN
