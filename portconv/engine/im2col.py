@@ -14,7 +14,7 @@ from ..spec.operation import Operation
 from ..spec.ranges import ALL, Index, cut, edges
 
 OPERATIONS = 16
-"""Operations of a product that take as long as copying an element."""
+"""How many operations of a product take as long as copying one element."""
 
 
 def unfold(operation: Operation, backend: Backend, x: Array) -> Array:
@@ -62,7 +62,19 @@ def fold(operation: Operation, backend: Backend, columns: Array) -> Array:
 
 
 class Tap(NamedTuple):
-    """One tap of the kernel: the outputs whose tap lies inside the input, the cells they read, and the rest."""
+    """One tap of the kernel, for all outputs.
+
+    Attributes
+    ----------
+    place : tuple of int
+        Where it is in the kernel.
+    outputs : tuple of slice
+        The outputs whose tap lies inside the input.
+    cells : tuple of slice or None
+        The cells of the input that they read; None where there are none.
+    padding : tuple of tuple of slice
+        The other outputs, whose tap lies in the padding.
+    """
 
     place: tuple[int, ...]
     outputs: tuple[slice, ...]
@@ -73,16 +85,17 @@ class Tap(NamedTuple):
 def _taps(geometry: Geometry) -> Iterator[Tap]:
     spans = [geometry.spans(dim, (0, n)) for dim, n in enumerate(geometry.out)]
     for place in product(*(range(n) for n in geometry.kernel)):
-        parts = [along[tap] for along, tap in zip(spans, place, strict=True)]
-        outputs = tuple(part.outputs for part in parts)
-        empty = any(part.start == part.stop for part in outputs)
+        along = [of_dimension[tap] for of_dimension, tap in zip(spans, place, strict=True)]
+        outputs = tuple(span.outputs for span in along)
+        empty = any(side.start == side.stop for side in outputs)
         padding = tuple(tuple(edge) for edge in edges(outputs, geometry.out))
-        yield Tap(place, outputs, None if empty else tuple(part.inputs for part in parts), padding)
+        yield Tap(place, outputs, None if empty else tuple(span.inputs for span in along), padding)
 
 
 def _blocks(geometry: Geometry, backend: Backend) -> list[tuple[tuple[Any, ...], Index]]:
-    """Ranges of samples and channels, for threads to share: each as an index of the result, and of its source."""
+    """Cut samples and channels into blocks for threads to share: an index of the result, and one of its source."""
     least = backend.least_blocks(OPERATIONS * geometry.operations // 2, geometry.batch)
     samples = cut(geometry.batch, geometry.batch, least)
     channels = cut(geometry.in_channels, geometry.in_channels, -(-least // max(1, len(samples))))
-    return [((slice(*some), slice(*few), ...), (slice(*some), slice(*few))) for some, few in product(samples, channels)]
+    indices = [(slice(*some), slice(*few)) for some, few in product(samples, channels)]
+    return [((*index, ...), index) for index in indices]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import replace
 from functools import reduce
 
@@ -45,7 +46,7 @@ def bound(operation: Operation, backend: Backend, *operands: Array) -> Array:
     with backend.during_call(x, "standard"), backend.quiet():
         bounded = _Bound(step, backend, operands)
         error = bounded.of_reproducible() if step.precision == "reproducible" else bounded.of_rounding()
-        # Up, so that no rounding here or to the result's dtype makes it too small.
+        # It is rounded up, so that no rounding here or to the dtype of the result makes it too small.
         error = error * (1 + 4 * EPSILON[parts])
         if parts != operation.dtype:
             error = error * math.sqrt(2)
@@ -54,7 +55,7 @@ def bound(operation: Operation, backend: Backend, *operands: Array) -> Array:
 
 
 class _Bound:
-    """A call whose errors are bounded, with its magnitudes: (N, C, *S), (F, C / G, *K) and (F,), in float64."""
+    """The bound of a forward product, from the magnitudes of its operands, (N, C, *S), (F, C / G, *K) and (F,)."""
 
     def __init__(self, step: Operation, backend: Backend, operands: tuple[Array, ...]) -> None:
         x, w, *b = operands
@@ -64,38 +65,27 @@ class _Bound:
         self.backend, self.real = backend, real(step.dtype)
         self.geometry = replace(step.geometry, channels_last=False)
         self.step = replace(step, geometry=self.geometry, unbatched=False)
-        # A part of a product of complex numbers is a sum of two, of real ones.
         self.parts = 1 if self.real == step.dtype else 2
-        sizes = [self.sizes(array) for array in self.operands]
-        self.x, self.w, self.b = sizes[0], sizes[1], sizes[2] if b else None
+        """How many products of real numbers are added up to a part of a product of two numbers."""
+        self.x, self.w, *self.b = (self.magnitudes_of(array) for array in self.operands)
 
-    def sizes(self, array: Array) -> Array:
-        """Return the magnitudes of an array; of complex numbers the sums of those of both parts."""
-        found = [
-            self.backend.xp.abs(self.backend.astype(part, self.wide.dtype)) for part in parts_of(self.backend, array)
-        ]
-        return found[0] + found[1] if len(found) > 1 else found[0]
+    def magnitudes_of(self, array: Array) -> Array:
+        """Return the magnitudes of an array; of complex numbers, the sums of the magnitudes of both parts."""
+        parts = (self.backend.astype(part, self.wide.dtype) for part in parts_of(self.backend, array))
+        return reduce(operator.add, map(self.backend.xp.abs, parts))
 
-    def convolved(self, geometry: Geometry, x: Array, w: Array, b: Array | None = None) -> Array:
+    def convolve(self, _: Kind, geometry: Geometry, x: Array, w: Array) -> Array:
         """Convolve magnitudes by plain sums."""
         step = Operation(Kind.FORWARD, geometry, self.wide.name, self.wide.name, algorithm=PLAIN)
-        return product(step, self.backend, *(x, w) if b is None else (x, w, b))
-
-    def product(self, _: Kind, geometry: Geometry, x: Array, w: Array) -> Array:
-        """Compute a forward product of magnitudes, for `Algorithm.magnitudes`."""
-        return self.convolved(geometry, x, w)
-
-    @property
-    def terms(self) -> int:
-        return self.geometry.group_in * self.geometry.taps
+        return product(step, self.backend, x, w)
 
     @property
     def tiny(self) -> float:
-        """The smallest normal number, which is as much as a number loses that is taken for zero."""
+        """The smallest normal number: a number that is taken for zero loses at most so much."""
         return 2.0 ** LEAST_NORMAL[self.real]
 
     def of_rounding(self) -> Array:
-        """Bound sums that are rounded as they go, by the algorithm that makes them."""
+        """Bound sums that are rounded as they go, by the algorithms that compute the parts of the product."""
         return reduce(self.backend.xp.maximum, map(self.of_algorithm, self.plan.algorithms))
 
     def of_algorithm(self, algorithm: Algorithm) -> Array:
@@ -103,37 +93,37 @@ class _Bound:
         extended = self.geometry.extended
         terms = algorithm.error_terms(Kind.FORWARD, extended, self.parts)
         x = extend(self.geometry, self.backend, self.x)
-        magnitude = algorithm.magnitudes(Kind.FORWARD, extended, self.backend, self.product, x, self.w)
-        if self.b is not None:
+        magnitude = algorithm.magnitudes(Kind.FORWARD, extended, self.backend, self.convolve, x, self.w)
+        for bias in self.b:
             terms += 1
-            magnitude = magnitude + self.backend.xp.reshape(self.b, (-1, *(1,) * extended.dims))
+            magnitude = magnitude + self.backend.xp.reshape(bias, (-1, *(1,) * extended.dims))
         half = self.real in HALVES
         unit = relative(terms, "float32" if half else self.real, self.step.precision, products=True)
         # The magnitudes are rounded too, perhaps down.
         magnitude = magnitude * (1 + 2 * gamma(terms, EPSILON[self.wide.name] / 2))
-        found = unit * magnitude
+        error = unit * magnitude
         if half:
-            found = found + EPSILON[self.real] / 2 * (magnitude + found)
-        return self.finite(found + terms * self.tiny, magnitude + found)
-
-    def finite(self, bound: Array, magnitude: Array) -> Array:
-        """Of results that may be too large for their dtype there is no bound."""
-        xp, most = self.backend.xp, LARGEST.get(self.real, math.inf)
-        return xp.where(magnitude < most, bound, xp.full_like(bound, math.inf))
+            error = error + EPSILON[self.real] / 2 * (magnitude + error)
+        return self.infinite_beyond(error + terms * self.tiny, magnitude + error)
 
     def of_reproducible(self) -> Array:
-        """Bound what quantising changes, and one rounding; and the addition of a bias."""
-        backend, xp, own = self.backend, self.backend.xp, self.geometry
-        x, w, *b = self.operands
-        of_x, of_w = reproducible("operands").quanta(self.step, backend, (x, w))
-        # A part of a complex number is a sum of two products.
-        found = self.convolved(own, self.x, self.parts * of_w) + self.convolved(own, of_x, self.parts * (self.w + of_w))
-        found = found * (1 + 4 * gamma(self.parts * self.terms + 4))
+        """Bound what quantising changes, one rounding, and the addition of a bias."""
+        backend, geometry, (x, w, *b) = self.backend, self.geometry, self.operands
+        quanta_of_x, quanta_of_w = reproducible("operands").quanta(self.step, backend, (x, w))
+        error = self.convolve(Kind.FORWARD, geometry, self.x, self.parts * quanta_of_w)
+        error = error + self.convolve(Kind.FORWARD, geometry, quanta_of_x, self.parts * (self.w + quanta_of_w))
+        terms = self.parts * geometry.terms(Kind.FORWARD)
+        error = error * (1 + 4 * gamma(terms + 4))
         unit = EPSILON[self.real] / 2
-        out = product(self.step, backend, x, w)
-        found = found + unit * self.sizes(out) + self.tiny
+        size = self.magnitudes_of(product(self.step, backend, x, w))
+        error = error + unit * size + self.tiny
         for bias in b:
-            bias = xp.reshape(bias, (1, -1, *(1,) * own.dims))
-            # What is added is off by its own rounding, and by a bias that is taken for zero.
-            found = found + unit * (1 + 2 * unit) * (self.sizes(out) + self.sizes(bias)) + 2 * self.tiny
-        return self.finite(found, self.sizes(out) + found)
+            of_bias = self.magnitudes_of(backend.xp.reshape(bias, (1, -1, *(1,) * geometry.dims)))
+            # The addition is off by its own rounding, and by a bias that is taken for zero.
+            error = error + unit * (1 + 2 * unit) * (size + of_bias) + 2 * self.tiny
+        return self.infinite_beyond(error, size + error)
+
+    def infinite_beyond(self, bound: Array, magnitude: Array) -> Array:
+        """Return the bound, infinite where a result may be too large for its dtype."""
+        xp, most = self.backend.xp, LARGEST.get(self.real, math.inf)
+        return xp.where(magnitude < most, bound, xp.full_like(bound, math.inf))

@@ -1,8 +1,8 @@
-"""Padding that is not of zeros: filled in from the input before a convolution, and folded back on to it after.
+"""Padding that is not of zeros: filled in from the input before a product, and folded back on to it after.
 
-With NumPy's meaning of reflect, edge (replicate) and wrap (circular): the input is repeated, mirrored or not, as often
-as the padding asks for. Dimensions are filled one after the other, each over the whole length of those before it, so
-that corners come out as they should; the fold is the adjoint of that, in reverse order.
+Reflect, replicate (NumPy's edge) and circular (NumPy's wrap) repeat the input as often as the padding asks for, and
+reflect mirrors it in turn. Dimensions are filled one after the other, each over the whole length of those before it, so
+that corners have the right cells. The fold is the adjoint of that, in reverse order.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from ..spec.ranges import ALL, Index, Range
 
 
 class Piece(NamedTuple):
-    """Cells of the padding of one dimension, and the cells of the padded input, filled before them, that they repeat.
+    """Cells of the padding of one dimension, and the cells of the padded input that they repeat.
 
-    `flipped` in reverse order; a single cell fills them all.
+    The source is filled before the cells. `flipped` cells repeat it in reverse order; a source of a single cell fills
+    all of them.
     """
 
     cells: Range
@@ -29,34 +30,42 @@ class Piece(NamedTuple):
 @lru_cache(maxsize=1024)
 def pieces(mode: str, size: int, before: int, after: int) -> tuple[Piece, ...]:
     """Cut the padding of one dimension into pieces, each as long as what is filled before it allows."""
-    found = []
-    start, end, total = before, before + size, before + size + after
+    filled = before, before + size
     if mode == "replicate" or size == 1:
-        sides = ((0, start, start), (end, total, end - 1))
+        sides = ((0, before, before), (filled[1], filled[1] + after, filled[1] - 1))
         return tuple(Piece((lo, hi), (cell, cell + 1), False) for lo, hi, cell in sides if lo < hi)
     # A reflected input repeats itself once it has been mirrored once.
     period = size if mode == "circular" else 2 * (size - 1)
-    while end < total:
-        if end - start < period:
-            count = min(size - 1, total - end)
-            source = (end - 1 - count, end - 1)
-        else:
-            shift = (end - start) // period * period
-            count = min(shift, total - end)
-            source = (end - shift, end - shift + count)
-        found.append(Piece((end, end + count), source, end - start < period))
-        end += count
-    while start > 0:
-        if end - start < period:
-            count = min(size - 1, start)
-            source = (start + 1, start + 1 + count)
-        else:
-            shift = (end - start) // period * period
-            count = min(shift, start)
-            source = (start - count + shift, start + shift)
-        found.append(Piece((start - count, start), source, end - start < period))
-        start -= count
+    found = []
+    while filled[1] < before + size + after:
+        found.append(_piece_after(filled, size, period, before + size + after))
+        filled = filled[0], found[-1].cells[1]
+    while filled[0] > 0:
+        found.append(_piece_before(filled, size, period))
+        filled = found[-1].cells[0], filled[1]
     return tuple(found)
+
+
+def _piece_after(filled: Range, size: int, period: int, total: int) -> Piece:
+    """Return the next piece after the cells that are filled: mirrored, or whole periods again."""
+    start, end = filled
+    if end - start < period:
+        count = min(size - 1, total - end)
+        return Piece((end, end + count), (end - 1 - count, end - 1), True)
+    shift = (end - start) // period * period
+    count = min(shift, total - end)
+    return Piece((end, end + count), (end - shift, end - shift + count), False)
+
+
+def _piece_before(filled: Range, size: int, period: int) -> Piece:
+    """Return the next piece before the cells that are filled."""
+    start, end = filled
+    if end - start < period:
+        count = min(size - 1, start)
+        return Piece((start - count, start), (start + 1, start + 1 + count), True)
+    shift = (end - start) // period * period
+    count = min(shift, start)
+    return Piece((start - count, start), (start - count + shift, start + shift), False)
 
 
 def extend(geometry: Geometry, backend: Backend, x: Array) -> Array:
@@ -68,18 +77,21 @@ def extend(geometry: Geometry, backend: Backend, x: Array) -> Array:
     for dim in range(geometry.dims):
         for piece in pieces(geometry.mode, geometry.size[dim], geometry.before[dim], geometry.after[dim]):
             values = out[_at(geometry, dim, piece.source)]
-            out = backend.write(out, _at(geometry, dim, piece.cells), _turned(backend, values, dim, piece))
+            out = backend.write(out, _at(geometry, dim, piece.cells), _flipped(backend, values, dim, piece))
     return out
 
 
 def fold(geometry: Geometry, backend: Backend, grad: Array) -> Array:
-    """Add the gradient of a padded input, not used elsewhere, up to that of the input; the adjoint of `extend`."""
+    """Add the gradient of a padded input up to that of the input: the adjoint of `extend`.
+
+    The gradient that is given may be overwritten.
+    """
     if geometry.extended is geometry:
         return grad
     for dim in reversed(range(geometry.dims)):
-        # Backwards, as what filled some cells may have been filled from others.
+        # In reverse order, because some cells were filled from cells that had been filled before.
         for piece in reversed(pieces(geometry.mode, geometry.size[dim], geometry.before[dim], geometry.after[dim])):
-            values = _turned(backend, grad[_at(geometry, dim, piece.cells)], dim, piece)
+            values = _flipped(backend, grad[_at(geometry, dim, piece.cells)], dim, piece)
             if piece.source[1] - piece.source[0] == 1:
                 values = backend.xp.sum(values, axis=2 + dim, keepdims=True, dtype=grad.dtype)
             grad = backend.add(grad, _at(geometry, dim, piece.source), values)
@@ -88,7 +100,7 @@ def fold(geometry: Geometry, backend: Backend, grad: Array) -> Array:
 
 
 def overlap(geometry: Geometry) -> int:
-    """How many cells of the padded input one cell of the input may fill, at most."""
+    """Return how many cells of the padded input one cell of the input fills, at most."""
     most = 1
     if geometry.extended is not geometry:
         for before, after in zip(geometry.before, geometry.after, strict=True):
@@ -97,16 +109,17 @@ def overlap(geometry: Geometry) -> int:
 
 
 def _inside(geometry: Geometry, first: int) -> Index:
-    """Where the input lies in its padded self, along the dimensions from `first` on."""
+    """Return where the input lies in the padded input, along the dimensions from `first` on."""
     sides = zip(geometry.before, geometry.size, strict=True)
     inside = tuple(slice(lo, lo + size) for lo, size in sides)
     return (*(ALL,) * (2 + first), *inside[first:])
 
 
 def _at(geometry: Geometry, dim: int, cells: Range) -> Index:
-    """Cells of one dimension, over the whole of those before it and the inside of those after it."""
+    """Return the index of cells of one dimension, of all cells before it and of the input's cells after it."""
     return (*(ALL,) * (2 + dim), slice(*cells), *_inside(geometry, dim + 1)[3 + dim :])
 
 
-def _turned(backend: Backend, values: Array, dim: int, piece: Piece) -> Array:
+def _flipped(backend: Backend, values: Array, dim: int, piece: Piece) -> Array:
+    """Reverse cells of one dimension where the piece is flipped."""
     return backend.xp.flip(values, axis=2 + dim) if piece.flipped else values

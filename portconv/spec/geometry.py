@@ -96,7 +96,8 @@ class Geometry:
 
     def shape(self, role: str) -> tuple[int, ...]:
         """Return the canonical shape of "x", "w" or "out"."""
-        return {"x": self.x_shape, "w": self.w_shape, "out": self.out_shape}[role]
+        shape: tuple[int, ...] = getattr(self, f"{role}_shape")
+        return shape
 
     @cached_property
     def pointwise(self) -> bool:
