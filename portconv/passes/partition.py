@@ -100,8 +100,9 @@ def _by_filters(geometry: Geometry, kind: Kind, cuts: int) -> Iterator[Part]:
             count = end - first
             channels = slice(first * geometry.group_in, end * geometry.group_in)
             filters = slice(first * geometry.group_out, end * geometry.group_out)
-            sizes = {"in_channels": count * geometry.group_in, "out_channels": count * geometry.group_out}
-            yield Part(replace(geometry, groups=count, **sizes), (ALL, channels), (filters, ALL), (ALL, filters))
+            ins, outs = count * geometry.group_in, count * geometry.group_out
+            some = replace(geometry, groups=count, in_channels=ins, out_channels=outs)
+            yield Part(some, (ALL, channels), (filters, ALL), (ALL, filters))
     elif kind == Kind.INPUT_GRAD:
         for first, end in pieces(geometry.in_channels, geometry.in_channels // cuts):
             channels = slice(first, end)
