@@ -9,8 +9,8 @@ from ..passes.casts import narrow, summable
 from ..passes.layout import canonical
 from ..spec.dtypes import named
 from ..spec.operation import Operation, Role
+from .late import reproducible
 from .plan import held_precision, is_exact
-from .products import reproducible
 
 
 def add_up(operation: Operation, backend: Backend, array: Array) -> Array:

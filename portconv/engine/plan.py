@@ -17,10 +17,10 @@ from ..errors import ConvValueError
 from ..passes.arithmetic import Arithmetic
 from ..passes.padding import overlap
 from ..passes.partition import Copies, Part, parts, whole
-from ..reproducible.slicing import in_slices, slots
 from ..spec.dtypes import HALVES, KINDS, Dtype, named
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind, Operation, Role, changed
+from .late import reproducible
 
 SLICES = 4
 """How many times as much memory a reproducible call may take: its operands are several, in float64."""
@@ -81,7 +81,8 @@ class Plan(NamedTuple):
         if not self.exact:
             return geometry.extended, self.arithmetic.computed_in(self.backend)
         kind, dtype = self.operation.kind, self.operation.dtype
-        return in_slices(geometry, slots(self.backend, geometry, kind, dtype)).extended, self.sliced
+        slicing = reproducible("slicing")
+        return slicing.in_slices(geometry, slicing.slots(self.backend, geometry, kind, dtype)).extended, self.sliced
 
     @property
     def sliced(self) -> Dtype:
@@ -202,7 +203,7 @@ def _copied(
     size, wide = backend.bits(dtype.dtype) // 8, backend.bits(computed) // 8
     if is_exact(operation):
         # Slices and their products are in float64.
-        number = 8 * slots(backend, operation.geometry, operation.kind, operation.dtype)
+        number = 8 * reproducible("slicing").slots(backend, operation.geometry, operation.kind, operation.dtype)
         return [number] * 2, number, number
     if dtype.kind != "integral":
         conjugates = (dtype.kind == "complex floating" and each for each in operation.conjugated)

@@ -6,10 +6,6 @@ is into that form, and the result back from it.
 
 from __future__ import annotations
 
-import importlib
-from functools import cache
-from types import ModuleType
-
 from ..algorithms.choice import Choice
 from ..backends import Array, Backend
 from ..passes.casts import conjugate, narrow, with_bias
@@ -18,6 +14,7 @@ from ..passes.padding import extend, fold
 from ..passes.partition import Part, place
 from ..spec.operation import Kind, Operation, Role
 from . import plan as plans
+from .late import reproducible
 from .plan import Plan
 
 
@@ -109,9 +106,3 @@ def weight_sums(operation: Operation, backend: Backend, parts: tuple[Part, ...],
     with backend.during_call(dout, plan.precision), backend.quiet():
         sums = reproducible("weight_grad").weight_sums
         return sums(operation, backend, plan.choose_for_slices, parts, operands)
-
-
-@cache
-def reproducible(name: str) -> ModuleType:
-    """Import what reproducible products are made by when one is first asked for: it takes as long as half the rest."""
-    return importlib.import_module(f"portconv.reproducible.{name}")

@@ -17,7 +17,8 @@ from ..spec.dtypes import EPSILON, HALVES, KINDS, LARGEST, LEAST_NORMAL, gamma, 
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind, Operation, Role, changed
 from . import plan as plans
-from .products import product, reproducible
+from .late import reproducible
+from .products import product
 
 TF32_OPERAND = 2.0**-10
 """The largest relative error of a float32 cut to TF32's 10 explicit bits: NVIDIA, "NVIDIA A100 Tensor Core GPU
