@@ -88,7 +88,7 @@ BAD = {
     "algorithm": (
         {"algorithm": "magic"},
         ConvValueError,
-        ("algorithm: got 'magic'", "'auto' or 'winograd' or 'fft' or 'depthwise' or 'gemm' or 'direct'"),
+        ("algorithm: got 'magic'", "'auto' or 'winograd' or 'fft' or 'depthwise' or 'gemm' or 'tap_loop' or 'direct'"),
     ),
 }
 
