@@ -42,17 +42,17 @@ def path() -> Path:
 
 def costs(backend: Backend) -> Costs:
     """Return the costs of this backend's calls: those measured on this machine, else the shipped ones."""
-    return _stored().get(backend.name, backend.costs)
+    return stored().get(backend.name, backend.costs)
 
 
 def store(measured: dict[str, Costs]) -> Path:
     """Store the measured costs, keep those of other backends, and return the path of the file."""
-    costs = {**_stored(), **measured}
+    costs = {**stored(), **measured}
     where = path()
     where.parent.mkdir(parents=True, exist_ok=True)
     written = {**_surroundings(), "costs": {name: each._asdict() for name, each in costs.items()}}
     where.write_text(_json().dumps(written, indent=1) + "\n")
-    _stored.cache_clear()
+    stored.cache_clear()
     return where
 
 
@@ -62,7 +62,8 @@ def _json() -> ModuleType:
 
 
 @cache
-def _stored() -> dict[str, Costs]:
+def stored() -> dict[str, Costs]:
+    """Read the costs that are stored for this machine and version, by the name of the backend."""
     try:
         where = path()
         text = where.read_text()
@@ -71,11 +72,11 @@ def _stored() -> dict[str, Costs]:
     except (OSError, UnicodeDecodeError) as error:
         return _ignored(where, f"it cannot be read: {in_a_line(error)}")
     try:
-        stored = _json().loads(text)
-        costs = {str(name): _checked(fields) for name, fields in stored["costs"].items()}
+        contents = _json().loads(text)
+        costs = {str(name): _checked(fields) for name, fields in contents["costs"].items()}
         for key, expected in _surroundings().items():
-            if stored.get(key) != expected:
-                return _ignored(where, f"its {key} is {stored.get(key)!r}, and {expected!r} here")
+            if contents.get(key) != expected:
+                return _ignored(where, f"its {key} is {contents.get(key)!r}, and {expected!r} here")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return _ignored(where, "it is damaged")
     return costs

@@ -24,14 +24,14 @@ def folder(tmp_path, monkeypatch):
     """A cache folder with nothing in it, which no earlier call has looked into."""
     for name in ("XDG_CACHE_HOME", "LOCALAPPDATA", "HOME"):
         monkeypatch.setenv(name, str(tmp_path))
-    calibration._stored.cache_clear()
+    calibration.stored.cache_clear()
     yield
     monkeypatch.undo()
-    calibration._stored.cache_clear()
+    calibration.stored.cache_clear()
 
 
 def numpy_costs():
-    calibration._stored.cache_clear()
+    calibration.stored.cache_clear()
     return calibration.costs(backends.get("numpy"))
 
 
@@ -67,7 +67,7 @@ def test_what_is_stored_is_used_and_other_backends_keep_theirs():
 def test_a_file_that_cannot_be_trusted_is_ignored_with_one_warning(damage, words):
     where = calibration.store({"numpy": OWN})
     where.write_text(damage(where.read_text()))
-    calibration._stored.cache_clear()
+    calibration.stored.cache_clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for size in (5, 6, 7):

@@ -126,7 +126,7 @@ class _Grid:
             yield (column, rows + row) if self.maps_below else (columns + column, row)
 
 
-def _grid(maps: int, large: int, aspect: float) -> _Grid:
+def choose_grid(maps: int, large: int, aspect: float) -> _Grid:
     """Choose the grid with little empty space, the shape of a screen, and a photograph that is not too small."""
 
     def faults(grid: _Grid) -> float:
@@ -176,7 +176,7 @@ def _figure(result: Result, caption: str) -> Figure:
     photograph, bank = result.picture, result.bank
     height, width = photograph.pixels.shape[1:]
     aspect = min(max(width / height, 0.25), 8.0)
-    grid = _grid(len(result.maps), 1 if result.gradient is None else 2, aspect)
+    grid = choose_grid(len(result.maps), 1 if result.gradient is None else 2, aspect)
     least_width = ICON + LETTER * (max(len(title) for title in bank.titles) + len("  ± 0.123"))
     sheet = _Sheet(grid, aspect, least_width)
     large = grid.large_places()

@@ -320,7 +320,7 @@ def test_a_pipe_gets_the_table_and_no_progress_bar() -> None:
 def test_calibrating_stores_what_calls_cost_here(run: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("XDG_CACHE_HOME", "LOCALAPPDATA", "HOME"):
         monkeypatch.setenv(name, str(tmp_path))
-    calibration._stored.cache_clear()
+    calibration.stored.cache_clear()
     try:
         done = run("--backend", "numpy", "--calibrate", "--layer", "cs231n", "--layer", SMALL, "--json")
         assert done.exit_code == 0, done.output
@@ -332,7 +332,7 @@ def test_calibrating_stores_what_calls_cost_here(run: Bench, tmp_path: Path, mon
         assert min(printed["over_fastest"].values()) >= 1
     finally:
         monkeypatch.undo()
-        calibration._stored.cache_clear()
+        calibration.stored.cache_clear()
 
 
 def test_a_cache_folder_that_cannot_be_written_is_told_in_one_line(
@@ -341,11 +341,11 @@ def test_a_cache_folder_that_cannot_be_written_is_told_in_one_line(
     (tmp_path / "file").write_text("")
     for name in ("XDG_CACHE_HOME", "LOCALAPPDATA", "HOME"):
         monkeypatch.setenv(name, str(tmp_path / "file"))
-    calibration._stored.cache_clear()
+    calibration.stored.cache_clear()
     try:
         line = refusal(run("--backend", "numpy", "--calibrate", "--layer", SMALL))
         assert line.startswith("--calibrate: ")
         assert "cannot be written" in line
     finally:
         monkeypatch.undo()
-        calibration._stored.cache_clear()
+        calibration.stored.cache_clear()

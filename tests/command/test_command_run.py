@@ -532,7 +532,7 @@ def test_words() -> None:
 @pytest.mark.parametrize("large", [1, 2])
 @pytest.mark.parametrize("aspect", [0.25, 0.7, 1, 1.5, 8])
 def test_arrangements_overlap_nowhere_and_leave_little_empty(maps: int, large: int, aspect: float) -> None:
-    grid = picture._grid(maps, large, aspect)
+    grid = picture.choose_grid(maps, large, aspect)
     boxes = [(*place, grid.zoom) for place in grid.large_places()] + [(*place, 1) for place in grid.map_places()]
     assert len(boxes) == large + maps
     columns, rows = grid.shape
