@@ -50,7 +50,7 @@ def _compute(*operands: Array, operation: Operation, limit: int | None) -> Array
         with limits.within(limit):
             return execution.compute(operation, backend, *arrays)
 
-    with backend.granting() as conditions:
+    with backend.assuming() as conditions:
         array = run(*operands)
     if not conditions:
         return array
