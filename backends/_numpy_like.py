@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy
+
 from ._base import Backend, bfloat16
 from ._terms import Array
 
@@ -12,8 +14,6 @@ class NumpyLike(Backend):
     """A library whose dtypes are NumPy's; it has no name, so it is no backend by itself."""
 
     def dtype(self, name: str) -> Any:
-        import numpy
-
         return numpy.dtype(bfloat16() if name == "bfloat16" else name)
 
     def native(self, dtype: Any) -> Any:
