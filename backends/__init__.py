@@ -1,8 +1,8 @@
-"""The array libraries that portconv runs on: which are known, which work here, and which an array belongs to.
+"""The array libraries that portconv runs on: which are known, which work here, and which one an array belongs to.
 
-A backend is one module of this package, `_NAME.py`, with one subclass of `Backend`; nothing lists it elsewhere. A third
-party adds one through the entry-point group ``portconv.backends``: a name, and the subclass it stands for. No library
-is imported before it is asked for by name, and none to find out that an array is not its own.
+A backend is one module of this package, `_NAME.py`, with one subclass of `Backend`; no other file lists it. A third
+party adds a backend through the entry-point group ``portconv.backends``: a name, and the subclass for it. A library is
+imported when its name is asked for, and not in order to find out whether an array belongs to it.
 """
 
 from __future__ import annotations
@@ -14,33 +14,36 @@ from functools import cache
 from typing import Any
 
 from ..errors import BackendError, ConvTypeError
-from ._base import Array, Backend, Costs, Unavailable, Workspace
+from ._base import Backend
 from ._generic import GenericBackend
+from ._terms import Array, Costs, Unavailable, Workspace
 
 __all__ = ["Array", "Backend", "Costs", "Unavailable", "Workspace", "available", "find", "get", "names", "of"]
 
 GROUP = "portconv.backends"
-NO_LIBRARY = {"_base", "_generic"}
+NO_LIBRARY = {"_base", "_generic", "_numpy_like", "_terms"}
+"""The modules of this package that have no backend of a library."""
 
 _by_class: dict[type, Backend] = {}
+"""The backend of each class of arrays that `of` has had."""
 
 
 @cache
 def _own() -> dict[str, Backend]:
-    """The backends in this folder, by name."""
-    found = {}
-    for module in pkgutil.iter_modules(__path__):
-        if module.name.startswith("_") and module.name not in NO_LIBRARY:
-            members = vars(importlib.import_module(f"{__name__}.{module.name}")).values()
-            for member in members:
-                if isinstance(member, type) and issubclass(member, Backend) and member is not Backend:
-                    found[member.name] = member()
-    return found
+    """Return the backends of this package by name: the subclasses of `Backend` that its modules define."""
+    by_name = {}
+    for info in pkgutil.iter_modules(__path__):
+        if info.name.startswith("_") and info.name not in NO_LIBRARY:
+            module = importlib.import_module(f"{__name__}.{info.name}")
+            for member in vars(module).values():
+                if isinstance(member, type) and issubclass(member, Backend) and member.__module__ == module.__name__:
+                    by_name[member.name] = member()
+    return by_name
 
 
 @cache
 def _announced() -> dict[str, Any]:
-    """Third parties' entry points, by name, not yet loaded."""
+    """Return the entry points of third parties by name, without loading them."""
     from importlib.metadata import entry_points
 
     return {point.name: point for point in entry_points(group=GROUP) if point.name not in _own()}
@@ -48,7 +51,7 @@ def _announced() -> dict[str, Any]:
 
 @cache
 def _third_party(name: str) -> Backend | None:
-    """Load a third party's backend; None, after one warning that names it, where it is broken."""
+    """Load the backend of a third party; if it is broken, warn once and return None."""
     try:
         backend = _announced()[name].load()()
         if not isinstance(backend, Backend):
@@ -63,12 +66,12 @@ def _third_party(name: str) -> Backend | None:
 
 
 def names() -> tuple[str, ...]:
-    """Every known backend, installed or not.
+    """Return the names of all known backends, installed or not.
 
     Returns
     -------
     tuple of str
-        Sorted names, third parties' included.
+        Sorted, with those of third parties.
 
     Examples
     --------
@@ -79,7 +82,7 @@ def names() -> tuple[str, ...]:
 
 
 def find(name: str) -> Backend:
-    """Return a known backend, whether or not it works here: `Backend.unavailable` says why not.
+    """Return a known backend, whether it works here or not: `Backend.unavailable` says why it does not.
 
     Parameters
     ----------
@@ -93,7 +96,7 @@ def find(name: str) -> Backend:
     Raises
     ------
     BackendError
-        If no backend has that name, or a third party's cannot be loaded.
+        If no backend has that name, or the backend of a third party cannot be loaded.
 
     Examples
     --------
@@ -121,8 +124,8 @@ def get(name: str) -> Backend:
     Raises
     ------
     BackendError
-        If the name is unknown, or the library is missing or has no device here; the message has the reason and the
-        command that installs it.
+        If the name is unknown, or the library is missing or has no device here; the message has the reason, and the
+        command that installs the library.
 
     Examples
     --------
@@ -130,12 +133,12 @@ def get(name: str) -> Backend:
     ['cpu']
     """
     backend = find(name)
-    backend.xp  # noqa: B018  (raises where it does not work)
+    backend.xp  # noqa: B018  (raises the error if the library does not work)
     return backend
 
 
 def available() -> tuple[Backend, ...]:
-    """The backends that work here, in the order of `names()`.
+    """Return the backends that work here, in the order of `names()`.
 
     Returns
     -------
@@ -156,7 +159,7 @@ def of(array: Array) -> Backend:
     Parameters
     ----------
     array : array
-        Of any library with an Array API namespace, known here or not.
+        An array of any library with an Array API namespace, known here or not.
 
     Returns
     -------
@@ -165,7 +168,7 @@ def of(array: Array) -> Backend:
     Raises
     ------
     ConvTypeError
-        If `array` is no array.
+        If `array` is not an array.
     BackendError
         If the array's library does not work here.
 
@@ -182,6 +185,7 @@ def of(array: Array) -> Backend:
 
 
 def _recognised(array: Array) -> Backend:
+    """Find the backend of an array: one of this package, of a third party, or one for an unknown library."""
     for backend in _own().values():
         if backend.owns(array):
             return get(backend.name)

@@ -1,11 +1,13 @@
-"""array-api-strict: the standard and nothing else, on devices that refuse to be mixed; the judge of portability."""
+"""array-api-strict: the standard alone, on devices that cannot be mixed; it shows whether code is portable."""
 
 from __future__ import annotations
 
+import importlib
 from contextlib import AbstractContextManager
 from typing import Any
 
-from ._base import Array, Backend, Unavailable
+from ._base import Backend
+from ._terms import Array
 
 
 class ArrayApiStrictBackend(Backend):
@@ -15,16 +17,12 @@ class ArrayApiStrictBackend(Backend):
     install = "pip install array-api-strict"
 
     def load(self) -> Any:
-        try:
-            import array_api_strict
-        except ImportError as error:
-            raise Unavailable(f"array-api-strict is not installed ({error})") from error
-        return array_api_strict
+        return importlib.import_module("array_api_strict")
 
     def quiet(self) -> AbstractContextManager[Any]:
         import numpy
 
-        return numpy.errstate(all="ignore")  # NumPy does its arithmetic
+        return numpy.errstate(all="ignore")  # its arithmetic is NumPy's
 
     def to_numpy(self, array: Array) -> Any:
         import numpy

@@ -1,12 +1,12 @@
 """What portconv asks of an array library beyond the Array API standard, with a default in the standard for each.
 
-The requirements this answers to:
+The class `Backend` meets these requirements:
 
-- an unknown library works at once, so every method has a default that uses the standard alone;
-- arrays may be immutable, so what writes (`write`, `add`, `product`, `fill` and their like) returns its result, and may
-  or may not have used the array it was offered;
-- no library is imported to find out that an array is not its own (`owns` looks in `sys.modules`);
-- a library that is missing or has no device is a reason in words, found once and remembered.
+- An unknown library works at once: every method has a default that uses the standard alone.
+- Arrays may be immutable: a method that writes (`write`, `add`, `product`, `fill` and others) returns its result, and
+  may or may not use the memory of the array that it gets.
+- Asking whether an array belongs to a library imports no library: `owns` looks in `sys.modules`.
+- If a library is missing or has no device, the reason is found once, kept, and given in words.
 """
 
 from __future__ import annotations
@@ -16,56 +16,14 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, cached_property
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any
 
 from ..errors import BackendError, PortconvError, in_a_line
-
-Array = Any
-"""An array of whichever library; the standard gives no type for it."""
-
-Block = TypeVar("Block")
-
-CPU_WORKSPACE, GPU_WORKSPACE = 64 << 20, 512 << 20
-"""The bytes that a call may take a thread beside its result, where the user sets no limit."""
-
-
-class Workspace(Protocol):
-    """Gives an uninitialised array for a purpose; the next call for the same purpose may give the same memory."""
-
-    def __call__(self, purpose: str, shape: tuple[int, ...], dtype: Any = None) -> Array: ...
-
-
-class Costs(NamedTuple):
-    """How long things take, in nanoseconds; only their ratios matter, and only to which algorithm is taken.
-
-    Attributes
-    ----------
-    operation : float
-        A multiplication or addition of a matrix product.
-    element : float
-        An element copied or added, on a long run in cache.
-    transform : float
-        A point of a Fourier transform, for each factor of two in their number.
-    call : float
-        A call of the library, whatever it does.
-    """
-
-    operation: float
-    element: float
-    transform: float
-    call: float
-
-
-class Unavailable(Exception):
-    """Why a library does not work here; `no_device` when all that is missing is the hardware or its driver."""
-
-    def __init__(self, reason: str, *, no_device: bool = False) -> None:
-        super().__init__(reason)
-        self.no_device = no_device
+from ._terms import CPU_WORKSPACE, Array, Block, Costs, Unavailable, Workspace
 
 
 def bfloat16() -> Any:
-    """Return the host's bfloat16, which NumPy has not of its own."""
+    """Return the bfloat16 of `ml_dtypes`, for libraries that have none themselves, such as NumPy."""
     try:
         import ml_dtypes
     except ImportError as error:
@@ -75,7 +33,7 @@ def bfloat16() -> Any:
 
 @cache
 def host_memory() -> int:
-    """How many bytes of memory this machine has, or could address where it does not say."""
+    """Return how many bytes of memory this machine has, or the largest possible number if it does not say."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -88,13 +46,13 @@ class Backend:
     Attributes
     ----------
     name : str
-        The name that `portconv.backends.get` knows it by.
+        The name for `portconv.backends.get`.
     module : str
-        The module that defines its arrays.
+        The module that has the class of the library's arrays.
     array_class : str
-        The name of the array class in that module.
+        The name of that class in the module.
     install : str
-        The command that installs it.
+        The command that installs the library.
     """
 
     name: str
@@ -104,26 +62,30 @@ class Backend:
     mutable = True
     """Whether `array[index] = value` is allowed."""
     views = False
-    """Whether a slice shares its array's memory, so that what is written there needs no writing back."""
+    """Whether a slice shares the memory of its array, so that a write to the slice changes the array."""
     framework = ""
-    """The module whose function `node` takes whole operations, to put them off, differentiate or map them; or none."""
+    """The module whose function `node` makes an operation one node of a framework's graph; "" if there is none."""
     propagates = False
-    """Whether the largest and the smallest of elements are nan where any of them is."""
+    """Whether the maximum and the minimum of elements are nan if one of the elements is."""
     strided = False
-    """Whether `view` gives views of any strides."""
+    """Whether `view` returns views with any steps."""
     widening = ""
-    """What makes a library hold numbers of 64 bits, where it would not otherwise."""
+    """The setting that gives a library its dtypes of 64 bits, if they are off by default."""
     block_bytes = 4 << 20
-    """How large the columns of one block may be."""
+    """How many bytes the columns of one block may have."""
     block_columns = 1 << 14
-    """How many columns a product needs to run at full speed; small images share a block up to there."""
+    """How many columns a product needs to run at full speed; small images share a block up to this number."""
     costs = Costs(operation=0.02, element=0.5, transform=0.5, call=10_000)
-    """Of a library that makes a new array for each result, on a CPU."""
+    """How long work takes; the default is for a library on a CPU that makes a new array for each result."""
     compiled_steps: int | None = None
-    """The most steps of a product that are better code of their own than a `loop`; None where steps are not code."""
+    """How many steps of a product may be compiled as code of their own, before a `loop` is better; None if a library
+    does not compile steps."""
 
     def load(self) -> Any:
-        """Import the library and return its Array API namespace; raise `Unavailable` where it does not work."""
+        """Import the library and return its Array API namespace.
+
+        An `ImportError` says that the library is not installed; for other reasons raise `Unavailable`.
+        """
         raise NotImplementedError
 
     @cached_property
@@ -132,17 +94,19 @@ class Backend:
             return self.load(), None
         except Unavailable as reason:
             return None, reason
-        except Exception as error:  # a library may raise anything on import; that it did is the reason
+        except ImportError as error:
+            return None, Unavailable(f"{self.name} is not installed ({in_a_line(error)})")
+        except Exception as error:  # a library may raise any error when it is imported
             return None, Unavailable(f"{self.module} cannot be used: {type(error).__name__}: {in_a_line(error)}")
 
     @property
     def fault(self) -> Unavailable | None:
-        """Why this backend does not work here, or None."""
+        """The error that says why this backend does not work here, or None if it works."""
         return self._loaded[1]
 
     @property
     def unavailable(self) -> str | None:
-        """Why this backend does not work here, in words, or None."""
+        """The reason why this backend does not work here, in words, or None if it works."""
         return None if self.fault is None else str(self.fault)
 
     @property
@@ -157,124 +121,130 @@ class Backend:
         return f"<portconv backend {self.name!r}{'' if self.fault is None else ', unavailable'}>"
 
     def owns(self, array: object) -> bool:
-        """Whether `array` is one of this library's; imports nothing."""
-        module = sys.modules.get(self.module)
-        kind = getattr(module, self.array_class, None)
-        return isinstance(kind, type) and isinstance(array, kind)
+        """Return whether an array is of this library; import nothing."""
+        array_type = getattr(sys.modules.get(self.module), self.array_class, None)
+        return isinstance(array_type, type) and isinstance(array, array_type)
 
     def objection(self, array: Array) -> PortconvError | None:
-        """Return the error that says why portconv cannot take this array of the library's, or None."""
+        """Return the error that says why portconv cannot use this array of the library, or None if it can."""
         return None
 
     def version(self) -> str:
+        """Return the version of the library."""
         return str(getattr(sys.modules.get(self.module.partition(".")[0]), "__version__", "unknown"))
 
     def details(self) -> dict[str, str]:
-        """What a user would want to know about speed here: threads, the BLAS, the device's name."""
+        """Return what a user wants to know about speed here: the threads, the BLAS, the names of the devices."""
         return {}
 
     def advice(self) -> str | None:
-        """One line on a setting that costs the user speed here, or None."""
+        """Return one line about a setting that makes the library slow here, or None."""
         return None
 
     def widen(self) -> None:
-        """Let the library have all its dtypes, in a process that is portconv's own, such as that of its command."""
+        """Switch on all dtypes of the library, in a process that runs only portconv, such as its command."""
 
     def devices(self) -> list[Any]:
-        """The devices that arrays can live on, the default one first."""
+        """Return the devices that can hold arrays, the default device first."""
         return list(self.xp.__array_namespace_info__().devices())
 
     def device_of(self, array: Array) -> Any:
+        """Return the device that holds an array."""
         return array.device
 
     def asarray(self, obj: Any, dtype: Any = None, device: Any = None) -> Array:
-        """Make an array of this library from `obj`; `dtype` is one of the namespace's, or its name."""
+        """Make an array of this library from `obj`; `dtype` is a dtype of the library or the name of one."""
         if isinstance(dtype, str):
-            dtype = getattr(self.xp, dtype)
+            dtype = self.dtype(dtype)
         return self.xp.asarray(obj, dtype=dtype, device=device)
 
     def to_numpy(self, array: Array) -> Any:
-        """Copy an array to the host, as NumPy's; the one place that does, and only when a user asks."""
+        """Copy an array to the host, as a NumPy array; nothing else does, and only a user calls this."""
         import numpy
 
         return numpy.from_dlpack(array)
 
     def synchronize(self) -> None:
-        """Wait until the devices have finished what was asked of them."""
+        """Wait until the devices have finished all work."""
 
     @cached_property
     def _described(self) -> dict[Any, tuple[str, int]]:
         return {}
 
     def _describe(self, dtype: Any) -> tuple[str, int]:
-        """A dtype's name and bits; what the library takes microseconds to say, it is asked once."""
-        found = self._described.get(dtype)
-        if found is None:
+        """Return the name and the bits of a dtype, and keep them: some libraries take microseconds for a name."""
+        description = self._described.get(dtype)
+        if description is None:
             name = str(getattr(dtype, "name", None) or dtype).rpartition(".")[2]
-            found = self._described[dtype] = name, int("".join(filter(str.isdigit, name)) or 0)
-        return found
+            description = self._described[dtype] = name, int("".join(filter(str.isdigit, name)) or 0)
+        return description
 
     def dtype_name(self, dtype: Any) -> str:
-        """A dtype's name, such as "float32", whatever its byte order."""
+        """Return the name of a dtype, such as "float32", without its byte order."""
         return self._describe(dtype)[0]
 
     def native(self, dtype: Any) -> Any:
-        """The same dtype in the machine's own byte order."""
+        """Return the same dtype in the byte order of the machine."""
         return dtype
 
     def dtype(self, name: str) -> Any:
-        """The dtype of that name, as arrays have it."""
-        found = bfloat16() if name == "bfloat16" and not hasattr(self.xp, name) else getattr(self.xp, name)
-        # NumPy and CuPy name their scalar types so, not the dtypes that arrays have.
-        return self.xp.dtype(found) if isinstance(found, type) and hasattr(self.xp, "dtype") else found
+        """Return the dtype with a name, in the form that arrays have it."""
+        dtype = bfloat16() if name == "bfloat16" and not hasattr(self.xp, name) else getattr(self.xp, name)
+        # NumPy, CuPy and JAX give scalar types these names, and arrays have dtypes.
+        return self.xp.dtype(dtype) if isinstance(dtype, type) and hasattr(self.xp, "dtype") else dtype
 
     def bits(self, dtype: Any) -> int:
-        """How many bits an element has."""
+        """Return how many bits an element of a dtype has."""
         return self._describe(dtype)[1]
 
     def holds(self, name: str, like: Array) -> bool:
-        """Whether the device of `like` has arrays of the dtype of that name."""
+        """Return whether the device of `like` can hold arrays of the dtype with a name."""
         info = getattr(self.xp, "__array_namespace_info__", None)
-        if info is None or name in ("float16", "bfloat16"):  # which are none of the standard's
+        if info is None or name in ("float16", "bfloat16"):  # the standard does not have these two
             return hasattr(self.xp, name)
         return name in info().dtypes(device=self.device_of(like))
 
     def memory(self, like: Array) -> int:
-        """How many bytes of memory the device of `like` has; what any machine may address where that is not known."""
+        """Return how many bytes of memory the device of `like` has; for an unknown device those of this machine."""
         return host_memory()
 
     def astype(self, array: Array, dtype: Any) -> Array:
+        """Return an array in another dtype, or the array itself if it has that dtype."""
         return array if array.dtype == dtype else self.xp.astype(array, dtype)
 
     def complex(self, real: Array, imag: Array) -> Array:
-        """Complex numbers of two real parts, whatever these hold."""
+        """Return the complex numbers with these real and imaginary parts, which may hold nans and infinities."""
         xp, device = self.xp, self.device_of(real)
-        made = self.dtype({32: "complex64", 64: "complex128"}[self.bits(real.dtype)])
-        # A product with 1j would be nan in both parts where one is not finite; a sum is one in each part.
+        dtype = self.dtype({32: "complex64", 64: "complex128"}[self.bits(real.dtype)])
+        # A product of 1j and a number that is not finite has a nan in both parts, but a sum keeps the parts apart.
         finite = xp.isfinite(imag)
-        whole = xp.astype(xp.where(finite, imag, xp.zeros_like(imag)), made) * 1j
-        for rest, number in ((xp.isnan(imag), "nan"), (imag == float("inf"), "inf"), (imag == -float("inf"), "-inf")):
-            whole = xp.where(rest, xp.asarray(complex(0, float(number)), dtype=made, device=device), whole)
-        return xp.astype(real, made) + whole
+        imaginary = xp.astype(xp.where(finite, imag, xp.zeros_like(imag)), dtype) * 1j
+        for where, number in ((xp.isnan(imag), "nan"), (imag == float("inf"), "inf"), (imag == -float("inf"), "-inf")):
+            imaginary = xp.where(where, xp.asarray(complex(0, float(number)), dtype=dtype, device=device), imaginary)
+        return xp.astype(real, dtype) + imaginary
 
     def empty(self, shape: tuple[int, ...], like: Array, last: int = 0, dtype: Any = None) -> Array:
-        """An array of any contents, in the dtype of `like` or another, with so many axes after the first last."""
+        """Return an array of any contents, with the dtype of `like` or another one.
+
+        In memory the `last` axes after the first axis come last.
+        """
         if last:
             batch, moved, cells = shape[:1], shape[1 : 1 + last], shape[1 + last :]
-            made = self.empty((*batch, *cells, *moved), like, dtype=dtype)
+            array = self.empty((*batch, *cells, *moved), like, dtype=dtype)
             end = 1 + len(cells)
-            return self.xp.permute_dims(made, (0, *range(end, end + last), *range(1, end)))
+            return self.xp.permute_dims(array, (0, *range(end, end + last), *range(1, end)))
         return self.xp.empty(shape, dtype=dtype or like.dtype, device=self.device_of(like))
 
     def zeros(self, shape: tuple[int, ...], like: Array) -> Array:
+        """Return an array of zeros with the dtype of `like`, on its device."""
         return self.xp.zeros(shape, dtype=like.dtype, device=self.device_of(like))
 
     def zeroed(self, target: Array) -> Array:
-        """`target` with every element 0."""
+        """Set every element of `target` to 0; return the result."""
         return self.write(target, (...,), 0)
 
     def write(self, target: Array, index: tuple[Any, ...], value: Any) -> Array:
-        """`target` with `target[index] = value`."""
+        """Set `target[index] = value`; return the result."""
         if self.mutable:
             target[index] = value
             return target
@@ -283,7 +253,7 @@ class Backend:
         return at(target)[index].set(value)
 
     def add(self, target: Array, index: tuple[Any, ...], value: Array) -> Array:
-        """`target` with `target[index] += value`."""
+        """Add a value: `target[index] += value`; return the result."""
         if self.views:
             part = target[index]
             part += value
@@ -296,95 +266,98 @@ class Backend:
         return at(target)[index].add(value)
 
     def elementwise(self, name: str, target: Array, index: tuple[Any, ...], *operands: Any) -> Array:
-        """`target` with `target[index]` the namespace's function of that name of `operands`."""
+        """Set `target[index]` to what the function `name` of the namespace makes of `operands`; return the result."""
         return self.write(target, index, getattr(self.xp, name)(*operands))
 
     def loop(self, count: int, step: Callable[[Any, Array], Array], start: Array) -> Array:
-        """Return what `step(i, array)` makes, for each `i` below `count` in turn, of what the one before it made."""
+        """Repeat `array = step(i, array)` for each `i` below `count`, from `array = start`; return the last array."""
+        array = start
         for i in range(count):
-            start = step(i, start)
-        return start
+            array = step(i, array)
+        return array
 
     def cut(self, array: Array, starts: tuple[Any, ...], sizes: tuple[int, ...]) -> Array:
-        """A part of an array, of such sizes; where it starts may depend on a loop's `i`."""
+        """Return the part of an array with these starts and sizes; the starts may depend on the `i` of a `loop`."""
         return array[tuple(slice(start, start + size) for start, size in zip(starts, sizes, strict=True))]
 
     def put(self, array: Array, starts: tuple[Any, ...], part: Array) -> Array:
-        """`array` with `part` in the place of what `cut` reads there."""
+        """Write `part` where `cut` reads from these starts; return the result."""
         cells = (slice(start, start + size) for start, size in zip(starts, part.shape, strict=True))
         return self.write(array, tuple(cells), part)
 
     def view(self, array: Array, shape: tuple[int, ...], steps: tuple[int, ...]) -> Array:
-        """A view of a contiguous array with these steps, in elements, along its axes, where `strided`."""
+        """Return a view of a contiguous array with these steps, in elements, along its axes; only if `strided`."""
         raise NotImplementedError
 
     def at_hand(self, like: Array) -> bool:
-        """Whether a few numbers of an array such as `like` are read and written in no more time than calls take."""
+        """Return whether reading and writing a few numbers of an array such as `like` takes no longer than a call."""
         return self.mutable
 
     def all_finite(self, array: Array) -> bool:
-        """Whether an array holds neither a nan nor an infinity: one truth value, read from its device."""
+        """Return whether an array has no nan and no infinity, as `likely` does."""
         return self.likely(self.xp.isfinite(array))
 
     def likely(self, condition: Array) -> bool:
-        """Whether all elements are true, as `sure`; where a library only traces, that is taken for granted, for now."""
+        """Return whether all elements are true; a library that traces may assume so, and check in what it compiles."""
         return bool(self.xp.all(condition))
 
     def sure(self, condition: Array) -> bool:
-        """Whether all elements are true: one truth value, read from its device; not where a library only traces."""
+        """Return whether all elements are true, one truth value read from the device; False if a library traces."""
         return bool(self.xp.all(condition))
 
     def quiet(self) -> AbstractContextManager[Any]:
-        """Arithmetic inside says nothing of infinities and nans, where the library would warn of them."""
+        """Return a context in which the library does not warn of infinities and nans."""
         return nullcontext()
 
     def same_device(self, array: Array, other: Array) -> bool:
-        """Whether two arrays are on one device."""
+        """Return whether two arrays are on the same device."""
         return bool(self.device_of(array) == self.device_of(other))
 
     def now(self) -> AbstractContextManager[Any]:
-        """What is computed inside is so at once, even where a library would only take note of it."""
+        """Return a context in which all is computed at once, even by a library that otherwise traces."""
         return nullcontext()
 
     def product(self, a: Array, b: Array, out: Array | None = None) -> Array:
-        """Matrix products of two stacks of matrices, `(..., i, j) @ (..., j, k)`; `out` is memory on offer."""
+        """Multiply two stacks of matrices, `(..., i, j) @ (..., j, k)`; the result may be written into `out`."""
         return self.xp.matmul(a, b)
 
     def write_product(self, target: Array, index: tuple[Any, ...], a: Array, b: Array) -> Array:
-        """`target` with `target[index] = a @ b`."""
+        """Set `target[index] = a @ b`; return the result."""
         part = target[index]
         value = self.product(a, b, part)
         return target if self.views and value is part else self.write(target, index, value)
 
     def during_call(self, like: Array, precision: str) -> AbstractContextManager[Any]:
-        """What must hold while a call works on arrays such as `like`.
+        """Return a context for the work of a call on arrays such as `like`.
 
-        The device is current; and unless `precision` is "fast", products keep the arrays' own precision (no TF32,
-        no bfloat16 splitting), whatever the user has set. Everything is left as it was found.
+        Inside, the device of the arrays is the current one. Unless `precision` is "fast", products have the precision
+        of the arrays (no TF32, no splitting into bfloat16), whatever the user has set. At the end all settings are
+        as they were.
         """
         return nullcontext()
 
     def default_workspace(self, like: Array) -> int:
-        """Return the bytes that a call on the device of `like` may take a thread, where the user sets no limit."""
+        """Return how many bytes of workspace a call on the device of `like` may use, unless the user sets a limit."""
         return CPU_WORKSPACE
 
     def least_blocks(self, operations: int, samples: int) -> int:
-        """Into how many blocks such work, on so many samples, should be cut at the least, for threads to share."""
+        """Return the least number of blocks for threads to share, of work with so many operations and samples."""
         return 1
 
     def whole(self, operations: int) -> bool:
-        """Whether a product of so many operations is better left to the library's own threads than cut into blocks."""
+        """Return whether the threads of the library compute a product of so many operations faster than blocks do."""
         return False
 
     def transform(self, kind: str, array: Array, length: int, axis: int, out: Array | None = None) -> Array:
-        """Fourier transform ("fft", "ifft", "rfft", "irfft") of so many points, with zeros to make them up.
+        """Compute a Fourier transform ("fft", "ifft", "rfft" or "irfft") of `length` points along an axis.
 
-        Normalised to keep the 2-norm. `out` is memory on offer.
+        Missing points are zeros. The factor keeps the 2-norm. The result may be written into `out`.
         """
         return getattr(self.xp.fft, kind)(array, n=length, axis=axis, norm="ortho")
 
     def workspace(self, like: Array) -> Workspace:
-        return lambda purpose, shape, dtype=None: self.empty(shape, like, dtype=dtype)
+        """Return what gives a thread its workspaces, in the dtype of `like` unless another is named."""
+        return lambda name, shape, dtype=None: self.empty(shape, like, dtype=dtype)
 
     def fill(
         self,
@@ -395,8 +368,8 @@ class Backend:
     ) -> Array:
         """Set `out[index] = compute(block, out[index], workspace)` for each block; return `out`.
 
-        The blocks are independent, so a backend may run them in any order, and on several threads where at `least`
-        two were asked for. `compute` may write into the `out[index]` it is offered and return it.
+        The blocks are independent: a backend may run them in any order, and on several threads if `least`, the number
+        of blocks that threads need, is at least 2. `compute` may write into its `out[index]` and return it.
         """
         workspace = self.workspace(out)
         for index, block in blocks:

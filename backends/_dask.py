@@ -1,17 +1,20 @@
-"""Dask: chunks of NumPy's or CuPy's, and steps of a call as graphs that nothing computes until somebody asks."""
+"""Dask: its arrays lie in chunks, which are NumPy's or CuPy's, and are computed when a program asks for them."""
 
 from __future__ import annotations
 
+import importlib
 import math
 import sys
 from typing import Any
 
 from ..errors import ConvShapeError, ConvTypeError, PortconvError
 from . import of
-from ._base import Array, Backend, Unavailable, bfloat16
+from ._base import Backend
+from ._numpy_like import NumpyLike
+from ._terms import Array
 
 
-class DaskBackend(Backend):
+class DaskBackend(NumpyLike):
     name = "dask"
     module = "dask.array.core"
     array_class = "Array"
@@ -20,15 +23,11 @@ class DaskBackend(Backend):
     framework = "portconv.frameworks.dask_graph.graph"
 
     def load(self) -> Any:
-        try:
-            import array_api_compat.dask.array as xp
-            import dask.array  # noqa: F401
-        except ImportError as error:
-            raise Unavailable(f"Dask is not installed ({error})") from error
-        return xp
+        importlib.import_module("dask.array")
+        return importlib.import_module("array_api_compat.dask.array")
 
     def of_chunks(self, array: Array) -> Backend:
-        """The backend that an array's chunks belong to."""
+        """Return the backend that the chunks of an array belong to."""
         return of(array._meta)
 
     def objection(self, array: Array) -> PortconvError | None:
@@ -38,8 +37,8 @@ class DaskBackend(Backend):
             return ConvTypeError(f"got chunks of no library that portconv knows: {error}")
         if chunks is self or not hasattr(array.dtype, "newbyteorder"):
             return ConvTypeError(f"got chunks of {chunks.name}, expected NumPy's or CuPy's")
-        if (error := chunks.objection(array._meta)) is not None:
-            return type(error)(f"of its chunks: {error}")
+        if (objection := chunks.objection(array._meta)) is not None:
+            return type(objection)(f"of its chunks: {objection}")
         if not any(math.isnan(size) for size in array.shape):
             return None
         return ConvShapeError(
@@ -57,35 +56,30 @@ class DaskBackend(Backend):
         return self.of_chunks(like).holds(name, like._meta)
 
     def memory(self, like: Array) -> int:
-        return sys.maxsize  # arrays may be larger than memory: that is what they are for
+        return sys.maxsize  # arrays may be larger than the memory of any machine
 
     def default_workspace(self, like: Array) -> int:
         return self.of_chunks(like).default_workspace(like._meta)
 
-    def dtype(self, name: str) -> Any:
-        import numpy
-
-        return numpy.dtype(bfloat16() if name == "bfloat16" else name)
-
-    def native(self, dtype: Any) -> Any:
-        return dtype.newbyteorder("=")
+    complex = Backend.complex  # that of NumPy needs both parts of a number in one chunk
 
     def astype(self, array: Array, dtype: Any) -> Array:
         return array if array.dtype == dtype else array.astype(dtype)
 
     def asarray(self, obj: Any, dtype: Any = None, device: Any = None) -> Array:
-        """Make an array of chunks as large as Dask's setting `array.chunk-size` says."""
+        """Make an array whose chunks have the size that Dask's setting `array.chunk-size` says."""
         import dask.array
         import numpy
 
-        own = self.dtype(dtype) if isinstance(dtype, str) else dtype
-        if self.owns(obj):
-            return obj if own is None else self.astype(obj, own)
-        if not hasattr(obj, "__cuda_array_interface__"):
-            obj = numpy.asarray(obj, dtype=own)
-        array = dask.array.from_array(obj, asarray=False)
-        return array if own is None else self.astype(array, own)
+        if isinstance(dtype, str):
+            dtype = self.dtype(dtype)
+        array = obj
+        if not self.owns(obj):
+            if not hasattr(obj, "__cuda_array_interface__"):
+                obj = numpy.asarray(obj, dtype=dtype)
+            array = dask.array.from_array(obj, asarray=False)
+        return array if dtype is None else self.astype(array, dtype)
 
     def to_numpy(self, array: Array) -> Any:
-        found = array.compute()
-        return of(found).to_numpy(found)
+        computed = array.compute()
+        return of(computed).to_numpy(computed)

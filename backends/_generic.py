@@ -1,14 +1,15 @@
-"""Any other library whose arrays have an Array API namespace: the defaults of `Backend` and nothing more."""
+"""Any other library whose arrays have an Array API namespace: it has the defaults of `Backend`."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from ._base import Array, Backend
+from ._base import Backend
+from ._terms import Array
 
 
 class GenericBackend(Backend):
-    """A library portconv has no module for, known by one of its arrays."""
+    """A library that portconv has no module for; one of its arrays says what it is."""
 
     install = "it came with the array"
 
@@ -30,7 +31,7 @@ class GenericBackend(Backend):
         return array_api_compat.is_array_api_obj(array) and array_api_compat.array_namespace(array) is self._namespace
 
     def devices(self) -> list[Any]:
-        # JAX lists None, its word for the default, beside the devices themselves.
+        # JAX lists its devices, and None for the default device.
         return [device for device in super().devices() if device is not None]
 
     def device_of(self, array: Array) -> Any:

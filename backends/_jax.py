@@ -1,14 +1,16 @@
-"""JAX, in numbers of 64 bits where `jax_enable_x64` is set."""
+"""JAX; it has numbers of 64 bits if `jax_enable_x64` is set."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
-from ..errors import ConvShapeError, PortconvError, in_a_line
-from ._base import GPU_WORKSPACE, Array, Backend, Unavailable
+from ..errors import ConvShapeError, PortconvError
+from ._base import Backend
+from ._terms import GPU_WORKSPACE, Array
 
 
 class JaxBackend(Backend):
@@ -20,16 +22,12 @@ class JaxBackend(Backend):
     mutable = False
     framework = "portconv.frameworks.jax_primitive"
     block_bytes = 64 << 20
-    """Each block is code of its own, so that few large ones serve better than many small ones."""
+    """Each block is compiled by itself, so a few large blocks are better than many small ones."""
     compiled_steps = 256
-    """Up to so many blocks and taps of a product are code of their own, which runs faster than a loop over taps."""
+    """Up to this number, blocks and taps that are each compiled by themselves run faster than a loop over taps."""
 
     def load(self) -> Any:
-        try:
-            import jax.numpy
-        except (ImportError, OSError) as error:
-            raise Unavailable(f"JAX is not installed ({in_a_line(error)})") from error
-        return jax.numpy
+        return importlib.import_module("jax.numpy")
 
     def devices(self) -> list[Any]:
         import jax
@@ -39,7 +37,7 @@ class JaxBackend(Backend):
     def device_of(self, array: Array) -> Any:
         import jax
 
-        # What is traced has no device yet.
+        # A traced array has no device.
         return None if isinstance(array, jax.core.Tracer) else array.device
 
     def same_device(self, array: Array, other: Array) -> bool:
@@ -61,7 +59,7 @@ class JaxBackend(Backend):
         if all(run.step == 1 for run in runs):
             whole = value.shape == target.shape
             return value if whole else lax.dynamic_update_slice(target, value, [run.start for run in runs])
-        # Not a scatter, as JAX writes this: XLA may make a map of one, and aborts where such a map is then reversed.
+        # JAX writes this as a scatter. XLA may turn one into a map, and aborts if the map is then reversed.
         around = [run.around(length) for run, length in zip(runs, target.shape, strict=True)]
         there = lax.pad(xp.ones(value.shape, dtype=bool), False, around)
         return xp.where(there, lax.pad(value, xp.zeros((), dtype=value.dtype), around), target)
@@ -72,8 +70,8 @@ class JaxBackend(Backend):
     def loop(self, count: int, step: Callable[[Any, Array], Array], start: Array) -> Array:
         from jax import lax
 
-        made: Array = lax.fori_loop(0, count, step, start)
-        return made
+        array: Array = lax.fori_loop(0, count, step, start)
+        return array
 
     def cut(self, array: Array, starts: tuple[Any, ...], sizes: tuple[int, ...]) -> Array:
         from jax import lax
@@ -90,21 +88,21 @@ class JaxBackend(Backend):
 
         if not isinstance(condition, jax.core.Tracer):
             return super().likely(condition)
-        granted = _granted.get()
-        if granted is None:
+        assumed = _assumed.get()
+        if assumed is None:
             return False
-        granted.append(condition)
+        assumed.append(condition)
         return True
 
     @contextmanager
-    def granting(self) -> Iterator[list[Array]]:
-        """Take traced conditions for granted inside; give the list that they are put in."""
+    def assuming(self) -> Iterator[list[Array]]:
+        """Let `likely` assume that traced conditions are true; yield the list of these conditions."""
         conditions: list[Array] = []
-        token = _granted.set(conditions)
+        token = _assumed.set(conditions)
         try:
             yield conditions
         finally:
-            _granted.reset(token)
+            _assumed.reset(token)
 
     def sure(self, condition: Array) -> bool:
         import jax
@@ -129,15 +127,15 @@ class JaxBackend(Backend):
     def during_call(self, like: Array, precision: str) -> AbstractContextManager[Any]:
         import jax
 
-        # What XLA takes on GPUs and TPUs otherwise may be TF32, or bfloat16.
-        held: AbstractContextManager[Any] = jax.default_matmul_precision("highest")
-        return nullcontext() if precision == "fast" else held
+        # Otherwise XLA may use TF32 or bfloat16 on GPUs and TPUs.
+        full: AbstractContextManager[Any] = jax.default_matmul_precision("highest")
+        return nullcontext() if precision == "fast" else full
 
     def now(self) -> AbstractContextManager[Any]:
         import jax
 
-        held: AbstractContextManager[Any] = jax.ensure_compile_time_eval()
-        return held
+        at_once: AbstractContextManager[Any] = jax.ensure_compile_time_eval()
+        return at_once
 
     def objection(self, array: Array) -> PortconvError | None:
         if all(isinstance(size, int) for size in array.shape):
@@ -149,29 +147,29 @@ class JaxBackend(Backend):
 
 
 class _Run(NamedTuple):
-    """Which cells of an axis an index is about."""
+    """The cells of one axis that an index selects."""
 
     start: int
     step: int
     cells: int
 
     def around(self, length: int) -> tuple[int, int, int]:
-        """How many cells are before, after and between them."""
+        """Return how many cells of an axis of this length are before, after and between the selected cells."""
         end = self.start + (self.cells - 1) * self.step + 1
         return self.start, length - end, self.step - 1
 
 
 def _runs(index: tuple[Any, ...], shape: tuple[int, ...]) -> list[_Run]:
-    """Say of each axis of an array of that shape which cells `index` is about: integers, slices and one `...`."""
+    """Return the cells that an index, of integers, slices and one `...`, selects of each axis of an array."""
     rest = index.index(...) if ... in index else len(index)
     missing = len(shape) - len(index) + (rest < len(index))
     full = (*index[:rest], *(slice(None),) * missing, *index[rest + 1 :])
     runs = []
-    for own, length in zip(full, shape, strict=True):
-        cells = range(length)[own] if isinstance(own, slice) else range(length)[own : own + 1 or None]
+    for at, length in zip(full, shape, strict=True):
+        cells = range(length)[at] if isinstance(at, slice) else range(length)[at : at + 1 or None]
         runs.append(_Run(cells.start, cells.step if len(cells) > 1 else 1, len(cells)))
     return runs
 
 
-_granted: ContextVar[list[Array] | None] = ContextVar("portconv.jax.granted", default=None)
-"""Traced conditions that are taken to hold, while there is another way for where they do not."""
+_assumed: ContextVar[list[Array] | None] = ContextVar("portconv.jax.assumed", default=None)
+"""The traced conditions that `likely` has assumed to be true, for a caller that also compiles the other case."""

@@ -1,4 +1,4 @@
-"""NumPy: blocks on threads, with BLAS held to one thread meanwhile, and products written where they belong."""
+"""NumPy: blocks run on threads while BLAS has one thread, and products are written into their places."""
 
 from __future__ import annotations
 
@@ -16,22 +16,24 @@ import numpy as np
 
 from .. import limits
 from ..errors import ConvTypeError, PortconvError
-from ._base import Array, Backend, Block, Costs, Workspace, bfloat16
+from ._numpy_like import NumpyLike
+from ._terms import Array, Block, Costs, Workspace
 
 FEW_OPERATIONS = 4_000_000
-"""Work below this is done before threads have woken up."""
+"""Work of fewer operations is done before threads are awake."""
 FEW_OF_A_SAMPLE = 64_000_000
-"""The same of a single sample: its calls are short, and threads that make short calls wait for one another."""
+"""The same number for a single sample: its calls are short, and threads with short calls wait for each other."""
 SEVERAL_OPERATIONS = 1_000_000_000
-"""A single product below this is done sooner by BLAS's threads, which wait awake, though one after the other with what
-is copied for it."""
+"""For a single product of fewer operations the threads of BLAS, which stay awake, are faster than blocks on threads,
+although one thread then copies what the product needs."""
 BUFFER = 512
-"""Elements that NumPy may buffer. With its usual 8192 it copies rows shorter than that together before it adds them up,
-which takes longer than the addition."""
+"""How many elements NumPy may buffer. With its default of 8192 it first copies rows that are shorter into a buffer, and
+that takes longer than their addition."""
 AVX2_KERNELS = {"Haswell", "Zen", "Excavator"}
+"""The kernels of OpenBLAS that use AVX2 and not AVX-512."""
 
 
-class NumpyBackend(Backend):
+class NumpyBackend(NumpyLike):
     name = "numpy"
     module = "numpy"
     array_class = "ndarray"
@@ -44,7 +46,7 @@ class NumpyBackend(Backend):
     costs = Costs(operation=0.0074, element=0.08, transform=0.16, call=3500)
 
     def load(self) -> Any:
-        # NumPy 2's own namespace holds all that is used here; importing array_api_compat's wrapper takes 0.1 s.
+        # The namespace of NumPy 2 has all that is used; importing the one of array_api_compat takes 0.1 s.
         return np
 
     def objection(self, array: Array) -> PortconvError | None:
@@ -63,8 +65,8 @@ class NumpyBackend(Backend):
         wide = any(name.startswith(("AVX512", "X86_V4")) for name in (*simd["baseline"], *simd["found"]))
         for lib in _blas.libraries():
             if wide and lib.internal_api == "openblas" and _kernel(lib) in AVX2_KERNELS:
-                found = os.environ.get("OPENBLAS_CORETYPE")
-                where = f"OPENBLAS_CORETYPE is {found}: unset it, or " if found else ""
+                core = os.environ.get("OPENBLAS_CORETYPE")
+                where = f"OPENBLAS_CORETYPE is {core}: unset it, or " if core else ""
                 return (
                     f"OpenBLAS runs its AVX2 kernels ({_kernel(lib)}) on a CPU with AVX-512; "
                     f"{where}set OPENBLAS_CORETYPE=SkylakeX for up to twice the speed"
@@ -77,16 +79,8 @@ class NumpyBackend(Backend):
     def device_of(self, array: Array) -> Any:
         return "cpu"
 
-    def native(self, dtype: Any) -> Any:
-        return dtype.newbyteorder("=")
-
     def holds(self, name: str, like: Array) -> bool:
         return True
-
-    def asarray(self, obj: Any, dtype: Any = None, device: Any = None) -> Array:
-        if dtype == "bfloat16":
-            dtype = bfloat16()
-        return np.asarray(obj, dtype=dtype, device=device)
 
     def to_numpy(self, array: Array) -> Any:
         return array
@@ -94,32 +88,29 @@ class NumpyBackend(Backend):
     def astype(self, array: Array, dtype: Any) -> Array:
         return array.astype(dtype, copy=False)
 
-    def complex(self, real: Array, imag: Array) -> Array:
-        return np.stack((real, imag), axis=-1).view(np.result_type(real, np.complex64))[..., 0]
-
     def elementwise(self, name: str, target: Array, index: tuple[Any, ...], *operands: Any) -> Array:
         getattr(np, name)(*operands, out=target[index])
         return target
 
     def view(self, array: Array, shape: tuple[int, ...], steps: tuple[int, ...]) -> Array:
         size = array.itemsize
-        # as_strided takes longer than all that is done with a small array.
+        # as_strided takes longer than all other work on a small array.
         return np.ndarray(shape, array.dtype, array, 0, [step * size for step in steps])
 
     def quiet(self) -> AbstractContextManager[Any]:
         return np.errstate(all="ignore")
 
     def product(self, a: Array, b: Array, out: Array | None = None) -> Array:
-        # BLAS is slow at products of one term, which are the depthwise input gradient's.
+        # BLAS is slow if sums have one term, as in the input gradient of a depthwise convolution.
         return np.multiply(a, b, out=out) if a.shape[-1] == 1 else np.matmul(a, b, out=out)
 
     def during_call(self, like: Array, precision: str) -> AbstractContextManager[Any]:
-        # Also what runs on no threads of ours may run on BLAS's.
-        asked = limits.threads()
-        return nullcontext() if asked is None else _blas.held(asked)
+        # Work that is not in blocks may use the threads of BLAS.
+        threads = limits.threads()
+        return nullcontext() if threads is None else _blas.held(threads)
 
     def least_blocks(self, operations: int, samples: int) -> int:
-        # Of the machine and not of the threads in use, so that the bits do not change with the number of threads.
+        # The CPUs count, not the threads in use: so the number of threads does not change the bits.
         few = FEW_OPERATIONS if samples > 1 else FEW_OF_A_SAMPLE
         return min(16, 2 * _cpus()) if operations >= few else 1
 
@@ -127,7 +118,7 @@ class NumpyBackend(Backend):
         return FEW_OPERATIONS <= operations < SEVERAL_OPERATIONS
 
     def transform(self, kind: str, array: Array, length: int, axis: int, out: Array | None = None) -> Array:
-        # Unless "ortho", NumPy's factor of 1 is an int, which makes it transform float32 in float64, by way of copies.
+        # For another `norm` the factor of NumPy is an int, and then it copies float32 and transforms it in float64.
         return getattr(np.fft, kind)(array, n=length, axis=axis, norm="ortho", out=out)
 
     def workspace(self, like: Array) -> Workspace:
@@ -135,20 +126,20 @@ class NumpyBackend(Backend):
         used: set[str] = set()
         views: dict[Any, Array] = {}
 
-        def reuse(purpose: str, shape: tuple[int, ...], dtype: Any = None) -> Array:
-            view = views.get((purpose, shape, dtype))
+        def reuse(name: str, shape: tuple[int, ...], dtype: Any = None) -> Array:
+            view = views.get((name, shape, dtype))
             if view is not None:
                 return view
-            own = np.dtype(dtype or like.dtype)
-            size = math.prod(shape) * own.itemsize
-            used.add(purpose)
-            if purpose not in held or held[purpose].size < size:
-                views.clear()  # or what is let go would be kept
-                held.pop(purpose, None)
-                for stale in held.keys() - used:
-                    del held[stale]
-                held[purpose] = np.empty(size, np.uint8)
-            view = views[purpose, shape, dtype] = held[purpose][:size].view(own).reshape(shape)
+            view_dtype = np.dtype(dtype or like.dtype)
+            size = math.prod(shape) * view_dtype.itemsize
+            used.add(name)
+            if name not in held or held[name].size < size:
+                views.clear()  # a view would keep memory that is freed here
+                held.pop(name, None)
+                for unused in held.keys() - used:
+                    del held[unused]
+                held[name] = np.empty(size, np.uint8)
+            view = views[name, shape, dtype] = held[name][:size].view(view_dtype).reshape(shape)
             return view
 
         return reuse
@@ -166,7 +157,7 @@ class NumpyBackend(Backend):
 
         def work() -> None:
             workspace = self.workspace(out)
-            with np.errstate():  # which also puts the buffer's size back
+            with np.errstate():  # at its end the size of the buffer is the old one again
                 np.setbufsize(BUFFER)
                 while True:
                     try:
@@ -177,18 +168,18 @@ class NumpyBackend(Backend):
                     value = compute(block, target, workspace)
                     if value is not target:
                         target[...] = value
-                    del value  # or the next block's larger workspace would be one more
+                    del value  # it may lie in a workspace, which could then not be freed for a larger one
 
-        with _blas.held(1) as found:
-            threads = limits.threads() or found
+        with _blas.held(1) as blas_threads:
+            threads = limits.threads() or blas_threads
             workers = min(len(blocks), threads)
-            # The caller's np.errstate is the workers' too.
+            # The workers run in the context of the caller, with its np.errstate.
             futures = [_pool.executor(threads).submit(copy_context().run, work) for _ in range(workers - 1)]
             try:
                 work()
             finally:
                 waiting.clear()
-                # All have ended before BLAS has its threads back, even where one has failed.
+                # All workers end, even if one fails, before BLAS gets its threads back.
                 started = [future for future in futures if not future.cancel()]
                 wait(started)
             for future in started:
@@ -197,9 +188,10 @@ class NumpyBackend(Backend):
 
 
 class _Memory(threading.local):
-    """The workspaces of a thread, kept for its next call: fresh memory costs more in page faults than the work in it.
+    """The workspaces of a thread, kept for its next call: new memory costs more time in page faults than the work.
 
-    What the last call that wanted fresh memory did not use is let go, so no more is kept than one call may take.
+    A call that needs new memory first frees the workspaces that it has not used, so that a thread keeps no more than
+    one call may use.
     """
 
     def __init__(self) -> None:
@@ -207,7 +199,7 @@ class _Memory(threading.local):
 
 
 class _Pool:
-    """The worker threads, started on first need and forgotten by a forked child, which has none of them."""
+    """The worker threads, started when they are first needed; a forked process has none of them and starts its own."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -215,27 +207,29 @@ class _Pool:
         self.size = 0
 
     def executor(self, threads: int) -> ThreadPoolExecutor:
+        """Return the executor whose workers and the calling thread are so many threads."""
         with self.lock:
-            if self.held is None or self.size != threads - 1:  # not more either: each keeps workspaces
+            if self.held is None or self.size != threads - 1:  # each thread keeps workspaces, so none is left over
                 self.size = threads - 1
-                self.held = ThreadPoolExecutor(self.size, "portconv", _one_thread_of_its_own)
+                self.held = ThreadPoolExecutor(self.size, "portconv", _hold_openmp)
             return self.held
 
 
 class _Blas:
-    """The BLAS's own threads: counted, and held to one while any call here runs blocks on threads.
+    """The threads of BLAS: their number, and holding it at one while a call runs blocks on threads.
 
-    threadpoolctl's own context managers do not overlap: the first caller out would restore the threads while the
-    second still computes, so here the last one out does.
+    The context managers of threadpoolctl must not overlap: of two callers the first to finish would restore the threads
+    while the second still computes. Here the last caller restores them.
     """
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.known: list[Any] | None = None
         self.calls: list[int] = []
-        self.found: list[int] = []
+        self.user_counts: list[int] = []
 
     def libraries(self) -> list[Any]:
+        """Return what controls the threads of each BLAS in this process."""
         with self.lock:
             if self.known is None:
                 from threadpoolctl import ThreadpoolController
@@ -244,54 +238,60 @@ class _Blas:
             return self.known
 
     def counts(self) -> list[int]:
-        """Each library's threads, as the user has set them."""
+        """Return the number of threads of each library, as the user has set it."""
         with self.lock:
-            return self.found if self.calls else [library.num_threads for library in self.libraries()]
+            return self.user_counts if self.calls else [library.num_threads for library in self.libraries()]
 
     def threads(self) -> int:
-        """As many threads as the user lets BLAS have; as many as there are CPUs where that cannot be known."""
+        """Return how many threads the user allows BLAS; if that is unknown, the number of CPUs."""
         return max(self.counts(), default=_cpus())
 
     @contextmanager
     def held(self, count: int) -> Iterator[int]:
-        """Hold BLAS to so many threads; give how many it had."""
+        """Hold BLAS to so many threads; yield how many the user allows it."""
         with self.lock:
-            self.found = self.counts()
+            self.user_counts = self.counts()
             threads = self.threads()
             self.calls.append(count)
-            self.put([min(self.calls)] * len(self.found))
+            self.put([min(self.calls)] * len(self.user_counts))
         try:
             yield threads
         finally:
             with self.lock:
                 self.calls.remove(count)
-                # Another call's blocks must not meet more threads than it asked for: that would change their bits.
-                left = [min(self.calls)] * len(self.found) if self.calls else self.found
-                self.put(left, own=False)
-                self.put(self.found, own=True)
+                # While another call computes, it must keep the threads that it asked for: more would change its bits.
+                left = [min(self.calls)] * len(self.user_counts) if self.calls else self.user_counts
+                self.put(left, openmp=False)
+                self.put(self.user_counts, openmp=True)
 
-    def put(self, counts: list[int], own: bool | None = None) -> None:
-        """Set each library's threads; `own` those whose limit is the calling thread's own, as with OpenMP, or not."""
+    def put(self, counts: list[int], openmp: bool | None = None) -> None:
+        """Set the number of threads of each library, or only of those that use OpenMP or do not.
+
+        With OpenMP a number holds for the calling thread alone, otherwise for the process.
+        """
         for library, count in zip(self.libraries(), counts, strict=True):
-            if own is not None and own != (getattr(library, "threading_layer", None) == "openmp"):
+            if openmp is not None and openmp != (getattr(library, "threading_layer", None) == "openmp"):
                 continue
-            # threadpoolctl 3.8 lets only one Python thread set OpenBLAS's, unless that one is made to let go.
-            let_go = getattr(library, "clear_controlling_thread", lambda force: None)
-            let_go(force=True)
+            # In threadpoolctl 3.8 one Python thread controls OpenBLAS, and no other can until it is released.
+            release = getattr(library, "clear_controlling_thread", lambda force: None)
+            release(force=True)
             library.set_num_threads(count)
-            let_go(force=True)
+            release(force=True)
 
 
 @cache
 def _cpus() -> int:
+    """Return how many CPUs this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _one_thread_of_its_own() -> None:
-    _blas.put([1] * len(_blas.libraries()), own=True)
+def _hold_openmp() -> None:
+    """Hold a BLAS with OpenMP to one thread in this worker."""
+    _blas.put([1] * len(_blas.libraries()), openmp=True)
 
 
 def _kernel(library: Any) -> str:
+    """Return the name of the kernels that a BLAS runs."""
     return str(getattr(library, "architecture", None) or "kernel unknown")
 
 
@@ -300,12 +300,13 @@ _pool = _Pool()
 _memory = _Memory()
 
 
-def _start_afresh() -> None:
+def _reset() -> None:
+    """Forget the threads of the parent in a forked process, and give BLAS the number that the user has set."""
     global _blas, _pool
     if _blas.calls:
-        _blas.put(_blas.found)
+        _blas.put(_blas.user_counts)
     _blas, _pool = _Blas(), _Pool()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_afresh)
+    os.register_at_fork(after_in_child=_reset)

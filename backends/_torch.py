@@ -1,4 +1,4 @@
-"""PyTorch, on the CPU and on whichever accelerators it finds."""
+"""PyTorch, on the CPU and on the accelerators that it finds."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from .. import limits
-from ..errors import in_a_line
-from ._base import CPU_WORKSPACE, GPU_WORKSPACE, Array, Backend, Unavailable, bfloat16
+from ._base import Backend, bfloat16
+from ._terms import CPU_WORKSPACE, GPU_WORKSPACE, Array
 
 
 class TorchBackend(Backend):
@@ -22,10 +22,7 @@ class TorchBackend(Backend):
     propagates = True
 
     def load(self) -> Any:
-        try:
-            return importlib.import_module("array_api_compat.torch")
-        except (ImportError, OSError) as error:
-            raise Unavailable(f"PyTorch is not installed ({in_a_line(error)})") from error
+        return importlib.import_module("array_api_compat.torch")
 
     def details(self) -> dict[str, str]:
         import torch
@@ -81,7 +78,7 @@ class TorchBackend(Backend):
         import torch
 
         threads = limits.threads()
-        # Per library, because the global getter raises once a program has used both of PyTorch's interfaces.
+        # The setting of each library: PyTorch's global one raises an error after a program has used both interfaces.
         library = {"cpu": torch.backends.mkldnn, "cuda": torch.backends.cuda}.get(like.device.type)
         with ExitStack() as held:
             if threads is not None and threads != torch.get_num_threads():

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from portconv.backends import Array, Backend, Costs, Unavailable
+from portconv.backends import Array, Backend, Costs
 
 
 class TallyBackend(Backend):
@@ -29,11 +29,9 @@ class TallyBackend(Backend):
     costs = Costs(operation=0.04, element=0.2, transform=0.4, call=27_000)
 
     def load(self) -> Any:
-        """Import the library, or say why it does not work here."""
-        try:
-            import tally
-        except ImportError as error:
-            raise Unavailable(f"tally is not installed ({error})") from error
+        """Import the library. An ImportError means that it is not installed."""
+        import tally
+
         return tally
 
     def details(self) -> dict[str, str]:

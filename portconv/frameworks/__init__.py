@@ -1,1 +1,1 @@
-"""The frameworks that take a step of a call as one node of theirs, one a file."""
+"""The frameworks that take an operation as one node of their graph, each in one file or folder."""

@@ -1,7 +1,7 @@
-"""One operation as one primitive of JAX's, with the rules by which JAX differentiates and maps it.
+"""One operation as one primitive of JAX, with the rules for its derivatives and for `vmap`.
 
-`jit`, `grad`, `jvp` and `vmap` see one operation whose derivatives are operations themselves. What it is made of is
-traced once for each shape, and compiled as a whole.
+`jit`, `grad`, `jvp` and `vmap` see one primitive, and its derivatives are such primitives too. The code of a primitive
+is traced once for each operation, and compiled as a whole.
 """
 
 from __future__ import annotations
@@ -21,36 +21,37 @@ from ..spec.operation import Kind, Operation
 from .vmap import mapped
 
 NAMES = {Kind.UNFOLD: "unfold", Kind.FOLD: "fold"}
-"""The names of some primitives; the others have names of their kind, such as "conv_forward"."""
+"""The names of some primitives; the name of another is that of its kind, such as "conv_forward"."""
 
 
 def node(operation: Operation, backend: Backend, *operands: Array) -> Array:
-    """Take an operation as a primitive, under the caller's limit on memory."""
+    """Make an operation one primitive, under the workspace limit of the caller."""
     if any(_varies(jax.typeof(array)) for array in operands):
-        # How results vary over devices is then part of their types, of which JAX's own primitives alone can tell.
+        # The types of results then say how they vary over devices, and only JAX's own primitives can say that.
         raise BackendError("jax.shard_map: got check_vma=True around a call of portconv's, expected check_vma=False")
     return _bind(limits.workspace(), operation, backend, *operands)
 
 
 def _bind(limit: int | None, operation: Operation, backend: Backend, *operands: Array) -> Array:
+    """Add a primitive to what JAX traces, or compute it if JAX does not trace."""
     array: Array = _primitive(operation.kind).bind(*operands, operation=operation, limit=limit)
     return array
 
 
 def _varies(aval: Any) -> bool:
-    """Return whether JAX keeps track of the devices that an array's values differ on; its name for that has changed."""
+    """Return whether JAX tracks the devices on which the values differ; its versions have two names for that."""
     return bool(getattr(aval, "vma", None) or getattr(getattr(aval, "manual_axis_type", None), "varying", None))
 
 
 def _compute(*operands: Array, operation: Operation, limit: int | None) -> Array:
-    """Compute an operation, traced: as if all numbers were finite, and again in another way where they are not."""
+    """Trace an operation on finite numbers, and once more on any numbers for the case that some are not finite."""
     backend: Any = backends.get("jax")
 
     def run(*arrays: Array) -> Array:
         with limits.within(limit):
             return execution.compute(operation, backend, *arrays)
 
-    with backend.granting() as conditions:
+    with backend.assuming() as conditions:
         array = run(*operands)
     if not conditions:
         return array
@@ -59,12 +60,13 @@ def _compute(*operands: Array, operation: Operation, limit: int | None) -> Array
 
 
 def _compile(operation: Operation, limit: int | None) -> Any:
+    """Return the function that computes an operation; JAX compiles it at its first call."""
     return jax.jit(partial(_compute, operation=operation, limit=limit))
 
 
 _compiled = lru_cache(maxsize=512)(_compile)
-_exact = lru_cache(maxsize=64)(_compile)
-"""Fewer reproducible operations are kept: on a CPU each takes hundreds of mappings of memory, of 65530 in a process."""
+_compiled_reproducible = lru_cache(maxsize=64)(_compile)
+"""Fewer reproducible operations are kept: on a CPU each has hundreds of memory maps, of the 65530 of a process."""
 
 
 @cache
@@ -77,7 +79,7 @@ def _primitive(kind: Kind) -> Any:
         return jax.core.ShapedArray(operation.shape(operation.result), backend.dtype(operation.result_dtype))
 
     def run(*operands: Array, operation: Operation, limit: int | None) -> Array:
-        compiled = _exact if operation.precision == "reproducible" else _compiled
+        compiled = _compiled_reproducible if operation.precision == "reproducible" else _compiled
         return compiled(operation, limit)(*operands)
 
     def batch(operands: Any, axes: Any, *, operation: Operation, limit: int | None) -> tuple[Array, int]:
@@ -95,19 +97,19 @@ def _primitive(kind: Kind) -> Any:
 def _jvp(
     backend: Backend, primals: Any, tangents: Any, *, operation: Operation, limit: int | None
 ) -> tuple[Array, Any]:
-    """Compute an operation, and how its result changes with its operands."""
+    """Compute an operation, and the change of its result for changes of its operands."""
     out = _bind(limit, operation, backend, *primals)
     change: Any = None
     for place, tangent in enumerate(tangents):
-        if type(tangent) is not ad.Zero and operation.kind != Kind.ERROR_BOUND:  # which has no derivatives
-            step, *operands = operation.tangent(place, tangent, tuple(primals))
-            term = _bind(limit, step, backend, *operands)
+        if type(tangent) is not ad.Zero and operation.kind != Kind.ERROR_BOUND:  # a bound has no derivatives
+            term_operation, *operands = operation.tangent(place, tangent, tuple(primals))
+            term = _bind(limit, term_operation, backend, *operands)
             change = term if change is None else change + term
     return out, ad.Zero(jax.typeof(out).to_tangent_aval()) if change is None else change
 
 
 def _transpose(backend: Backend, cotangent: Any, *operands: Any, operation: Operation, limit: int | None) -> list[Any]:
-    """Compute the gradients of the operands that JAX asks for."""
+    """Compute the gradients of the operands for which JAX wants them."""
     grads: list[Any] = []
     for place, operand in enumerate(operands):
         if not ad.is_undefined_primal(operand):
@@ -116,6 +118,6 @@ def _transpose(backend: Backend, cotangent: Any, *operands: Any, operation: Oper
             grads.append(ad.Zero(operand.aval))
         else:
             dtype = backend.dtype_name(operand.aval.dtype)
-            step, *arrays = operation.gradient(place, dtype, cotangent, operands)
-            grads.append(_bind(limit, step, backend, *arrays))
+            gradient, *arrays = operation.gradient(place, dtype, cotangent, operands)
+            grads.append(_bind(limit, gradient, backend, *arrays))
     return grads

@@ -15,13 +15,13 @@ from ..spec.operation import Kind, Operation
 from .vmap import mapped
 
 NAMES = {Kind.FORWARD: "Conv", Kind.UNFOLD: "Unfold", Kind.FOLD: "Fold"}
-"""The names of some nodes in the graph; the others have names of their kind, such as "ConvInputGrad"."""
+"""The names of some nodes in the graph; the name of another is that of its kind, such as "ConvInputGrad"."""
 
 
 @torch.compiler.disable
 def node(operation: Operation, backend: Backend, *operands: Array) -> Array:
-    """Take an operation as a node; where torch.compile traces the caller, it breaks its graph here alone."""
-    if operation.kind == Kind.ERROR_BOUND:  # which has no gradient
+    """Make an operation one node of the graph; torch.compile breaks its graph here and nowhere else."""
+    if operation.kind == Kind.ERROR_BOUND:  # it has no gradient
         with torch.no_grad():
             return _function(operation.kind).apply(backend, operation, *operands)
     return _function(operation.kind).apply(backend, operation, *operands)
@@ -29,13 +29,13 @@ def node(operation: Operation, backend: Backend, *operands: Array) -> Array:
 
 @cache
 def _function(kind: Kind) -> Any:
-    """Return the function of autograd's that computes a kind of operation.
+    """Return the autograd function that computes a kind of operation.
 
-    Its derivatives in either mode are operations themselves, and so nodes as well, as often as one differentiates.
+    Its derivatives in both modes are operations too, and so nodes themselves: derivatives of any order work.
     """
     base: Any = torch.autograd.Function
 
-    class Step(base):  # type: ignore[misc]
+    class Node(base):  # type: ignore[misc]
         @staticmethod
         def forward(backend: Backend, operation: Operation, *operands: Array) -> Array:
             return execution.compute(operation, backend, *operands)
@@ -48,8 +48,9 @@ def _function(kind: Kind) -> Any:
 
         @staticmethod
         def backward(ctx: Any, cotangent: Array) -> tuple[Array | None, ...]:
-            backend, grads = ctx.backend, []
-            # PyTorch's gradients are of the conjugate.
+            backend = ctx.backend
+            grads: list[Array | None] = []
+            # PyTorch defines the gradient as the conjugate of the derivative.
             conjugates = tuple(operand.conj() for operand in ctx.saved_tensors)
             with remembering():
                 for place, operand in enumerate(ctx.saved_tensors):
@@ -57,8 +58,8 @@ def _function(kind: Kind) -> Any:
                         grads.append(None)
                         continue
                     dtype = backend.dtype_name(operand.dtype)
-                    step, *operands = ctx.operation.gradient(place, dtype, cotangent, conjugates)
-                    grads.append(run(step, backend, *operands))
+                    gradient, *operands = ctx.operation.gradient(place, dtype, cotangent, conjugates)
+                    grads.append(run(gradient, backend, *operands))
             return None, None, *grads
 
         @staticmethod
@@ -66,8 +67,8 @@ def _function(kind: Kind) -> Any:
             terms = []
             for place, tangent in enumerate(tangents):
                 if tangent is not None:
-                    step, *operands = ctx.operation.tangent(place, tangent, ctx.saved_tensors)
-                    terms.append(run(step, ctx.backend, *operands))
+                    change, *operands = ctx.operation.tangent(place, tangent, ctx.saved_tensors)
+                    terms.append(run(change, ctx.backend, *operands))
             return sum(terms[1:], terms[0])
 
         @staticmethod
@@ -77,4 +78,4 @@ def _function(kind: Kind) -> Any:
             return mapped(operation, backend, operands, in_dims[2:], run), 0
 
     name = NAMES.get(kind) or "Conv" + kind.title().replace("_", "")
-    return type(name, (Step,), {})
+    return type(name, (Node,), {})

@@ -1,35 +1,50 @@
-"""One operation on many operands at once, as one of larger operands: what `vmap` makes of a convolution.
+"""Many operations as one larger operation: how `vmap` maps a convolution.
 
-The mapped axis, `B` here, goes where the product already has an axis that it is independent along: into samples where
-inputs and outputs have it, into filters where filters and outputs have, into input channels where those and filters
-have, and into groups where all three have. Nothing shares a scale then that did not before, so that reproducible
-results are those of a loop.
+The mapped axis, of length B, is folded into an axis along which the product is independent already: into the samples
+if the input and the output are mapped, into the filters if the filters and the output are, into the input channels if
+the filters and the input are, and into the groups if all three are. No numbers get a common scale that had different
+ones before, so reproducible results have the bits of a loop.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..backends import Array, Backend
 from ..spec.operation import Kind, Operation, Role
 
 FOLDS = {
-    frozenset(("x", "out")): ("batch",),
-    frozenset(("w", "out")): ("out_channels",),
-    frozenset(("w", "x")): ("in_channels",),
-    frozenset(("x", "w", "out")): ("in_channels", "out_channels", "groups"),
+    frozenset((Role.X, Role.OUT)): ("batch",),
+    frozenset((Role.W, Role.OUT)): ("out_channels",),
+    frozenset((Role.W, Role.X)): ("in_channels",),
+    frozenset((Role.X, Role.W, Role.OUT)): ("in_channels", "out_channels", "groups"),
 }
-"""What of a geometry grows, by which of its arrays are mapped."""
+"""The sizes of a geometry that are multiplied by B, for each set of mapped arrays."""
+
+Axes = Sequence[int | None]
+
+
+class Folded(NamedTuple):
+    """One larger operation in the place of many.
+
+    Attributes
+    ----------
+    operation : Operation
+    operands : list of array
+        The operands of that operation.
+    unfold : callable
+        Returns the results (B, ...) of the many operations for the result of the larger one.
+    """
+
+    operation: Operation
+    operands: list[Array]
+    unfold: Callable[[Array], Array]
 
 
 def mapped(
-    operation: Operation,
-    backend: Backend,
-    operands: Sequence[Array],
-    axes: Sequence[int | None],
-    run: Callable[..., Array],
+    operation: Operation, backend: Backend, operands: Sequence[Array], axes: Axes, run: Callable[..., Array]
 ) -> Array:
     """Compute many operations as one.
 
@@ -39,11 +54,11 @@ def mapped(
         What each of them computes.
     backend : Backend
     operands : sequence of array
-        With an axis more where they are mapped.
+        Mapped operands have one axis more.
     axes : sequence of int or None
-        Which axis of each that is; None where all share it.
+        The mapped axis of each operand; None if all operations share the operand.
     run : callable
-        Computes an operation, of a backend and its operands.
+        Computes an operation, from a backend and operands.
 
     Returns
     -------
@@ -52,150 +67,152 @@ def mapped(
     """
     xp = backend.xp
     count = next(array.shape[axis] for array, axis in zip(operands, axes, strict=True) if axis is not None)
-    first = [_first(xp, array, axis) for array, axis in zip(operands, axes, strict=True)]
-    if (
-        operation.kind == Kind.ERROR_BOUND
-    ):  # which is of a call by itself: the larger one may be computed in another way
-        each = (
-            [array if axis is None else array[i, ...] for array, axis in zip(first, axes, strict=True)]
+    arrays = [_mapped_first(xp, array, axis) for array, axis in zip(operands, axes, strict=True)]
+    if operation.kind == Kind.ERROR_BOUND:  # a larger call may use another algorithm, which has another bound
+        calls = (
+            [array if axis is None else array[i, ...] for array, axis in zip(arrays, axes, strict=True)]
             for i in range(count)
         )
-        return xp.stack([run(operation, backend, *own) for own in each])
-    grown, larger, restore = (_Bilinear if operation.is_product else _Linear)(backend, operation, count).of(first, axes)
-    return restore(run(grown, backend, *larger))
+        return xp.stack([run(operation, backend, *call) for call in calls])
+    folding = (_Product if operation.is_product else _OneOperand)(backend, operation, count)
+    folded = folding.fold(arrays, axes)
+    return folded.unfold(run(folded.operation, backend, *folded.operands))
 
 
-def _first(xp: Any, array: Array, axis: int | None) -> Array:
-    """An array whose mapped axis, if any, is moved to the front."""
+def _mapped_first(xp: Any, array: Array, axis: int | None) -> Array:
+    """Move the mapped axis of an array, if it has one, to the front."""
     if not axis:
         return array
     return xp.permute_dims(array, (axis, *(n for n in range(array.ndim) if n != axis)))
 
 
-class _Folded:
-    """An operation with `count` times as much to do."""
+class _Folding:
+    """Moves the mapped axis, of length `count`, into another axis of an array, and back."""
 
     def __init__(self, backend: Backend, operation: Operation, count: int) -> None:
         self.xp = backend.xp
         self.operation, self.count = operation, count
-        self.geometry, self.unbatched = operation.geometry, operation.unbatched
+        self.geometry = operation.geometry
 
-    def grown(self, names: tuple[str, ...]) -> Operation:
-        """The operation of operands that are folded; as algorithms see them."""
+    def larger(self, names: tuple[str, ...]) -> Operation:
+        """Return the operation on canonical arrays in which the sizes of these names are `count` times as large."""
         sizes: dict[str, Any] = {name: getattr(self.geometry, name) * self.count for name in names}
         return replace(self.operation, unbatched=False, geometry=replace(self.geometry, channels_last=False, **sizes))
 
-    def seen(self, array: Array, lead: int) -> Array:
-        """An input or an output with so many axes before it, as (*lead, N, C, *cells)."""
-        if self.unbatched:
+    def canonical(self, array: Array, lead: int) -> Array:
+        """Return an input or an output with `lead` axes before it as (*lead, N, C, *cells)."""
+        if self.operation.unbatched:
             array = self.xp.reshape(array, (*array.shape[:lead], 1, *array.shape[lead:]))
         if self.geometry.channels_last:
             last = array.ndim - 1
             array = self.xp.permute_dims(array, (*range(lead + 1), last, *range(lead + 1, last)))
         return array
 
-    def given(self, array: Array) -> Array:
-        """Mapped inputs or outputs (B, N, C, *cells) as the caller has them."""
+    def as_given(self, array: Array) -> Array:
+        """Return mapped inputs or outputs (B, N, C, *cells) in the layout of the caller."""
         if self.geometry.channels_last:
             array = self.xp.permute_dims(array, (0, 1, *range(3, array.ndim), 2))
-        return array[:, 0, ...] if self.unbatched else array
+        return array[:, 0, ...] if self.operation.unbatched else array
 
     def into_channels(self, array: Array, groups: int) -> Array:
-        """Mapped (B, N, C, *cells) as (N, G * B * C / G, *cells)."""
+        """Return mapped (B, N, C, *cells) as (N, G * B * C / G, *cells)."""
         _, batch, channels, *cells = array.shape
         array = self.xp.reshape(array, (self.count, batch, groups, channels // groups, *cells))
         array = self.xp.permute_dims(array, (1, 2, 0, *range(3, array.ndim)))
         return self.xp.reshape(array, (batch, self.count * channels, *cells))
 
     def from_channels(self, array: Array, groups: int) -> Array:
+        """Return (N, G * B * C / G, *cells) as mapped (B, N, C, *cells)."""
         batch, channels, *cells = array.shape
         array = self.xp.reshape(array, (batch, groups, self.count, channels // (groups * self.count), *cells))
         array = self.xp.permute_dims(array, (2, 0, 1, *range(3, array.ndim)))
         return self.xp.reshape(array, (self.count, batch, channels // self.count, *cells))
 
     def into_samples(self, array: Array) -> Array:
+        """Return mapped (B, N, ...) as (B * N, ...)."""
         return self.xp.reshape(array, (self.count * array.shape[1], *array.shape[2:]))
 
     def from_samples(self, array: Array) -> Array:
+        """Return (B * N, ...) as mapped (B, N, ...)."""
         return self.xp.reshape(array, (self.count, array.shape[0] // self.count, *array.shape[1:]))
 
-    def spread(self, array: Array) -> Array:
+    def repeated(self, array: Array) -> Array:
+        """Return a shared array as a mapped one."""
         return self.xp.broadcast_to(array, (self.count, *array.shape))
 
 
-class _Bilinear(_Folded):
-    """One of the three products."""
+class _Product(_Folding):
+    """Folds one of the three products."""
 
-    def of(
-        self, operands: list[Array], axes: Sequence[int | None]
-    ) -> tuple[Operation, list[Array], Callable[[Array], Array]]:
-        kind, groups = self.operation.kind, self.geometry.groups
-        roles = kind.operands
-        have = {kind.result, *(role for role, axis in zip(roles, axes, strict=False) if axis is not None)}
+    def fold(self, operands: list[Array], axes: Axes) -> Folded:
+        kind = self.operation.kind
+        mapped_roles = {
+            kind.result,
+            *(role for role, axis in zip(kind.operands, axes, strict=False) if axis is not None),
+        }
         if len(operands) > 2 and axes[2] is not None:
-            have.add("w")  # samples that have each a bias of their own have each filters of their own
-        grows = FOLDS[frozenset(have)]
-        channels = grows != ("batch",)
-        made = []
-        for role, array, axis in zip((*roles, "b"), operands, axes, strict=False):
-            if role == "b":
-                made.append(self.bias(array, axis is None) if channels else array)
+            mapped_roles.add(Role.W)  # a bias for each call belongs to filters for each call
+        sizes = FOLDS[frozenset(mapped_roles)]
+        in_channels = sizes != ("batch",)
+        folded = []
+        for role, array, axis in zip((*kind.operands, Role.B), operands, axes, strict=False):
+            shared = axis is None
+            if role == Role.B:
+                folded.append(self.bias(array, shared) if in_channels else array)
                 continue
-            array = array if role == "w" else self.seen(array, int(axis is not None))
-            if role in have:
-                array = self.spread(array) if axis is None else array
-                array = self.filters(array, grows) if role == "w" else self.cells(array, channels)
-            made.append(array)
+            array = array if role == Role.W else self.canonical(array, int(not shared))
+            if role in mapped_roles:
+                array = self.repeated(array) if shared else array
+                array = self.filters(array, sizes) if role == Role.W else self.cells(array, in_channels)
+            folded.append(array)
 
-        def restore(array: Array) -> Array:
+        def unfold(array: Array) -> Array:
             if kind.result == Role.W:
-                return self.restored(array, grows)
-            return self.given(self.from_channels(array, groups) if channels else self.from_samples(array))
+                return self.filters_back(array, sizes)
+            groups = self.geometry.groups
+            return self.as_given(self.from_channels(array, groups) if in_channels else self.from_samples(array))
 
-        return self.grown(grows), made, restore
+        return Folded(self.larger(sizes), folded, unfold)
 
-    def cells(self, array: Array, channels: bool) -> Array:
-        return self.into_channels(array, self.geometry.groups) if channels else self.into_samples(array)
+    def cells(self, array: Array, in_channels: bool) -> Array:
+        """Fold mapped inputs or outputs (B, N, C, *cells), into the channels or into the samples."""
+        return self.into_channels(array, self.geometry.groups) if in_channels else self.into_samples(array)
 
     def bias(self, array: Array, shared: bool) -> Array:
-        array = self.spread(array) if shared else array
+        """Fold a shared bias (C,), or mapped ones (B, C), into the channels."""
+        array = self.repeated(array) if shared else array
         return self.xp.reshape(self.into_channels(array[:, None, :], self.geometry.groups), (-1,))
 
-    def filters(self, array: Array, grows: tuple[str, ...]) -> Array:
-        """Mapped filters (B, F, C / G, *K), as more filters or as filters of more channels."""
-        _, filters, deep, *kernel = array.shape
-        if grows == ("in_channels",):
+    def filters(self, array: Array, sizes: tuple[str, ...]) -> Array:
+        """Fold mapped filters (B, F, C / G, *K): into more filters, or into filters of more channels."""
+        _, filters, channels, *kernel = array.shape
+        if sizes == ("in_channels",):
             array = self.xp.permute_dims(array, (1, 0, *range(2, array.ndim)))
-            return self.xp.reshape(array, (filters, self.count * deep, *kernel))
+            return self.xp.reshape(array, (filters, self.count * channels, *kernel))
         array = self.into_channels(self.xp.reshape(array, (self.count, 1, filters, -1)), self.geometry.groups)
-        return self.xp.reshape(array, (self.count * filters, deep, *kernel))
+        return self.xp.reshape(array, (self.count * filters, channels, *kernel))
 
-    def restored(self, array: Array, grows: tuple[str, ...]) -> Array:
-        """The gradient of mapped filters."""
-        filters, deep, *kernel = array.shape
-        if grows == ("in_channels",):
-            array = self.xp.reshape(array, (filters, self.count, deep // self.count, *kernel))
+    def filters_back(self, array: Array, sizes: tuple[str, ...]) -> Array:
+        """Return mapped filters (B, F, C / G, *K) from what `filters` makes of them."""
+        filters, channels, *kernel = array.shape
+        if sizes == ("in_channels",):
+            array = self.xp.reshape(array, (filters, self.count, channels // self.count, *kernel))
             return self.xp.permute_dims(array, (1, 0, *range(2, array.ndim)))
         array = self.from_channels(self.xp.reshape(array, (1, filters, -1)), self.geometry.groups)
-        return self.xp.reshape(array, (self.count, filters // self.count, deep, *kernel))
+        return self.xp.reshape(array, (self.count, filters // self.count, channels, *kernel))
 
 
-class _Linear(_Folded):
-    """A sum of channels and its adjoint, or windows and theirs."""
+class _OneOperand(_Folding):
+    """Folds an operation with one operand: a sum of channels, the windows of an input, and their adjoints."""
 
-    def of(
-        self, operands: list[Array], axes: Sequence[int | None]
-    ) -> tuple[Operation, list[Array], Callable[[Array], Array]]:
+    def fold(self, operands: list[Array], axes: Axes) -> Folded:
         (array,) = operands
         kind = self.operation.kind
         if kind in (Kind.UNFOLD, Kind.FOLD):
-            return self.grown(("batch",)), [self.into_samples(array)], self.from_samples
-        grown = self.grown(("in_channels", "out_channels", "groups"))
+            return Folded(self.larger(("batch",)), [self.into_samples(array)], self.from_samples)
+        larger = self.larger(("in_channels", "out_channels", "groups"))
         if kind == Kind.CHANNEL_SUM:
-            cells = self.into_channels(self.seen(array, 1), 1)
-            return grown, [cells], lambda sums: self.xp.reshape(sums, (self.count, -1))
-        return (
-            grown,
-            [self.xp.reshape(array, (-1,))],
-            lambda cells: self.given(self.from_channels(cells, 1)),
-        )
+            cells = self.into_channels(self.canonical(array, 1), 1)
+            return Folded(larger, [cells], lambda sums: self.xp.reshape(sums, (self.count, -1)))
+        bias = self.xp.reshape(array, (-1,))
+        return Folded(larger, [bias], lambda cells: self.as_given(self.from_channels(cells, 1)))

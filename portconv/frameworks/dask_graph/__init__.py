@@ -1,5 +1,5 @@
-"""Convolutions of arrays that lie in chunks, put off until somebody asks: which chunk reads what, and the graph of it.
+"""Operations on Dask's arrays, which lie in chunks: a graph of tasks, which Dask runs when a program asks for results.
 
-`halos` says in integers which cells of one array go with a block of another, `graph` makes Dask's tasks of that, and
-`tasks` is what they run, on chunks of whichever library.
+`halos` finds in integers which cells a block of a result reads, `graph` and `building` make the graph of that, and
+`tasks` has what the tasks run, on chunks of any library.
 """

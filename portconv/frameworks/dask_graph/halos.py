@@ -1,7 +1,7 @@
-"""Which cells each block of a result reads, along one dimension, in integers alone.
+"""Which cells each block of a result reads along one dimension, in integers.
 
-An output goes with the chunk of the input that the middle of its window lies in, so that a padding of "same" keeps the
-chunks of the input. A block reads the cells between the first and the last that its windows have taps on, and no more.
+An output belongs to the chunk of the input that has the middle of its window: a padding of "same" keeps the chunks of
+the input. A block reads exactly the cells between the first and the last tap of its windows.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from ...spec.ranges import Range, spans
 
 
 class Reading(NamedTuple):
-    """What outputs read of an input.
+    """What some outputs read of an input.
 
     Attributes
     ----------
     runs : tuple of (int, int)
-        The cells of the input, in order.
+        The ranges of cells that are read, in order.
     picked : tuple of int or None
-        Where each cell of the outputs' windows lies in these runs, where padding repeats some of them; or None, where
-        the windows see the cells as they are, with zeros on both sides.
+        If padding repeats cells: where each cell of the windows lies in the joined runs. None if the windows have the
+        cells as they are, with zeros on both sides.
     size, before, after : int
-        Of the convolution that makes the outputs from what is picked.
+        The input's size and the padding of the convolution that makes the outputs from the picked cells.
     """
 
     runs: tuple[Range, ...]
@@ -39,17 +39,17 @@ class Reading(NamedTuple):
 
 
 class Touching(NamedTuple):
-    """What cells of an input have their gradient from.
+    """What the gradient of some cells of an input depends on.
 
     Attributes
     ----------
     outputs : (int, int)
-        Those that are read.
+        The outputs whose gradients are read.
     region : (int, int)
-        The cells that the convolution of these outputs alone has, in the place of the whole input's: they may be more
-        or fewer than asked for, and lie outside of the input.
+        The input of the convolution that makes these outputs alone, as a range of cells of the whole input. It may be
+        larger or smaller than the cells in question, and may reach beyond the input.
     before, after : int
-        Its padding.
+        The padding of that convolution.
     """
 
     outputs: Range
@@ -59,39 +59,39 @@ class Touching(NamedTuple):
 
 
 def ranges(chunks: Sequence[int]) -> tuple[Range, ...]:
-    """Where chunks that are not empty lie; one empty range where all of them are."""
+    """Return the ranges of the chunks that are not empty; if all are empty, one empty range."""
     ends = tuple(accumulate(chunks))
-    found = tuple((end - size, end) for size, end in zip(chunks, ends, strict=True) if size)
-    return found or ((0, 0),)
+    filled = tuple((end - size, end) for size, end in zip(chunks, ends, strict=True) if size)
+    return filled or ((0, 0),)
 
 
 def located(chunks: Sequence[int], runs: Iterable[Range]) -> tuple[tuple[int, int, int], ...]:
-    """In which chunks runs of cells lie: of each piece the chunk, and where it starts and ends there.
+    """Cut runs of cells into pieces of chunks: return the number of each chunk, and the start and end in it.
 
-    Of no cells at all it is an empty piece of the first chunk.
+    Without any cells the result is an empty piece of the first chunk.
     """
     ends = list(accumulate(chunks))
-    found = []
+    pieces = []
     for start, end in runs:
         while start < end:
             chunk = bisect_right(ends, start)
             first, stop = ends[chunk] - chunks[chunk], min(end, ends[chunk])
-            found.append((chunk, start - first, stop - first))
+            pieces.append((chunk, start - first, stop - first))
             start = stop
-    return tuple(found) or ((0, 0, 0),)
+    return tuple(pieces) or ((0, 0, 0),)
 
 
 def outputs(geometry: Geometry, dim: int, chunks: Sequence[int]) -> tuple[Range, ...]:
-    """Cut the outputs of one dimension as the input is, into blocks that are not empty."""
+    """Cut the outputs of one dimension into blocks that follow the chunks of the input and are not empty."""
     stride, shift = geometry.stride[dim], geometry.before[dim] - _half(geometry, dim)
     return _between((-(-(start + shift) // stride) for start, _ in ranges(chunks)[1:]), geometry.out[dim])
 
 
 def inputs(geometry: Geometry, dim: int, chunks: Sequence[int]) -> tuple[Range, ...]:
-    """Cut the input of one dimension as the outputs are, into blocks that are not empty.
+    """Cut the input of one dimension into blocks that follow the chunks of the outputs and are not empty.
 
-    The first and the last are long enough to hold all cells that padding repeats; where it repeats cells of the other
-    end, there is one block.
+    The first and the last block hold all cells that padding repeats. If padding repeats cells of the other end, there
+    is one block.
     """
     stride, shift, size = geometry.stride[dim], geometry.before[dim] - _half(geometry, dim), geometry.size[dim]
     cuts = [start * stride - shift for start, _ in ranges(chunks)[1:]]
@@ -99,13 +99,13 @@ def inputs(geometry: Geometry, dim: int, chunks: Sequence[int]) -> tuple[Range, 
     if geometry.mode == "circular" and (before or after):
         cuts = []
     elif geometry.mode != "zeros":
-        least, most = (side + 1 if side and geometry.mode == "reflect" else int(side > 0) for side in (before, after))
-        cuts = [cut for cut in cuts if least <= cut <= size - most]
+        first, last = (side + 1 if side and geometry.mode == "reflect" else int(side > 0) for side in (before, after))
+        cuts = [cut for cut in cuts if first <= cut <= size - last]
     return _between(cuts, size)
 
 
-def boxes(out: tuple[int, ...], most: int) -> tuple[tuple[Range, ...], ...]:
-    """Cut positions into boxes of at most `most`, of lengths as equal as can be: those have the smallest halos."""
+def boxes(out: tuple[int, ...], limit: int) -> tuple[tuple[Range, ...], ...]:
+    """Cut positions into boxes of at most `limit` each, almost cubes, which have the smallest halos."""
     cuts = [1] * len(out)
 
     def length(dim: int) -> int:
@@ -116,24 +116,24 @@ def boxes(out: tuple[int, ...], most: int) -> tuple[tuple[Range, ...], ...]:
         for dim in range(len(out)):
             volume *= length(dim)
         longest = max(range(len(out)), key=length)
-        if volume <= most or length(longest) < 2:
+        if volume <= limit or length(longest) < 2:
             break
         cuts[longest] += 1
-    each = (
+    sides = (
         tuple((i * size // count, (i + 1) * size // count) for i in range(count))
         for size, count in zip(out, cuts, strict=True)
     )
-    return tuple(product(*each))
+    return tuple(product(*sides))
 
 
 @lru_cache(maxsize=4096)
 def read(geometry: Geometry, dim: int, some: Range) -> Reading:
-    """What outputs, one or more, read along a dimension."""
+    """Return what one or more outputs read along a dimension."""
     size, before, stride = geometry.size[dim], geometry.before[dim], geometry.stride[dim]
     start, end = some[0] * stride - before, (some[1] - 1) * stride + geometry.extent[dim] - before
     if geometry.mode == "zeros":
         taps = [span.inputs for span in geometry.spans(dim, some) if span.inputs.start < span.inputs.stop]
-        if not taps:  # nothing but padding
+        if not taps:  # the windows read padding alone
             return Reading(((0, 0),), None, 0, end - start, 0)
         first, last = min(cells.start for cells in taps), max(cells.stop for cells in taps)
         return Reading(((first, last),), None, last - first, first - start, end - last)
@@ -141,18 +141,18 @@ def read(geometry: Geometry, dim: int, some: Range) -> Reading:
         return Reading(((start, end),), None, end - start, 0, 0)
     sources = [_source(geometry.mode, size, cell) for cell in range(start, end)]
     runs: list[Range] = []
-    where: dict[int, int] = {}
+    place_of: dict[int, int] = {}
     for place, cell in enumerate(sorted(set(sources))):
-        where[cell] = place
+        place_of[cell] = place
         if runs and runs[-1][1] == cell:
             runs[-1] = runs[-1][0], cell + 1
         else:
             runs.append((cell, cell + 1))
-    return Reading(tuple(runs), tuple(where[cell] for cell in sources), end - start, 0, 0)
+    return Reading(tuple(runs), tuple(place_of[cell] for cell in sources), end - start, 0, 0)
 
 
 def convolved(geometry: Geometry, reads: Sequence[Reading]) -> Geometry:
-    """The convolution of what is read along each dimension."""
+    """Return the convolution of what is read along each dimension."""
     return replace(
         geometry,
         size=tuple(part.size for part in reads),
@@ -163,30 +163,30 @@ def convolved(geometry: Geometry, reads: Sequence[Reading]) -> Geometry:
 
 @lru_cache(maxsize=4096)
 def touching(geometry: Geometry, dim: int, cells: Range) -> Touching:
-    """What cells, a block that `inputs` gives, have their gradient from."""
+    """Return what the gradient of the cells of a block depends on; the block is one of `inputs`."""
     start, end = cells
     size, before, after = geometry.size[dim], geometry.before[dim], geometry.after[dim]
     stride, extent, out = geometry.stride[dim], geometry.extent[dim], geometry.out[dim]
     padded = geometry.mode != "zeros" and (before > 0 or after > 0)
     if padded and (start, end) == (0, size):
         return Touching((0, out), cells, before, after)
-    # Of the padding a first block has what is before it, and a last one what is after.
-    reach = before if padded and start == 0 else 0, after if padded and end == size else 0
+    # The first block also has the padding before it, and the last block the padding after it.
+    extra = before if padded and start == 0 else 0, after if padded and end == size else 0
     taps = spans(
-        end - start + sum(reach),
+        end - start + sum(extra),
         geometry.kernel[dim],
         stride,
         geometry.dilation[dim],
-        before + start - reach[0],
+        before + start - extra[0],
         (0, out),
     )
-    found = [span.outputs for span in taps if span.outputs.start < span.outputs.stop]
-    first, last = min((some.start for some in found), default=0), max((some.stop for some in found), default=0)
-    if padded and reach[1]:  # so that the region holds all cells that the padding repeats
-        first = min(first, (start + before) // stride) if found else (start + before) // stride
+    read_by = [span.outputs for span in taps if span.outputs.start < span.outputs.stop]
+    first, last = min((some.start for some in read_by), default=0), max((some.stop for some in read_by), default=0)
+    if padded and extra[1]:  # the region must hold all cells that the padding repeats
+        first = min(first, (start + before) // stride) if read_by else (start + before) // stride
         first, last = min(first, out - 1), out
         return Touching((first, last), (first * stride - before, size), 0, after)
-    if padded and reach[0]:
+    if padded and extra[0]:
         last = max(last, 1)
         return Touching((0, last), (0, max(end, (last - 1) * stride + extent - before)), before, 0)
     if first == last:
@@ -199,20 +199,20 @@ def touching(geometry: Geometry, dim: int, cells: Range) -> Touching:
 
 
 def _half(geometry: Geometry, dim: int) -> int:
-    """How far the middle of a window is from its first cell: of two middles the one that more padding goes with."""
+    """Return how far the middle of a window is from its first cell; of two middles take that with more padding."""
     extent, before = geometry.extent[dim], geometry.before[dim]
     return extent // 2 if 2 * before >= extent else (extent - 1) // 2
 
 
 def _between(cuts: Iterable[int], size: int) -> tuple[Range, ...]:
-    """Cut `range(size)` at these places, and leave out what is empty."""
+    """Cut `range(size)` at these places into ranges that are not empty."""
     inner = sorted({cut for cut in cuts if 0 < cut < size})
     edges = [0, *inner, size]
     return tuple(pairwise(edges))
 
 
 def _source(mode: str, size: int, cell: int) -> int:
-    """Which cell of an input one of the padding repeats, as `numpy.pad` has it; cells inside are their own."""
+    """Return the cell of the input that a cell of the padded input repeats, as in `numpy.pad`."""
     if mode == "circular":
         return cell % size
     if mode == "replicate" or size == 1:

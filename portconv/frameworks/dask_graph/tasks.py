@@ -1,13 +1,13 @@
-"""What tasks run: a block of a result from the chunks that it reads, on the library that these belong to.
+"""What the tasks of a graph run: each makes one block of a result from the chunks that it reads, with their library.
 
-Inputs and outputs are batches with channels first here, and a task's operation has the geometry of its block.
+Inputs and outputs are batches with channels first here, and the operation of a task has the geometry of its block.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import reduce
 
 from ... import backends, limits
@@ -26,15 +26,15 @@ from ...spec.dtypes import KINDS, real
 from ...spec.geometry import Geometry
 from ...spec.operation import Kind, Operation
 from ...spec.operation import operation as operation_of
-from ...spec.ranges import Range
+from ...spec.ranges import ALL, Range
 from .halos import boxes, convolved, read
 
 Slices = tuple[slice, ...]
 
 
 @dataclass(frozen=True)
-class Step:
-    """What all blocks of a result have in common: what is computed, and how much that may take."""
+class LimitedOperation:
+    """What all blocks of a result have in common: the operation, and the limits under which the graph was made."""
 
     operation: Operation
     workspace: int | None
@@ -42,13 +42,13 @@ class Step:
 
     @property
     def exact(self) -> bool:
-        """Whether sums are rounded at the end alone."""
+        """Whether sums are exact, and rounded once at the end."""
         return self.operation.precision == "reproducible" and KINDS[self.operation.dtype] != "integral"
 
     @contextmanager
-    def held(self, known: Sequence[tuple[Array, Array]] = ()) -> Iterator[None]:
-        """Keep to the limits that the graph was made under, and remember the magnitudes of whole arrays."""
-        # Blocks are what runs at the same time: one thread each, unless the user wanted more.
+    def limited(self, known: Sequence[tuple[Array, Array]] = ()) -> Iterator[None]:
+        """Set the limits, and remember known magnitudes: pairs of an array and its magnitudes."""
+        # Dask runs blocks in parallel, so each block has one thread, unless the user has asked for more.
         with limits.num_threads(self.threads or 1), remembering(known):
             if self.workspace is None:
                 yield
@@ -56,44 +56,45 @@ class Step:
                 with limits.workspace_limit(self.workspace):
                     yield
 
-    def of(self, geometry: Geometry) -> Operation:
-        """The operation of a block."""
+    def of_block(self, geometry: Geometry) -> Operation:
+        """Return the operation that computes a block with this geometry."""
         return replace(self.operation, geometry=geometry)
 
 
 @dataclass(frozen=True)
 class Gathering:
-    """How pieces of chunks make up what a block reads.
+    """How pieces of chunks are put together to the array that a block reads.
 
     Attributes
     ----------
     grid : tuple of int
-        How many pieces there are along each axis; they come in C order.
-    home : int
-        Which of them comes as its whole chunk.
-    inside : tuple of slice
-        What of that chunk the piece is.
+        How many pieces there are along each axis; the pieces are in C order.
+    uncut : int
+        The number of the piece whose whole chunk the task gets; -1 if it gets all pieces cut.
+    uncut_part : tuple of slice
+        Where that piece lies in its chunk.
     picked : tuple of (tuple of int or None)
-        For each axis which of the cells that the pieces make up are taken, in that order; None for all as they are.
+        For each axis, which cells of the joined pieces are taken, in this order; None takes all cells.
     """
 
     grid: tuple[int, ...]
-    home: int
-    inside: Slices
+    uncut: int
+    uncut_part: Slices
     picked: tuple[tuple[int, ...] | None, ...]
 
-    def of(self, pieces: Sequence[Array]) -> Array:
-        """Put the pieces together."""
-        found = [piece[(*self.inside, ...)] if i == self.home else piece for i, piece in enumerate(pieces)]
-        backend = backends.of(found[0])
-        array = found[0] if len(found) == 1 else self._joined(backend, found)
-        for axis, places in enumerate(self.picked):
-            if places is not None:
-                index = backend.asarray(list(places), "int64", backend.device_of(array))
+    def array(self, chunks: Sequence[Array]) -> Array:
+        """Return the array that these pieces make."""
+        pieces = [chunk[(*self.uncut_part, ...)] if i == self.uncut else chunk for i, chunk in enumerate(chunks)]
+        backend = backends.of(pieces[0])
+        array = pieces[0] if len(pieces) == 1 else self._joined(backend, pieces)
+        for axis, cells in enumerate(self.picked):
+            if cells is not None:
+                index = backend.asarray(list(cells), "int64", backend.device_of(array))
                 array = backend.xp.take(array, index, axis=axis)
         return array
 
     def _joined(self, backend: Backend, pieces: list[Array]) -> Array:
+        """Copy the pieces into one array."""
         edges, step = [], len(pieces)
         for axis, count in enumerate(self.grid):
             step //= count
@@ -105,8 +106,8 @@ class Gathering:
         for i, piece in enumerate(pieces):
             place, rest = [], i
             for count, ends in zip(reversed(self.grid), reversed(edges), strict=True):
-                rest, at = divmod(rest, count)
-                place.append(slice(ends[at], ends[at + 1]))
+                rest, number = divmod(rest, count)
+                place.append(slice(ends[number], ends[number + 1]))
             array = backend.write(array, (*reversed(place), ...), piece)
         return array
 
@@ -118,149 +119,158 @@ class Block:
     Attributes
     ----------
     geometry : Geometry
-        The convolution that it is the result of, or that it adds to.
-    gathering : tuple of Gathering
+        The convolution that makes the block, or a term of a sum.
+    gatherings : tuple of Gathering
         One for each operand that lies in chunks.
     shape : tuple of int
-        Of the result (N, C, *cells).
-    inside, place : tuple of slice
-        Where it lies in what the convolution makes, and where that then lies in it; what is left is made of nothing.
+        The shape (N, C, *cells) of a block of an input gradient.
+    source, target : tuple of slice
+        Which cells of the convolution's result belong to that block, and where they lie in it; no window reads the
+        other cells of the block.
     """
 
     geometry: Geometry
-    gathering: tuple[Gathering, ...]
+    gatherings: tuple[Gathering, ...] = ()
     shape: tuple[int, ...] = ()
-    inside: Slices = field(default=())
-    place: Slices = field(default=())
+    source: Slices = ()
+    target: Slices = ()
 
 
 def halo(chunk: Array, index: Slices = ()) -> Array:
-    """A part of a chunk, in memory of its own, so that the chunk need not be kept for it."""
+    """Copy a part of a chunk, so that the chunk need not be kept for this part."""
     part, backend = chunk[(*index, ...)], backends.of(chunk)
     return backend.write(backend.empty(tuple(part.shape), like=part), (...,), part)
 
 
-def computed(step: Step, block: Block, pieces: list[Array], scales: Array | None, *more: Array) -> Array:
-    """A block of an output, or of its bound: `more` are the filters, and a bias."""
-    x = block.gathering[0].of(pieces)
-    with step.held(() if scales is None else [(x, scales)]):
-        return execution.compute(step.of(block.geometry), backends.of(x), x, *more)
+def output(limited: LimitedOperation, block: Block, chunks: list[Array], scales: Array | None, *more: Array) -> Array:
+    """Compute a block of an output or of its error bound; `more` are the filters, and a bias if there is one."""
+    x = block.gatherings[0].array(chunks)
+    with limited.limited(() if scales is None else [(x, scales)]):
+        return execution.compute(limited.of_block(block.geometry), backends.of(x), x, *more)
 
 
-def input_grad(step: Step, block: Block, pieces: list[Array], scales: Array | None, *more: Array) -> Array:
-    """A block of the gradient of an input, or of a transposed convolution."""
-    dout = block.gathering[0].of(pieces)
+def input_grad(
+    limited: LimitedOperation, block: Block, chunks: list[Array], scales: Array | None, *more: Array
+) -> Array:
+    """Compute a block of the gradient of an input, or of a transposed convolution."""
+    dout = block.gatherings[0].array(chunks)
     backend = backends.of(dout)
-    if all(part.start < part.stop for part in block.place):
-        with step.held(() if scales is None else [(dout, scales)]):
-            found = execution.compute(step.of(block.geometry), backend, dout, *more)
-        whole = tuple(slice(0, size) for size in found.shape[2:])
-        part = found if block.inside == whole else found[(slice(None), slice(None), *block.inside)]
+    part = None
+    if all(cells.start < cells.stop for cells in block.target):
+        with limited.limited(() if scales is None else [(dout, scales)]):
+            result = execution.compute(limited.of_block(block.geometry), backend, dout, *more)
+        whole = tuple(slice(0, size) for size in result.shape[2:])
+        part = result if block.source == whole else result[(ALL, ALL, *block.source)]
         if tuple(part.shape) == block.shape:
-            return part if part is found else halo(part)
-    else:
-        part = None
-    made = backend.dtype(step.operation.result_dtype)
-    array = backend.zeroed(backend.empty(block.shape, like=dout, dtype=made))
-    if len(more) > 1:  # the bias of what no window reaches
-        array = _biased(step, backend, array, more[1])
-    return array if part is None else backend.write(array, (slice(None), slice(None), *block.place), part)
+            return part if part is result else halo(part)
+    dtype = backend.dtype(limited.operation.result_dtype)
+    array = backend.zeroed(backend.empty(block.shape, like=dout, dtype=dtype))
+    if len(more) > 1:  # cells that no window reads have the bias too
+        array = _biased(limited, backend, array, more[1])
+    return array if part is None else backend.write(array, (ALL, ALL, *block.target), part)
 
 
-def _biased(step: Step, backend: Backend, zeros: Array, bias: Array) -> Array:
-    if not step.exact:
+def _biased(limited: LimitedOperation, backend: Backend, zeros: Array, bias: Array) -> Array:
+    """Add a bias to zeros, in the precision of the operation."""
+    if not limited.exact:
         return with_bias(backend, zeros, narrow(backend, bias, zeros.dtype))
-    with step.held(), backend.quiet():
-        return add_bias(backend, zeros, bias, step.operation.result_dtype)
+    with limited.limited(), backend.quiet():
+        return add_bias(backend, zeros, bias, limited.operation.result_dtype)
 
 
-def weight_grad(step: Step, block: Block, of_out: list[Array], of_x: list[Array], scales: list[Array] | None) -> Array:
-    """What a block of outputs adds to the gradient of the filters."""
-    dout, x = block.gathering[0].of(of_out), block.gathering[1].of(of_x)
-    backend, operation = backends.of(dout), step.of(block.geometry)
+def weight_grad(
+    limited: LimitedOperation, block: Block, out_chunks: list[Array], x_chunks: list[Array], scales: list[Array] | None
+) -> Array:
+    """Compute the term of the filters' gradient that a block of outputs adds."""
+    dout, x = block.gatherings[0].array(out_chunks), block.gatherings[1].array(x_chunks)
+    backend, operation = backends.of(dout), limited.of_block(block.geometry)
     if scales is None:
-        with step.held():
+        with limited.limited():
             return execution.compute(operation, backend, dout, x)
-    with step.held([(dout, scales[0]), (x, scales[1])]):
-        some = [_box(block.geometry, box) for box in boxes(block.geometry.out, longest_sum(operation.dtype))]
-        return weight_sums(operation, backend, tuple(some), dout, x)
+    with limited.limited([(dout, scales[0]), (x, scales[1])]):
+        some = boxes(block.geometry.out, longest_sum(operation.dtype))
+        return weight_sums(operation, backend, tuple(_part(block.geometry, box) for box in some), dout, x)
 
 
-def _box(geometry: Geometry, box: tuple[Range, ...]) -> Part:
-    """The convolution of a box of outputs."""
-    reads = [read(geometry, dim, some) for dim, some in enumerate(box)]
-    every = (slice(None), slice(None))
-    cells = tuple(slice(*part.runs[0]) for part in reads)
-    return Part(convolved(geometry, reads), (*every, *cells), every, (*every, *(slice(*some) for some in box)))
+def _part(geometry: Geometry, box: tuple[Range, ...]) -> Part:
+    """Return the part of a convolution that makes a box of its outputs."""
+    reads = [read(geometry, dim, cells) for dim, cells in enumerate(box)]
+    x_cells = tuple(slice(*reading.runs[0]) for reading in reads)
+    out_cells = tuple(slice(*cells) for cells in box)
+    return Part(convolved(geometry, reads), (ALL, ALL, *x_cells), (ALL, ALL), (ALL, ALL, *out_cells))
 
 
-def weight_grad_sum(step: Step, sums: list[Array]) -> Array:
-    """Add up what blocks add."""
-    if not step.exact:
-        return reduce(lambda total, more: total + more, sums)
-    return add_weight_sums(step.operation.dtype, backends.of(sums[0]), sums)
+def weight_grad_sum(limited: LimitedOperation, sums: list[Array]) -> Array:
+    """Add up terms of the filters' gradient."""
+    if not limited.exact:
+        return reduce(lambda total, term: total + term, sums)
+    return add_weight_sums(limited.operation.dtype, backends.of(sums[0]), sums)
 
 
-def weight_grad_end(step: Step, sums: list[Array], scales: list[Array] | None, made: str) -> Array:
-    """Add up the last sums, and round to the dtype named by `made`."""
-    total = weight_grad_sum(step, sums)
-    backend, operation = backends.of(total), step.operation
+def weight_grad_end(
+    limited: LimitedOperation, sums: list[Array], scales: list[Array] | None, result_dtype: str
+) -> Array:
+    """Add up the last terms of the filters' gradient, and round to the dtype of the result."""
+    total = weight_grad_sum(limited, sums)
+    backend, operation = backends.of(total), limited.operation
     if scales is None:
-        return narrow(backend, total, backend.dtype(made))
+        return narrow(backend, total, backend.dtype(result_dtype))
     largest = scales[0][0, 0, :], scales[1][0, 0, :]
-    gradient = operation_of(Kind.WEIGHT_GRAD, operation.geometry, operation.dtype, made)
-    with step.held(), backend.quiet():
+    gradient = operation_of(Kind.WEIGHT_GRAD, operation.geometry, operation.dtype, result_dtype)
+    with limited.limited(), backend.quiet():
         return round_weight_sums(gradient, backend, total, largest)
 
 
-def channel_sum(step: Step, block: Block, chunk: Array, scales: Array | None, count: int) -> Array:
-    """What a chunk adds to the gradient of a bias."""
-    backend, operation = backends.of(chunk), step.of(block.geometry)
+def channel_sum(limited: LimitedOperation, block: Block, chunk: Array, scales: Array | None, count: int) -> Array:
+    """Compute the term of a bias gradient that a chunk adds; `count` is the number of all terms of a channel."""
+    backend, operation = backends.of(chunk), limited.of_block(block.geometry)
     if scales is None:
-        with step.held():
+        with limited.limited():
             return execution.compute(operation, backend, chunk)
-    with step.held([(chunk, scales)]), backend.during_call(chunk, "reproducible"), backend.quiet():
-        own = operation_of(Kind.CHANNEL_SUM, block.geometry, operation.dtype, operation.dtype)
-        return channel_sums(own, backend, chunk, count)
+    with limited.limited([(chunk, scales)]), backend.during_call(chunk, "reproducible"), backend.quiet():
+        term = operation_of(Kind.CHANNEL_SUM, block.geometry, operation.dtype, operation.dtype)
+        return channel_sums(term, backend, chunk, count)
 
 
 def channel_sum_sum(sums: list[Array]) -> Array:
-    """Add up what chunks add: of exact sums the limbs, which are as short as all of them want."""
-    return reduce(lambda total, more: total + more, sums)
+    """Add up terms of a bias gradient; the limbs of exact ones have room for the sum of all of them."""
+    return reduce(lambda total, term: total + term, sums)
 
 
-def channel_sum_end(step: Step, sums: list[Array], scales: Array | None, count: int, made: str) -> Array:
-    """Add up the last sums, and round to the dtype named by `made`."""
+def channel_sum_end(
+    limited: LimitedOperation, sums: list[Array], scales: Array | None, count: int, result_dtype: str
+) -> Array:
+    """Add up the last terms of a bias gradient, and round to the dtype of the result."""
     total = channel_sum_sum(sums)
     backend = backends.of(total)
     if scales is None:
-        return narrow(backend, total, backend.dtype(made))
-    gradient = operation_of(Kind.CHANNEL_SUM, step.operation.geometry, step.operation.dtype, made)
-    with step.held(), backend.quiet():
+        return narrow(backend, total, backend.dtype(result_dtype))
+    gradient = operation_of(Kind.CHANNEL_SUM, limited.operation.geometry, limited.operation.dtype, result_dtype)
+    with limited.limited(), backend.quiet():
         return round_channel_sums(gradient, backend, total, scales[0, 0, :], count)
 
 
-def windows(step: Step, geometry: Geometry, chunk: Array) -> Array:
-    """Columns of some samples and channels, or the cells that such columns add up to."""
-    with step.held():
-        return execution.compute(step.of(geometry), backends.of(chunk), chunk)
+def windows(limited: LimitedOperation, geometry: Geometry, chunk: Array) -> Array:
+    """Compute `unfold` or `fold` of some samples and channels."""
+    with limited.limited():
+        return execution.compute(limited.of_block(geometry), backends.of(chunk), chunk)
 
 
-def magnitudes(step: Step, chunk: Array) -> Array:
-    """The largest magnitude of each sample's channel, and whether all are finite, as `reproducible` has it."""
+def magnitudes(limited: LimitedOperation, chunk: Array) -> Array:
+    """Return the largest magnitude of each channel of each sample, and whether all elements are finite."""
     backend = backends.of(chunk)
-    with step.held(), backend.during_call(chunk, "reproducible"), backend.quiet():
+    with limited.limited(), backend.during_call(chunk, "reproducible"), backend.quiet():
         return magnitudes_of(backend, chunk, real(backend.dtype_name(chunk.dtype)))
 
 
-def largest(found: list[Array]) -> Array:
-    """The largest of magnitudes."""
-    return reduce(backends.of(found[0]).xp.maximum, found)
+def largest(parts: list[Array]) -> Array:
+    """Return the largest magnitudes of parts of the same samples."""
+    return reduce(backends.of(parts[0]).xp.maximum, parts)
 
 
-def largest_of_batch(found: list[Array]) -> Array:
-    """The largest of magnitudes of several samples: those of one."""
-    backend = backends.of(found[0])
-    nothing = backend.zeros((found[0].shape[0], 1, found[0].shape[2]), found[0])  # where there are no samples
-    most = (backend.xp.max(each, axis=1, keepdims=True) for each in found if each.shape[1])
-    return reduce(backend.xp.maximum, most, nothing)
+def largest_of_batch(parts: list[Array]) -> Array:
+    """Return the largest magnitudes of all samples, as those of one sample."""
+    backend = backends.of(parts[0])
+    zeros = backend.zeros((parts[0].shape[0], 1, parts[0].shape[2]), parts[0])  # there may be no samples
+    of_parts = (backend.xp.max(part, axis=1, keepdims=True) for part in parts if part.shape[1])
+    return reduce(backend.xp.maximum, of_parts, zeros)

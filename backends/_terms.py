@@ -1,0 +1,48 @@
+"""The terms of a backend: arrays, workspaces, costs, and the reason why a library does not work."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+Array = Any
+"""An array of any library; the standard has no type for it."""
+
+Block = TypeVar("Block")
+
+CPU_WORKSPACE, GPU_WORKSPACE = 64 << 20, 512 << 20
+"""How many bytes a call may use on each thread beside its result, unless the user sets a limit."""
+
+
+class Workspace(Protocol):
+    """Return an uninitialised array; the next call with the same name may return the same memory."""
+
+    def __call__(self, name: str, /, shape: tuple[int, ...], dtype: Any = None) -> Array: ...
+
+
+class Costs(NamedTuple):
+    """How many nanoseconds each kind of work takes; only the ratios matter, and only to the choice of an algorithm.
+
+    Attributes
+    ----------
+    operation : float
+        One multiplication or addition in a matrix product.
+    element : float
+        Copying or adding one element of a long row in cache.
+    transform : float
+        One point of a Fourier transform, for each factor of two in the number of points.
+    call : float
+        One call of the library, without the work in it.
+    """
+
+    operation: float
+    element: float
+    transform: float
+    call: float
+
+
+class Unavailable(Exception):
+    """The reason why a library does not work here; `no_device` says that only the hardware or its driver is missing."""
+
+    def __init__(self, reason: str, *, no_device: bool = False) -> None:
+        super().__init__(reason)
+        self.no_device = no_device
