@@ -12,7 +12,7 @@ product each, all rows together are one line, and the lines of the first dimensi
 The gradients take the same steps.
 
 Cells that belong to no output are multiplied too: in places that are skipped, or by a zero in place of `dout`. If the
-filters or their gradient are not finite, this could change the result, and so there is none.
+filters or their gradient are not finite, this could change the result, and so the algorithm does not vouch for it.
 
 Axes, in this order: g groups; h lines, one for each row of the first dimension or a single one; f filters of a group;
 t taps, of all dimensions or of all but the first; l places of a line, flattened: with n samples, (n, P2, ..., Pd) if a

@@ -146,7 +146,7 @@ class Planes:
 
     @property
     def evenly(self) -> bool:
-        """Whether all taps read one phase, so that neighbouring taps of a dimension are always one step apart."""
+        """Whether all taps read one phase, so that all neighbouring taps of a dimension have one distance."""
         return self.phases.taps == 1
 
     @cached_property
@@ -246,7 +246,7 @@ class Planes:
         )
 
     def copies(self, n: int) -> tuple[tuple[Index, Index], ...]:
-        """Return, for each tap, its part of the strips, and the part of planes with n samples that it is copied from."""
+        """Return, for each tap, its part of the strips, and the part of planes with n samples it is copied from."""
         copies: list[tuple[Index, Index]] = []
         for tap, (lane, inner, shift) in enumerate(self.layout(n)):
             shifted = (lane, ALL, inner, ALL, slice(shift, None))
