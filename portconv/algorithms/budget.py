@@ -25,17 +25,17 @@ class Budget(NamedTuple):
     Attributes
     ----------
     block_elements : int
-        The maximum of elements in the main arrays of a block, so that they stay in cache.
+        The maximum number of elements in the main arrays of a block, so that they stay in cache.
     fast_columns : int
         With this many columns or more, a matrix product runs at full speed.
     least_blocks : int
-        The minimum of blocks, so that every thread has work.
+        The minimum number of blocks, so that every thread has work.
     workspace_elements : int
-        The maximum of elements in all workspaces of a thread, including what all threads share.
+        The maximum number of elements in all workspaces of a thread, including what all threads share.
     library_threads : bool
         Whether a matrix product is faster on the threads of the library than in blocks on threads of portconv.
     summed_positions : int
-        The maximum of positions that a weight gradient adds up at once, if sums must be short; otherwise 0.
+        The maximum number of positions that a weight gradient adds up at once, if sums must be short; otherwise 0.
     mirrored : bool
         Whether an input gradient may be computed as the forward product of the mirrored convolution. It may not if
         filters are not finite.

@@ -200,7 +200,7 @@ def choose(problem: Problem, name: str, workspace: int, strict: bool) -> Choice:
     name : str
         The name of an algorithm, "auto", or `PLAIN`.
     workspace : int
-        The maximum of bytes of workspace for each thread.
+        The maximum number of bytes of workspace for each thread.
     strict : bool
         Whether to raise an error if every algorithm needs more workspace. If not, the budget grows to the least that
         is needed.

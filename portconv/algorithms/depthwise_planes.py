@@ -89,7 +89,7 @@ class Planes:
     samples, groups : tuple of Range
         The ranges of samples and groups; a block takes one of each.
     height : int
-        The maximum of outputs along the first dimension in a block.
+        The maximum number of outputs along the first dimension in a block.
     sums : int
         The number of partial sums of a weight gradient.
     """

@@ -27,7 +27,7 @@ class Side(NamedTuple):
     points : int
         The points of the transform.
     tile : int
-        The maximum of outputs in a tile.
+        The maximum number of outputs in a tile.
     offset : int
         The distance from the first cell of the first output's window to the first cell of the segment.
     segment : int
@@ -63,11 +63,11 @@ class Tiling:
     held : tuple of Range
         Ranges of groups; the filters' spectra of one range are in memory at a time.
     samples : int
-        The maximum of samples in a block.
+        The maximum number of samples in a block.
     groups : int
-        The maximum of groups in a block.
+        The maximum number of groups in a block.
     filter_elements : int
-        The maximum of elements in the spectra of filters that are transformed at a time; but at least one filter is.
+        The maximum number of elements in spectra of filters that are transformed at a time, if one filter has fewer.
     sums : int
         The number of partial sums of a weight gradient.
     """

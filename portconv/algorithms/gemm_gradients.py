@@ -72,7 +72,7 @@ def weight_grad_by_blocks(cut: Cut, dout: Array, x: Array) -> Array:
                     columns = block_columns(geometry, backend, x, block, workspace)
                 else:
                     columns = columns_of(geometry, backend, strips, block, taps, workspace)
-                # BLAS is faster with the larger matrix first. If columns come first, their sum is transposed at the end.
+                # BLAS is faster with the larger matrix first. If columns are first, their sum is transposed later.
                 first, second = (values, columns) if _filters_first(geometry, taps, channels) else (columns, values)
                 second = xp.permute_dims(second, (0, 2, 1))
                 shape = (groups, first.shape[1], second.shape[2])

@@ -41,7 +41,7 @@ class Plan:
     samples, groups, channels, taps : tuple of Range
         The ranges of samples, groups, channels of a group, and taps of the first dimension.
     positions : int
-        The maximum of positions in a block.
+        The maximum number of positions in a block.
     sums : int
         The number of partial sums of a weight gradient.
     small : bool
@@ -64,7 +64,7 @@ class Plan:
 
     @cached_property
     def taps_together(self) -> int:
-        """The maximum of taps of the first dimension in one product."""
+        """The maximum number of taps of the first dimension in one product."""
         return longest(self.taps)
 
     @property
@@ -102,7 +102,7 @@ class Cut(NamedTuple):
 
 
 def least_blocks(budget: Budget) -> int:
-    """Return the minimum of blocks into which a product is cut."""
+    """Return the minimum number of blocks into which a product is cut."""
     return 1 if budget.library_threads else budget.least_blocks
 
 
@@ -234,7 +234,7 @@ def cut_blocks(kind: str, geometry: Geometry, budget: Budget, elements: int) -> 
 
 
 def _fewest_columns(elements: int) -> int:
-    """Return the minimum of columns in a block whose columns hold at most `elements` elements."""
+    """Return the minimum number of columns in a block whose columns hold at most `elements` elements."""
     return max(1, min(FEWEST_COLUMNS, elements >> 10))
 
 
@@ -257,7 +257,7 @@ def _taps_together(kind: str, geometry: Geometry, budget: Budget, least: int) ->
 def _block_sizes(
     kind: str, geometry: Geometry, budget: Budget, elements: int, rows: tuple[int, int, int]
 ) -> tuple[int, int]:
-    """Return the maximum of positions and samples in a block; `rows` are its groups, its channels, and its taps."""
+    """Return the maximum numbers of positions and samples in a block; `rows` are its groups, channels and taps."""
     groups, channels, together = rows
     enough = budget.fast_columns
     if is_positionwise(geometry):

@@ -84,7 +84,7 @@ class Winograd(Algorithm):
         return count_work(kind, geometry, *self.plan(kind, geometry, budget))
 
     def cut(self, kind: str, geometry: Geometry, budget: Budget, elements: int) -> Cuts:
-        """Cut a product so that a block's inputs and products hold at most `elements` elements at one place of the lead."""
+        """Cut a product so that a block's arrays hold at most `elements` elements at one place of the lead."""
         return cut_tiles(geometry, budget, elements)
 
     def workspace_elements(self, kind: str, geometry: Geometry, plan: Cuts) -> int:
@@ -108,7 +108,7 @@ class Winograd(Algorithm):
             along_lead = Halves(*spread(backend, input_row, halves, ahead, workspace), ahead[0])
             shape = (grid.inner, block.tiles.counts[1], geometry.group_out, math.prod(sizes))
             sums = workspace("sums", (2, *shape))
-            # Place 0 of the lead adds to the first output, 3 to the second, 1 to both, and 2 to both with opposite signs.
+            # Of the lead, place 0 adds to the first output, 3 to the second, 1 to both, 2 to both with opposite signs.
             for lead in (0, 3, 1, 2):
                 inputs = led_by(backend, input_row, along_lead, lead, shape[-1], workspace)
                 matrices = filters[lead, :, block.writes[1], :, :]

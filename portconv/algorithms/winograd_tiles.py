@@ -173,7 +173,7 @@ class Cuts(NamedTuple):
     ----------
     samples, groups : tuple of Range
     tiles : int
-        The maximum of tiles of a sample in a block.
+        The maximum number of tiles of a sample in a block.
     sums : int
         The number of partial sums of a weight gradient.
     """
