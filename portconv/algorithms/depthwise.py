@@ -148,8 +148,8 @@ class Depthwise(Algorithm):
                 strips = _strips(backend, planes, cells, task, workspace)
                 for taps in planes.parts(backend):
                     cells_of_taps = _cells_of_taps(backend, planes, strips, lines, taps)
-                    shape = (lines.sums[0], lines.sums[1], cells_of_taps.shape[2], geometry.group_out)
-                    product = backend.product(cells_of_taps, grads, workspace("product", shape))
+                    product = workspace("product", (*lines.sums[:2], cells_of_taps.shape[2], geometry.group_out))
+                    product = backend.product(cells_of_taps, grads, product)
                     product = product[:, 0, ...] if lines.sums[1] == 1 else xp.sum(product, axis=1)
                     shape = (lines.sums[0], geometry.group_out, *planes.kernel(taps))
                     product = xp.reshape(xp.permute_dims(product, (0, 2, 1)), shape)
