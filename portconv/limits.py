@@ -11,10 +11,10 @@ from functools import cache
 
 from .errors import ConvTypeError, ConvValueError
 
-ASIDE = 4
-"""Blocks of reproducible results may take a limit divided by this."""
-WIDER = 9
-"""Blocks of reproducible results are 9/4 of the size of others, because they take more steps and more arrays."""
+SHARE_OF_LIMIT = 4
+"""Blocks of reproducible results may take one fourth of the limit that the user set."""
+SIZE_IN_QUARTERS = 9
+"""Blocks of reproducible results are 9/4 of the size of other blocks, because they take more steps and more arrays."""
 
 _workspace: ContextVar[int | None] = ContextVar("portconv.workspace_limit", default=None)
 _threads: ContextVar[int | None] = ContextVar("portconv.num_threads", default=None)
@@ -66,7 +66,7 @@ def num_threads(n: int) -> AbstractContextManager[None]:
     Parameters
     ----------
     n : int
-        The most threads.
+        The maximum number of threads.
 
     Returns
     -------
@@ -89,7 +89,7 @@ def num_threads(n: int) -> AbstractContextManager[None]:
 
 
 def within(nbytes: int | None) -> AbstractContextManager[None]:
-    """Limit the memory inside to so many bytes, which have been checked; None leaves it as it is."""
+    """Limit the memory inside to `nbytes` bytes, without a check; None changes nothing."""
     return nullcontext() if nbytes is None else _within(_workspace, nbytes)
 
 
@@ -98,10 +98,10 @@ def workspace() -> int | None:
     return _workspace.get() or _of_variable("PORTCONV_WORKSPACE_LIMIT")
 
 
-def aside(block: int, limit: int | None) -> int:
-    """Return the bytes that blocks of reproducible results may take, where blocks of others take `block` bytes."""
-    size = WIDER * block // 4
-    return size if limit is None else min(size, limit // ASIDE)
+def reproducible_block_bytes(block_bytes: int, limit: int | None) -> int:
+    """Return the bytes of a block of a reproducible result, if other blocks have `block_bytes` bytes."""
+    size = SIZE_IN_QUARTERS * block_bytes // 4
+    return size if limit is None else min(size, limit // SHARE_OF_LIMIT)
 
 
 def threads() -> int | None:
@@ -111,6 +111,7 @@ def threads() -> int | None:
 
 @cache
 def _of_variable(name: str) -> int | None:
+    """Return the positive integer that an environment variable is set to; None if it is not set."""
     text = os.environ.get(name)
     if text is None or not text.strip():
         return None
@@ -121,6 +122,7 @@ def _of_variable(name: str) -> int | None:
 
 
 def _positive(name: str, value: int) -> int:
+    """Check that a value is a positive integer; return it as an int."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -134,6 +136,7 @@ def _positive(name: str, value: int) -> int:
 
 @contextmanager
 def _within(variable: ContextVar[int | None], value: int) -> Iterator[None]:
+    """Set a variable to a value inside, and restore it at the end."""
     token = variable.set(value)
     try:
         yield

@@ -1,1 +1,1 @@
-"""The ways to compute a convolution: one class each, written once against the Array API namespace (see `algorithm`)."""
+"""The algorithms that compute a convolution. Each is one class, written against the Array API (see `algorithm`)."""

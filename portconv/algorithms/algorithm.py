@@ -1,11 +1,14 @@
-"""What an algorithm is: one class, which says what it serves, what it takes and how large its error is, and computes.
+"""The base class of all algorithms.
+
+An algorithm says which calls it supports, counts the work and the workspace of a product, bounds the error of the
+result, and computes it.
 
 Arrays are batches of one dtype, channels first, padded with zeros: `x` (N, C, *S), `w` (F, C/G, *K), `b` (F,) or None,
-`dout` (N, F, *P). Where the caller has channels last, `x` and `dout` are views in that order of arrays that lie in
-memory as the caller's do, and so are results.
+`dout` (N, F, *P). Where the caller has channels last, `x`, `dout` and the results are views in this order; in memory
+their channels come last.
 
-Defining a subclass registers one instance of it. A new algorithm is a new module of this folder, and no other file
-changes.
+Defining a subclass registers one instance of it. To add an algorithm, add a module to this folder; no other file needs
+a change.
 """
 
 from __future__ import annotations
@@ -23,46 +26,46 @@ from .mirrored import beside_filters, mirrored
 
 Result = TypeVar("Result")
 PlainProduct = Callable[[Kind, Geometry, Array, Array], Array]
-"""Gives the product of that kind of two arrays of magnitudes, computed by plain sums."""
+"""A function that computes the product of that kind of two arrays of magnitudes, by plain sums."""
 
 SLICED = "slices"
-"""The kind of a dtype that holds whole numbers which no algorithm may round."""
+"""The kind of a dtype that holds whole numbers, which no algorithm may round."""
 
 _registered: dict[str, Algorithm] = {}
-_remembering: list[_lru_cache_wrapper[Any]] = []
+_caches: list[_lru_cache_wrapper[Any]] = []
 
 
 def remembered(maxsize: int) -> Callable[[Callable[..., Result]], _lru_cache_wrapper[Result]]:
-    """Decorate a function as `lru_cache` does; registering an algorithm forgets what is remembered."""
+    """Decorate a function as `lru_cache` does; registering an algorithm empties the cache."""
 
     def decorate(function: Callable[..., Result]) -> _lru_cache_wrapper[Result]:
-        remembering = lru_cache(maxsize=maxsize)(function)
-        _remembering.append(remembering)
-        return remembering
+        cached = lru_cache(maxsize=maxsize)(function)
+        _caches.append(cached)
+        return cached
 
     return decorate
 
 
 def forget() -> None:
-    """Forget all that `remembered` functions remember."""
-    for remembering in _remembering:
-        remembering.cache_clear()
+    """Empty the caches of all functions that `remembered` decorates."""
+    for cache in _caches:
+        cache.cache_clear()
 
 
 def register(algorithm: Algorithm) -> None:
-    """Make an algorithm known by its name."""
+    """Add an algorithm to those that users can name."""
     _registered[algorithm.name] = algorithm
     forget()
 
 
 def withdraw(name: str) -> None:
-    """Make an algorithm unknown again."""
+    """Remove the algorithm of this name from those that users can name."""
     _registered.pop(name, None)
     forget()
 
 
 def registered() -> list[Algorithm]:
-    """Return the algorithms whose modules are imported, in their order."""
+    """Return the algorithms whose modules are imported, sorted by their `order`."""
     return sorted(_registered.values(), key=lambda algorithm: algorithm.order)
 
 
@@ -73,20 +76,21 @@ class Algorithm:
     ----------
     name : str
     order : int
-        Where it stands in `portconv.algorithms()`; smaller is earlier.
+        Its place in `portconv.algorithms()`: a smaller number comes earlier.
     handicap : float
-        How much faster than another algorithm it must be expected to be, to be taken.
+        The factor by which its expected time is multiplied before it is compared with the others.
     automatic : bool
         Whether ``algorithm="auto"`` considers it.
     vouches : bool
-        Whether it computes every result, whatever the numbers are, but for an input gradient by mirrored filters that
-        are not finite (see `Budget.mirrored`).
+        Whether it computes every result, whatever the numbers are. The one exception is an input gradient that is
+        computed by mirrored filters, if these are not finite (see `Budget.mirrored`).
     plain_sums : bool
-        Whether its error is in proportion to the plain sums of magnitudes; otherwise `magnitudes` says to what.
+        Whether its error is in proportion to the plain sums of magnitudes. Otherwise the error is in proportion to
+        what `magnitudes` returns.
     slices_integers : bool
         Whether integers are cut into slices of floating-point numbers for it.
     pads_input : bool
-        Whether it makes a copy of the whole input with its padding.
+        Whether it copies the whole input together with its padding.
     """
 
     name: ClassVar[str]
@@ -106,11 +110,11 @@ class Algorithm:
         return f"<portconv algorithm {self.name!r}>"
 
     def objection(self, geometry: Geometry, dtype: Dtype, backend: Backend) -> str | None:
-        """Say what it serves, where it does not serve this call; None where it does."""
+        """Return None if the algorithm supports this call; otherwise say what it does support."""
         return None
 
     def work(self, kind: str, geometry: Geometry, budget: Budget, backend: Backend) -> Work:
-        """Count what a product that it serves takes."""
+        """Count the work of a product that the algorithm supports."""
         raise NotImplementedError
 
     def compute(
@@ -118,7 +122,7 @@ class Algorithm:
     ) -> Array | None:
         """Compute a product of `x`, `w` and a bias or None, of `dout` and `w`, or of `dout` and `x`.
 
-        None where the algorithm cannot vouch for the result.
+        Return None if the algorithm cannot vouch for the result.
         """
         if not geometry.batch or (kind == Kind.INPUT_GRAD and 0 in geometry.size):
             return backend.zeros(geometry.shape(Kind(kind).result), like=operands[0])
@@ -128,70 +132,71 @@ class Algorithm:
     def forward(
         self, geometry: Geometry, backend: Backend, budget: Budget, x: Array, w: Array, b: Array | None
     ) -> Array | None:
-        """Compute the output, or None."""
+        """Compute the output; return None if the algorithm cannot vouch for it."""
         raise NotImplementedError
 
     def input_grad(self, geometry: Geometry, backend: Backend, budget: Budget, dout: Array, w: Array) -> Array | None:
-        """Compute the gradient of the input, or None: of stride 1, the output of the mirrored convolution.
+        """Compute the gradient of the input; return None if the algorithm cannot vouch for it.
 
-        Cells beyond an edge of `dout` are no part of any sum, but zeros in the mirrored convolution, and 0 times
-        infinity is nan.
+        At stride 1 this gradient is the output of the mirrored convolution. That convolution also multiplies filters by
+        zeros beyond the edges of `dout`, which are no part of any sum of the gradient. As 0 times infinity is nan, all
+        filters must be finite.
         """
         if not backend.all_finite(w):
             return None
-        left, flipped = beside_filters(geometry, budget), mirrored(geometry, backend, w)
-        return self.forward(geometry.mirrored, backend, left, dout, flipped, None)
+        budget, flipped = beside_filters(geometry, budget), mirrored(geometry, backend, w)
+        return self.forward(geometry.mirrored, backend, budget, dout, flipped, None)
 
     def weight_grad(self, geometry: Geometry, backend: Backend, budget: Budget, dout: Array, x: Array) -> Array | None:
-        """Compute the gradient of the filters, or None."""
+        """Compute the gradient of the filters; return None if the algorithm cannot vouch for it."""
         raise NotImplementedError
 
     def plan(self, kind: str, geometry: Geometry, budget: Budget) -> tuple[Any, int]:
-        """Cut a product within a budget; return the plan, and the elements of workspace that it takes."""
+        """Cut a product into blocks within a budget; return the plan, and the elements of workspace that it takes."""
         return _planned(self, kind, geometry, budget)
 
     def cut(self, kind: str, geometry: Geometry, budget: Budget, elements: int) -> Any:
-        """Cut a product into blocks of at most so many elements, where `plan` is used."""
+        """Cut a product into blocks of at most `elements` elements; `plan` tries smaller and smaller blocks."""
         raise NotImplementedError
 
     def workspace_elements(self, kind: str, geometry: Geometry, plan: Any) -> int:
-        """Count the elements of workspace of a plan: of a block, and of what all blocks share."""
+        """Count the elements of workspace that a plan takes: for one block, and for what all blocks share."""
         raise NotImplementedError
 
     def mirrored_work(self, geometry: Geometry, budget: Budget, backend: Backend) -> Work:
-        """Count what an input gradient takes as the output of the mirrored convolution, with a copy of the filters."""
+        """Count the work of an input gradient by the mirrored convolution, which takes a copy of the filters."""
         work = self.work(Kind.FORWARD, geometry.mirrored, beside_filters(geometry, budget), backend)
         return work._replace(
             elements=work.elements + geometry.weights, workspace_elements=work.workspace_elements + geometry.weights
         )
 
     def roundings(self, kind: str, geometry: Geometry, backend: Backend, budget: Budget) -> int:
-        """Count the roundings that a product of finite numbers goes through at most, its own among them."""
+        """Count how often a term of a sum is rounded at most, its multiplication included; all numbers are finite."""
         return geometry.terms(kind)
 
     def error_terms(self, kind: str, geometry: Geometry, products: int = 1) -> int:
         """Count the roundings that the error bound of an element allows for.
 
-        Each term of a sum is so many products of real numbers: of complex numbers, 2.
+        Each term of a sum consists of `products` products of real numbers: 1 for real numbers, 2 for complex numbers.
         """
         return products * geometry.terms(kind)
 
     def magnitudes(
         self, kind: Kind, geometry: Geometry, backend: Backend, product: PlainProduct, a: Array, b: Array
     ) -> Array:
-        """Bound what the error of each element is in proportion to, for operands `a` and `b` of magnitudes."""
+        """Return, for operands `a` and `b` of magnitudes, what the error bound of each element is in proportion to."""
         return product(kind, geometry, a, b)
 
     def sharp_magnitudes(
         self, kind: Kind, geometry: Geometry, backend: Backend, product: PlainProduct, a: Array, b: Array
     ) -> Array:
-        """Bound the same as closely as is known, in however much time and memory that takes."""
+        """Return the closest known bound in place of `magnitudes`, however much time and memory it takes."""
         return self.magnitudes(kind, geometry, backend, product, a, b)
 
 
 @remembered(4096)
 def _planned(algorithm: Algorithm, kind: str, geometry: Geometry, budget: Budget) -> tuple[Any, int]:
-    """Cut a product: what `Algorithm.plan` returns."""
+    """Return what `Algorithm.plan` returns."""
     return fitted(
         lambda elements: algorithm.cut(kind, geometry, budget, elements),
         lambda plan: algorithm.workspace_elements(kind, geometry, plan),

@@ -1,4 +1,4 @@
-"""What cuts work into blocks: how large blocks may be, how much memory they take, and how long the work takes."""
+"""The budget of the blocks of a product, and the counts of its work."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from ..spec.ranges import Range
 Plan = TypeVar("Plan")
 
 SHORT_ROW = 80
-"""Elements that could be copied in the time that starting on another row takes."""
+"""To start on another row takes as long as to copy this many elements."""
 FEW_FILTERS = 32
-"""With fewer filters, columns take longer to copy than to multiply."""
+"""With fewer filters than this, it takes longer to copy the columns than to multiply them."""
 LONE_ROW = 1
-"""How many more rows a product with few rows seems to have: a product with a vector reads what it multiplies once."""
+"""This many rows are added to a matrix product, because to read its columns takes as long as to multiply one row."""
 
 
 class Budget(NamedTuple):
-    """What the blocks of a product may take.
+    """The limits on the blocks of a product.
 
     Attributes
     ----------
     block_elements : int
-        The most elements of the main arrays of a block, which are to stay in cache.
+        The maximum number of elements in the main arrays of a block, so that they stay in cache.
     fast_columns : int
-        The number of columns from which on a matrix product runs at full speed.
+        With this many columns or more, a matrix product runs at full speed.
     least_blocks : int
-        The fewest blocks, for threads to share.
+        The minimum number of blocks, so that every thread has work.
     workspace_elements : int
-        The most elements of all workspaces of a thread, with what all threads share.
+        The maximum number of elements in all workspaces of a thread, including what all threads share.
     library_threads : bool
-        Whether the library's own threads share a matrix product better than threads share blocks of it.
+        Whether a matrix product is faster on the threads of the library than in blocks on threads of portconv.
     summed_positions : int
-        The most positions of a weight gradient that are added up at once, where sums are to be short; or 0.
+        The maximum number of positions that a weight gradient adds up at once, if sums must be short; otherwise 0.
     mirrored : bool
-        Whether an input gradient may be the forward product of the mirrored convolution: where filters are not finite,
-        it may not.
+        Whether an input gradient may be computed as the forward product of the mirrored convolution. It may not if
+        filters are not finite.
     limited : bool
-        Whether the user set `workspace_elements`. Otherwise an algorithm that computes every result may take more.
+        Whether the user set `workspace_elements`. If not, an algorithm that computes every result may take more.
     """
 
     block_elements: int
@@ -54,23 +54,24 @@ class Budget(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What one product of a convolution takes by one algorithm.
+    """The work of one product of a convolution by one algorithm.
 
     Attributes
     ----------
     operations : float
-        Multiplications and additions of matrix products, those of narrow ones weighted.
+        Multiplications and additions of matrix products; those of products with few rows count more (see `narrow`).
     elements : float
-        Elements copied or added, those of short rows weighted.
+        Elements that are copied or added; those in short rows count more (see `copied`).
     transforms : float
-        Points of Fourier transforms, times the logarithm of how many points each has.
+        Points of Fourier transforms, each times the base-2 logarithm of the points of its transform.
     calls : float
         Calls of the array library.
     workspace_elements : int
+        Elements of workspace.
     block : dict of str to int
         The sizes of a block.
     steps : int
-        Blocks, times what each copies: the code to compile, where a library compiles every step.
+        The steps that a library compiles if it compiles every call: the blocks, times the copies of each.
     """
 
     operations: float
@@ -86,8 +87,8 @@ NO_WORK = Work(0, 0, 0, 0, 0, {})
 
 
 def budget_of(geometry: Geometry, backend: Backend, bits: int, workspace: int) -> Budget:
-    """Return the budget of a product in elements of so many bits, where workspaces may take so many bytes."""
-    # Of few filters the columns take longer than the product, and threads share the columns.
+    """Return the budget of a product whose elements have `bits` bits, for `workspace` bytes of workspace."""
+    # With few filters it takes longer to copy the columns than to multiply them, and only blocks share the copies.
     library_threads = (
         geometry.batch == geometry.groups == 1
         and geometry.group_out >= FEW_FILTERS
@@ -105,8 +106,8 @@ def budget_of(geometry: Geometry, backend: Backend, bits: int, workspace: int) -
 def fitted(cut: Callable[[int], Plan], workspace: Callable[[Plan], int], budget: Budget) -> tuple[Plan, int]:
     """Return the plan with the largest blocks that the budget allows, and the elements of workspace that it takes.
 
-    `cut` plans blocks of at most so many elements, and `workspace` counts what a plan takes. Where even the smallest
-    blocks take more than the budget, their plan is the result.
+    `cut` plans blocks of at most the elements it is called with, and `workspace` counts the elements that a plan takes.
+    If even the smallest blocks take more than the budget, the result is their plan.
     """
     elements = min(budget.block_elements, budget.workspace_elements)
     while True:
@@ -118,15 +119,15 @@ def fitted(cut: Callable[[int], Plan], workspace: Callable[[Plan], int], budget:
 
 
 def longest(ranges: Iterable[Range]) -> int:
-    """Return the length of the longest range; 0 where there is none."""
+    """Return the length of the longest range; 0 if there is none."""
     return max((end - start for start, end in ranges), default=0)
 
 
 def copied(elements: float, row: int) -> float:
-    """Weigh elements that are copied in rows of this length."""
+    """Count elements that are copied in rows of this length, together with the start of each row."""
     return elements * (1 + SHORT_ROW / max(1, row))
 
 
 def narrow(operations: float, rows: int) -> float:
-    """Weigh the operations of matrix products with so many rows."""
+    """Count operations of matrix products with `rows` rows, together with the time to read the columns."""
     return operations * (1 + LONE_ROW / max(1, rows))

@@ -1,8 +1,8 @@
-"""Which algorithm serves a product, and why: the one whose work takes least, by a few constants of the array library.
+"""The choice of the algorithm that computes a product: the one with the least expected time.
 
-Each algorithm says how much it would do of what takes time: operations of matrix products, elements that are copied or
-added, points of Fourier transforms times their levels, and calls. A backend's `costs` say how long one of each takes;
-`portconv bench --calibrate` measures them on the machine at hand (see `calibration`).
+Each algorithm counts its work in four numbers: operations of matrix products, elements that are copied or added, points
+of Fourier transforms times their levels, and calls. A backend's `costs` say how many nanoseconds one of each takes;
+`portconv bench --calibrate` measures them on a machine (see `calibration`).
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from .budget import NO_WORK, Budget, Work, budget_of
 
 AUTO = "auto"
 PLAIN = "plain"
-"""In the place of a name: the cheapest algorithm that computes every result by plain sums. No name for users."""
+"""This name stands for the cheapest algorithm that computes every result. Users cannot give it."""
 TOO_MANY_STEPS = 1000.0
-"""How much dearer a product seems that is more steps than a library is to compile."""
-ANEW = 16
-"""How many times a step counts of a product that is compiled for the rare result that another cannot vouch for: it
-need not be fast."""
+"""The cost of a product is multiplied by this if it has more steps than a library should compile."""
+FALL_BACK_STEPS = 16
+"""A step counts this many times in a product that is compiled to replace the result of another algorithm. Such results
+are few: short code matters more than speed."""
 
 
 class Problem(NamedTuple):
-    """A product that an algorithm is chosen for.
+    """A product for which an algorithm is chosen.
 
     Attributes
     ----------
     kind : Kind or str
     geometry : Geometry
     dtype : Dtype
-        What it is computed in.
+        The dtype in which it is computed.
     backend : Backend
     """
 
@@ -56,11 +56,11 @@ class Problem(NamedTuple):
 
     @property
     def bits(self) -> int:
-        """The bits of an element."""
+        """The number of bits of an element."""
         return self.backend.bits(self.dtype.dtype)
 
     def budget(self, workspace: int) -> Budget:
-        """Return the budget of so many bytes of workspace."""
+        """Return the budget of the product with `workspace` bytes of workspace."""
         return budget_of(self.geometry, self.backend, self.bits, workspace)
 
 
@@ -104,7 +104,7 @@ class Candidate(NamedTuple):
 
 
 class Weighed(NamedTuple):
-    """An algorithm with its expected nanoseconds and its work; or with what it serves, or needs, in words."""
+    """An algorithm with its expected nanoseconds and its work, or with what it supports or needs, in words."""
 
     algorithm: Algorithm
     cost: float
@@ -118,7 +118,7 @@ class Weighed(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The algorithm that serves a problem, the budget of its blocks, and its work."""
+    """The algorithm that computes a problem, the budget of its blocks, and its work."""
 
     problem: Problem
     algorithm: Algorithm
@@ -128,8 +128,8 @@ class Choice(NamedTuple):
     def compute(self, kind: str, geometry: Geometry, backend: Backend, *operands: Array) -> Array:
         """Compute a product of `x`, `w` and a bias or None, of `dout` and `w`, or of `dout` and `x`.
 
-        Where the algorithm cannot vouch for its result, another one computes. That may be by mirrored filters, and
-        where these are not finite, it is not.
+        If the algorithm cannot vouch for its result, another one computes it. If that one cannot either, because its
+        mirrored filters are not finite, it computes the result without mirrored filters.
         """
         result = self.algorithm.compute(kind, geometry, backend, self.budget, *operands)
         if result is None:
@@ -141,17 +141,20 @@ class Choice(NamedTuple):
         return result
 
     def roundings(self, kind: str, geometry: Geometry, backend: Backend) -> int:
-        """Count the roundings that a product of finite numbers goes through at most, its own among them."""
+        """Count how often a term of a sum is rounded at most, its multiplication included; all numbers are finite."""
         return self.algorithm.roundings(kind, geometry, backend, self.budget)
 
     def with_short_sums(self, positions: int) -> Choice:
-        """Return the same choice with sums of at most so many positions of a weight gradient at once."""
+        """Return the same choice for a weight gradient that adds up at most `positions` positions at once."""
         return self._replace(budget=self.budget._replace(summed_positions=positions))
 
 
 @cache
 def _import_all() -> None:
-    """Import the modules of this folder, which register their algorithms: when one is first asked for, for its time."""
+    """Import the modules of this folder, which register their algorithms.
+
+    This takes time, so it waits until an algorithm is first needed.
+    """
     package = sys.modules[__package__]
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{__package__}.{module.name}")
@@ -159,7 +162,7 @@ def _import_all() -> None:
 
 @remembered(1)
 def known() -> dict[str, Algorithm]:
-    """Return the algorithms by name, in their order."""
+    """Return all algorithms by name, sorted by their `order`."""
     _import_all()
     return {algorithm.name: algorithm for algorithm in registered()}
 
@@ -183,7 +186,7 @@ def algorithms() -> tuple[str, ...]:
 
 
 def named(name: str) -> Algorithm | None:
-    """Return the algorithm of that name; None of one that is yet to be chosen."""
+    """Return the algorithm of that name; None if the name is "auto" or `PLAIN`."""
     return known().get(name)
 
 
@@ -197,9 +200,10 @@ def choose(problem: Problem, name: str, workspace: int, strict: bool) -> Choice:
     name : str
         The name of an algorithm, "auto", or `PLAIN`.
     workspace : int
-        The most bytes of workspace a thread.
+        The maximum number of bytes of workspace for each thread.
     strict : bool
-        Whether to refuse where nothing can do with so much workspace; otherwise the budget grows to what is needed.
+        Whether to raise an error if every algorithm needs more workspace. If not, the budget grows to the least that
+        is needed.
 
     Returns
     -------
@@ -208,13 +212,13 @@ def choose(problem: Problem, name: str, workspace: int, strict: bool) -> Choice:
     Raises
     ------
     ConvValueError
-        If the algorithm of that name cannot serve, or none can with so much workspace.
+        If the algorithm of that name does not support the product, or none can compute it with so little workspace.
     """
     if name != PLAIN:
         option("algorithm", name, (AUTO, *algorithms()))
     candidates = _candidates(name)
     budget = problem.budget(workspace)._replace(limited=strict)
-    if problem.dtype.kind == SLICED:  # whose filters are several, and read again for each block
+    if problem.dtype.kind == SLICED:  # each block reads several slices of the filters, so there are to be fewer blocks
         budget = budget._replace(block_elements=2 * budget.block_elements)
     if not strict:
         least = _least_workspace(problem, [one for one in candidates if one.vouches] or candidates)
@@ -226,17 +230,17 @@ def choose(problem: Problem, name: str, workspace: int, strict: bool) -> Choice:
 
 
 def consider(problem: Problem, budget: Budget) -> tuple[Weighed, ...]:
-    """Weigh each algorithm that "auto" considers, in their order."""
+    """Weigh each algorithm that "auto" considers, sorted by their `order`."""
     return tuple(weigh(one, problem, budget) for one in _candidates(AUTO))
 
 
 def weigh(algorithm: Algorithm, problem: Problem, budget: Budget, step: int = 1) -> Weighed:
-    """Weigh an algorithm for a product, each of whose steps counts so many times."""
+    """Estimate the time of a product by an algorithm; for a library that compiles, each step counts `step` times."""
     kind, geometry, dtype, backend = problem
     why_not = algorithm.objection(geometry, dtype, backend)
     if why_not is not None:
         return Weighed(algorithm, math.inf, None, why_not)
-    if 0 in geometry.x_shape and (kind == Kind.INPUT_GRAD or not geometry.batch):  # no work, and no plan of it
+    if 0 in geometry.x_shape and (kind == Kind.INPUT_GRAD or not geometry.batch):  # there is no work to plan
         return Weighed(algorithm, 0.0 if algorithm.vouches else math.inf, NO_WORK, None)
     work = algorithm.work(kind, geometry, budget, backend)
     if work.workspace_elements > budget.workspace_elements and (budget.limited or not algorithm.vouches):
@@ -251,19 +255,19 @@ def weigh(algorithm: Algorithm, problem: Problem, budget: Budget, step: int = 1)
 
 @remembered(1024)
 def fall_back(problem: Problem, budget: Budget) -> Algorithm:
-    """Return the algorithm that computes what another one cannot vouch for: the cheapest that computes every result.
+    """Return the algorithm that computes a result that another one cannot vouch for.
 
-    Its work is weighed without mirrored filters. Where none can do with the budget, it is the one that takes the least
-    workspace.
+    It is the cheapest of those that compute every result; its work is counted without mirrored filters. If all need
+    more than the budget, it is the one that takes the least workspace.
     """
     budget = budget._replace(mirrored=False)
-    weighed = [weigh(one, problem, budget, ANEW) for one in _candidates(PLAIN)]
-    served = [one for one in weighed if one.work is not None]
-    return min(served, key=lambda one: (one.cost, one.work.workspace_elements if one.work else 0)).algorithm
+    weighed = [weigh(one, problem, budget, FALL_BACK_STEPS) for one in _candidates(PLAIN)]
+    supported = [one for one in weighed if one.work is not None]
+    return min(supported, key=lambda one: (one.cost, one.work.workspace_elements if one.work else 0)).algorithm
 
 
 def explanation(choice: Choice, more: int) -> Explanation:
-    """Explain the choice for a product that takes `more` bytes beside the algorithm's workspace."""
+    """Explain a choice; the product takes `more` bytes of memory in addition to the algorithm's workspace."""
     weighed = {one.name: one for one in consider(choice.problem, choice.budget)}
     taken = choice.algorithm.name
     cost = weighed[taken].cost if taken in weighed else None
@@ -288,13 +292,13 @@ def _candidates(name: str) -> list[Algorithm]:
 
 
 def _least_workspace(problem: Problem, candidates: Iterable[Algorithm]) -> int:
-    """Return the fewest elements of workspace that any of these algorithms can do with."""
+    """Return the least elements of workspace that any of these algorithms needs."""
     weighed = (weigh(one, problem, problem.budget(8)) for one in candidates)
     return min((one.work.workspace_elements for one in weighed if one.work is not None), default=0)
 
 
 def _refusal(problem: Problem, name: str, workspace: int, why_not: str | None) -> ConvValueError:
-    """Return the error that says what would serve."""
+    """Return the error that says what would be accepted."""
     if name in known():
         geometry = problem.geometry
         return ConvValueError(

@@ -1,20 +1,22 @@
-"""One channel a group: shifted lines of padded planes, and a product of all taps with them.
+"""The algorithm for one channel in each group: all taps are multiplied by shifted lines of padded planes.
 
-Where a group has one channel there is nothing to add up but the kernel's taps, and columns, each cell copied for every
-tap, cost more than the arithmetic. So the input is copied once, into planes with their padding, split into phases where
-there is a stride: outputs then lie at the places of the cells that their first tap reads, and each tap reads one long
-line, moved by a constant. The few places between rows are computed too, and left out in the end. The shifted lines of
-the taps of all dimensions but the first are copied side by side, row after row; what the taps of the first dimension
-read are the rows after, so that all taps of an output's row are one matrix as it lies, with no copy: Cho and Brand,
-"MEC: memory-efficient convolution" (ICML 2017), section 3. Rows that are too short for products of their own are one
-line, and the first dimension's taps are copied side by side too. Gradients take the same steps.
+If a group has one channel, only the kernel's taps are added up, and columns, which copy each cell once for every tap,
+would cost more than the arithmetic. So the input is copied once, into planes with their padding. With a stride, the
+planes are split into phases. Each output then has the place of the cell that its first tap reads, and each tap reads
+one long line, shifted by a constant. The few places between rows are computed too, and skipped in the end.
 
-What belongs to no output is multiplied as well, in places that are left out, or by a zero in the place of `dout`. Where
-that might matter, because the filters or their gradient are not finite, there is no result.
+The shifted lines of the taps of all dimensions but the first are copied side by side, row after row. The taps of the
+first dimension read the rows that follow. So the cells that all taps of a row of outputs read are one matrix, and need
+no copy: Cho and Brand, "MEC: memory-efficient convolution" (ICML 2017), section 3. If rows are too short for one
+product each, all rows together are one line, and the lines of the first dimension's taps are copied side by side, too.
+The gradients take the same steps.
 
-Axes, in this order: g groups; h lines, one for each row of the first dimension or one in all; f filters of a group; t
-taps, or those of all dimensions but the first; l places of a line, flattened: with n samples (n, P2, ..., Pd) of a row,
-(P1, n, P2, ..., Pd) of all.
+Cells that belong to no output are multiplied too: in places that are skipped, or by a zero in place of `dout`. If the
+filters or their gradient are not finite, this could change the result, and so the algorithm does not vouch for it.
+
+Axes, in this order: g groups; h lines, one for each row of the first dimension or a single one; f filters of a group;
+t taps, of all dimensions or of all but the first; l places of a line, flattened: with n samples, (n, P2, ..., Pd) if a
+line is a row, and (P1, n, P2, ..., Pd) if it is all rows.
 """
 
 from __future__ import annotations
@@ -34,29 +36,29 @@ from .depthwise_planes import Lines, Planes, Task, tasks_of
 
 
 class Depthwise(Algorithm):
-    """Shifted lines of padded planes, where a group has one channel."""
+    """Products of filters and shifted lines of padded planes, for one channel in each group."""
 
     name = "depthwise"
     order = 30
 
     def objection(self, geometry: Geometry, dtype: Dtype, backend: Backend) -> str | None:
-        """Say that it serves groups of one channel: what is worked out for each tap is kept with the plan."""
+        """Support one channel in each group, and few taps, because plans keep indices for each tap."""
         if geometry.group_in == 1 and geometry.taps < MANY_TAPS:
             return None
         return f"one channel a group, and fewer than {MANY_TAPS} taps"
 
     def work(self, kind: str, geometry: Geometry, budget: Budget, backend: Backend) -> Work:
-        """Count what a product takes."""
+        """Count the work of a product."""
         if kind == Kind.INPUT_GRAD and _mirrors(geometry):
             return self.mirrored_work(geometry, budget, backend)
         return count_work(kind, geometry, *self.plan(kind, geometry, budget))
 
     def cut(self, kind: str, geometry: Geometry, budget: Budget, elements: int) -> Planes:
-        """Cut a product so that what a block works on holds about so many elements."""
+        """Cut a product so that the arrays of a block hold about `elements` elements."""
         return cut_planes(kind, geometry, budget, elements)
 
     def workspace_elements(self, kind: str, geometry: Geometry, plan: Planes) -> int:
-        """Count the elements of workspace of a plan."""
+        """Count the elements of workspace that a plan takes."""
         return count_workspace(kind, geometry, plan)
 
     def forward(
@@ -74,11 +76,11 @@ class Depthwise(Algorithm):
             strips = _strips(backend, planes, cells, task, workspace)
             value, first = workspace("sum", lines.sums), True
             for filters, taps in parts:
-                chosen, read = filters[groups, ...], _read(backend, planes, strips, lines, taps)
+                matrix, cells_of_taps = filters[groups, ...], _cells_of_taps(backend, planes, strips, lines, taps)
                 if first:
-                    value, first = backend.write_product(value, lines.places, chosen, read), False
+                    value, first = backend.write_product(value, lines.places, matrix, cells_of_taps), False
                 else:
-                    product = backend.product(chosen, read, workspace("product", lines.products))
+                    product = backend.product(matrix, cells_of_taps, workspace("product", lines.products))
                     value = backend.add(value, lines.places, product)
             if bias is not None:
                 value = backend.add(value, (...,), bias[groups, ...])
@@ -89,7 +91,7 @@ class Depthwise(Algorithm):
         blocks = [(task.writes, task) for stack in tasks_of(planes) for task in stack]
         shape = (geometry.batch, geometry.groups, geometry.group_out, *geometry.out)
         out = backend.empty(shape, like=x, last=2 * geometry.channels_last)
-        with backend.quiet():  # of what is left out
+        with backend.quiet():  # places that are skipped may overflow
             out = backend.fill(out, blocks, compute, budget.least_blocks)
         return xp.reshape(out, geometry.out_shape)
 
@@ -115,8 +117,8 @@ class Depthwise(Algorithm):
                 for filters, row in parts:
                     product = workspace("product", (lines.sums[0], lines.sums[1], filters.shape[2], lines.length))
                     product = backend.product(filters[groups, ...], grads, product)
-                    put = backend.add if len(parts) > 1 else backend.write
-                    strips = put(strips, (ALL, planes.which(lines, row), ALL, slice(lines.length)), product)
+                    add_or_write = backend.add if len(parts) > 1 else backend.write
+                    strips = add_or_write(strips, (ALL, planes.which(lines, row), ALL, slice(lines.length)), product)
                 cells = xp.reshape(no_strips(planes.phases, backend, task.reads, workspace), lines.planes)
                 for of_strips, of_planes in task.copies:
                     cells = backend.add(cells, of_planes, strips[of_strips])
@@ -138,21 +140,21 @@ class Depthwise(Algorithm):
         values = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, *geometry.out))
 
         def compute(tasks: tuple[Task, ...], target: Array, workspace: Workspace) -> Array:
-            put = backend.write
+            write_or_add = backend.write
             for task in tasks:
                 lines = task.lines
                 grads = planes.grads_at_places(backend, values, task, workspace)
                 grads = xp.permute_dims(grads, (0, 1, 3, 2))
                 strips = _strips(backend, planes, cells, task, workspace)
                 for taps in planes.parts(backend):
-                    read = _read(backend, planes, strips, lines, taps)
-                    product = workspace("product", (lines.sums[0], lines.sums[1], read.shape[2], geometry.group_out))
-                    product = backend.product(read, grads, product)
+                    cells_of_taps = _cells_of_taps(backend, planes, strips, lines, taps)
+                    product = workspace("product", (*lines.sums[:2], cells_of_taps.shape[2], geometry.group_out))
+                    product = backend.product(cells_of_taps, grads, product)
                     product = product[:, 0, ...] if lines.sums[1] == 1 else xp.sum(product, axis=1)
                     shape = (lines.sums[0], geometry.group_out, *planes.kernel(taps))
                     product = xp.reshape(xp.permute_dims(product, (0, 2, 1)), shape)
-                    target = put(target, (ALL, ALL, slice(*taps), ...), product)
-                put = backend.add
+                    target = write_or_add(target, (ALL, ALL, slice(*taps), ...), product)
+                write_or_add = backend.add
             return target
 
         parts, shares = _shares(planes)
@@ -164,12 +166,15 @@ class Depthwise(Algorithm):
 
 
 def _mirrors(geometry: Geometry) -> bool:
-    """Return whether the input gradient is an output: the mirrored convolution has one channel a group too."""
+    """Return whether this algorithm computes the input gradient as the output of the mirrored convolution.
+
+    It does if the mirrored convolution has one channel in each group, too.
+    """
     return geometry.dense and geometry.group_out == 1
 
 
 def _shares(planes: Planes) -> tuple[int, list[tuple[tuple[Any, ...], tuple[Task, ...]]]]:
-    """Share out the blocks of a weight gradient; return the number of partial sums, and the shares."""
+    """Divide the blocks of a weight gradient into shares; return the number of partial sums, and the shares."""
     by_groups: dict[Range, list[tuple[Task, ...]]] = {}
     for stack in tasks_of(planes):
         by_groups.setdefault(stack[0].block.groups, []).append(stack)
@@ -183,15 +188,15 @@ def _shares(planes: Planes) -> tuple[int, list[tuple[tuple[Any, ...], tuple[Task
 
 
 def _strips(backend: Backend, planes: Planes, cells: Array, task: Task, workspace: Workspace) -> Array:
-    """Put the lines of taps side by side: (g, lines that are read, t, l)."""
+    """Copy the lines that taps read side by side: (g, lines that are read, t, l)."""
     lines = task.lines
     read = backend.xp.reshape(gather(planes.phases, backend, cells, task.reads, workspace), lines.planes)
-    if planes.taps == 1 and not planes.rows:  # rows have to follow one another
+    if planes.taps == 1 and not planes.rows:  # one tap needs no copy, but rows must follow one another
         lane, _, inner, *_ = task.copies[0][1]
         return read[lane, :, inner, :, None, :]
     strips = workspace("strips of taps", lines.strips)
     if backend.strided and planes.evenly and not (planes.phases.pointwise and task.block.counts[0] == 1):
-        # In one call: threads that make many short ones spend their time waiting for one another.
+        # This copies all in one call: threads that make many short calls wait for one another.
         shape, *windows = lines.shifted
         backend.write(backend.xp.reshape(strips, shape), lines.places, backend.view(read, *windows))
         return strips
@@ -200,8 +205,8 @@ def _strips(backend: Backend, planes: Planes, cells: Array, task: Task, workspac
     return strips
 
 
-def _read(backend: Backend, planes: Planes, strips: Array, lines: Lines, taps: Range) -> Array:
-    """Return what these taps of the first dimension read of the strips: (g, h, t, l)."""
+def _cells_of_taps(backend: Backend, planes: Planes, strips: Array, lines: Lines, taps: Range) -> Array:
+    """Return the cells that these taps of the first dimension read from the strips: (g, h, t, l)."""
     if planes.rows and taps[1] - taps[0] > 1:
         return backend.view(strips, *lines.windows)
     return strips[:, planes.which(lines, taps), :, slice(lines.length)]

@@ -1,4 +1,4 @@
-"""How `depthwise` cuts a product into lines and blocks, and what that takes."""
+"""How `depthwise` cuts a product into lines and blocks, and the work and workspace that this takes."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from .budget import Budget, Work, copied, narrow
 from .depthwise_planes import Planes
 
 LONG = 4096
-"""Places of a line from which on calls take little beside what they do."""
+"""With this many places in a line or more, the start of a call takes little of its time."""
 WIDE = 1024
-"""Places of a line from which on one of a stack's products takes little beside what it does."""
-SAVED = 512
-"""Cells a line that must be saved from being copied for starting on a product a line to cost less."""
+"""With this many places in a line or more, the start of one product of a stack takes little of its time."""
+FEWER_COPIES = 512
+"""If rows as lines save this many copied cells for each line, this saves more time than the extra products cost."""
 FEW_ROWS = 8
-"""With fewer rows of outputs a block, the rows that blocks share are read too often."""
+"""With fewer rows of outputs in a block, the rows that two blocks share are read too often."""
 START = 0.05
-"""What starting one of a stack's products takes, of a call."""
+"""To start one product of a stack takes this part of the time of a call."""
 
 
 def count_work(kind: str, geometry: Geometry, plan: Planes, workspace: int) -> Work:
-    """Count what a product takes by a plan."""
+    """Count the work of a product by a plan."""
     block = plan.largest()
     samples, groups, _ = block.counts
     count = len(plan.samples) * len(plan.groups) * len(pieces(geometry.out[0], plan.height))
@@ -35,24 +35,24 @@ def count_work(kind: str, geometry: Geometry, plan: Planes, workspace: int) -> W
     row = plan.across[-1] if plan.across else block.rows * samples
     elements = copied(gathered, row) * (1.5 if scattered else 1)
     elements *= 1.5 if geometry.stride[-1] > 1 else 1
-    # Adding reads what it writes.
+    # An addition also reads the elements that it writes.
     elements += math.prod(lines.strips) * (2 if scattered else plan.taps > 1 or plan.rows)
     elements += 2 * whole * geometry.taps if scattered and plan.rows else 0
     elements += copied(whole * filters, geometry.out[-1])
     operations = narrow(2 * whole * filters * geometry.taps, 1 if scattered else filters)
     products = len(plan.single) if scattered else 1
-    # Each product of a stack has a start of its own.
+    # Each product of a stack is started separately.
     starts = START * groups * lines.sums[1] * products
     moved = 1 if plan.evenly and not scattered else plan.taps
     calls = 2 * plan.phases.taps + moved + 2 * products + (7 if kind == "forward" else 12) + starts
     shape = {"samples": samples, "groups": groups, "rows": block.rows}
-    # The copies of each block, and the dimension whose taps are products of their own.
+    # A block copies the lines of each tap, and multiplies each tap of the first dimension separately.
     steps = count * (plan.taps + geometry.kernel[0])
     return Work(count * operations, count * elements, 0, count * calls, workspace, shape, steps)
 
 
 def count_workspace(kind: str, geometry: Geometry, plan: Planes) -> int:
-    """Count the elements of workspace: of a block, and of what all blocks share."""
+    """Count the elements of workspace: those of one block, and those that all blocks share."""
     block = plan.largest()
     samples, groups, _ = block.counts
     lines, filters = plan.lines(samples, groups, block.rows), geometry.group_out
@@ -62,7 +62,7 @@ def count_workspace(kind: str, geometry: Geometry, plan: Planes) -> int:
         planes = 0
     if plan.taps == 1 and not plan.rows and kind != "input_grad":
         strips = 0
-    # A product by itself where the array library takes the first dimension's taps one by one.
+    # A second array holds the product if the array library multiplies the first dimension's taps one by one.
     if kind == "forward":
         return planes + strips + filters * whole * (2 if len(plan.single) > 1 else 1)
     grads = 0 if plan.places.pointwise and samples == 1 else filters * whole
@@ -73,14 +73,14 @@ def count_workspace(kind: str, geometry: Geometry, plan: Planes) -> int:
 
 
 def cut_planes(kind: str, geometry: Geometry, budget: Budget, elements: int) -> Planes:
-    """Cut so that what a block works on holds about so many elements, and into shares for threads where it can be."""
+    """Cut a product so that the arrays of a block hold about `elements` elements, and so that all threads have work."""
     least = budget.least_blocks
     bare = Planes(geometry, False, (), (), 1, 1)
     across, filters = math.prod(bare.across), geometry.group_out
     wide = min(geometry.batch, -(-WIDE // across))
-    # Taps of the first dimension are lines apart where they are neighbours, and need no copies of their own.
+    # If rows are lines, the taps of the first dimension, if not dilated, read neighbouring lines and need no copies.
     saved = wide * across * (geometry.taps - geometry.other_taps)
-    planes = replace(bare, rows=geometry.dims > 1 and geometry.dilation[0] == 1 and saved >= SAVED)
+    planes = replace(bare, rows=geometry.dims > 1 and geometry.dilation[0] == 1 and saved >= FEWER_COPIES)
     of_taps = {"forward": planes.taps + 2 * filters, "input_grad": 2 * planes.taps + filters}
     places = max(1, elements // (planes.phases.taps + of_taps.get(kind, planes.taps + filters)))
     plane = planes.reach(geometry.out[0]) * across
@@ -89,8 +89,8 @@ def cut_planes(kind: str, geometry: Geometry, budget: Budget, elements: int) -> 
     samples = max(1, min(geometry.batch, wide, places // (planes.reach(min(geometry.out[0], FEW_ROWS)) * across)))
     height = geometry.out[0]
     if plane * samples > places:
-        left, reach = places // (samples * across), planes.reach(1)
-        height = max(1, min(height, 1 + (left - reach) // (geometry.stride[0] if planes.rows else 1)))
+        affordable, reach = places // (samples * across), planes.reach(1)
+        height = max(1, min(height, 1 + (affordable - reach) // (geometry.stride[0] if planes.rows else 1)))
     groups = max(1, places // (plane * samples))
     rows = len(pieces(geometry.out[0], height)) if kind == "forward" else 1
     shares = -(-geometry.batch // samples) * rows

@@ -1,4 +1,4 @@
-"""Planes with one channel a group as lines of places, and the blocks of work on them: what `depthwise` works on."""
+"""The planes, lines and blocks on which `depthwise` works."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from .columns import Block, gather
 
 
 class Lines(NamedTuple):
-    """What blocks of one size have in common: shapes and indices.
+    """The shapes and indices that all blocks of one size have in common.
 
     Attributes
     ----------
     length : int
-        Places of a line from its first output to its last one.
+        The number of places in a line from its first output to its last.
     places : tuple
-        Those, as an index.
+        The index of these places.
     sums, products : tuple of int
-        (g, h, f, l), with all places and with these.
+        (g, h, f, l), with all places of a line, and with its first `length` places.
     outputs : tuple of int
-        (g, f, P1, n, P2, ..., Pd), with places left out.
+        (g, f, P1, n, P2, ..., Pd), with the places that are skipped.
     kept : tuple
-        What is not left out of that.
+        The index of the outputs in that shape.
     planes : tuple of int
         (lanes, g, phases, lines that are read, l).
     strips : tuple of int
         (g, lines that are read, t, l).
     shifted : (tuple of int, tuple of int, tuple of int)
-        The strips with an axis for each dimension's taps, (g, lines, *K, l); what all of them are of the planes where
-        there is a single phase, as sizes and steps.
+        The shape of the strips with an axis for each dimension's taps, (g, lines, *K, l); then the sizes and the steps
+        of the view of the planes that all of them are copied from, if there is a single phase.
     windows : (tuple of int, tuple of int)
-        What all taps read of the strips, (g, h, taps, l), as sizes and steps.
+        The sizes and the steps of the view of the strips that all taps read, (g, h, taps, l).
     """
 
     length: int
@@ -55,17 +55,18 @@ class Lines(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A block of outputs, and all that is known of it before its arrays are.
+    """A block of outputs, and all indices and shapes that it needs.
 
     Attributes
     ----------
     block, reads : Block
-        The outputs, and what of the phases they read.
+        The outputs, and the places of the phases that they read.
     writes : Index
-        The outputs in (N, G, F, *P).
+        The index of the outputs in (N, G, F, *P).
     lines : Lines
+        The shapes and indices of blocks of this size.
     copies : tuple of (Index, Index)
-        For each tap, its part of the strips, and what that is of the planes.
+        For each tap, its part of the strips, and the part of the planes from which it is copied.
     """
 
     block: Block
@@ -77,19 +78,20 @@ class Task(NamedTuple):
 
 @dataclass(frozen=True)
 class Planes:
-    """A geometry of one channel a group as shifted planes, and its work in blocks.
+    """A geometry with one channel in each group as shifted planes, cut into blocks.
 
     Attributes
     ----------
     geometry : Geometry
     rows : bool
-        Whether each row of the first dimension is a line, whose taps read the lines after; else all rows are one.
+        Whether each row of the first dimension is a line, so that taps read the lines that follow. Otherwise all rows
+        together are one line.
     samples, groups : tuple of Range
-        What a block takes of samples and groups.
+        The ranges of samples and groups; a block takes one of each.
     height : int
-        The most outputs of the first dimension a block.
+        The maximum number of outputs along the first dimension in a block.
     sums : int
-        Into how many partial sums a weight gradient is cut.
+        The number of partial sums of a weight gradient.
     """
 
     geometry: Geometry
@@ -101,7 +103,7 @@ class Planes:
 
     @cached_property
     def phases(self) -> Geometry:
-        """The phases of the input as the taps of a kernel: of lines, along all dimensions but the first."""
+        """The phases of the input as the taps of a kernel; where rows are lines, the first dimension has one phase."""
         taps = (range(n) for n in self.geometry.kernel)
         sides = zip(taps, self.geometry.dilation, self.geometry.stride, strict=True)
         counts = tuple(max(tap * d % s for tap in taps_of) + 1 for taps_of, d, s in sides)
@@ -113,7 +115,7 @@ class Planes:
 
     @cached_property
     def places(self) -> Geometry:
-        """The outputs with the places left out after them, as a convolution of kernel 1 reads them."""
+        """The outputs with the skipped places after them, as a convolution of kernel 1 reads them."""
         ones, none = (1,) * self.geometry.dims, (0,) * self.geometry.dims
         return replace(
             self.geometry,
@@ -134,30 +136,30 @@ class Planes:
 
     @cached_property
     def across(self) -> tuple[int, ...]:
-        """Places along all dimensions but the first."""
+        """The numbers of places along all dimensions but the first."""
         return tuple(n + q for n, q in zip(self.geometry.out[1:], self.last_shift[1:], strict=True))
 
     @cached_property
     def taps(self) -> int:
-        """Taps whose lines are put side by side."""
+        """The number of taps whose lines are copied side by side."""
         return self.geometry.other_taps if self.rows else self.geometry.taps
 
     @property
     def evenly(self) -> bool:
-        """Whether all taps read one phase, so that along each dimension they are moved by one step after another."""
+        """Whether all taps read one phase, so that all neighbouring taps of a dimension have one distance."""
         return self.phases.taps == 1
 
     @cached_property
     def single(self) -> tuple[Range, ...]:
-        """The first dimension's taps, each by itself where lines are rows."""
+        """The ranges of the first dimension's taps that one product takes: one tap each if rows are lines, else all."""
         return pieces(self.geometry.kernel[0], 1) if self.rows else ((0, self.geometry.kernel[0]),)
 
     def parts(self, backend: Backend) -> tuple[Range, ...]:
-        """Return the first dimension's taps that one product takes together: all of them where windows may be views."""
+        """Return the ranges of the first dimension's taps that one product takes: all taps if windows may be views."""
         return ((0, self.geometry.kernel[0]),) if backend.strided else self.single
 
     def kernel(self, taps: Range) -> tuple[int, ...]:
-        """Return the sizes of a kernel with these taps of the first dimension alone."""
+        """Return the sizes of a kernel that has only these taps of the first dimension."""
         return (taps[1] - taps[0], *self.geometry.kernel[1:])
 
     def filters(self, backend: Backend, w: Array, taps: Range) -> Array:
@@ -172,7 +174,7 @@ class Planes:
         return slice(taps[0], taps[0] + (lines.sums[1] - 1) * stride + 1, stride) if self.rows else ALL
 
     def stacks(self) -> Iterator[tuple[Block, ...]]:
-        """Return the blocks of the same samples and groups, one stack after the other."""
+        """Yield stacks of blocks; the blocks of a stack have the same samples and groups."""
         across = math.prod(self.geometry.out[1:])
         full = tuple((0, n) for n in self.geometry.out[1:])
         for samples, groups in product(self.samples, self.groups):
@@ -182,28 +184,28 @@ class Planes:
             )
 
     def writes(self, block: Block) -> Index:
-        """Return the outputs of a block, as an index of arrays (N, G, F, *P)."""
+        """Return the index of a block's outputs in arrays (N, G, F, *P)."""
         return (slice(*block.samples), slice(*block.groups), ALL, *(slice(*side) for side in block.box))
 
     def reach(self, rows: int) -> int:
-        """Return how many rows of the phases so many rows of outputs read."""
+        """Count the rows of the phases that `rows` rows of outputs read."""
         if not self.rows:
             return rows + self.last_shift[0]
         return (rows - 1) * self.geometry.stride[0] + self.geometry.kernel[0]
 
     def reads(self, block: Block) -> Block:
-        """Return the places that a block's taps read, in the phases."""
+        """Return the block of places that a block's taps read in the phases."""
         start = block.box[0][0] * (self.geometry.stride[0] if self.rows else 1)
         return self._block(block, start, start + self.reach(block.rows))
 
     def _block(self, block: Block, start: int, end: int) -> Block:
-        """Return the places of these rows."""
+        """Return the block of all places in these rows."""
         across = math.prod(self.across)
         box = ((start, end), *((0, n) for n in self.across))
         return replace(block, run=(start * across, end * across), box=box)
 
     def grads_at_places(self, backend: Backend, values: Array, task: Task, workspace: Workspace) -> Array:
-        """Return a block of the output's gradient at its places, and zeros in those left out: (g, h, f, l)."""
+        """Return the output's gradient at the places of a block, and zeros at skipped places: (g, h, f, l)."""
 
         def of_dout(purpose: str, shape: tuple[int, ...], dtype: object = None) -> Array:
             return workspace(f"{purpose} of dout", shape, dtype)
@@ -215,16 +217,16 @@ class Planes:
         return backend.xp.permute_dims(grads, (0, 2, 1, 3))[task.lines.places]
 
     def lines(self, n: int, groups: int, rows: int) -> Lines:
-        """Describe blocks of so many samples, groups and rows of outputs."""
+        """Describe blocks of `n` samples, `groups` groups and `rows` rows of outputs."""
         across, read, filters = n * math.prod(self.across), self.reach(rows), self.geometry.group_out
         count, line, of_strips = (rows, across, read) if self.rows else (1, rows * across, 1)
         length = line - sum(q * self._step(dim, 1) for dim, q in enumerate(self.last_shift) if dim)
         wide = read * across // of_strips
-        # A stride that no second line takes may be too large for an array's steps.
+        # A large stride may overflow an array's steps; with a single line it has no effect.
         down = self.geometry.stride[0] if count > 1 else 1
         first = 1 if self.rows else 0
         kernel = self.geometry.kernel[first:]
-        moves = [self._moved(dim, min(1, k - 1), n) for dim, k in enumerate(kernel, start=first)]
+        tap_steps = [self._shift(dim, min(1, k - 1), n) for dim, k in enumerate(kernel, start=first)]
         steps = (of_strips * self.taps * wide, down * self.taps * wide, wide, 1)
         return Lines(
             length,
@@ -238,33 +240,33 @@ class Planes:
             (
                 (groups, of_strips, *kernel, wide),
                 (groups, of_strips, *kernel, length),
-                (of_strips * wide, wide, *moves, 1),
+                (of_strips * wide, wide, *tap_steps, 1),
             ),
             ((groups, count, self.geometry.taps, length), steps),
         )
 
     def copies(self, n: int) -> tuple[tuple[Index, Index], ...]:
-        """Return, for each tap, its part of the strips, and what that is of planes with n samples."""
+        """Return, for each tap, its part of the strips, and the part of planes with n samples it is copied from."""
         copies: list[tuple[Index, Index]] = []
         for tap, (lane, inner, shift) in enumerate(self.layout(n)):
-            moved = (lane, ALL, inner, ALL, slice(shift, None))
-            copies.append(((ALL, ALL, tap, slice(-shift if shift else None)), moved))
+            shifted = (lane, ALL, inner, ALL, slice(shift, None))
+            copies.append(((ALL, ALL, tap, slice(-shift if shift else None)), shifted))
         return tuple(copies)
 
     def planes(self, block: Block) -> int:
-        """Return the elements of a block's planes, over all phases, for each group."""
+        """Count the elements of a block's planes for each group, over all phases."""
         return self.phases.taps * self.reach(block.rows) * block.counts[0] * math.prod(self.across)
 
     def largest(self) -> Block:
-        """Return a block as large as any."""
+        """Return a block of the largest size."""
         full = tuple((0, n) for n in self.geometry.out[1:])
         rows = longest(pieces(self.geometry.out[0], self.height))
         return Block((0, longest(self.samples)), (0, longest(self.groups)), (0, 1), (0, 0), ((0, rows), *full))
 
     def layout(self, n: int) -> tuple[tuple[int, int, int], ...]:
-        """Return where taps read in planes of n samples: the lane of a phase, its place there, and their shift."""
+        """Return, for each tap, its lane and inner phase in planes of n samples, and how far it is shifted."""
         sides = zip(self.geometry.kernel, self.geometry.dilation, self.geometry.stride, strict=True)
-        reads = [[(tap * d % s, self._moved(dim, tap, n)) for tap in range(k)] for dim, (k, d, s) in enumerate(sides)]
+        reads = [[(tap * d % s, self._shift(dim, tap, n)) for tap in range(k)] for dim, (k, d, s) in enumerate(sides)]
         if self.rows:
             reads[0] = [(0, 0)]
         places = []
@@ -273,21 +275,21 @@ class Planes:
             inner = 0
             for count, (phase, _) in zip(self.phases.kernel[1:], others, strict=True):
                 inner = inner * count + phase
-            places.append((lane, inner, sum(moved for _, moved in taps)))
+            places.append((lane, inner, sum(shift for _, shift in taps)))
         return tuple(places)
 
-    def _moved(self, dim: int, tap: int, n: int) -> int:
-        """Return how far a tap of a dimension is moved, with n samples."""
+    def _shift(self, dim: int, tap: int, n: int) -> int:
+        """Return how many places a tap of a dimension is shifted, with n samples."""
         return tap * self.geometry.dilation[dim] // self.geometry.stride[dim] * self._step(dim, n)
 
     def _step(self, dim: int, n: int) -> int:
-        """Places from one output to the next along a dimension, with n samples."""
+        """Return the places from one output to the next along a dimension, with n samples."""
         return math.prod(self.across[dim:]) if dim else n * math.prod(self.across)
 
 
 @lru_cache(maxsize=64)
 def tasks_of(planes: Planes) -> tuple[tuple[Task, ...], ...]:
-    """Return the blocks of the same samples and groups, one stack after the other."""
+    """Return the stacks of blocks as tasks; the tasks of a stack have the same samples and groups."""
     lines, copies = cache(planes.lines), cache(planes.copies)
     stacks = []
     for stack in planes.stacks():

@@ -1,10 +1,10 @@
-"""The readable truth: a loop over output positions, a matrix product at each, and its mirror for the gradients.
+"""The readable reference: a loop over output positions, with one matrix product at each.
 
-At one output position, every sample's window is a row and every filter a column: out = rows @ filters. The gradients
-are the two other ways to read that product: drows = dout @ filters.T, added to the windows they came from, and
-dfilters = rows.T @ dout, summed over the positions. This is the course exercise of Stanford's CS231n (assignment 2,
-`conv_forward_naive`), with dilation and groups. It uses the namespace and array-api-extra alone, none of the primitives
-that the fast algorithms share, so that a fault in those cannot hide in the truth they are held against.
+At one output position, every sample's window is a row and every filter is a column: out = rows @ filters. The gradients
+come from the same product: drows = dout @ filters.T is added to the windows that the rows come from, and
+dfilters = rows.T @ dout is summed over the positions. This is the course exercise of Stanford's CS231n (assignment 2,
+`conv_forward_naive`), with dilation and groups. It uses only the namespace and array-api-extra, and no function that
+the fast algorithms share. So an error in those functions shows when results are compared with this reference.
 
 Axes: N samples, G groups, F filters a group, R = C/G * prod(K) cells of a group's window.
 """
@@ -25,7 +25,7 @@ from .budget import Budget, Work
 
 
 class Direct(Algorithm):
-    """A loop over output positions: slow, and never taken unless it is named."""
+    """A loop over output positions: it is slow, and runs only if the caller names it."""
 
     name = "direct"
     order = 100
@@ -35,7 +35,7 @@ class Direct(Algorithm):
     pads_input = True
 
     def work(self, kind: str, geometry: Geometry, budget: Budget, backend: Backend) -> Work:
-        """Count what a product takes: a padded input, windows at one position, and filters."""
+        """Count the work of a product; its memory holds a padded input, the windows at one position, and filters."""
         sizes = (max(size, padded) for size, padded in zip(geometry.size, geometry.padded, strict=True))
         workspace = geometry.batch * geometry.in_channels * (math.prod(sizes) + 2 * geometry.taps)
         workspace += 3 * math.prod(geometry.w_shape) + 3 * geometry.batch * geometry.out_channels
@@ -58,7 +58,7 @@ class Direct(Algorithm):
     def input_grad(self, geometry: Geometry, backend: Backend, budget: Budget, dout: Array, w: Array) -> Array:
         xp = backend.xp
         filters = xp.permute_dims(_filters(geometry, backend, w), (0, 2, 1))
-        # Windows need not reach the end of the input: what is cut off there has a gradient of 0.
+        # Windows need not reach the end of the input: cells that no window reads have a gradient of 0.
         sides = zip(geometry.before, geometry.size, geometry.after, strict=True)
         sizes = tuple(lo + size + max(hi, 0) for lo, size, hi in sides)
         padded = backend.zeros((geometry.batch, geometry.in_channels, *sizes), like=dout)
@@ -82,7 +82,7 @@ class Direct(Algorithm):
 
 @cache
 def _extra() -> ModuleType:
-    """Import array-api-extra when it is first needed: calls by other algorithms do without."""
+    """Import array-api-extra when it is first needed, because only this algorithm uses it."""
     return importlib.import_module("array_api_extra")
 
 
@@ -92,7 +92,7 @@ def _positions(geometry: Geometry) -> Any:
 
 
 def _inside(geometry: Geometry) -> tuple[slice, ...]:
-    """Return where the input lies in its padded self."""
+    """Return the index of the input in the padded input."""
     return tuple(slice(lo, lo + n) for lo, n in zip(geometry.before, geometry.size, strict=True))
 
 

@@ -1,17 +1,21 @@
-"""Products of spectra: Fourier transforms of input and filters, and back, whose cost hardly grows with the kernel.
+"""Convolution by Fourier transforms: products of the spectra of input and filters, transformed back.
 
-Cooley and Tukey (1965) made the transform fast, Stockham, "High-speed convolution and correlation" (1966), convolved by
-it, and cut long inputs into tiles (overlap-save). Mathieu, Henaff and LeCun, "Fast training of convolutional networks
-through FFTs" (ICLR 2014), section 2, do so for all three products of a layer. A transform of N points multiplies
-spectra point by point for a circular convolution, so along each dimension N is as large as keeps what comes round from
-meeting what is wanted: not as large as the padded input where padding is zeros, as those need no room.
+The cost hardly grows with the kernel. Cooley and Tukey (1965) invented the fast transform. Stockham, "High-speed
+convolution and correlation" (1966), used it for convolutions, and cut long inputs into tiles (overlap-save). Mathieu,
+Henaff and LeCun, "Fast training of convolutional networks through FFTs" (ICLR 2014), section 2, do so for all three
+products of a layer.
 
-Each tile reads a segment of the input, from `offset` cells after the first cell that its first output's window has.
-Filters lie in their N points in reverse order from there, so that output t of a tile lies at point t; and the gradient
-of the output lies in reverse order in its own, so that nothing needs to be conjugated and complex numbers are served.
+The product of two spectra of N points is the spectrum of a circular convolution: what goes beyond the last point is
+added at the first points. Along each dimension, N is so large that nothing is added there to the outputs of a tile. It
+may be smaller than the padded input, because padding of zeros adds nothing.
 
-An output is small beside what else lies in its tile only up to rounding, and an infinity or nan makes the whole tile
-nan: where a result is not finite, there is none.
+Each tile reads a segment of the input. The segment starts `offset` cells after the first cell of the window of the
+tile's first output. Filters lie in reverse order in their N points, in such a way that output t of a tile lies at point
+t. The gradient of the output lies in reverse order in its N points, too. So no spectrum needs a conjugate, and complex
+numbers need no special case.
+
+The rounding error of an output is in proportion to the largest values of its tile, even if the output is small. One
+infinity or nan makes all outputs of a tile nan. So the algorithm does not vouch for results that are not finite.
 
 Axes, in this order: n samples, g groups, c channels and f filters of a group, Q points of a spectrum.
 """
@@ -31,9 +35,10 @@ from .fft_spectra import Spectra
 from .fft_tiles import Tile, Tiling, count_work, count_workspace, cut_tiles
 
 STAGES = 12
-"""Unit roundoffs for each doubling of a transform's points: more than the error of a stage of 2, 3 or 5 for each."""
+"""The error bound has this many unit roundoffs for each doubling of a transform's points. This is more than the error
+of a stage of 2, 3 or 5 points takes for each doubling."""
 Block = tuple[Range, Range, Tile]
-"""Samples, groups and a tile."""
+"""The ranges of samples and groups, and the tile."""
 
 
 class Fft(Algorithm):
@@ -42,11 +47,11 @@ class Fft(Algorithm):
     name = "fft"
     order = 20
     handicap = 1.25
-    """Its errors are small beside the largest sums of a tile alone."""
+    """Its errors are larger: they are in proportion to the largest sums of a tile."""
     plain_sums = False
 
     def objection(self, geometry: Geometry, dtype: Dtype, backend: Backend) -> str | None:
-        """Say that it serves stride 1 and floating point: spectra round integers."""
+        """Support stride 1 and floating point; spectra would round integers."""
         if dtype.kind == SLICED:
             return "a precision other than 'reproducible'"
         if dtype.kind == "integral":
@@ -56,23 +61,23 @@ class Fft(Algorithm):
         return None if geometry.dense else "stride 1"
 
     def work(self, kind: str, geometry: Geometry, budget: Budget, backend: Backend) -> Work:
-        """Count what a product takes."""
+        """Count the work of a product."""
         if kind == Kind.INPUT_GRAD:
             return self.mirrored_work(geometry, budget, backend)
         return count_work(kind, geometry, *self.plan(kind, geometry, budget))
 
     def cut(self, kind: str, geometry: Geometry, budget: Budget, elements: int) -> Tiling:
-        """Cut a product so that what a block works on holds about so many elements."""
+        """Cut a product so that the arrays of a block hold about `elements` elements."""
         return cut_tiles(geometry, budget, elements)
 
     def workspace_elements(self, kind: str, geometry: Geometry, plan: Tiling) -> int:
-        """Count the elements of workspace of a plan."""
+        """Count the elements of workspace that a plan takes."""
         return count_workspace(kind, geometry, plan)
 
     def forward(
         self, geometry: Geometry, backend: Backend, budget: Budget, x: Array, w: Array, b: Array | None
     ) -> Array | None:
-        # Taps that read padding alone may share a point, and a nan must not be lost there.
+        # Taps that read only padding may share a point, where one would overwrite the nan of another.
         if not backend.all_finite(w):
             return None
         xp = backend.xp
@@ -86,12 +91,12 @@ class Fft(Algorithm):
         def compute(block: Block, target: Array, workspace: Workspace) -> Array:
             samples, groups, tile = block
             segment = _segment(tiling, backend, cells[slice(*samples), slice(*groups), ...], tile, workspace)
-            inputs = spectra.of(segment, workspace, "x")
-            part = slice(*_moved(groups, held))
-            products = spectra.multiplied(
+            inputs = spectra.transform(segment, workspace, "x")
+            part = slice(*_relative(groups, held))
+            products = spectra.multiply(
                 inputs, filters[:, part, :, :] if tiling.mixed else filters[part, ...], workspace
             )
-            value = spectra.back(products, workspace)
+            value = spectra.transform_back(products, workspace)
             target = backend.write(target, (...,), value[(ALL, ALL, ALL, *(slice(n) for n in target.shape[3:]))])
             if not backend.all_finite(target):
                 not_finite.append(tile)
@@ -101,13 +106,13 @@ class Fft(Algorithm):
         out = backend.empty(shape, like=x, last=2 * geometry.channels_last)
         with backend.quiet():
             for held in tiling.held:
-                filters: Array = spectra.of_filters(w[slice(*held), ...], budget.least_blocks)
+                filters: Array = spectra.transform_filters(w[slice(*held), ...], budget.least_blocks)
                 blocks = [
                     ((slice(*samples), slice(*groups), ALL, *tile.outputs), (samples, groups, tile))
                     for samples, groups, tile in tiling.blocks(held)
                 ]
                 out = backend.fill(out, blocks, compute, budget.least_blocks)
-                filters = None  # or those of the next groups would be as many more
+                filters = None  # otherwise they would lie in memory beside those of the next groups
         return None if not_finite else xp.reshape(out, geometry.out_shape)
 
     def weight_grad(self, geometry: Geometry, backend: Backend, budget: Budget, dout: Array, x: Array) -> Array | None:
@@ -121,10 +126,10 @@ class Fft(Algorithm):
             for block in share:
                 samples, groups, tile = block
                 segment = _segment(tiling, backend, cells[slice(*samples), slice(*groups), ...], tile, workspace)
-                inputs = spectra.of(segment, workspace, "x")
+                inputs = spectra.transform(segment, workspace, "x")
                 part = values[(slice(*samples), slice(*groups), ALL, *tile.outputs)]
-                grads = spectra.of(_reversed(tiling, backend, part, workspace), workspace, "dout")
-                target = spectra.gathered(target, inputs, grads, workspace, first=block is share[0])
+                grads = spectra.transform(_reversed(tiling, backend, part, workspace), workspace, "dout")
+                target = spectra.add_products(target, inputs, grads, workspace, first=block is share[0])
             return target
 
         taps: Array = None
@@ -134,31 +139,31 @@ class Fft(Algorithm):
                 count = len({i for i, _, _ in shares})
                 sums: Array = spectra.empty((count, *spectra.shape(held[1] - held[0])))
                 axis = 2 if tiling.mixed else 1
-                indices = [(i, *(ALL,) * (axis - 1), slice(*_moved(groups, held)), ...) for i, groups, _ in shares]
+                indices = [(i, *(ALL,) * (axis - 1), slice(*_relative(groups, held)), ...) for i, groups, _ in shares]
                 shared = [(index, blocks) for index, (_, _, blocks) in zip(indices, shares, strict=True)]
                 sums = backend.fill(sums, shared, compute, budget.least_blocks)
                 part = spectra.taps(xp.sum(sums, axis=0), geometry)
                 taps = part if taps is None else xp.concat([taps, part], axis=0)
-                sums = None  # or those of the next groups would be as many more
+                sums = None  # otherwise they would lie in memory beside those of the next groups
             return xp.reshape(taps, geometry.w_shape) if backend.all_finite(taps) else None
 
     def error_terms(self, kind: str, geometry: Geometry, products: int = 1) -> int:
-        """Count the roundings of the error bound: three transforms, and sums of spectra (see docs/accuracy.md)."""
+        """Count the roundings of the error bound: those of three transforms and of sums (see docs/accuracy.md)."""
         if kind == Kind.FORWARD:
             return _transform_terms(geometry) + 3 * geometry.group_in
         if kind == Kind.INPUT_GRAD:
             return _transform_terms(geometry.mirrored) + 3 * geometry.group_out
-        # A tile but the last has at least as many outputs as a kernel spans cells.
+        # Each tile but the last has at least as many outputs as a kernel spans cells.
         tiles = math.prod(-(-n // extent) for n, extent in zip(geometry.out, geometry.extent, strict=True))
         return _transform_terms(geometry) + 3 * geometry.batch * tiles
 
     def magnitudes(
         self, kind: Kind, geometry: Geometry, backend: Backend, product: PlainProduct, a: Array, b: Array
     ) -> Array:
-        """Return norms of planes times sums of taps, or of the output's gradient, for each element of a plane.
+        """Return the norms of planes times the sums of the other operand's planes, for each element of a plane.
 
-        The bound is derived in docs/accuracy.md. It asks nothing of how tiles are cut but that a transform has no more
-        points than the first power of 2 beyond the padded input.
+        docs/accuracy.md derives the bound. It holds for all tiles if no transform has more points than the first power
+        of 2 beyond the padded input.
         """
         sides = [_sums, _norms] if kind == Kind.WEIGHT_GRAD else [_norms, _sums]
         ones, none = (1,), (0,)
@@ -171,13 +176,13 @@ class Fft(Algorithm):
 
 
 def _norms(backend: Backend, array: Array) -> Array:
-    """Return the norm of each plane, with an axis of one cell."""
+    """Return the 2-norm of each plane, with a last axis of one cell."""
     planes = backend.xp.reshape(array, (*array.shape[:2], 1, math.prod(array.shape[2:])))
     return backend.xp.sqrt(backend.xp.sum(planes * planes, axis=3))
 
 
 def _sums(backend: Backend, array: Array) -> Array:
-    """Return the sum of each plane, with an axis of one cell."""
+    """Return the sum of each plane, with a last axis of one cell."""
     sums = backend.xp.sum(array, axis=tuple(range(2, array.ndim)))
     return backend.xp.reshape(sums, (*array.shape[:2], 1))
 
@@ -185,14 +190,14 @@ def _sums(backend: Backend, array: Array) -> Array:
 def _transform_terms(geometry: Geometry) -> int:
     """Count the roundings of three transforms.
 
-    A transform of n points has log2(n) stages, and one more that splits a real one's halves. Along each dimension two
-    more are of 1 / n and by it.
+    A transform of n points has log2(n) stages, and a transform of real numbers has one more that splits its halves.
+    Along each dimension there are two more roundings: of 1 / n, and of the product with it.
     """
     return sum(3 * STAGES * (max(1, n).bit_length() + 1) + 2 for n in geometry.padded)
 
 
 def _segment(tiling: Tiling, backend: Backend, cells: Array, tile: Tile, workspace: Workspace) -> Array:
-    """Copy what a tile reads into a segment, with zeros around it."""
+    """Copy the cells that a tile reads into a segment, with zeros around them."""
     segment = workspace("segment", (*cells.shape[:3], *(side.segment for side in tiling.sides)), cells.dtype)
     for edge in edges(tile.inside, segment.shape[3:]):
         segment = backend.write(segment, (ALL, ALL, ALL, *edge), 0)
@@ -200,15 +205,15 @@ def _segment(tiling: Tiling, backend: Backend, cells: Array, tile: Tile, workspa
 
 
 def _reversed(tiling: Tiling, backend: Backend, part: Array, workspace: Workspace) -> Array:
-    """Copy the output's gradient of a tile in reverse order to the end of a tile, with zeros before it."""
-    whole = workspace("tile", (*part.shape[:3], *(side.tile for side in tiling.sides)), part.dtype)
+    """Copy the output's gradient of a tile in reverse order to the end of an array, with zeros before it."""
+    tile = workspace("tile", (*part.shape[:3], *(side.tile for side in tiling.sides)), part.dtype)
     inside = [slice(side.tile - n, side.tile) for side, n in zip(tiling.sides, part.shape[3:], strict=True)]
-    for edge in edges(inside, whole.shape[3:]):
-        whole = backend.write(whole, (ALL, ALL, ALL, *edge), 0)
+    for edge in edges(inside, tile.shape[3:]):
+        tile = backend.write(tile, (ALL, ALL, ALL, *edge), 0)
     flipped = backend.xp.flip(part, axis=tuple(range(3, part.ndim)))
-    return backend.write(whole, (ALL, ALL, ALL, *inside), flipped)
+    return backend.write(tile, (ALL, ALL, ALL, *inside), flipped)
 
 
-def _moved(part: Range, origin: Range) -> Range:
-    """Return a range counted from the start of another."""
+def _relative(part: Range, origin: Range) -> Range:
+    """Return a range counted from the start of another range."""
     return part[0] - origin[0], part[1] - origin[0]

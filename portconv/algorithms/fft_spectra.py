@@ -1,4 +1,4 @@
-"""The spectra of `fft`: transforms of tiles and filters there and back, and their products.
+"""The spectra of `fft`: the transforms of tiles and filters, their products, and the transforms back.
 
 Axes, in this order: n samples, g groups, c channels and f filters of a group, Q points of a spectrum.
 """
@@ -14,10 +14,10 @@ from .fft_tiles import Tiling
 
 
 class Spectra:
-    """Spectra of one call: transforms there and back, and products of them.
+    """The spectra of one call: it transforms, multiplies and transforms back.
 
-    Spectra of inputs are (n, g, c, *Q) and those of filters (g, f, c, *Q); where a group has several channels to add
-    up, those of filters are (Q, g, f, c), a matrix a point.
+    Spectra of inputs are (n, g, c, *Q). Those of filters are (g, f, c, *Q) if a group has one channel. If it has
+    several, which are added up, they are (Q, g, f, c): one matrix for each point.
     """
 
     def __init__(self, backend: Backend, like: Array, tiling: Tiling) -> None:
@@ -29,18 +29,18 @@ class Spectra:
         self.sizes = (*(side.points for side in tiling.sides[:-1]), last // 2 + 1 if self.real else last)
 
     def empty(self, shape: tuple[int, ...]) -> Array:
-        """Return spectra of that shape and any contents."""
+        """Return an array of spectra of that shape, with any contents."""
         return self.backend.empty(shape, like=self.like, dtype=self.dtype)
 
     def shape(self, groups: int) -> tuple[int, ...]:
-        """Return the shape of the spectra of so many groups' filters."""
+        """Return the shape of the spectra of the filters of `groups` groups."""
         filters, channels = self.tiling.geometry.group_out, self.tiling.geometry.group_in
         if self.tiling.mixed:
             return (math.prod(self.sizes), groups, filters, channels)
         return (groups, filters, channels, *self.sizes)
 
-    def of(self, array: Array, workspace: Workspace, name: str) -> Array:
-        """Transform the last axes, the last of them first: it is real, and the others are then half as many."""
+    def transform(self, array: Array, workspace: Workspace, name: str) -> Array:
+        """Transform the spatial axes, the last one first: if it is real, this halves the work of the others."""
         dims = len(self.tiling.sides)
         for dim in reversed(range(dims)):
             axis, points = array.ndim - dims + dim, self.sizes[dim]
@@ -50,8 +50,8 @@ class Spectra:
             array = self.backend.transform(kind, array, self.tiling.sides[dim].points, axis, into)
         return array
 
-    def back(self, array: Array, workspace: Workspace) -> Array:
-        """Transform back, and leave out what comes after a tile's outputs as soon as it is known."""
+    def transform_back(self, array: Array, workspace: Workspace) -> Array:
+        """Transform back; after each axis, keep only the points that are outputs of a tile."""
         dims = len(self.tiling.sides)
         for dim, side in enumerate(self.tiling.sides):
             axis = array.ndim - dims + dim
@@ -63,7 +63,7 @@ class Spectra:
             array = array[(*(ALL,) * axis, slice(side.tile), ...)]
         return array
 
-    def multiplied(self, inputs: Array, filters: Array, workspace: Workspace) -> Array:
+    def multiply(self, inputs: Array, filters: Array, workspace: Workspace) -> Array:
         """Multiply spectra of inputs (n, g, c, *Q) by those of filters, and add up over channels: (n, g, f, *Q)."""
         xp, count = self.backend.xp, self.tiling.geometry.group_out
         shape = (*inputs.shape[:2], count, *inputs.shape[3:])
@@ -76,8 +76,11 @@ class Spectra:
         products = xp.reshape(xp.permute_dims(products, (2, 1, 3, 0)), shape)
         return self.backend.write(into, (...,), products)
 
-    def gathered(self, target: Array, inputs: Array, grads: Array, workspace: Workspace, first: bool) -> Array:
-        """Add to the spectra of filters what samples and their outputs' gradients give."""
+    def add_products(self, target: Array, inputs: Array, grads: Array, workspace: Workspace, first: bool) -> Array:
+        """Add the products of the spectra of inputs and outputs' gradients to the spectra of filters.
+
+        If this is the `first` block, set them to these products instead.
+        """
         backend = self.backend
         if self.tiling.mixed:
             inputs, grads = self._points_first(inputs, workspace, "x"), self._points_first(grads, workspace, "dout")
@@ -86,7 +89,7 @@ class Spectra:
             products = backend.product(grads, inputs, products)
             return (backend.write if first else backend.add)(target, (...,), products)
         for sample in range(inputs.shape[0]):
-            # Filters of a group are one axis, its one channel another.
+            # One axis is the filters of a group, another its single channel.
             one, other = inputs[sample, :, None, ...], grads[sample, :, :, None, ...]
             if first and sample == 0:
                 target = backend.elementwise("multiply", target, (...,), one, other)
@@ -96,12 +99,12 @@ class Spectra:
                 target = backend.add(target, (...,), product)
         return target
 
-    def of_filters(self, w: Array, least: int) -> Array:
-        """Transform filters (g, f, c, *K) that lie in reverse order from the segments' offset on."""
+    def transform_filters(self, w: Array, least: int) -> Array:
+        """Transform filters (g, f, c, *K), which lie in reverse order from the segments' offset on."""
         backend, tiling = self.backend, self.tiling
 
         def compute(part: tuple[Range, Range], target: Array, workspace: Workspace) -> Array:
-            # Transforms that keep the 2-norm make the product of two spectra too small by this.
+            # The transforms keep the 2-norm, which makes the product of two spectra too small by this factor.
             array = w[slice(*part[0]), slice(*part[1]), ...] * math.sqrt(tiling.points)
             dims = len(tiling.sides)
             for dim in reversed(range(dims)):
@@ -127,7 +130,7 @@ class Spectra:
         return backend.fill(self.empty(self.shape(w.shape[0])), blocks, compute, least)
 
     def taps(self, spectra: Array, geometry: Geometry) -> Array:
-        """Transform the spectra of gradients back, and take the points that are taps: (g, f, c, *K)."""
+        """Transform the spectra of the filters' gradient back, and return the points that are taps: (g, f, c, *K)."""
         xp, tiling = self.backend.xp, self.tiling
         if tiling.mixed:
             spectra = xp.permute_dims(spectra, (1, 2, 3, 0))
@@ -142,14 +145,17 @@ class Spectra:
         return spectra * math.sqrt(tiling.points)
 
     def _points_first(self, spectra: Array, workspace: Workspace, name: str) -> Array:
-        """Return spectra (n, g, c, *Q) with points first: (Q, g, n, c)."""
+        """Return a copy of spectra (n, g, c, *Q) with the points first: (Q, g, n, c)."""
         xp = self.backend.xp
         flat = xp.permute_dims(xp.reshape(spectra, (*spectra.shape[:3], -1)), (3, 1, 0, 2))
         return self.backend.write(workspace(f"points of {name}", flat.shape, self.dtype), (...,), flat)
 
 
 def runs_of(first: int, step: int, count: int, points: int) -> list[tuple[Range, slice]]:
-    """Lay `count` taps at `first`, `first + step`, ... modulo `points`: ranges of taps, and slices in rising order."""
+    """Return the runs of taps whose points `first`, `first + step`, ..., modulo `points`, do not pass the end.
+
+    Each run is a range of the `count` taps, and the slice of its points in rising order.
+    """
     runs: list[tuple[Range, slice]] = []
     tap = 0
     while tap < count:

@@ -1,4 +1,4 @@
-"""How `fft` cuts a product into tiles and blocks, and what that takes."""
+"""How `fft` cuts a product into tiles and blocks, and the work and workspace that this takes."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from ..spec.ranges import Range, cut, pieces
 from .budget import Budget, Work
 
 FEWEST_POINTS = 64
-"""Of tiles: with fewer, calls take longer than what they do."""
+"""With fewer points in a tile, the start of a call takes longer than its work."""
 LINE = 100
-"""Points whose levels could be computed in the time that starting on another transform takes."""
+"""To start another transform takes as long as one level of this many points."""
 
 
 class Side(NamedTuple):
-    """One dimension in tiles.
+    """One dimension, cut into tiles.
 
     Attributes
     ----------
     points : int
-        Of the transform.
+        The points of the transform.
     tile : int
-        Outputs a tile.
+        The maximum number of outputs in a tile.
     offset : int
-        Where in the first output's window a segment starts.
+        The distance from the first cell of the first output's window to the first cell of the segment.
     segment : int
-        Cells a segment.
+        The cells of a segment.
     tiles : tuple of (Range, Range, int)
-        The outputs, the cells of the input that lie in the segment, and where in the segment the first of them lies.
+        For each tile its outputs, the cells of the input in its segment, and the place of the first of these cells.
     """
 
     points: int
@@ -44,7 +44,7 @@ class Side(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """One tile of all dimensions: its outputs, the cells it reads, and where in the segment they lie."""
+    """One tile of all dimensions: its outputs, the cells that it reads, and their places in the segment."""
 
     outputs: tuple[slice, ...]
     cells: tuple[slice, ...]
@@ -53,23 +53,23 @@ class Tile(NamedTuple):
 
 @dataclass(frozen=True)
 class Tiling:
-    """A geometry in tiles, and its work in blocks.
+    """A geometry, cut into tiles, and these into blocks.
 
     Attributes
     ----------
     geometry : Geometry
     sides : tuple of Side
-        One per spatial dimension.
+        One `Side` for each spatial dimension.
     held : tuple of Range
-        Groups whose filters' spectra are held at a time.
+        Ranges of groups; the filters' spectra of one range are in memory at a time.
     samples : int
-        The most samples a block.
+        The maximum number of samples in a block.
     groups : int
-        The most groups a block.
-    some : int
-        The most elements of the spectra of filters that are transformed at a time, where one filter has fewer.
+        The maximum number of groups in a block.
+    filter_elements : int
+        The maximum number of elements in spectra of filters that are transformed at a time, if one filter has fewer.
     sums : int
-        Into how many partial sums a weight gradient is cut.
+        The number of partial sums of a weight gradient.
     """
 
     geometry: Geometry
@@ -77,16 +77,17 @@ class Tiling:
     held: tuple[Range, ...]
     samples: int
     groups: int
-    some: int
+    filter_elements: int
     sums: int
 
     @property
     def mixed(self) -> bool:
-        """Whether groups have several channels, which are added up."""
+        """Whether a group has several channels, which are added up."""
         return self.geometry.group_in > 1
 
     @cached_property
     def tiles(self) -> tuple[Tile, ...]:
+        """The tiles of all dimensions."""
         tiles = []
         for parts in product(*(side.tiles for side in self.sides)):
             outputs = tuple(slice(*part[0]) for part in parts)
@@ -96,24 +97,24 @@ class Tiling:
         return tuple(tiles)
 
     def blocks(self, held: Range) -> Iterator[tuple[Range, Range, Tile]]:
-        """Samples, groups and a tile: all of those of some groups."""
+        """Yield all blocks of a range of groups: samples, groups and a tile."""
         groups = [(held[0] + start, held[0] + end) for start, end in pieces(held[1] - held[0], self.groups)]
         yield from product(pieces(self.geometry.batch, self.samples), groups, self.tiles)
 
     def filters(self, count: int) -> list[tuple[Range, Range]]:
-        """Groups and filters that are transformed at a time, of so many groups."""
+        """Return the ranges of groups and filters that are transformed at a time, of `count` groups."""
         one = 2 * self.geometry.group_in * self.points
-        filters = pieces(self.geometry.group_out, self.some // one)
-        groups = pieces(count, self.some // (one * self.geometry.group_out))
+        filters = pieces(self.geometry.group_out, self.filter_elements // one)
+        groups = pieces(count, self.filter_elements // (one * self.geometry.group_out))
         return list(product(groups, filters))
 
     @cached_property
     def points(self) -> int:
-        """Points of all dimensions."""
+        """The number of points of a tile, over all dimensions."""
         return math.prod(side.points for side in self.sides)
 
     def shares(self, held: Range) -> list[tuple[int, Range, tuple[tuple[Range, Range, Tile], ...]]]:
-        """Return the blocks of some groups, as a partial sum, its groups, and its blocks."""
+        """Return the shares of a range of groups: the number of a partial sum, its groups, and its blocks."""
         shares: dict[tuple[int, Range], list[tuple[Range, Range, Tile]]] = {}
         parts = pieces(self.geometry.batch, self.samples)
         sums = cut(len(parts), len(parts), self.sums)[: self.sums]
@@ -124,7 +125,7 @@ class Tiling:
 
 
 def count_work(kind: str, geometry: Geometry, plan: Tiling, workspace: int) -> Work:
-    """Count what an output or a gradient of filters takes by a plan."""
+    """Count the work of an output or a gradient of filters by a plan."""
     inputs, outputs = geometry.group_in, geometry.group_out
     levels = sum(math.log2(max(2, side.points)) + LINE / side.points for side in plan.sides)
     planes = geometry.batch * geometry.groups * len(plan.tiles)
@@ -134,8 +135,8 @@ def count_work(kind: str, geometry: Geometry, plan: Tiling, workspace: int) -> W
     elements = planes * (inputs + outputs) * plan.points
     operations = 0.0
     if plan.mixed:
-        # Complex products of small matrices, after points have been put first and before they are put back; each
-        # reads the spectra of all filters, or adds to them, from memory.
+        # Complex products of small matrices; spectra are copied with points first before them, and back after them.
+        # Each product reads the spectra of all filters from memory, or adds to them.
         operations = 8 * products * (1 + 8 / min(inputs, outputs, 8 * plan.samples))
         elements += 8 * planes * (inputs + outputs) * plan.points
         visits = -(-geometry.batch // plan.samples) * len(plan.tiles)
@@ -149,20 +150,20 @@ def count_work(kind: str, geometry: Geometry, plan: Tiling, workspace: int) -> W
 
 
 def count_workspace(kind: str, geometry: Geometry, plan: Tiling) -> int:
-    """Count the elements of workspace: of a block, and of what all blocks share; a complex number is two."""
+    """Count the elements of workspace: those of one block, and those that all blocks share; a complex number is two."""
     sides, dims = plan.sides, geometry.dims
     inputs, outputs = geometry.group_in, geometry.group_out
     # Real spectra are half as long along the last dimension, plus one point.
     sizes = (*(side.points for side in sides[:-1]), sides[-1].points // 2 + 1)
     points = 2 * math.prod(sizes)
     each = inputs * math.prod(side.segment for side in sides)
-    forth = sum(2 * math.prod(side.segment for side in sides[:dim]) * math.prod(sizes[dim:]) for dim in range(dims))
-    each += inputs * forth
+    forward = sum(2 * math.prod(side.segment for side in sides[:dim]) * math.prod(sizes[dim:]) for dim in range(dims))
+    each += inputs * forward
     if kind == "forward":
         back = sum(2 * math.prod(side.tile for side in sides[:dim]) * math.prod(sizes[dim:]) for dim in range(dims - 1))
         each += outputs * (points + back + math.prod(side.tile for side in sides[:-1]) * sides[-1].points)
         each += (inputs + outputs) * points if plan.mixed else 0
-        each += outputs * plan.points // 4 + 1  # whether each is finite
+        each += outputs * plan.points // 4 + 1  # the booleans that say whether each output is finite
     else:
         tiles = sum(2 * math.prod(side.tile for side in sides[:dim]) * math.prod(sizes[dim:]) for dim in range(dims))
         each += outputs * (tiles + math.prod(side.tile for side in sides))
@@ -171,17 +172,17 @@ def count_workspace(kind: str, geometry: Geometry, plan: Tiling) -> int:
     block = plan.samples * plan.groups * each
     held = max(end - start for start, end in plan.held)
     spectra = held * outputs * inputs * points
-    some = max((g1 - g0) * (f1 - f0) for (g0, g1), (f0, f1) in plan.filters(held))
+    filters = max((g1 - g0) * (f1 - f0) for (g0, g1), (f0, f1) in plan.filters(held))
     if kind == "forward":
-        return spectra + max(block, some * inputs * 4 * plan.points * dims)
-    # Partial sums, their total, and its way back.
+        return spectra + max(block, filters * inputs * 4 * plan.points * dims)
+    # The partial sums, their total, and the arrays of its transform back.
     return block + spectra * (plan.sums + 1 + 2)
 
 
 def cut_tiles(geometry: Geometry, budget: Budget, elements: int) -> Tiling:
-    """Cut so that what a block works on holds about so many elements, and into shares for threads where it can be.
+    """Cut a product so that the arrays of a block hold about `elements` elements, and so that all threads have work.
 
-    The spectra of filters that are held at a time take a quarter of the workspace, where those of a group do.
+    The spectra of filters that are in memory at a time take at most a quarter of the workspace, or are one group's.
     """
     sides = tuple(cut_side(geometry, dim, elements) for dim in range(geometry.dims))
     points = math.prod(side.points for side in sides)
@@ -190,7 +191,7 @@ def cut_tiles(geometry: Geometry, budget: Budget, elements: int) -> Tiling:
     held = pieces(geometry.groups, budget.workspace_elements // 4 // filters)
     planes, least = max(1, elements // each), budget.least_blocks
     tiles = math.prod(len(side.tiles) for side in sides)
-    # Groups first: a block of few samples has its filters in cache.
+    # A block takes more groups before it takes more samples, so that its filters stay in cache.
     groups = min(planes, held[0][1], max(1, -(-geometry.groups * geometry.batch * tiles // least)))
     samples = max(1, min(geometry.batch, planes // groups))
     shares = -(-geometry.groups // groups)
@@ -199,10 +200,10 @@ def cut_tiles(geometry: Geometry, budget: Budget, elements: int) -> Tiling:
 
 @lru_cache(maxsize=1024)
 def cut_side(geometry: Geometry, dim: int, elements: int) -> Side:
-    """Find the tiles of one dimension that cost least."""
+    """Cut one dimension into the tiles that cost least."""
     size, out, extent = geometry.size[dim], geometry.out[dim], geometry.extent[dim]
     before = geometry.before[dim]
-    # One tile: its segment starts at the first cell that is read.
+    # A single tile has a segment that starts at the first cell that is read.
     first = min(size, max(0, -before))
     offset = first + before
     cells = max(1, min(size, out + extent - 1 - before) - first)
@@ -231,12 +232,13 @@ def cut_side(geometry: Geometry, dim: int, elements: int) -> Side:
 
 
 def _cost(points: int, tiles: int) -> float:
+    """Return the relative time of the transforms and products of tiles along one dimension."""
     return tiles * points * (math.log2(points) + 4)
 
 
 def smooth_size(least: int) -> int:
-    """Find the first number from `least` on without prime factors beyond 5, which transforms are fast at."""
-    if least > 1 << 24:  # where other such numbers are too far apart to look for
+    """Return the first number from `least` on whose prime factors are 2, 3 and 5, because its transform is fast."""
+    if least > 1 << 24:  # such numbers are so far apart here that the search would take long
         return 1 << (least - 1).bit_length()
     while True:
         rest = least

@@ -1,9 +1,9 @@
-"""Windows to columns in blocks that stay in cache, and a matrix product for each (im2col, never the whole matrix).
+"""Matrix products of filters and columns of windows (im2col), in blocks that stay in cache.
 
 Chellapilla, Puri and Simard, "High performance convolutional neural networks for document processing" (2006), section
-3.1, cast a convolution as one product of filters and columns. Cutting that product into blocks bounds the memory, keeps
-the columns in cache until they are used, and gives threads something to share. Cutting the columns by taps of the
-first dimension saves most of the copies (see `columns`), at the price of adding up the products.
+3.1, compute a convolution as one product of filters and columns. In blocks, this product takes little memory, its
+columns stay in cache until they are used, and threads can share it. If the columns are also cut by taps of the first
+dimension, few of them are copied (see `columns`), but the products must be added up.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Gemm(Algorithm):
     vouches = True
 
     def work(self, kind: str, geometry: Geometry, budget: Budget, backend: Backend) -> Work:
-        """Count what a product takes."""
+        """Count the work of a product."""
         if kind == Kind.INPUT_GRAD and self.mirrors(geometry, budget):
             return self.mirrored_work(geometry, budget, backend)
         return count_work(kind, geometry, budget, *self.plan(kind, geometry, budget))
@@ -68,28 +68,31 @@ class Gemm(Algorithm):
         return weight_grad_by_blocks(Cut(geometry, backend, plan, least_blocks(budget)), dout, x)
 
     def mirrors(self, geometry: Geometry, budget: Budget) -> bool:
-        """Return whether the input gradient is the output of the mirrored convolution, whose filters are a copy."""
+        """Return whether the input gradient is computed as the output of the mirrored convolution.
+
+        It is if the stride is 1, and if the budget has space for the copy of the filters.
+        """
         if not budget.mirrored or not geometry.dense or 4 * geometry.weights > budget.workspace_elements:
             return False
-        left = beside_filters(geometry, budget)
-        return self.plan(Kind.FORWARD, geometry.mirrored, left)[1] <= left.workspace_elements
+        budget = beside_filters(geometry, budget)
+        return self.plan(Kind.FORWARD, geometry.mirrored, budget)[1] <= budget.workspace_elements
 
     def cut(self, kind: str, geometry: Geometry, budget: Budget, elements: int) -> Plan:
         """Cut a product so that the columns of a block hold at most so many elements."""
         return cut_blocks(kind, geometry, budget, elements)
 
     def workspace_elements(self, kind: str, geometry: Geometry, plan: Plan) -> int:
-        """Count the elements of workspace of a plan."""
+        """Count the elements of workspace that a plan takes."""
         return count_workspace(kind, geometry, plan)
 
     def roundings(self, kind: str, geometry: Geometry, backend: Backend, budget: Budget) -> int:
-        """Count the roundings of a product: those of the blocks, and of adding up blocks and taps."""
+        """Count how often a term is rounded at most: in its block, and in the sums of blocks and taps."""
         return _roundings(self, kind, geometry, backend, budget)
 
 
 @remembered(1024)
 def _roundings(gemm: Gemm, kind: str, geometry: Geometry, backend: Backend, budget: Budget) -> int:
-    """Count the roundings of a product: what `Gemm.roundings` returns."""
+    """Return what `Gemm.roundings` returns."""
     if kind == Kind.INPUT_GRAD:
         mirror = geometry.unstrided.mirrored
         at_once = backend.strided and few_windows(mirror, geometry.stride) is not None
@@ -102,6 +105,6 @@ def _roundings(gemm: Gemm, kind: str, geometry: Geometry, backend: Backend, budg
         return geometry.terms(kind)
     plan: Plan = gemm.plan(kind, geometry, budget)[0]
     if kind == Kind.FORWARD:
-        return geometry.group_in * plan.most_taps * geometry.other_taps + len(plan.taps)
+        return geometry.group_in * plan.taps_together * geometry.other_taps + len(plan.taps)
     runs = sum(1 for _ in boxes(geometry.out, plan.positions))
     return plan.largest_block.length + -(-len(plan.samples) // plan.sums) * runs + plan.sums

@@ -1,4 +1,4 @@
-"""The gradients by `gemm`: the two other ways to read the product of filters and columns.
+"""The gradients by `gemm`, which come from the same product of filters and columns as the output.
 
 Axes, in this order: n samples, g groups, c channels of a group; f filters of a group, r rows of the columns,
 l positions of a block, flattened.
@@ -18,11 +18,11 @@ from .gemm_plan import Cut, Plan
 from .window_views import block_columns
 
 Share = tuple[tuple[Any, ...], tuple[Block, ...]]
-"""The index of a part of a result, and the blocks that add up to it."""
+"""The index of a part of a result, and the blocks whose results are added up to it."""
 
 
 def input_grad_by_strips(cut: Cut, dout: Array, w: Array) -> Array:
-    """Compute the gradient of the input: columns of it, added on to strips, and these on to cells."""
+    """Compute the gradient of the input: its columns are added to strips, and the strips to cells."""
     geometry, backend, plan, least = cut
     xp = backend.xp
     dout = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, *geometry.out))
@@ -30,14 +30,14 @@ def input_grad_by_strips(cut: Cut, dout: Array, w: Array) -> Array:
 
     def compute(blocks: tuple[Block, ...], target: Array, workspace: Workspace) -> Array:
         groups = slice(*blocks[0].groups)
-        chosen = [
+        matrices = [
             matrix[groups, _rows(geometry, blocks[0], taps), :] for taps, matrix in zip(plan.taps, filters, strict=True)
         ]
         grad = backend.zeroed(target)
         for block in blocks:
             values = _values(backend, dout, block, workspace)
             strips = no_strips(geometry, backend, block, workspace)
-            for taps, matrix in zip(plan.taps, chosen, strict=True):
+            for taps, matrix in zip(plan.taps, matrices, strict=True):
                 columns = workspace("columns", (*matrix.shape[:2], block.length))
                 columns = backend.product(matrix, values, columns)
                 strips = add_columns(geometry, backend, strips, columns, block, taps)
@@ -54,7 +54,7 @@ def input_grad_by_strips(cut: Cut, dout: Array, w: Array) -> Array:
 
 
 def weight_grad_by_blocks(cut: Cut, dout: Array, x: Array) -> Array:
-    """Compute the gradient of the filters: for each block, a product of the output's gradient and columns."""
+    """Compute the gradient of the filters: the sum over blocks of products of the output's gradient and columns."""
     geometry, backend, plan, least = cut
     xp = backend.xp
     x = xp.reshape(x, (geometry.batch, geometry.groups, geometry.group_in, *geometry.size))
@@ -72,7 +72,7 @@ def weight_grad_by_blocks(cut: Cut, dout: Array, x: Array) -> Array:
                     columns = block_columns(geometry, backend, x, block, workspace)
                 else:
                     columns = columns_of(geometry, backend, strips, block, taps, workspace)
-                # BLAS is faster with the larger side first; the sums of the others are transposed at the end.
+                # BLAS is faster with the larger matrix first. If columns are first, their sum is transposed later.
                 first, second = (values, columns) if _filters_first(geometry, taps, channels) else (columns, values)
                 second = xp.permute_dims(second, (0, 2, 1))
                 shape = (groups, first.shape[1], second.shape[2])
@@ -90,9 +90,10 @@ def weight_grad_by_blocks(cut: Cut, dout: Array, x: Array) -> Array:
 
 
 def _shares(geometry: Geometry, plan: Plan) -> tuple[int, list[Share]]:
-    """Share out the blocks of a weight gradient; return the number of partial sums, and the shares.
+    """Divide the blocks of a weight gradient into shares; return the number of partial sums, and the shares.
 
-    Where groups and channels give too few blocks to share out, samples do, each share with a sum of its own.
+    If there are too few groups and channels for all threads, the samples are divided too, with one partial sum for each
+    share of them.
     """
     parts = pieces(len(plan.samples), -(-len(plan.samples) // plan.sums))
     shares: list[Share] = []
@@ -104,12 +105,12 @@ def _shares(geometry: Geometry, plan: Plan) -> tuple[int, list[Share]]:
 
 
 def _filters_first(geometry: Geometry, taps: Range, channels: int) -> bool:
-    """Return whether the matrix of filters is the larger side of the product of these taps and so many channels."""
+    """Return whether there are at least as many filters as columns of these taps and channels have rows."""
     return geometry.group_out >= channels * (taps[1] - taps[0]) * geometry.other_taps
 
 
 def _joined(cut: Cut, sums: list[Array], target: Array, counts: tuple[int, int], workspace: Workspace) -> Array:
-    """Put the sums of ranges of taps, for so many groups and channels, side by side as `target` has them."""
+    """Copy the sums of all ranges of taps side by side, as in `target`; `counts` are its groups and channels."""
     geometry, backend, plan, _ = cut
     xp, (groups, channels), rest = backend.xp, counts, geometry.other_taps
     parts = [
@@ -126,14 +127,17 @@ def _joined(cut: Cut, sums: list[Array], target: Array, counts: tuple[int, int],
 
 
 def _rows(geometry: Geometry, block: Block, taps: Range) -> slice:
-    """Return the rows of these taps' columns that belong to a block's channels."""
+    """Return the slice of the rows of these taps' columns that belong to a block's channels."""
     first, end = block.channels
-    deep = (taps[1] - taps[0]) * geometry.other_taps
-    return slice(first * deep, end * deep)
+    rows = (taps[1] - taps[0]) * geometry.other_taps
+    return slice(first * rows, end * rows)
 
 
 def _values(backend: Backend, dout: Array, block: Block, workspace: Workspace, small: bool = False) -> Array:
-    """Return a block of the output's gradient as a matrix (g, f, l), in the order of columns, or of `small` ones."""
+    """Return a block of the output's gradient as a matrix (g, f, l).
+
+    Its positions have the order of the columns from strips or, if `small`, of the columns of `block_columns`.
+    """
     xp = backend.xp
     part = dout[(slice(*block.samples), slice(*block.groups), ALL, *(slice(*side) for side in block.box))]
     if block.counts[0] == 1:

@@ -1,4 +1,4 @@
-"""How `gemm` cuts a product into blocks, and what that takes."""
+"""How `gemm` cuts a product into blocks, and the work and workspace that this takes."""
 
 from __future__ import annotations
 
@@ -17,25 +17,35 @@ from .columns import Block, strips_of
 from .window_views import can_be_viewed, has_few_cells
 
 FEWEST_COLUMNS = 64
-"""With fewer columns a product spends its time preparing the filters, however well the block fits the cache."""
+"""With fewer columns, a product spends its time on preparing the filters, even if the block fits the cache."""
 FEWEST_ROWS = 128
-"""With fewer rows a product spends its time on its result, so that several taps are then taken together."""
+"""With fewer rows, a product spends its time on its result; so one product then takes several taps together."""
 POINTWISE_COLUMNS = 128
-"""From so many positions on, a 1x1 layer needs no columns at all: each sample is a right-hand side as it lies."""
+"""With this many positions or more, a 1x1 layer copies no columns: each sample is a matrix of columns."""
 AT_ONCE = 5
-"""Calls of a product of few cells."""
+"""The number of calls of a product of few cells."""
 LIBRARY_THREADS = 0.7
-"""The time of a product on the threads of the library, which wait awake, over its time on threads in blocks."""
+"""The time of a product on the library's threads, divided by its time in blocks: those threads start faster."""
 REUSE = 16
-"""Positions a filter must serve for each of its kind before reordering the filters costs less than copying columns."""
+"""With this many positions for each filter or more, to reorder the filters takes less time than to copy columns."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a product is cut: ranges of samples, groups, channels of a group and first-dimension taps, positions a block.
+    """How a product is cut into blocks.
 
-    `sums` is into how many partial sums a weight gradient is cut; `small` whether samples are so small that a copy of
-    all their windows at once is the faster way to columns, where windows can be viewed.
+    Attributes
+    ----------
+    out : tuple of int
+        The sizes of the output.
+    samples, groups, channels, taps : tuple of Range
+        The ranges of samples, groups, channels of a group, and taps of the first dimension.
+    positions : int
+        The maximum number of positions in a block.
+    sums : int
+        The number of partial sums of a weight gradient.
+    small : bool
+        Whether samples are so small that it is faster to copy all their windows at once, if windows can be views.
     """
 
     out: tuple[int, ...]
@@ -48,13 +58,13 @@ class Plan:
     small: bool = False
 
     @cached_property
-    def alone(self) -> bool:
-        """Whether no block has more than one sample, so that its outputs are matrices as they lie."""
+    def one_sample(self) -> bool:
+        """Whether each block has one sample, so that its outputs are a matrix without a copy."""
         return all(end - start == 1 for start, end in self.samples)
 
     @cached_property
-    def most_taps(self) -> int:
-        """The most taps of the first dimension that are taken together."""
+    def taps_together(self) -> int:
+        """The maximum number of taps of the first dimension in one product."""
         return longest(self.taps)
 
     @property
@@ -76,14 +86,14 @@ class Plan:
 
     @cached_property
     def largest_block(self) -> Block:
-        """A block as large as any."""
+        """A block of the largest size."""
         box = largest(self.out, self.positions)
         run = (0, math.prod(end for _, end in box))
         return Block((0, longest(self.samples)), (0, longest(self.groups)), (0, longest(self.channels)), run, box)
 
 
 class Cut(NamedTuple):
-    """A product that is cut into blocks, of which there are to be at least so many for threads to share."""
+    """A product that is cut into blocks; threads share at least `least_blocks` blocks."""
 
     geometry: Geometry
     backend: Backend
@@ -92,12 +102,12 @@ class Cut(NamedTuple):
 
 
 def least_blocks(budget: Budget) -> int:
-    """Return the fewest blocks to cut a product into."""
+    """Return the minimum number of blocks into which a product is cut."""
     return 1 if budget.library_threads else budget.least_blocks
 
 
 def is_positionwise(geometry: Geometry) -> bool:
-    """Return whether samples are columns as they lie: of a 1x1 layer with enough positions."""
+    """Return whether samples are columns without a copy: those of a 1x1 layer with enough positions."""
     return geometry.pointwise and geometry.positions >= POINTWISE_COLUMNS
 
 
@@ -105,30 +115,31 @@ def is_positionwise(geometry: Geometry) -> bool:
 def indexed_blocks(geometry: Geometry, plan: Plan, whole: bool) -> list[tuple[Index, Block]]:
     """Return the blocks of a forward product, each with the index of its outputs.
 
-    That is an index of (N, G, F, positions) where blocks are `whole` samples or one sample each, else of (N, G, F, *P).
+    The index is for an array (N, G, F, positions) if blocks are `whole` samples or one sample each, and for an array
+    (N, G, F, *P) otherwise.
     """
     blocks: list[tuple[Index, Block]] = []
     for stack in plan.stacks():
         for block in stack:
-            samples = block.samples[0] if plan.alone and not whole else slice(*block.samples)
-            cells = (slice(*block.run),) if whole or plan.alone else tuple(slice(*side) for side in block.box)
+            samples = block.samples[0] if plan.one_sample and not whole else slice(*block.samples)
+            cells = (slice(*block.run),) if whole or plan.one_sample else tuple(slice(*side) for side in block.box)
             blocks.append(((samples, slice(*block.groups), ALL, *cells), block))
     return blocks
 
 
 def count_work(kind: str, geometry: Geometry, budget: Budget, plan: Plan, workspace: int) -> Work:
-    """Count what a product takes by a plan."""
+    """Count the work of a product by a plan."""
     block, rest = plan.largest_block, geometry.other_taps
     samples, groups, channels = block.counts
     cells = geometry.batch * geometry.positions
-    row, together, positionwise = geometry.out[-1], plan.most_taps, is_positionwise(geometry)
+    row, together, positionwise = geometry.out[-1], plan.taps_together, is_positionwise(geometry)
     elements, calls = _columns_work(geometry, plan)
     outputs, row = geometry.out_channels * cells, geometry.positions if plan.small else row
     if kind == "forward":
         elements += (len(plan.taps) - 1) * outputs + (0 if samples == 1 or positionwise else copied(outputs, row))
         lines = geometry.group_out
     elif kind == "input_grad":
-        # What is gathered forward is zeroed and added up here.
+        # The elements that a forward product copies are set to zero and added to here.
         elements *= 2
         elements += 0 if samples == 1 else copied(outputs, row)
         lines = geometry.group_in * together * rest
@@ -159,17 +170,17 @@ def _columns_work(geometry: Geometry, plan: Plan) -> tuple[float, float]:
         rows = strips.sizes[0] / max(1, block.rows) * strips.lanes
         elements += copied(geometry.in_channels * rest * rows * cells, row) * apart
         calls += 2 * strips.lanes * rest
-    if plan.most_taps > 1 and not plan.small:
+    if plan.taps_together > 1 and not plan.small:
         elements += geometry.in_channels * geometry.taps * cells
-        calls += plan.most_taps * len(plan.taps)
+        calls += plan.taps_together * len(plan.taps)
     return elements, calls
 
 
 def count_workspace(kind: str, geometry: Geometry, plan: Plan) -> int:
-    """Count the elements of workspace: of a block, and of what all blocks share."""
+    """Count the elements of workspace: those of one block, and those that all blocks share."""
     block = plan.largest_block
     samples, groups, channels = block.counts
-    rest, outputs, together = geometry.other_taps, groups * geometry.group_out * block.length, plan.most_taps
+    rest, outputs, together = geometry.other_taps, groups * geometry.group_out * block.length, plan.taps_together
     columns = groups * channels * together * rest * block.length if together > 1 or kind == "input_grad" else 0
     bare = geometry.pointwise and samples == 1
     strips = 0 if bare and kind != "input_grad" else strips_of(geometry, block.box).elements(block)
@@ -193,8 +204,8 @@ def count_workspace(kind: str, geometry: Geometry, plan: Plan) -> int:
 def cut_blocks(kind: str, geometry: Geometry, budget: Budget, elements: int) -> Plan:
     """Cut a product so that the columns of a block hold at most so many elements.
 
-    More than `budget.fast_columns` columns make no product faster; and there are at least as many blocks to share out
-    as the budget says, where the sizes allow.
+    A block has no more columns than `budget.fast_columns`, because more make no product faster. There are at least as
+    many blocks as the budget says, if the sizes allow it.
     """
     least = least_blocks(budget)
     together = _taps_together(kind, geometry, budget, least)
@@ -204,7 +215,7 @@ def cut_blocks(kind: str, geometry: Geometry, budget: Budget, elements: int) -> 
     channels = geometry.group_in if kind == "forward" else max(1, min(geometry.group_in, rows // deep))
     positions, samples = _block_sizes(kind, geometry, budget, elements, (longest(groups), channels, together))
     taps = pieces(geometry.kernel[0], together)
-    # Too few blocks to share out: cut the samples finer, and what is left to cut after that.
+    # If there are fewer blocks than threads need, cut the samples finer, and then the positions or channels.
     stacks = len(groups) * len(pieces(geometry.group_in, channels))
     wanted = -(-least // stacks)
     cut_samples = cut(geometry.batch, samples, wanted)
@@ -214,7 +225,7 @@ def cut_blocks(kind: str, geometry: Geometry, budget: Budget, elements: int) -> 
         return _with_small(geometry, Plan(geometry.out, cut_samples, groups, ((0, channels),), taps, positions))
     sums = len(cut_samples)
     if kind == "weight_grad":
-        # Partial sums cost memory: at most four blocks' worth.
+        # Partial sums take memory: at most as much as four blocks.
         weights = geometry.out_channels * geometry.group_in * geometry.taps
         sums = max(1, min(sums, wanted, 4 * elements // weights))
     cut_channels = cut(geometry.group_in, channels, -(-least // max(1, len(groups) * sums)))
@@ -223,22 +234,22 @@ def cut_blocks(kind: str, geometry: Geometry, budget: Budget, elements: int) -> 
 
 
 def _fewest_columns(elements: int) -> int:
-    """Return the fewest columns of a block whose columns hold at most so many elements."""
+    """Return the minimum number of columns in a block whose columns hold at most `elements` elements."""
     return max(1, min(FEWEST_COLUMNS, elements >> 10))
 
 
 def _taps_together(kind: str, geometry: Geometry, budget: Budget, least: int) -> int:
     """Return how many taps of the first dimension a matrix product takes together.
 
-    All of them where memory is short, so that filters stay as they lie in memory. Where sums are to be short, taps are
-    added up afterwards.
+    It takes all of them if there is little memory, so that filters need no copy. If sums must be short, it takes fewer,
+    and their products are added up afterwards.
     """
     short, taps = budget.summed_positions, geometry.kernel[0]
     if 4 * geometry.weights > budget.workspace_elements:
         return taps
     if not short and geometry.batch * geometry.positions < REUSE * geometry.group_out:
         return taps
-    # Of the gradients, few samples leave channels to be shared out, and a block with fewer of them.
+    # If there are few samples, gradients cut the channels too, so that a block has fewer channels.
     cuts = 1 if kind == "forward" else -(-least // max(1, geometry.batch))
     return min(taps, -(-FEWEST_ROWS // (-(-geometry.group_in // cuts) * geometry.other_taps)))
 
@@ -246,7 +257,7 @@ def _taps_together(kind: str, geometry: Geometry, budget: Budget, least: int) ->
 def _block_sizes(
     kind: str, geometry: Geometry, budget: Budget, elements: int, rows: tuple[int, int, int]
 ) -> tuple[int, int]:
-    """Return the most positions and samples of a block whose rows are so many groups, channels and taps together."""
+    """Return the maximum numbers of positions and samples in a block; `rows` are its groups, channels and taps."""
     groups, channels, together = rows
     enough = budget.fast_columns
     if is_positionwise(geometry):
@@ -254,7 +265,7 @@ def _block_sizes(
     else:
         height = groups * channels * geometry.other_taps * together
         positions = elements // height
-        # Strips hold the rows of all first taps: under a tall kernel more than the columns, and bounded with them.
+        # Strips hold the rows of all taps of the first dimension. They may be larger than columns, so they count too.
         across = geometry.positions // geometry.out[0]
         reach = (geometry.kernel[0] - 1) * geometry.dilation[0]
         lines = max(1, positions // across) * min(geometry.stride[0], geometry.kernel[0]) + reach
@@ -266,18 +277,18 @@ def _block_sizes(
     if is_positionwise(geometry) and kind != "weight_grad":
         return positions, geometry.batch
     if 2 * geometry.positions <= enough:
-        # What several samples share is copied in short rows, and wants blocks to be larger.
+        # Blocks of several samples are copied in short rows, and are faster if they are larger.
         return positions, min(columns // geometry.positions, -(-2 * enough // geometry.positions))
-    return positions, 1  # because what several samples share is copied once more
+    return positions, 1  # because blocks of several samples are copied once more
 
 
 def _with_small(geometry: Geometry, plan: Plan) -> Plan:
-    """Say whether samples are small: all taps are taken together, and copies of all windows save longer ones."""
+    """Return the plan with `small` set: whether one copy of all windows takes less time than strips do."""
     block = plan.largest_block
     whole = block.counts[0] > 1 and block.length == block.counts[0] * geometry.positions
     if not whole or geometry.kernel[0] == 1 or len(plan.taps) > 1 or not can_be_viewed(geometry):
         return plan
     strips = strips_of(geometry, block.box)
-    # Rows of the taps of the first dimension that strips would share, beside the rows of results that become long.
+    # Strips save the rows that taps of the first dimension share; one copy of all windows makes rows of results longer.
     shared = geometry.kernel[0] - strips.lanes * strips.sizes[0] / geometry.out[0]
     return replace(plan, small=geometry.group_in * geometry.other_taps * shared < geometry.group_out)

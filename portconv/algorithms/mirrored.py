@@ -1,4 +1,4 @@
-"""The input gradient as the forward product of the mirrored convolution."""
+"""What an input gradient needs to be computed as the forward product of the mirrored convolution."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ def mirrored(geometry: Geometry, backend: Backend, w: Array) -> Array:
     w = xp.reshape(w, (geometry.groups, geometry.group_out, geometry.group_in, *geometry.kernel))
     kernel = tuple(range(3, w.ndim))
     flipped = xp.permute_dims(xp.flip(w, axis=kernel), (0, 2, 1, *kernel))
-    # A copy, because BLAS takes no rows that run backwards.
+    # This is a copy, because BLAS does not accept rows in reverse order.
     flipped = backend.write(backend.empty(flipped.shape, like=w), (...,), flipped)
     return xp.reshape(flipped, geometry.unstrided.mirrored.w_shape)
 
 
 def beside_filters(geometry: Geometry, budget: Budget) -> Budget:
-    """Return what a copy of the filters leaves of a budget to the mirrored convolution."""
+    """Return the budget of the mirrored convolution: less workspace, by the copy of the filters."""
     return budget._replace(workspace_elements=max(1, budget.workspace_elements - geometry.weights))

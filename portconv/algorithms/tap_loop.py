@@ -1,9 +1,8 @@
-"""The three products as loops over taps, for libraries that compile every step of a longer product as code.
+"""The three products as loops over taps, for libraries that compile every step of a product.
 
-A tap reads the input moved by its own offset, and all positions at once: ``out = sum over taps of w[tap] @ moved``. The
-gradients are the two other ways to read that product. A library that traces calls, to compile them, takes such a loop
-as one step, however many taps there are (`Backend.loop`); other algorithms are as many steps as there are blocks and
-taps.
+A tap reads the input at a fixed offset, for all positions at once: ``out = sum over taps of w[tap] @ cells``. The
+gradients come from the same product. A library that traces calls, to compile them, compiles such a loop as one step,
+however many taps there are (`Backend.loop`). Of the other algorithms it compiles one step for each block and tap.
 
 Axes: N samples, G groups, C channels of a group, F filters of a group, T taps, P positions.
 """
@@ -21,32 +20,32 @@ from .algorithm import Algorithm
 from .budget import Budget, Work, narrow
 
 CALLS = 8
-"""Calls for each tap."""
+"""The number of calls for each tap."""
 
 
 class TapLoop(Algorithm):
-    """A loop over taps, each a matrix product of all positions."""
+    """A loop over taps, with a matrix product of all positions for each."""
 
     name = "tap_loop"
     order = 60
     handicap = 2.0
-    """A loop runs slower than code of its own, of which no step needs to know the number of its tap."""
+    """A loop is slower than separate code for each tap, because each step computes the offset of its tap."""
     vouches = True
     pads_input = True
 
     def objection(self, geometry: Geometry, dtype: Dtype, backend: Backend) -> str | None:
-        """Say that it serves libraries that compile every step."""
+        """Support only libraries that compile every step."""
         return "a library that compiles every step of a call" if backend.compiled_steps is None else None
 
     def work(self, kind: str, geometry: Geometry, budget: Budget, backend: Backend) -> Work:
-        """Count what a product takes: for each tap, the cells that it reads, and results that are added up."""
+        """Count the work of a product: for each tap, the cells that it reads and the results that are added up."""
         cells, outputs = geometry.batch * geometry.in_channels, geometry.batch * geometry.out_channels
-        padded, moved = cells * math.prod(_sizes(geometry)), cells * geometry.positions
+        padded, read = cells * math.prod(_sizes(geometry)), cells * geometry.positions
         outputs *= geometry.positions
         each = {
-            Kind.FORWARD: moved + 2 * outputs,
-            Kind.INPUT_GRAD: 2 * moved + cells * math.prod(_extents(geometry)),
-            Kind.WEIGHT_GRAD: moved + geometry.batch * geometry.weights // geometry.taps,
+            Kind.FORWARD: read + 2 * outputs,
+            Kind.INPUT_GRAD: 2 * read + cells * math.prod(_extents(geometry)),
+            Kind.WEIGHT_GRAD: read + geometry.batch * geometry.weights // geometry.taps,
         }[Kind(kind)]
         lines = geometry.group_in if kind == Kind.INPUT_GRAD else geometry.group_out
         operations = narrow(geometry.operations, lines)
@@ -61,7 +60,7 @@ class TapLoop(Algorithm):
         padded, filters = _padded(geometry, backend, x), _filters(geometry, backend, w)
 
         def step(tap: Any, out: Array) -> Array:
-            return out + backend.product(_filters_of(backend, filters, tap), _moved(geometry, backend, padded, tap))
+            return out + backend.product(_filters_of(backend, filters, tap), _cells_of(geometry, backend, padded, tap))
 
         shape = (geometry.batch, geometry.groups, geometry.group_out, geometry.positions)
         out = backend.loop(geometry.taps, step, backend.zeros(shape, like=x))
@@ -89,8 +88,8 @@ class TapLoop(Algorithm):
         padded, values = _padded(geometry, backend, x), _values(geometry, backend, dout)
 
         def step(tap: Any, grad: Array) -> Array:
-            moved = xp.permute_dims(_moved(geometry, backend, padded, tap), (0, 1, 3, 2))
-            product = xp.sum(backend.product(values, moved), axis=0)
+            cells = xp.permute_dims(_cells_of(geometry, backend, padded, tap), (0, 1, 3, 2))
+            product = xp.sum(backend.product(values, cells), axis=0)
             return backend.put(grad, (tap, 0, 0, 0), product[None, ...])
 
         shape = (geometry.taps, geometry.groups, geometry.group_out, geometry.group_in)
@@ -99,13 +98,13 @@ class TapLoop(Algorithm):
 
 
 def _sizes(geometry: Geometry) -> tuple[int, ...]:
-    """Return the sizes of the padded input; windows need not reach its end."""
+    """Return the sizes of the padded input, with cells at its end that no window reads."""
     sides = zip(geometry.before, geometry.size, geometry.after, strict=True)
     return tuple(lo + size + max(hi, 0) for lo, size, hi in sides)
 
 
 def _inside(geometry: Geometry) -> tuple[slice, ...]:
-    """Return where the input lies in its padded self."""
+    """Return the index of the input in the padded input."""
     return tuple(slice(lo, lo + n) for lo, n in zip(geometry.before, geometry.size, strict=True))
 
 
@@ -117,7 +116,7 @@ def _padded(geometry: Geometry, backend: Backend, x: Array) -> Array:
 
 
 def _filters(geometry: Geometry, backend: Backend, w: Array) -> Array:
-    """Return the filters, by tap: (T, G, F, C)."""
+    """Return the filters with taps first: (T, G, F, C)."""
     w = backend.xp.reshape(w, (geometry.groups, geometry.group_out, geometry.group_in, geometry.taps))
     return backend.xp.permute_dims(w, (3, 0, 1, 2))
 
@@ -134,22 +133,22 @@ def _filters_of(backend: Backend, filters: Array, tap: Any) -> Array:
 
 
 def _offsets(geometry: Geometry, tap: Any) -> tuple[Any, ...]:
-    """Return how far from the first cell of a window a tap reads, along each dimension."""
+    """Return how many cells after the first cell of a window a tap reads, along each dimension."""
     kernel, dilation = geometry.kernel, geometry.dilation
     return tuple(tap // math.prod(kernel[i + 1 :]) % kernel[i] * dilation[i] for i in range(geometry.dims))
 
 
 def _extents(geometry: Geometry) -> tuple[int, ...]:
-    """Return the cells from the first that a tap reads to its last, along each dimension."""
+    """Return the number of cells from the first that a tap reads to the last, along each dimension."""
     return tuple((n - 1) * step + 1 for n, step in zip(geometry.out, geometry.stride, strict=True))
 
 
 def _reads(geometry: Geometry) -> tuple[slice, ...]:
-    """Return which of the cells from the first that a tap reads to its last it reads."""
+    """Return the index of the cells that a tap reads, among those from the first of them to the last."""
     return tuple(slice(0, None, step) for step in geometry.stride)
 
 
-def _moved(geometry: Geometry, backend: Backend, padded: Array, tap: Any) -> Array:
+def _cells_of(geometry: Geometry, backend: Backend, padded: Array, tap: Any) -> Array:
     """Return the cells that a tap reads: (N, G, C, P)."""
     window = backend.cut(padded, (0, 0, 0, *_offsets(geometry, tap)), (*padded.shape[:3], *_extents(geometry)))
     return backend.xp.reshape(window[(..., *_reads(geometry))], (*padded.shape[:3], geometry.positions))

@@ -1,4 +1,4 @@
-"""Columns of few cells, copied at once from a view of their windows."""
+"""Columns of few cells, which are copied in one call from a view of all windows."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from ..spec.ranges import ALL, Index
 from .columns import Block
 
 FEW_CELLS = 1 << 13
-"""Up to so many cells, a call takes longer than what it does."""
+"""With this many cells or fewer, the start of a call takes longer than its work."""
 
 
 class Windows(NamedTuple):
-    """How the windows of whole samples are a view of their padded cells.
+    """The view of the padded cells of whole samples that shows all their windows.
 
     Attributes
     ----------
     geometry : Geometry
     cells, padded : tuple of int
-        (n, g, c, *S), and that with its padding, and with zeros between cells that are to be spaced.
+        The shapes of the cells, (n, g, c, *S), and of the cells with padding and with the zeros between them.
     inside : Index
-        The cells in the padded ones.
+        The index of the cells in the padded cells.
     windows, steps : tuple of int
         The sizes of the view, (g, c, *K, n, *P), and its steps in elements.
     columns : tuple of int
-        (g, r, l).
+        The shape of the columns, (g, r, l).
     """
 
     geometry: Geometry
@@ -41,23 +41,29 @@ class Windows(NamedTuple):
 
 
 def has_few_cells(geometry: Geometry) -> bool:
-    """Return whether all columns together are so few that calls take longer than what they do."""
+    """Return whether all columns together are so few that the start of a call takes longer than its work."""
     cells = geometry.batch * geometry.in_channels * max(math.prod(geometry.padded), geometry.taps * geometry.positions)
     return 0 < cells <= FEW_CELLS and can_be_viewed(geometry)
 
 
 def can_be_viewed(geometry: Geometry) -> bool:
-    """Return whether windows may be views of padded cells: strides of memory that mean nothing might overflow."""
+    """Return whether windows may be views of padded cells.
+
+    They may not if a stride or a dilation is so large that strides of memory might overflow, or if padding is negative.
+    """
     steps_are_small = max(*geometry.stride, *geometry.dilation) <= FEW_CELLS
     return steps_are_small and min(*geometry.before, *geometry.after) >= 0
 
 
 @lru_cache(maxsize=1024)
 def windows_of(geometry: Geometry, counts: tuple[int, int, int], apart: tuple[int, ...] = ()) -> Windows:
-    """Plan the windows of so many samples, groups and channels; the cells of the input are to lie so far `apart`."""
+    """Plan the windows of `counts`: samples, groups and channels.
+
+    Neighbouring cells of the input are `apart` cells apart in the padded cells, with zeros between them.
+    """
     batch, groups, channels = counts
     padded, apart = (*counts, *geometry.padded), apart or (1,) * geometry.dims
-    # Of one cell any step will do, and steps may be large.
+    # A step must not be larger than the number of cells, because it might overflow; for one cell any step is right.
     inside = (
         slice(lo, lo + n, max(1, min(s, n))) for lo, n, s in zip(geometry.before, geometry.size, apart, strict=True)
     )
@@ -77,13 +83,13 @@ def windows_of(geometry: Geometry, counts: tuple[int, int, int], apart: tuple[in
 
 @lru_cache(maxsize=1024)
 def few_windows(geometry: Geometry, apart: tuple[int, ...] = ()) -> Windows | None:
-    """Plan all windows together, where they are few; None elsewhere."""
+    """Plan the view of all windows if they are few; return None otherwise."""
     counts = (geometry.batch, geometry.groups, geometry.group_in)
     return windows_of(geometry, counts, apart) if has_few_cells(geometry) else None
 
 
 def block_columns(geometry: Geometry, backend: Backend, x: Array, block: Block, workspace: Workspace) -> Array:
-    """Return the columns of a block of whole samples, in one copy: (g, c * K, l), with each sample's side by side."""
+    """Return the columns of a block of whole samples, in one copy: (g, c * K, l), one sample after the other."""
     windows = windows_of(geometry, block.counts)
     cells = x[(slice(*block.samples), slice(*block.groups), slice(*block.channels), ...)]
     columns = workspace("columns", windows.windows)
@@ -113,13 +119,13 @@ def weight_grad_at_once(backend: Backend, windows: Windows, dout: Array, x: Arra
 
 
 def _columns(backend: Backend, windows: Windows, x: Array) -> Array:
-    """Return all columns, in one copy of a view: (G, c * K, N * P)."""
+    """Return all columns, in one copy of the view: (G, c * K, N * P)."""
     xp = backend.xp
     return xp.reshape(_view(backend, windows, xp.reshape(x, windows.cells), backend.workspace(x)), windows.columns)
 
 
 def _view(backend: Backend, windows: Windows, x: Array, workspace: Workspace) -> Array:
-    """Return a view of all windows of `x` (n, g, c, *S): (g, c, *K, n, *P)."""
+    """Return the view of all windows of `x` (n, g, c, *S): (g, c, *K, n, *P)."""
     padded = workspace("padded", windows.padded)
     if windows.padded != windows.cells:
         padded = backend.zeroed(padded)

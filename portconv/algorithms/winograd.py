@@ -1,7 +1,7 @@
-"""Winograd's minimal filtering of tiles: F(2, 3) along each dimension of kernel 3, and so F(2x2, 3x3) in two of them.
+"""Winograd's minimal filtering of tiles: F(2, 3) along each dimension of kernel 3, for example F(2x2, 3x3) in 2D.
 
 Lavin and Gray, "Fast algorithms for convolutional neural networks" (CVPR 2016), section 4: two outputs of a kernel of
-three, from four inputs, take four multiplications for six,
+three, from four inputs, take four multiplications instead of six:
 
     out = A^T ((G w) * (B^T x))
 
@@ -10,18 +10,18 @@ three, from four inputs, take four multiplications for six,
           0 -1  1  0         1/2 -1/2  1/2
           0 -1  0  1          0    0    1
 
-along each dimension in turn; summed over channels, `*` is a matrix product. The input gradient is the same of the
-mirrored convolution. The weight gradient is the adjoint, G^T ((A dout) * (B^T x)), with the products summed over tiles.
+along one dimension after the other. Summed over channels, `*` is a matrix product. The input gradient is the output of
+the mirrored convolution. The weight gradient is the adjoint, G^T ((A dout) * (B^T x)), with products summed over tiles.
 
-Tiles of four inputs overlap by half, so the input is split into its even and odd cells once, and B^T adds these to one
-another and to themselves one tile ahead: long runs of memory, whatever the sizes are (see `winograd_tiles`). Runs read
-on over the end of a row, into tiles too many; what comes of those is left out, or meets a zero, in the end.
+Tiles of four inputs overlap by half. So the input is split once into its even and its odd cells. B^T then adds even and
+odd cells of a tile and of the next tile, which are long runs of memory for all sizes (see `winograd_tiles`). The runs
+continue over the end of a row, and so compute some excess tiles. Their outputs are skipped, or are multiplied by zero.
 
-Each output is made of the cells of one window. But transforms add up what a plain sum would multiply first: there
-infinities may cancel, and sums may overflow that a plain one does not have. Where a result is not finite, there is
-none.
+Each output depends on the cells of one window. But the transforms add numbers before they are multiplied: infinities
+may cancel there, and sums may overflow that no plain sum contains. So the algorithm does not vouch for results that are
+not finite.
 
-Axes, in this order: places in a tile, one axis for each dimension of kernel 3, the first of which is the lead; g
+Axes, in this order: places in a tile, with one axis for each dimension of kernel 3, the first of which is the lead; g
 groups; c channels or f filters of a group; tiles (T1, n, T2, ..., Td) with n samples, flattened.
 """
 
@@ -52,8 +52,8 @@ from .winograd_transforms import (
     weights_of_places,
 )
 
-ROUGHLY = (2.0, 1.0, 2.0)
-"""No less than what each cell of an output's window counts in |A^T| |B^T|, along a dimension of kernel 3."""
+CELL_WEIGHTS = (2.0, 1.0, 2.0)
+"""Upper bounds of how often |A^T| |B^T| counts each cell of an output's window, along a dimension of kernel 3."""
 
 
 class Winograd(Algorithm):
@@ -64,9 +64,9 @@ class Winograd(Algorithm):
     plain_sums = False
 
     def objection(self, geometry: Geometry, dtype: Dtype, backend: Backend) -> str | None:
-        """Say that it serves kernels of 3 in real floating point.
+        """Support kernels of 3 in real floating point.
 
-        Tiles halve integers, and the bound of their error is one of real numbers.
+        Integers are excluded because tiles halve them, and complex numbers because the error bound is for real numbers.
         """
         if dtype.kind == SLICED:
             return "a precision other than 'reproducible'"
@@ -78,17 +78,17 @@ class Winograd(Algorithm):
         return "a kernel of 3 along every dimension (or 1, but not along all), stride 1 and dilation 1"
 
     def work(self, kind: str, geometry: Geometry, budget: Budget, backend: Backend) -> Work:
-        """Count what a product takes."""
+        """Count the work of a product."""
         if kind == Kind.INPUT_GRAD:
             return self.mirrored_work(geometry, budget, backend)
         return count_work(kind, geometry, *self.plan(kind, geometry, budget))
 
     def cut(self, kind: str, geometry: Geometry, budget: Budget, elements: int) -> Cuts:
-        """Cut so that the inputs and products of a block at one place of the lead hold at most so many elements."""
+        """Cut a product so that a block's arrays hold at most `elements` elements at one place of the lead."""
         return cut_tiles(geometry, budget, elements)
 
     def workspace_elements(self, kind: str, geometry: Geometry, plan: Cuts) -> int:
-        """Count the elements of workspace of a plan."""
+        """Count the elements of workspace that a plan takes."""
         return count_workspace(kind, geometry, plan)
 
     def forward(
@@ -99,8 +99,8 @@ class Winograd(Algorithm):
         filters = filters_at_places(geometry, backend, budget.least_blocks, w)
         bias = None if b is None else xp.reshape(b, (geometry.groups, geometry.group_out, *(1,) * geometry.dims))
         not_finite: list[Tiles] = []
-        # Blocks are as large as the cache lets them be: memory that is free is lent, by its name, to what comes after.
-        free = "strips" if len(grid.dims) > 1 else "products"
+        # Blocks nearly fill the cache, so products reuse the memory of the strips, which are not needed after `spread`.
+        reused = "strips" if len(grid.dims) > 1 else "products"
 
         def compute(block: Tiles, target: Array, workspace: Workspace) -> Array:
             sizes, ahead, outputs = block.shape
@@ -108,14 +108,14 @@ class Winograd(Algorithm):
             along_lead = Halves(*spread(backend, input_row, halves, ahead, workspace), ahead[0])
             shape = (grid.inner, block.tiles.counts[1], geometry.group_out, math.prod(sizes))
             sums = workspace("sums", (2, *shape))
-            # Products of the lead go to the first output, the second, both, and both with opposite signs: see A^T.
+            # Of the lead, place 0 adds to the first output, 3 to the second, 1 to both, 2 to both with opposite signs.
             for lead in (0, 3, 1, 2):
                 inputs = led_by(backend, input_row, along_lead, lead, shape[-1], workspace)
-                chosen = filters[lead, :, block.writes[1], :, :]
+                matrices = filters[lead, :, block.writes[1], :, :]
                 if lead in (0, 3):
-                    sums = backend.write_product(sums, (lead // 3, ...), chosen, inputs)
+                    sums = backend.write_product(sums, (lead // 3, ...), matrices, inputs)
                     continue
-                products = backend.product(chosen, inputs, workspace(free, shape))
+                products = backend.product(matrices, inputs, workspace(reused, shape))
                 if lead == 1:
                     sums = backend.add(sums, (...,), products)
                 else:
@@ -154,7 +154,7 @@ class Winograd(Algorithm):
                 length = math.prod(sizes)
                 halves = split(grid.halves, backend, cells, grid.reads(block), workspace)
                 of_input = Halves(*spread(backend, input_row, halves, ahead, workspace), ahead[0])
-                # The tiles too many add nothing: they are zeros of dout, of which only cells of the block are read.
+                # Excess tiles add nothing: only cells of the block are read from dout, and the others are zeros.
                 part = values[(..., *(slice(part.stop) for part in block.writes[3:]))]
                 halves_of_dout, reads = grid.reads_of_dout(block)
                 grads = split(halves_of_dout, backend, part, reads, of_dout)
@@ -164,8 +164,8 @@ class Winograd(Algorithm):
                     outputs = led_by(backend, output_row, of_output, lead, length, of_dout)
                     products = workspace("products", (*outputs.shape[:3], geometry.group_in))
                     products = backend.product(outputs, xp.permute_dims(inputs, (0, 1, 3, 2)), products)
-                    put = backend.write if block is blocks[0] else backend.add
-                    target = put(target, (lead, ...), products)
+                    write_or_add = backend.write if block is blocks[0] else backend.add
+                    target = write_or_add(target, (lead, ...), products)
             return target
 
         plan: Cuts = self.plan(Kind.WEIGHT_GRAD, geometry, budget)[0]
@@ -183,9 +183,9 @@ class Winograd(Algorithm):
     def error_terms(self, kind: str, geometry: Geometry, products: int = 1) -> int:
         """Count the roundings of the error bound of an element.
 
-        A term is rounded once by B^T and twice by A^T, or as often by their adjoints, along each dimension of kernel 3;
-        by each addition to the sum of as many terms as there are taps that G is, along all of them at once; once as a
-        product; and once by each addition to the sum, over channels or over tiles.
+        Along each dimension of kernel 3, a term is rounded once by B^T and twice by A^T, or as often by their adjoints.
+        Along all these dimensions at once, G is a sum of as many terms as there are taps, and rounds a term at each
+        addition. Each product is rounded once, and each addition over channels or over tiles rounds once.
         """
         dims = geometry.kernel.count(3)
         taps = int(3**dims)
@@ -199,17 +199,18 @@ class Winograd(Algorithm):
     ) -> Array:
         """Bound |A^T| ((|G| |w|) * (|B^T| |x|)), or its adjoint, by plain sums.
 
-        They are those of (2, 1, 2) along each dimension of kernel 3, times the sum of a filter's taps for each tap.
+        The plain sums are those with a kernel of (2, 1, 2) along each dimension of kernel 3, times the sum of the taps
+        of a filter.
         """
         xp, dims = backend.xp, geometry.dims
         taps = xp.sum(b, axis=tuple(range(2, 2 + dims)), keepdims=True) if kind != Kind.WEIGHT_GRAD else 1.0
         for axis, kernel in enumerate(geometry.kernel):
             if kernel == 3:
-                row = backend.asarray(ROUGHLY, b.dtype, backend.device_of(b))
+                row = backend.asarray(CELL_WEIGHTS, b.dtype, backend.device_of(b))
                 taps = taps * xp.reshape(row, (1, 1, *(3 if at == axis else 1 for at in range(dims))))
         if kind != Kind.WEIGHT_GRAD:
             return product(kind, geometry, a, taps * 1.0)
-        # The same form, read as the gradient of the filters: all taps of a filter have one bound.
+        # The bound of the gradient of the filters is the adjoint of that sum: all taps of a filter have one bound.
         sums = xp.sum(product(kind, geometry, a, b) * taps, axis=tuple(range(2, 2 + dims)), keepdims=True)
         return xp.broadcast_to(sums, geometry.w_shape) * 1.0
 

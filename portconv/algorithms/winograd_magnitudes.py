@@ -1,10 +1,10 @@
-"""The sums that Winograd's tiles make of magnitudes: what bounds their rounding errors.
+"""The sums of magnitudes in Winograd's tiles, which bound the rounding errors of `winograd`.
 
 Lavin and Gray, "Fast algorithms for convolutional neural networks" (CVPR 2016), section 4.1: F(2, 3) along each
-dimension of kernel 3, with the absolute values of the transforms. Written out for all tiles at once, with none of what
-the algorithm computes by, so that it has no part in its own bound.
+dimension of kernel 3, with the absolute values of the transforms. This module computes all tiles at once and uses no
+function of the algorithm, so that an error in the algorithm cannot change the bound.
 
-Axes: one of places for each dimension of kernel 3, the last dimension first; N samples, G groups, c channels and f
+Axes: one axis of places for each dimension of kernel 3, the last dimension first; N samples, G groups, c channels and f
 filters of a group, and cells, taps or tiles for each dimension.
 """
 
@@ -63,13 +63,13 @@ def of_weights(geometry: Geometry, backend: Backend, dout: Array, x: Array) -> A
     for _ in _dims(geometry):
         taps = [_combined(row, [sums[place, ...] for place in range(4)]) for row in zip(*FILTER, strict=True)]
         sums = xp.stack(taps, axis=-1)
-    # The last dimension's places came first, so that its taps come first too.
+    # The places of the last dimension are the first axis, so its taps come first too.
     order = (*range(3), *reversed(range(3, sums.ndim)))
     return xp.reshape(xp.permute_dims(sums, order), geometry.w_shape)
 
 
 def tile_counts(geometry: Geometry) -> tuple[int, ...]:
-    """Return the tiles along each dimension: of two outputs, or of one where the kernel is 1."""
+    """Return the number of tiles along each dimension: tiles of two outputs, or of one if the kernel is 1."""
     return tuple(-(-n // 2) if kernel == 3 else n for n, kernel in zip(geometry.out, geometry.kernel, strict=True))
 
 
@@ -101,25 +101,25 @@ def _filters(geometry: Geometry, backend: Backend, w: Array) -> Array:
 
 
 def _padded(geometry: Geometry, backend: Backend, x: Array) -> Array:
-    """Return the input with all cells that tiles read: (N, G, c, *S)."""
+    """Return the input padded to all cells that tiles read: (N, G, c, *S)."""
     sizes = [2 * n + 2 if kernel == 3 else n for n, kernel in zip(tile_counts(geometry), geometry.kernel, strict=True)]
     cells = backend.xp.reshape(x, (geometry.batch, geometry.groups, geometry.group_in, *geometry.size))
-    into, of = [], []
+    targets, sources = [], []
     for lo, n, size in zip(geometry.before, geometry.size, sizes, strict=True):
         start, end = max(0, -lo), min(n, size - lo)
-        of.append(slice(start, max(start, end)))
-        into.append(slice(start + lo, start + lo + max(0, end - start)))
+        sources.append(slice(start, max(start, end)))
+        targets.append(slice(start + lo, start + lo + max(0, end - start)))
     padded = backend.zeros((*cells.shape[:3], *sizes), like=x)
-    return backend.write(padded, (..., *into), cells[(..., *of)])
+    return backend.write(padded, (..., *targets), cells[(..., *sources)])
 
 
 def _every_other(array: Array, axis: int, start: int, count: int) -> Array:
-    """Return so many elements of an axis, every other one from `start` on."""
+    """Return `count` elements of an axis, every second one from `start` on."""
     return array[(*(slice(None),) * axis, slice(start, start + 2 * count - 1, 2), ...)]
 
 
 def _combined(row: tuple[float, ...], parts: list[Array]) -> Array:
-    """Return the sum of parts, each times its number in a row of a matrix."""
+    """Return the sum of parts, each multiplied by its number in the row of a matrix."""
     total: Array = None
     for factor, part in zip(row, parts, strict=True):
         if factor:

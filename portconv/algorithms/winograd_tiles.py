@@ -1,9 +1,9 @@
-"""How a convolution with kernels of 3 is cut into tiles of two outputs along such dimensions, and tiles into blocks.
+"""How a convolution is cut into tiles of two outputs along dimensions of kernel 3, and tiles into blocks.
 
-Tiles read four cells and the next ones two cells on, so cells are split into halves, the even and the odd: a tile's
-cells are then the two of its place in the halves, and the two of the next tile's. Tiles of a block lie in the order
-(T1, n, T2, ..., Td), with n samples, and along T2 to Td with one tile too many where the kernel is 3, so that the next
-tile along any dimension lies at one distance for all of them.
+A tile reads four cells, and the next tile starts two cells later. So cells are split into two halves, the even and the
+odd cells. A tile then reads one cell of each half at its place, and one of each at the place of the next tile. The
+tiles of a block lie in the order (T1, n, T2, ..., Td), with n samples. Along T2 to Td, if the kernel is 3, there is one
+excess tile, so that the distance to the next tile along a dimension is the same for all tiles.
 """
 
 from __future__ import annotations
@@ -21,16 +21,26 @@ from .budget import Budget, Work, copied, longest, narrow
 from .columns import Block
 
 FEWEST_TILES = 64
-"""With fewer tiles to a block a product spends its time preparing the filters."""
+"""With fewer tiles in a block, a product spends its time on preparing the filters."""
 
 
 STEPS, STEPS_OF_A_WEIGHT = 16, 20
-"""How many elementwise steps the work beyond that of `gemm` amounts to, for each cell of input and output, and for each
-weight; fitted to layers of 16 to 512 channels, with NumPy on two cores."""
+"""Beyond the work of `gemm`, this many elements are computed for each cell of input and output, and for each weight.
+Both numbers are fitted to layers of 16 to 512 channels, with NumPy on two cores."""
 
 
 class Output(NamedTuple):
-    """One output of each tile of a block: at `place`, it goes from `tiles` (n, g, f, T1, ..., Td) to `cells` of out."""
+    """One output of each tile of a block.
+
+    Attributes
+    ----------
+    place : tuple of int
+        Which output of its tile it is, along each dimension of kernel 3.
+    tiles : Index
+        The tiles that have this output, as an index of (n, g, f, T1, ..., Td).
+    cells : Index
+        The cells of the block's outputs that it is written to.
+    """
 
     place: tuple[int, ...]
     tiles: Index
@@ -38,14 +48,14 @@ class Output(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """What blocks of tiles have in common.
+    """The sizes and indices that blocks of tiles of one size have in common.
 
     Attributes
     ----------
     sizes : tuple of int
         (T1, n, T2, ..., Td).
     ahead : tuple of int
-        How far the next tile is along each dimension of kernel 3.
+        The distance to the next tile along each dimension of kernel 3.
     outputs : tuple of Output
     """
 
@@ -55,7 +65,7 @@ class Shape(NamedTuple):
 
 
 class Tiles(NamedTuple):
-    """A block: `tiles` as ranges, and the outputs that it `writes`, as an index of arrays (N, G, F, *P)."""
+    """A block: the ranges of its `tiles`, and the index of the outputs that it `writes` in arrays (N, G, F, *P)."""
 
     tiles: Block
     writes: tuple[slice, ...]
@@ -64,38 +74,38 @@ class Tiles(NamedTuple):
 
 @dataclass(frozen=True)
 class Tiling:
-    """A geometry in tiles: of two outputs along its dimensions of kernel 3, of one along the others."""
+    """A geometry, cut into tiles: of two outputs along its dimensions of kernel 3, of one along the others."""
 
     geometry: Geometry
 
     @cached_property
     def dims(self) -> tuple[int, ...]:
-        """The dimensions of kernel 3, the first of which leads."""
+        """The dimensions of kernel 3; the first is the lead."""
         return tuple(dim for dim, kernel in enumerate(self.geometry.kernel) if kernel == 3)
 
     @cached_property
     def inner(self) -> int:
-        """Places in a tile for each place of the lead."""
+        """The number of places in a tile for each place of the lead."""
         return math.prod(4 for _ in self.dims[1:])
 
     @cached_property
     def steps(self) -> tuple[int, ...]:
-        """Outputs from one tile to the next."""
+        """The outputs of a tile along each dimension."""
         return tuple(2 if kernel == 3 else 1 for kernel in self.geometry.kernel)
 
     @cached_property
     def counts(self) -> tuple[int, ...]:
-        """Tiles along each dimension."""
+        """The number of tiles along each dimension."""
         return tuple(-(-n // step) for n, step in zip(self.geometry.out, self.steps, strict=True))
 
     @cached_property
     def excess(self) -> tuple[int, ...]:
-        """The dimensions along which blocks hold a tile too many."""
+        """The dimensions along which blocks have an excess tile."""
         return tuple(dim for dim in self.dims if dim)
 
     @cached_property
     def multiplications(self) -> int:
-        """Multiplications of a product, those of tiles too many included."""
+        """The number of multiplications of a product, including those of excess tiles."""
         tiles = math.prod(n + (dim in self.excess) for dim, n in enumerate(self.counts))
         return self.geometry.batch * self.geometry.out_channels * self.geometry.group_in * 4 * self.inner * tiles
 
@@ -105,7 +115,7 @@ class Tiling:
         return replace(self.geometry, kernel=self.steps, stride=self.steps)
 
     def blocks(self, samples: Iterable[Range], groups: Range, tiles: int) -> Iterator[Tiles]:
-        """Cover these samples and groups with blocks of at most so many tiles of a sample."""
+        """Yield blocks that cover these samples and groups, with at most `tiles` tiles of a sample each."""
         for part, (run, box) in product(samples, boxes(self.counts, tiles)):
             ranges = zip(box, self.steps, self.geometry.out, strict=True)
             cells = tuple(slice(start * step, min(end * step, n)) for (start, end), step, n in ranges)
@@ -117,11 +127,11 @@ class Tiling:
             )
 
     def reads(self, block: Tiles) -> Block:
-        """Return the halves that a block reads, for `gather`: a tile more along each dimension of kernel 3."""
+        """Return the block of halves that a block reads: one tile more along each dimension of kernel 3."""
         return replace(block.tiles, box=_longer(block.tiles.box, self.dims))
 
     def reads_of_dout(self, block: Tiles) -> tuple[Geometry, Block]:
-        """Return the same of the outputs' gradient: only the tiles too many are more, and padding alone lies there."""
+        """Return the same for the outputs' gradient, where only excess tiles are added, and hold only padding."""
         none, ends = (0,) * self.geometry.dims, tuple(cells.stop for cells in block.writes[3:])
         box = _longer(block.tiles.box, self.excess)
         tiles = replace(block.tiles, channels=(0, self.geometry.group_out), box=box)
@@ -130,16 +140,18 @@ class Tiling:
 
 @lru_cache(maxsize=1024)
 def tiling(geometry: Geometry) -> Tiling:
+    """Return the tiling of a geometry."""
     return Tiling(geometry)
 
 
 def _longer(box: Box, dims: tuple[int, ...]) -> Box:
+    """Return a box that is one tile longer along these dimensions."""
     return tuple((start, end + (dim in dims)) for dim, (start, end) in enumerate(box))
 
 
 @lru_cache(maxsize=1024)
 def _shape(grid: Tiling, samples: int, lengths: tuple[int, ...]) -> Shape:
-    """Describe blocks of so many samples, and of so many outputs along each dimension."""
+    """Describe blocks of `samples` samples, and of `lengths` outputs along each dimension."""
     counts = [
         -(-n // step) + (dim in grid.excess) for dim, (n, step) in enumerate(zip(lengths, grid.steps, strict=True))
     ]
@@ -147,15 +159,24 @@ def _shape(grid: Tiling, samples: int, lengths: tuple[int, ...]) -> Shape:
     outputs = []
     for place in product((0, 1), repeat=len(grid.dims)):
         at = dict(zip(grid.dims, place, strict=True))
-        inside = [slice((n - at[dim] + 1) // 2 if dim in at else n) for dim, n in enumerate(lengths)]
-        every = [slice(at[dim], None, 2) if dim in at else ALL for dim in range(len(lengths))]
-        outputs.append(Output(place, (ALL, ALL, ALL, *inside), (ALL, ALL, ALL, *every)))
+        tiles = [slice((n - at[dim] + 1) // 2 if dim in at else n) for dim, n in enumerate(lengths)]
+        cells = [slice(at[dim], None, 2) if dim in at else ALL for dim in range(len(lengths))]
+        outputs.append(Output(place, (ALL, ALL, ALL, *tiles), (ALL, ALL, ALL, *cells)))
     ahead = tuple(math.prod(sizes[dim + 2 :] if dim else sizes[1:]) for dim in grid.dims)
     return Shape(sizes, ahead, tuple(outputs))
 
 
 class Cuts(NamedTuple):
-    """How the work is cut: ranges of samples and groups, tiles of a sample a block, sums of a weight gradient."""
+    """How the work is cut into blocks.
+
+    Attributes
+    ----------
+    samples, groups : tuple of Range
+    tiles : int
+        The maximum number of tiles of a sample in a block.
+    sums : int
+        The number of partial sums of a weight gradient.
+    """
 
     samples: tuple[Range, ...]
     groups: tuple[Range, ...]
@@ -164,10 +185,10 @@ class Cuts(NamedTuple):
 
 
 def cut_tiles(geometry: Geometry, budget: Budget, elements: int) -> Cuts:
-    """Cut so that the inputs and products of a block at one place of the lead hold at most so many elements.
+    """Cut a product so that a block's inputs and products hold at most `elements` elements at one place of the lead.
 
-    More than `budget.fast_columns` columns make no product faster; and there are at least as many blocks to share out
-    as the budget says, where the sizes allow.
+    A block has no more columns than `budget.fast_columns`, because more make no product faster. There are at least as
+    many blocks as the budget says, if the sizes allow it.
     """
     grid, enough, least = tiling(geometry), budget.fast_columns, budget.least_blocks
     total = math.prod(grid.counts)
@@ -178,21 +199,21 @@ def cut_tiles(geometry: Geometry, budget: Budget, elements: int) -> Cuts:
     wanted = -(-least // len(groups))
     samples = cut(geometry.batch, min(tiles // total, -(-enough // total)), wanted)
     tiles = min(tiles, max(fewest, -(-total // -(-wanted // len(samples)))))
-    # Partial sums cost memory: at most four blocks' worth.
+    # Partial sums take memory: at most as much as four blocks.
     weights = 4 * grid.inner * geometry.out_channels * geometry.group_in
     return Cuts(samples, groups, tiles, max(1, min(len(samples), wanted, 4 * elements // weights)))
 
 
 def count_work(kind: str, geometry: Geometry, plan: Cuts, workspace: int) -> Work:
-    """Count what an output or a gradient of filters takes by a plan."""
+    """Count the work of an output or a gradient of filters by a plan."""
     grid = tiling(geometry)
     cells = math.prod(geometry.x_shape) + math.prod(geometry.out_shape)
-    # Halves are copied from and to rows of every other cell.
+    # Halves are copied from and to rows of every second cell.
     elements = STEPS * cells + copied(cells, geometry.out[-1] // 2) + STEPS_OF_A_WEIGHT * geometry.weights
     tiles, groups = math.prod(grid.counts), plan.groups[0][1]
     samples = longest(plan.samples)
     count = len(plan.samples) * len(plan.groups) * -(-tiles // min(plan.tiles, tiles))
-    if kind == "weight_grad":  # where each block's products of all places are added up
+    if kind == "weight_grad":  # the products of all blocks are added up at each place
         elements += 2 * count / len(plan.groups) * 4 * grid.inner * geometry.weights / geometry.taps
     calls = count * (40 * grid.inner // 4 + 40)
     shape = {"samples": samples, "groups": groups, "tiles": min(plan.tiles, tiles)}
@@ -200,7 +221,7 @@ def count_work(kind: str, geometry: Geometry, plan: Cuts, workspace: int) -> Wor
 
 
 def count_workspace(kind: str, geometry: Geometry, plan: Cuts) -> int:
-    """Count the elements of workspace: of a block, and of what all blocks share."""
+    """Count the elements of workspace: those of one block, and those that all blocks share."""
     grid = tiling(geometry)
     groups, samples = longest(plan.groups), longest(plan.samples)
     box = largest(grid.counts, plan.tiles)
@@ -208,7 +229,7 @@ def count_workspace(kind: str, geometry: Geometry, plan: Cuts) -> int:
     tiles = samples * math.prod(sizes)
     reached = samples * math.prod(end + (dim in grid.dims) for dim, (_, end) in enumerate(box))
     dims = len(grid.dims)
-    # Halves along all dimensions, then places along one more dimension at a time.
+    # At first there are halves along all dimensions; each step has places along one more dimension.
     spread = [2 << (2 * axis + dims - 1 - axis) for axis in range(1, dims)]
     inputs, outputs = groups * geometry.group_in, groups * geometry.group_out
     weights: int = 4 * grid.inner * geometry.weights // geometry.taps
@@ -221,5 +242,5 @@ def count_workspace(kind: str, geometry: Geometry, plan: Cuts) -> int:
     of_both = ((1 << dims) + sum(spread)) * reached + grid.inner * tiles
     parts = plan.sums * weights
     products = grid.inner * geometry.group_in * outputs
-    # Partial sums, and their total.
+    # `parts` are the partial sums, and `weights` is their total.
     return of_both * (inputs + outputs) + products + parts + weights

@@ -1,6 +1,6 @@
 """The transforms of `winograd`: to the places of tiles, and back.
 
-Axes, in this order: places in a tile, one axis for each dimension of kernel 3, the first of which is the lead; g
+Axes, in this order: places in a tile, with one axis for each dimension of kernel 3, the first of which is the lead; g
 groups; c channels or f filters of a group; tiles (T1, n, T2, ..., Td) with n samples, flattened.
 """
 
@@ -16,13 +16,13 @@ from .columns import Block, gather
 from .winograd_tiles import tiling
 
 G = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
-"""What takes three taps to the four places of a tile."""
+"""The matrix that transforms three taps to the four places of a tile."""
 FILTERS = 1 << 14
-"""Filters of a channel to a block: their places stay in cache."""
+"""A block has this many filters of one channel, so that their places stay in cache."""
 
 
 class Halves(NamedTuple):
-    """The even and the odd cells of tiles along one dimension, and how many tiles ahead a tile reads."""
+    """The even and the odd cells of tiles along one dimension, and the distance to the next tile."""
 
     even: Array
     odd: Array
@@ -30,11 +30,11 @@ class Halves(NamedTuple):
 
 
 Row = Callable[[Backend, Array, Index, Halves, int], Array]
-"""Sets an array to one row of a transform: `input_row` or `output_row`."""
+"""A function that sets an array to one row of a transform: `input_row` or `output_row`."""
 
 
 def split(halves: Geometry, backend: Backend, cells: Array, block: Block, workspace: Workspace) -> Array:
-    """Split cells into the even and the odd along each dimension of kernel 3: (2, ..., 2, g, c, tiles)."""
+    """Split cells into even and odd ones along each dimension of kernel 3: (2, ..., 2, g, c, tiles)."""
     strips = backend.xp.permute_dims(gather(halves, backend, cells, block, workspace), (0, 3, 1, 2, 4))
     return backend.xp.reshape(strips, (*(n for n in halves.kernel if n == 2), *strips.shape[2:]))
 
@@ -49,7 +49,7 @@ def spread(
         halves = workspace(f"spread {axis}", (*halves.shape[:axis], 4, *halves.shape[axis + 1 :]))
         for place in range(4):
             halves = row(backend, halves, (*before, place), along, place)
-        if ahead:  # the last tiles are the ones too many: no tile lies ahead of them
+        if ahead:  # the last tiles are excess tiles, and have no next tile
             halves = backend.write(halves, (..., slice(-ahead, None)), 0.0)
     halves = backend.xp.reshape(halves, (2, -1, *halves.shape[-3:]))
     return halves[0, ...], halves[1, ...]
@@ -57,24 +57,24 @@ def spread(
 
 def led_by(backend: Backend, row: Row, halves: Halves, lead: int, length: int, workspace: Workspace) -> Array:
     """Transform halves to one place of the lead: (4 * ... * 4, g, c, tiles), with `length` tiles."""
-    led = workspace("led", (*halves.even.shape[:-1], length))
-    led = row(backend, led, (), halves, lead)
+    at_place = workspace("led", (*halves.even.shape[:-1], length))
+    at_place = row(backend, at_place, (), halves, lead)
     reached = halves.even.shape[-1] - halves.ahead
-    return led if reached == length else backend.write(led, (..., slice(reached, None)), 0.0)
+    return at_place if reached == length else backend.write(at_place, (..., slice(reached, None)), 0.0)
 
 
 def input_row(backend: Backend, target: Array, index: Index, halves: Halves, place: int) -> Array:
-    """Set `target[index]` to one row of B^T times tiles: their even and odd cells, and those one tile ahead."""
+    """Set `target[index]` to one row of B^T times tiles: their even and odd cells, and those of the next tile."""
     even, odd, ahead = halves
     count = even.shape[-1] - ahead
-    here, there, into = (..., slice(count)), (..., slice(ahead, None)), (*index, ..., slice(count))
+    this, following, into = (..., slice(count)), (..., slice(ahead, None)), (*index, ..., slice(count))
     if place == 0:
-        return backend.elementwise("subtract", target, into, even[here], even[there])
+        return backend.elementwise("subtract", target, into, even[this], even[following])
     if place == 1:
-        return backend.elementwise("add", target, into, odd[here], even[there])
+        return backend.elementwise("add", target, into, odd[this], even[following])
     if place == 2:
-        return backend.elementwise("subtract", target, into, even[there], odd[here])
-    return backend.elementwise("subtract", target, into, odd[there], odd[here])
+        return backend.elementwise("subtract", target, into, even[following], odd[this])
+    return backend.elementwise("subtract", target, into, odd[following], odd[this])
 
 
 def output_row(backend: Backend, target: Array, index: Index, halves: Halves, place: int) -> Array:
@@ -112,7 +112,7 @@ def filters_at_places(geometry: Geometry, backend: Backend, least: int, w: Array
 
     parts = [((ALL, slice(*part)), part) for part in cut(columns.shape[1], FILTERS, least)]
     places = backend.empty((matrix.shape[0], columns.shape[1]), like=w)
-    # As blocks of the whole: BLAS's own threads, once woken, would go on spinning beside the blocks that come next.
+    # This runs in blocks, because threads that BLAS starts would keep waiting in a loop while later blocks run.
     places = backend.fill(places, parts, compute, least)
     return xp.reshape(places, (4, inner, geometry.groups, geometry.group_out, geometry.group_in))
 
@@ -132,7 +132,7 @@ def weights_of_places(geometry: Geometry, backend: Backend, least: int, places: 
 
 
 def matrix_of(geometry: Geometry, backend: Backend, like: Array) -> Array:
-    """G along all dimensions of kernel 3 at once: (4 * ... * 4, taps)."""
+    """Return G along all dimensions of kernel 3 at once: (4 * ... * 4, taps)."""
     rows = [[1.0]]
     for kernel in geometry.kernel:
         if kernel == 3:

@@ -1,4 +1,4 @@
-"""Measure what an array library's calls cost on this machine, by timing each algorithm on layers of the zoo.
+"""Measure the costs of an array library on this machine, by timing each algorithm on layers of the zoo.
 
 An algorithm describes its work in four counts (see `portconv.algorithms.choice`). Its time is the sum of the counts,
 each times a cost. The costs are fitted by least squares of the relative errors; none of them is negative.
@@ -26,14 +26,14 @@ from .zoo import Layer
 
 REPEATS = 3
 SLOW = 6
-"""An algorithm is not timed if it should take more than this many times as long as the fastest one."""
+"""An algorithm is not timed if its expected time is more than this many times that of the fastest one."""
 
 
 class Timing(NamedTuple):
     """One product of a layer by one algorithm: its four counts, and the nanoseconds it takes."""
 
     layer: str
-    purpose: str
+    kind: str
     algorithm: str
     counts: tuple[float, float, float, float]
     nanoseconds: float
@@ -67,7 +67,7 @@ def timings(layer: Layer, backend: Backend) -> Iterator[Timing]:
 
 
 def fit(measured: Iterable[Timing]) -> Costs:
-    """Find the costs that explain the times best.
+    """Compute the costs that explain the times best.
 
     Parameters
     ----------
@@ -93,16 +93,16 @@ def regrets(measured: Iterable[Timing], costs: Costs) -> list[tuple[str, str, st
     """List for each layer and product the algorithm that these costs choose, and its time over the fastest one's."""
     products: dict[tuple[str, str], list[Timing]] = {}
     for timing in measured:
-        products.setdefault((timing.layer, timing.purpose), []).append(timing)
+        products.setdefault((timing.layer, timing.kind), []).append(timing)
 
     def estimate(timing: Timing) -> float:
         return sum(cost * count for cost, count in zip(costs, timing.counts, strict=True))
 
     listed = []
-    for (layer, purpose), of_product in products.items():
+    for (layer, kind), of_product in products.items():
         chosen = min(of_product, key=estimate)
         fastest = min(timing.nanoseconds for timing in of_product)
-        listed.append((layer, purpose, chosen.algorithm, chosen.nanoseconds / fastest))
+        listed.append((layer, kind, chosen.algorithm, chosen.nanoseconds / fastest))
     return listed
 
 
@@ -120,6 +120,8 @@ def _not_negative(counts: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _synchronized(runs: dict[str, Any], backend: Backend) -> dict[str, Any]:
+    """Return the same runs, each of which also waits until the device has computed the result."""
+
     def synchronized(run: Any) -> Any:
         def call() -> None:
             run()

@@ -104,7 +104,7 @@ class Plan(NamedTuple):
         copies = _copies(changed(self.operation, geometry=part.geometry), self.backend, self.arithmetic, self.dtypes)
         size = copies.bytes(part.geometry, cut=len(self.parts) > 1)
         if self.exact:
-            size += limits.aside(self.backend.block_bytes, limits.workspace())
+            size += limits.reproducible_block_bytes(self.backend.block_bytes, limits.workspace())
         return explanation(choice, size)
 
 
@@ -164,7 +164,11 @@ def _planned(operation: Operation, backend: Backend, dtypes: tuple[Any, Any], li
 
 def _workspace(plan: Plan, most: int, limit: int | None) -> int:
     """Return the bytes for copies, where there are any, and as many for an algorithm's workspaces."""
-    most -= limits.aside(plan.backend.block_bytes, limit) if plan.operation.precision == "reproducible" else 0
+    most -= (
+        limits.reproducible_block_bytes(plan.backend.block_bytes, limit)
+        if plan.operation.precision == "reproducible"
+        else 0
+    )
     return most // 2 if plan.copies else most
 
 

@@ -34,7 +34,7 @@ def blocks(backend: Backend, shape: tuple[int, ...], element_bytes: int = BYTES)
 
 def block_elements(backend: Backend, element_bytes: int = BYTES) -> int:
     """Count the elements that a block may have where each takes `element_bytes` bytes."""
-    return max(1, limits.aside(backend.block_bytes, limits.workspace()) // element_bytes)
+    return max(1, limits.reproducible_block_bytes(backend.block_bytes, limits.workspace()) // element_bytes)
 
 
 def least_blocks(backend: Backend, shape: tuple[int, ...]) -> int:

@@ -1,6 +1,6 @@
-"""What the caller gave, checked and made plain: every typed error about an argument is raised here.
+"""The checks of arguments. Every typed error about an argument is raised here.
 
-Nothing here allocates or writes an array; messages read "argument: got ..., expected ...".
+No function allocates or writes an array. Messages have the form "argument: got ..., expected ...".
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from .dtypes import KINDS, Dtype
 MOST_BYTES = 16
 """The bytes of an element of the largest dtype, complex128."""
 LITTLE_BYTES = 1 << 26
-"""Arrays of up to 64 MiB are not worth asking the device whether it has room for them."""
+"""For arrays of at most 64 MiB, the free memory of the device is not checked."""
 
 
 def integer(name: str, value: Any, least: int | None = None) -> int:
-    """Check one plain integer."""
+    """Check that a value is an integer; return it as an int."""
     if isinstance(value, bool):
         raise ConvTypeError(f"{name}: got {value!r}, expected an int")
     try:
@@ -36,7 +36,7 @@ def integer(name: str, value: Any, least: int | None = None) -> int:
 
 
 def per_dimension(name: str, value: Any, dims: int, least: int) -> tuple[int, ...]:
-    """Check an int, or one int per spatial dimension."""
+    """Check that a value is an int or one int for each spatial dimension; return one int for each."""
     if not isinstance(value, (tuple, list)):
         if isinstance(value, str) or value is None or hasattr(value, "__len__"):
             raise ConvTypeError(f"{name}: got {value!r}, expected an int or a tuple of {dims}")
@@ -47,7 +47,7 @@ def per_dimension(name: str, value: Any, dims: int, least: int) -> tuple[int, ..
 
 
 def option(name: str, value: Any, known: Sequence[str]) -> str:
-    """Check one of a few strings."""
+    """Check that a value is one of the known strings; return it."""
     if isinstance(value, str) and value in known:
         return value
     error = ConvValueError if isinstance(value, str) else ConvTypeError
@@ -55,7 +55,7 @@ def option(name: str, value: Any, known: Sequence[str]) -> str:
 
 
 def shape(name: str, value: Any) -> tuple[int, ...]:
-    """Check a shape given as integers."""
+    """Check that a value is a shape; return it as a tuple of ints."""
     if not isinstance(value, (tuple, list)):
         raise ConvTypeError(f"{name}: got {value!r}, expected a tuple of ints")
     for i, size in enumerate(value):
@@ -67,24 +67,24 @@ def shape(name: str, value: Any) -> tuple[int, ...]:
 def memory(backend: Backend, like: Array, dtype: str, argument: tuple[str, Any], *shapes: tuple[int, ...]) -> None:
     """Check that the device of `like` has memory for arrays of these shapes and that dtype.
 
-    `argument` is the name and the shape of the argument that a call makes them for.
+    `argument` is the name and the requested shape of the argument for which a call allocates them.
     """
     for shape in shapes:
         if math.prod(shape) * MOST_BYTES <= LITTLE_BYTES:
             continue
         needed = math.prod(shape) * backend.bits(backend.dtype(dtype)) // 8
         if needed > LITTLE_BYTES and needed > (available := backend.memory(like)):
-            name, given = argument
+            name, asked = argument
             raise ConvShapeError(
-                f"{name}: got shape {tuple(given)}, for which an array of shape {shape} and {needed} bytes would be "
+                f"{name}: got shape {tuple(asked)}, for which an array of shape {shape} and {needed} bytes would be "
                 f"made, expected what fits in the {available} bytes of memory that the device has"
             )
 
 
 def arrays(**named: Array) -> tuple[Backend, Dtype]:
-    """Check that all arrays are of one library, device and kind; return the backend and their common dtype.
+    """Check that all arrays are of one library, device and kind; return their backend and their common dtype.
 
-    `b` may be None.
+    Only `b` may be None.
     """
     first_name, first, backend = "", None, None
     dtypes = []
@@ -92,23 +92,23 @@ def arrays(**named: Array) -> tuple[Backend, Dtype]:
         if name == "b" and array is None:
             continue
         try:
-            own = backends.of(array)
+            array_backend = backends.of(array)
         except ConvTypeError as error:
             raise ConvTypeError(f"{name}: {error}") from None
-        objection = own.objection(array)
+        objection = array_backend.objection(array)
         if objection is not None:
             raise type(objection)(f"{name}: {objection}")
         if backend is None:
-            first_name, first, backend = name, array, own
-        elif own is not backend:
+            first_name, first, backend = name, array, array_backend
+        elif array_backend is not backend:
             raise ConvTypeError(
-                f"{name}: got an array of {own.name}, expected one of {backend.name}, as {first_name} is; "
+                f"{name}: got an array of {array_backend.name}, expected one of {backend.name}, as {first_name} is; "
                 f"portconv.backends.get({backend.name!r}).asarray converts"
             )
-        elif not own.same_device(array, first):
+        elif not array_backend.same_device(array, first):
             raise BackendError(
-                f"{name}: got an array on device {own.device_of(array)}, "
-                f"expected one on {own.device_of(first)}, as {first_name} is"
+                f"{name}: got an array on device {array_backend.device_of(array)}, "
+                f"expected one on {array_backend.device_of(first)}, as {first_name} is"
             )
         dtypes.append((name, array.dtype))
     assert backend is not None
@@ -117,33 +117,33 @@ def arrays(**named: Array) -> tuple[Backend, Dtype]:
 
 @lru_cache(maxsize=1024)
 def _common(backend: Backend, dtypes: tuple[tuple[str, Any], ...]) -> Dtype:
-    """Check the dtypes of arrays, given with the arrays' names, and promote them."""
-    first, first_name = dtypes[0][0], backend.dtype_name(dtypes[0][1])
+    """Check the dtypes of arrays, which come with the arrays' names; return the dtype to which they are promoted."""
+    first, first_dtype = dtypes[0][0], backend.dtype_name(dtypes[0][1])
     for name, dtype in dtypes:
-        own = backend.dtype_name(dtype)
-        if own not in KINDS:
-            raise ConvTypeError(f"{name}: got dtype {own}, expected a floating-point, complex or integer one")
-        if (KINDS[own] == "integral") != (KINDS[first_name] == "integral"):
-            expected = "an integer one" if KINDS[first_name] == "integral" else "a floating-point or complex one"
-            raise ConvTypeError(f"{name}: got dtype {own}, expected {expected}, as {first}'s {first_name} is")
+        dtype_name = backend.dtype_name(dtype)
+        if dtype_name not in KINDS:
+            raise ConvTypeError(f"{name}: got dtype {dtype_name}, expected a floating-point, complex or integer one")
+        if (KINDS[dtype_name] == "integral") != (KINDS[first_dtype] == "integral"):
+            expected = "an integer one" if KINDS[first_dtype] == "integral" else "a floating-point or complex one"
+            raise ConvTypeError(f"{name}: got dtype {dtype_name}, expected {expected}, as {first}'s {first_dtype} is")
     try:
-        # Of one dtype there is nothing to promote.
+        # A single dtype needs no promotion.
         common = dtypes[0][1] if len({d for _, d in dtypes}) == 1 else backend.xp.result_type(*(d for _, d in dtypes))
         common = backend.native(common)
-        own = backend.dtype_name(common)
+        dtype_name = backend.dtype_name(common)
     except (TypeError, ValueError, RuntimeError) as error:
-        own, why = "", f" ({in_a_line(error)})"
+        dtype_name, why = "", f" ({in_a_line(error)})"
     else:
-        why = f", only {own}"
-    if KINDS.get(own) not in {KINDS[backend.dtype_name(dtype)] for _, dtype in dtypes}:
+        why = f", only {dtype_name}"
+    if KINDS.get(dtype_name) not in {KINDS[backend.dtype_name(dtype)] for _, dtype in dtypes}:
         names = ", ".join(f"{name}'s {backend.dtype_name(dtype)}" for name, dtype in dtypes)
         raise ConvTypeError(
             f"{dtypes[-1][0]}: got dtypes {names}, expected ones with a common dtype of their kind{why}"
         )
-    return Dtype(common, own, KINDS[own])
+    return Dtype(common, dtype_name, KINDS[dtype_name])
 
 
-def exact_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    """Check a shape that leaves no choice."""
-    if found != expected:
-        raise ConvShapeError(f"{name}: got shape {found}, expected {expected}")
+def exact_shape(name: str, actual: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Check that a shape is the expected one."""
+    if actual != expected:
+        raise ConvShapeError(f"{name}: got shape {actual}, expected {expected}")

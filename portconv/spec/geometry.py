@@ -1,7 +1,7 @@
-"""Every size, offset and range of a convolution, as plain integers, computed from shapes alone.
+"""All sizes, offsets and ranges of a convolution, as integers that are computed from shapes.
 
 Notation, here and in the algorithms: `N` batch, `C` input channels, `F` output channels (filters), `G` groups,
-`S` input sizes, `K` kernel sizes, `P` output sizes (positions); one entry per spatial dimension in the last three.
+`S` input sizes, `K` kernel sizes, `P` output sizes (positions); the last three have one entry per spatial dimension.
 Output `o` of one dimension reads, through kernel tap `k`, the input cell `o * stride + k * dilation - before`.
 """
 
@@ -16,7 +16,7 @@ from .ranges import Range, Span, spans
 
 @dataclass(frozen=True)
 class Geometry:
-    """The shape of one convolution; equal for forward, input gradient and weight gradient."""
+    """The shape of one convolution; the same for forward, input gradient and weight gradient."""
 
     batch: int
     in_channels: int
@@ -30,13 +30,13 @@ class Geometry:
     after: tuple[int, ...]
     mode: str = "zeros"
     channels_last: bool = False
-    """Whether inputs and outputs lie in memory with channels last; algorithms see them channels first all the same."""
+    """Whether inputs and outputs have channels last in memory; algorithms index them with channels first anyway."""
 
     def __hash__(self) -> int:
         return self._hash
 
     @cached_property
-    def _hash(self) -> int:  # asked for several times a call
+    def _hash(self) -> int:  # each call needs the hash several times
         return hash(tuple(getattr(self, field.name) for field in fields(self)))
 
     @property
@@ -45,7 +45,7 @@ class Geometry:
 
     @cached_property
     def extent(self) -> tuple[int, ...]:
-        """Cells from the first tap of a dilated kernel to its last, both counted."""
+        """The number of cells from the first tap of a dilated kernel to its last, including both."""
         return tuple(d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilation, strict=True))
 
     @cached_property
@@ -66,12 +66,12 @@ class Geometry:
 
     @cached_property
     def other_taps(self) -> int:
-        """Taps of all dimensions but the first."""
+        """The number of taps of all dimensions but the first."""
         return math.prod(self.kernel[1:])
 
     @cached_property
     def weights(self) -> int:
-        """Elements of the filters."""
+        """The number of elements of the filters."""
         return math.prod(self.w_shape)
 
     @cached_property
@@ -95,25 +95,25 @@ class Geometry:
         return (self.batch, self.out_channels, *self.out)
 
     def shape(self, role: str) -> tuple[int, ...]:
-        """Return the canonical shape of "x", "w" or "out"."""
+        """Return the shape of "x", "w" or "out", with a batch and with channels first."""
         shape: tuple[int, ...] = getattr(self, f"{role}_shape")
         return shape
 
     @cached_property
     def pointwise(self) -> bool:
-        """Whether each output reads exactly the input cell of its own position."""
+        """Whether each output reads exactly the input cell at the position of the output."""
         ones, none = (1,) * self.dims, (0,) * self.dims
         return self.kernel == ones and self.stride == ones and self.before == none and self.after == none
 
     @cached_property
     def operations(self) -> int:
-        """Multiplications and additions of one of the three products."""
+        """The number of multiplications and additions of one of the three products."""
         return 2 * self.batch * self.out_channels * self.group_in * self.taps * self.positions
 
     def terms(self, kind: str) -> int:
-        """Count the products that are added up to one element of the result of a product, at most.
+        """Count the products that are added up to one element of a result, at most.
 
-        Those with the zeros between the cells of a strided input gradient are none.
+        Products with the zeros between the cells of a strided input gradient do not count.
         """
         if kind == "forward":
             return self.group_in * self.taps
@@ -129,7 +129,7 @@ class Geometry:
 
     @cached_property
     def extended(self) -> Geometry:
-        """The convolution of an input whose padding, where it is not of zeros, has been filled in."""
+        """The convolution of the padded input, if the padding is not zeros; otherwise the same convolution."""
         none = (0,) * self.dims
         if self.mode == "zeros" or self.before == self.after == none:
             return self
@@ -137,16 +137,16 @@ class Geometry:
 
     @cached_property
     def unstrided(self) -> Geometry:
-        """The convolution of stride 1 whose outputs are this one's, every `stride`-th of them, and those between."""
+        """The convolution of stride 1, of which every `stride`-th output is one of this convolution."""
         unread = ((p - e) % s for p, e, s in zip(self.padded, self.extent, self.stride, strict=True))
         after = tuple(hi - n for hi, n in zip(self.after, unread, strict=True))
         return replace(self, stride=(1,) * self.dims, after=after)
 
     @cached_property
     def mirrored(self) -> Geometry:
-        """The convolution that the input gradient of a dense one is: of `dout`, with the kernel flipped.
+        """The convolution of `dout` with the flipped kernel, whose output is the input gradient; the stride must be 1.
 
-        Its padding is what is left of "full", and negative where the padding went beyond that.
+        Its padding is the padding "full" less this convolution's padding, and so may be negative.
         """
         assert self.dense
         before = tuple(e - 1 - lo for e, lo in zip(self.extent, self.before, strict=True))
@@ -161,12 +161,12 @@ class Geometry:
         )
 
     def window(self, position: tuple[int, ...]) -> tuple[slice, ...]:
-        """Cells of the padded input that the output at `position` reads."""
+        """Return the index of the cells of the padded input that the output at `position` reads."""
         return tuple(
-            slice(o * s, o * s + e, min(d, e))  # of one tap a single cell, however large the dilation
+            slice(o * s, o * s + e, min(d, e))  # one tap reads a single cell, however large the dilation
             for o, s, e, d in zip(position, self.stride, self.extent, self.dilation, strict=True)
         )
 
     def spans(self, dim: int, outputs: Range) -> tuple[Span, ...]:
-        """For each tap of dimension `dim`: which of `outputs` it serves, and from where."""
+        """Return, for each tap of dimension `dim`, which of `outputs` read input cells through it, and which cells."""
         return spans(self.size[dim], self.kernel[dim], self.stride[dim], self.dilation[dim], self.before[dim], outputs)

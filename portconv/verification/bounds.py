@@ -1,17 +1,18 @@
-"""The exact values of a case, and how far from them a result can be by rounding alone.
+"""The exact values of a case, and bounds of the rounding errors of its results.
 
 A sum of n products, rounded after each operation in whichever order, is within gamma_n * sum |a| |b| of the exact sum,
 with gamma_n = n u / (1 - n u) and u = eps / 2: Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed.
-(2002), section 3.1. Fused or wider arithmetic only helps. There is no term for underflow, because no product of the
-numbers that `cases` makes comes near it. An algorithm may make other sums than plain ones: what its error is in
-proportion to, and how many roundings that allows for, it says itself (`Algorithm.sharp_magnitudes`, `error_terms`).
+(2002), section 3.1. Fused or wider arithmetic has smaller errors. There is no term for underflow, because all products
+of the numbers of `cases` are far above it. An algorithm may compute other sums than plain ones. Then its methods
+`sharp_magnitudes` and `error_terms` say what its error is in proportion to, and for how many roundings this allows.
 
-Halves are sums of float32 that are rounded once more: by at most h of what is rounded, with h half the half's epsilon,
-or of its smallest normal number where it is below that, as numbers have even distances there (Higham, theorem 2.2).
+Results in 16 bits are sums in float32 that are rounded once more: by at most h times the rounded number, with h half
+the epsilon of the dtype. Below the smallest normal number the error is at most h times that number, because numbers are
+evenly spaced there (Higham, theorem 2.2).
 
-Each part of a sum of n complex products is one of 2 n real ones, of magnitudes that add up to at most
-(|re a| + |im a|) (|re b| + |im b|); and both parts together are off by at most sqrt(2) times as much as one (Higham,
-section 3.6, with that sum in the place of sqrt(2) |a| |b|).
+The real or the imaginary part of a sum of n complex products is a sum of 2 n real products, whose magnitudes add up to
+at most the sum of (|re a| + |im a|) (|re b| + |im b|). The error of both parts together is at most sqrt(2) times the
+bound of one part (Higham, section 3.6, with that sum in place of sqrt(2) |a| |b|).
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ Doubles = NDArray[np.float64]
 
 
 class Sums(NamedTuple):
-    """What bounds the errors of sums: how many roundings a term meets, at most, and the sums of the magnitudes."""
+    """What bounds the errors of sums: how often a term is rounded at most, and the sums of the magnitudes."""
 
     terms: int
     magnitude: Doubles
@@ -50,23 +51,23 @@ class Sums(NamedTuple):
 
 @dataclass(frozen=True)
 class Exact:
-    """One quantity of one case, by `direct` in float64, or complex128, on NumPy.
+    """One quantity of one case, computed by `direct` in float64 or complex128 on NumPy.
 
     Attributes
     ----------
     value : array
-        Not quite exact: see `radius`.
+        The value, which has the small error `radius`.
     plain : Sums
-        How many terms its sums have, at most, and the same sums over the terms' magnitudes; of complex numbers those
-        of either part.
+        The maximum of terms in its sums, and the sums of the terms' magnitudes. For complex numbers, these are the
+        terms of the real part or of the imaginary part.
     others : mapping of str to Sums
-        The like by the name of an algorithm that makes other sums, where it can serve.
+        The same for each algorithm that computes other sums and supports the case, by its name.
     products : bool
-        Whether the terms are products, which fast arithmetic may round more coarsely.
+        Whether the terms are products, for which fast arithmetic may have larger rounding errors.
     quantising : callable
-        Gives what quantising the operands changes, at most, per element, as reproducible arithmetic does.
+        Returns the maximum change of each element when operands are quantised, as reproducible arithmetic does.
     roundings : int
-        How often a reproducible result is rounded: once, and where there is a bias once more.
+        How often a reproducible result is rounded: once, or twice if there is a bias.
     """
 
     value: Floats
@@ -77,36 +78,40 @@ class Exact:
     roundings: int = 1
 
     def reach(self, dtype: str, precision: str, algorithm: str = "direct") -> Doubles:
-        """How far a result in `dtype`, by that algorithm, can be from the exact value, per element."""
-        own = real(dtype)
-        found = self._of_reproducible(own) if precision == "reproducible" else self._of_sums(own, precision, algorithm)
-        return found if own == dtype else math.sqrt(2) * found
+        """Bound the error of each element of a result in `dtype` by that algorithm."""
+        part = real(dtype)
+        bound = (
+            self._of_reproducible(part) if precision == "reproducible" else self._of_sums(part, precision, algorithm)
+        )
+        return bound if part == dtype else math.sqrt(2) * bound
 
-    def _of_reproducible(self, own: str) -> Doubles:
-        unit, tiny = EPSILON[own] / 2, 2.0 ** LEAST_NORMAL[own]
-        off = self.quantising() * (1 + 4 * gamma(2 * self.plain.terms + 4))
-        # A sum before a bias is added may be larger than what it comes to.
+    def _of_reproducible(self, dtype: str) -> Doubles:
+        """Bound the error of each element of a reproducible result in a real dtype."""
+        unit, smallest = EPSILON[dtype] / 2, 2.0 ** LEAST_NORMAL[dtype]
+        change = self.quantising() * (1 + 4 * gamma(2 * self.plain.terms + 4))
+        # The sum may be larger before the bias is added than after it.
         size = np.abs(self.value) if self.roundings == 1 else self.plain.magnitude
-        found = off + self.roundings * (unit * (1 + 2 * unit) * (size + off) + tiny)
+        bound = change + self.roundings * (unit * (1 + 2 * unit) * (size + change) + smallest)
         if self.roundings > 1:
-            # And too large for the dtype, to which it is rounded before the bias is added.
-            found = np.where(size + off < LARGEST.get(own, math.inf), found, math.inf)
-        return found
+            # The sum is rounded to the dtype before the bias is added, and may be too large for it.
+            bound = np.where(size + change < LARGEST.get(dtype, math.inf), bound, math.inf)
+        return bound
 
-    def _of_sums(self, own: str, precision: str, algorithm: str) -> Doubles:
+    def _of_sums(self, dtype: str, precision: str, algorithm: str) -> Doubles:
+        """Bound the error of each element of sums in a real dtype."""
         terms, magnitude = self.others.get(algorithm, self.plain)
-        computed = "float32" if own in HALVES else own
-        # The sum of magnitudes was itself rounded in float64, perhaps down.
-        found = relative(terms, computed, precision, self.products) * magnitude / (1 - gamma(terms))
-        if own in HALVES:
-            unit = EPSILON[own] / 2
-            # As much more as `value` can be off by, and to spare.
-            found = found + unit * (1 + 2 * unit) * (np.abs(self.value) + found) + unit * 2.0 ** LEAST_NORMAL[own]
-        return found
+        computed = "float32" if dtype in HALVES else dtype
+        # The sum of magnitudes is rounded in float64, and may be too small by this factor.
+        bound = relative(terms, computed, precision, self.products) * magnitude / (1 - gamma(terms))
+        if dtype in HALVES:
+            unit = EPSILON[dtype] / 2
+            # The factor 1 + 2 * unit allows for more than the error of `value`.
+            bound = bound + unit * (1 + 2 * unit) * (np.abs(self.value) + bound) + unit * 2.0 ** LEAST_NORMAL[dtype]
+        return bound
 
     @property
     def radius(self) -> Doubles:
-        """How far `value` can be from the exact value, per element."""
+        """The error bound of each element of `value`."""
         return self.reach("complex128" if np.iscomplexobj(self.value) else "float64", "standard")
 
 
@@ -117,22 +122,22 @@ def exact(case: Case, inputs: Inputs | None = None) -> dict[str, Exact]:
     ----------
     case : Case
     inputs : Inputs, optional
-        Other numbers than the case's own.
+        The numbers that replace those of the case.
 
     Returns
     -------
     dict of str to Exact
-        By quantity: out, dx, dw and, where there is a bias, db.
+        The exact values by quantity: out, dx, dw and, if there is a bias, db.
     """
-    given = case.inputs() if inputs is None else inputs
-    values = _direct(case, *(None if array is None else wide(array) for array in given))
-    sizes = [None if array is None else _sizes(array) for array in given]
-    plain, others = _direct(case, *sizes), _others(case, *sizes)
+    inputs = case.inputs() if inputs is None else inputs
+    values = _direct(case, *(None if array is None else wide(array) for array in inputs))
+    magnitudes = [None if array is None else _magnitudes(array) for array in inputs]
+    plain, others = _direct(case, *magnitudes), _others(case, *magnitudes)
     parts = _parts(case)
 
     @cache
     def quantising() -> dict[str, Doubles]:
-        return _quantising(case, given)
+        return _quantising(case, inputs)
 
     return {
         name: Exact(
@@ -147,34 +152,36 @@ def exact(case: Case, inputs: Inputs | None = None) -> dict[str, Exact]:
     }
 
 
-def _item(made: Callable[[], dict[str, Doubles]], name: str) -> Doubles:
-    return made()[name]
+def _item(function: Callable[[], dict[str, Doubles]], name: str) -> Doubles:
+    """Return one item of what a function returns."""
+    return function()[name]
 
 
 def wide(array: Floats) -> Floats:
-    """The same numbers in float64 or complex128."""
-    with np.errstate(invalid="ignore"):  # which ml_dtypes says of a nan
+    """Return the same numbers in float64 or complex128."""
+    with np.errstate(invalid="ignore"):  # ml_dtypes warns about nan
         return array.astype(np.complex128 if np.iscomplexobj(array) else np.float64)
 
 
-def _sizes(array: Floats) -> Doubles:
-    """Magnitudes; of complex numbers the sums of both parts'."""
+def _magnitudes(array: Floats) -> Doubles:
+    """Return the magnitudes of numbers; for complex numbers, the sum of the magnitudes of both parts."""
     doubles = wide(array)
     return np.asarray(np.abs(doubles.real) + np.abs(doubles.imag), np.float64)
 
 
 def _parts(case: Case) -> int:
-    """Of how many products of real numbers a part of a product is the sum."""
+    """Count the products of real numbers in one part of a product: 1 for real numbers, 2 for complex numbers."""
     return 1 if real(case.dtype) == case.dtype else 2
 
 
 def _direct(case: Case, x: Any, w: Any, b: Any, dout: Any) -> dict[str, Any]:
+    """Compute all quantities of a case by `direct`."""
     out, cache = conv_forward(x, w, b, **case.options, algorithm="direct")
     return {"out": out, **conv_backward(dout, cache)._asdict()}
 
 
 def _others(case: Case, x: Any, w: Any, b: Any, dout: Any) -> dict[str, dict[str, Sums]]:
-    """Return the sums of the algorithms that make others than plain ones, of magnitudes as the case has them."""
+    """Return the sums of magnitudes for each algorithm that computes other sums than plain ones."""
     numpy = backends.get("numpy")
     return {
         name: _of_algorithm(case, algorithm, x, w, b, dout)
@@ -184,65 +191,69 @@ def _others(case: Case, x: Any, w: Any, b: Any, dout: Any) -> dict[str, dict[str
 
 
 def _of_algorithm(case: Case, algorithm: Algorithm, *operands: Any) -> dict[str, Sums]:
-    """Return the sums that an algorithm makes of magnitudes `x`, `w`, `b` or None and `dout`: out, dx and dw."""
+    """Return the sums of magnitudes for an algorithm, of out, dx and dw.
+
+    `operands` are the magnitudes of `x`, `w`, `b` or None, and `dout`.
+    """
     numpy, geometry, (x, w, b, dout) = backends.get("numpy"), case.geometry, operands
-    own, overlaps = geometry.extended, overlap(geometry)
+    extended, overlaps = geometry.extended, overlap(geometry)
     cells, grads = _batched(case, x, dout)
     arrays = {Role.X: extend(geometry, numpy, cells), Role.W: w, Role.OUT: grads}
     sums = {}
     for name, kind in {"out": Kind.FORWARD, "dx": Kind.INPUT_GRAD, "dw": Kind.WEIGHT_GRAD}.items():
-        given = [arrays[role] for role in kind.operands]
-        magnitude = algorithm.sharp_magnitudes(kind, own, numpy, _plain_product, *given)
-        terms = algorithm.error_terms(kind, own, _parts(case))
+        magnitudes = [arrays[role] for role in kind.operands]
+        magnitude = algorithm.sharp_magnitudes(kind, extended, numpy, _plain_product, *magnitudes)
+        terms = algorithm.error_terms(kind, extended, _parts(case))
         if name == "out" and b is not None:
-            magnitude, terms = magnitude + np.reshape(b, (-1, *(1,) * own.dims)), terms + 1
+            magnitude, terms = magnitude + np.reshape(b, (-1, *(1,) * extended.dims)), terms + 1
         if name == "dx" and overlaps > 1:
-            # Of a padding that is filled in, the gradient is added up on to the cells that it was filled from.
+            # The gradient of filled padding is added to the cells from which the padding is filled.
             magnitude, terms = fold(geometry, numpy, magnitude), terms + overlaps
-        sums[name] = Sums(terms, _seen(case, name, magnitude))
+        sums[name] = Sums(terms, _in_layout_of(case, name, magnitude))
     return sums
 
 
 def _dtype(case: Case) -> Dtype:
-    """Return the dtype that sums of a case are bounded in: as wide as any, real or complex as the case's."""
+    """Return the widest dtype that is real or complex as the case's dtype is; sums are bounded in it."""
     return named(backends.get("numpy"), "float64" if _parts(case) == 1 else "complex128")
 
 
 def _plain_product(kind: Kind, geometry: Geometry, a: Any, b: Any) -> Any:
-    """Compute a product of doubles by the readable truth."""
+    """Compute a product of doubles by the readable reference, `direct`."""
     step = Operation(kind, replace(geometry, channels_last=False), "float64", "float64", algorithm="direct")
     return compute(step, backends.get("numpy"), a, b)
 
 
-def _quantising(case: Case, given: Inputs) -> dict[str, Doubles]:
-    """What quantising operands changes in results, at most: products with what each can be off by."""
+def _quantising(case: Case, inputs: Inputs) -> dict[str, Doubles]:
+    """Bound the change of results when operands are quantised: products with the change of each operand."""
     backend, geometry = backends.get("numpy"), replace(case.geometry, channels_last=False)
-    cells, grads = _batched(case, given.x, given.dout)
+    cells, grads = _batched(case, inputs.x, inputs.dout)
     products = {
-        "out": (Kind.FORWARD, cells, given.w),
-        "dx": (Kind.INPUT_GRAD, grads, given.w),
+        "out": (Kind.FORWARD, cells, inputs.w),
+        "dx": (Kind.INPUT_GRAD, grads, inputs.w),
         "dw": (Kind.WEIGHT_GRAD, grads, cells),
     }
-    found: dict[str, Doubles] = {}
+    changes: dict[str, Doubles] = {}
     for name, (kind, a, b) in products.items():
         product = partial(_plain_product, kind, geometry)
         of_a, of_b = quanta(Operation(kind, geometry, case.dtype, case.dtype), backend, (a, b))
-        found[name] = _seen(case, name, product(_sizes(a), of_b) + product(of_a, _sizes(b) + _parts(case) * of_b))
+        change = product(_magnitudes(a), of_b) + product(of_a, _magnitudes(b) + _parts(case) * of_b)
+        changes[name] = _in_layout_of(case, name, change)
     step = Operation(Kind.WEIGHT_GRAD, geometry, case.dtype, case.dtype)
     of_dout, _ = quanta(step, backend, (grads, cells))
-    found["db"] = np.sum(of_dout, axis=(0, *range(2, of_dout.ndim)))
-    return found
+    changes["db"] = np.sum(of_dout, axis=(0, *range(2, of_dout.ndim)))
+    return changes
 
 
 def _batched(case: Case, x: Any, dout: Any) -> tuple[Any, Any]:
-    """The input and the gradient of the output as the geometry has them: (N, C, *S) and (N, F, *P)."""
+    """Return the input and the gradient of the output with channels first: (N, C, *S) and (N, F, *P)."""
     geometry, last = case.geometry, case.data_format == "channels_last"
     cells, grads = (np.moveaxis(a, -1, -1 - geometry.dims) if last else a for a in (x, dout))
     return cells.reshape(geometry.x_shape), grads.reshape(geometry.out_shape)
 
 
-def _seen(case: Case, name: str, magnitude: Doubles) -> Doubles:
-    """What is (N, C, *cells) as the case has it; what is of filters as it is."""
+def _in_layout_of(case: Case, name: str, magnitude: Doubles) -> Doubles:
+    """Return magnitudes (N, C, *cells) in the layout of the case; those of filters stay as they are."""
     if name == "dw":
         return magnitude
     last = case.data_format == "channels_last"

@@ -1,4 +1,4 @@
-"""One channel a group: shifted lines of padded planes, exact where the plain sum is, and blocks that cover all."""
+"""Test the algorithm for one channel in each group: its results, and how it cuts planes into lines and blocks."""
 
 from __future__ import annotations
 
@@ -91,21 +91,22 @@ every_case = pytest.mark.parametrize(("options", "problem"), CASES.values(), ids
 
 
 def run(target, operands, algorithm="depthwise", **options):
-    """Forward and backward, on the host; kind is checked."""
-    given = [target.array(a) for a in operands]
-    out, cache = portconv.conv_forward(*given[:3], algorithm=algorithm, **options)
-    results = dict(zip(RESULTS, (out, *portconv.conv_backward(given[3], cache)), strict=True))
-    for (name, result), like in zip(results.items(), (given[3], *given[:3]), strict=True):
+    """Return the results of forward and backward on the host; check their library, shape and dtype."""
+    arrays = [target.array(a) for a in operands]
+    out, cache = portconv.conv_forward(*arrays[:3], algorithm=algorithm, **options)
+    results = dict(zip(RESULTS, (out, *portconv.conv_backward(arrays[3], cache)), strict=True))
+    for (name, result), like in zip(results.items(), (arrays[3], *arrays[:3]), strict=True):
         assert target.owns(result), name
         assert tuple(result.shape) == tuple(like.shape), name
         assert result.dtype == like.dtype, name
     return {name: target.numpy(result) for name, result in results.items()}
 
 
-def whole(problem, dtype="float32", most=15):
+def whole(problem, dtype="float32", largest=15):
+    """Return operands of whole numbers."""
     # Products of integers below 16, fewer than 2**13 of them, sum below 2**24: exact in float32 in any order.
     rng = np.random.default_rng(1)
-    return [rng.integers(-most, most, a.shape, endpoint=True).astype(dtype) for a in problem.operands("float32")]
+    return [rng.integers(-largest, largest, a.shape, endpoint=True).astype(dtype) for a in problem.operands("float32")]
 
 
 @every_case
@@ -114,7 +115,7 @@ def test_all_results_against_loops(target, options, problem, dtype):
     operands = problem.operands(dtype)
     results = run(target, operands, **options)
     wide = [a.astype("float64") for a in operands]
-    # Its sums are plain ones, with zeros among their terms.
+    # Its sums are plain ones; some of their terms are zeros.
     truths, bounds = problem.all(*wide), problem.bounds(*wide, dtype)
     for name, truth in truths.items():
         assert np.all(np.abs(results[name].astype("float64") - truth) <= bounds[name]), name
@@ -139,24 +140,24 @@ def test_whole_numbers_are_those_of_direct_to_the_bit(target, options, problem):
 @every_case
 @pytest.mark.parametrize("dtype", ["complex128", "int16", "uint64"])
 def test_other_dtypes_are_exact_in_whole_numbers(options, problem, dtype):
-    operands = whole(problem, "int64", most=9)
+    operands = whole(problem, "int64", largest=9)
     if dtype == "complex128":
         parts = [operands, [np.roll(a, 1) for a in operands]]
         operands = [one + 1j * other for one, other in zip(*parts, strict=True)]
     elif dtype == "uint64":
         operands = [a + 2**63 for a in (o.astype(dtype) for o in operands)]
     operands = [a.astype(dtype) for a in operands]
-    found = []
+    results = []
     for algorithm in ("depthwise", "direct"):
         out, cache = portconv.conv_forward(*operands[:3], algorithm=algorithm, **options)
-        found.append((out, *portconv.conv_backward(operands[3], cache)))
-    for one, other in zip(*found, strict=True):
+        results.append((out, *portconv.conv_backward(operands[3], cache)))
+    for one, other in zip(*results, strict=True):
         assert one.dtype == dtype
         assert np.array_equal(one, other)
 
 
 BUDGETS = {
-    "usual": Budget(1 << 20, 4096, 1, 1 << 24),
+    "large blocks": Budget(1 << 20, 4096, 1, 1 << 24),
     "threads": Budget(1 << 20, 4096, 16, 1 << 24),
     "small blocks": Budget(256, 4096, 3, 1 << 24),
     "smallest": Budget(1, 1, 1, 1),
@@ -167,7 +168,7 @@ BUDGETS = {
 @pytest.mark.parametrize("budget", BUDGETS.values(), ids=BUDGETS)
 def test_any_blocks_give_the_same_whole_numbers(options, problem, budget):
     x, w, b, dout = whole(problem)
-    found = geometry(problem.x, problem.w, problem.stride, problem.pads, problem.dilation, problem.groups)
+    convolution = geometry(problem.x, problem.w, problem.stride, problem.pads, problem.dilation, problem.groups)
     wide = [a.astype("int64") for a in (x, w, b, dout)]
     products = {
         "forward": ((x, w, b), problem.forward(*wide[:3])),
@@ -175,10 +176,10 @@ def test_any_blocks_give_the_same_whole_numbers(options, problem, budget):
         "weight_grad": ((dout, x), problem.weight_grad(wide[3], wide[0])),
     }
     for kind, (operands, expected) in products.items():
-        assert np.array_equal(DEPTHWISE.compute(kind, found, NUMPY, budget, *operands), expected)
+        assert np.array_equal(DEPTHWISE.compute(kind, convolution, NUMPY, budget, *operands), expected)
 
 
-# Shapes of x and w, stride, padding and dilation; as many groups as channels.
+# Shapes of x and w, stride, padding and dilation; there are as many groups as channels.
 SHAPES = {
     "mobile": ((6, 24, 56, 56), (24, 1, 3, 3), 2, 1, 1),
     "large kernels": ((3, 16, 56, 57), (16, 1, 31, 31), 1, 15, 1),
@@ -190,62 +191,63 @@ SHAPES = {
 }
 
 
-def made(x_shape, w_shape, stride, padding, dilation):
+def depthwise_geometry(x_shape, w_shape, stride, padding, dilation):
+    """Return the geometry of a convolution with one channel in each group."""
     return geometry(x_shape, w_shape, stride, padding, dilation, x_shape[1])
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize("purpose", ["forward", "input_grad", "weight_grad"])
+@pytest.mark.parametrize("kind", ["forward", "input_grad", "weight_grad"])
 @pytest.mark.parametrize("budget", BUDGETS.values(), ids=BUDGETS)
-def test_blocks_cover_each_output_once_and_stay_bounded(shape, purpose, budget):
-    found = made(*shape)
-    if purpose == "input_grad" and found.dense and found.group_out == 1:
-        found, purpose = found.mirrored, "forward"
-    plan, need = DEPTHWISE.plan(purpose, found, budget)
-    own = plan.geometry
-    pairs = np.zeros((own.batch, own.groups), int)
+def test_blocks_cover_each_output_once_and_stay_bounded(shape, kind, budget):
+    convolution = depthwise_geometry(*shape)
+    if kind == "input_grad" and convolution.dense and convolution.group_out == 1:
+        convolution, kind = convolution.mirrored, "forward"
+    plan, elements = DEPTHWISE.plan(kind, convolution, budget)
+    planned = plan.geometry
+    times_covered = np.zeros((planned.batch, planned.groups), int)
     across = math.prod(plan.across)
     for stack in plan.stacks():
         samples, groups = stack[0].samples, stack[0].groups
         assert all((block.samples, block.groups) == (samples, groups) for block in stack)
-        pairs[slice(*samples), slice(*groups)] += 1
-        seen = np.zeros(own.out[0], int)
+        times_covered[slice(*samples), slice(*groups)] += 1
+        rows_covered = np.zeros(planned.out[0], int)
         for block in stack:
-            assert block.box[1:] == tuple((0, n) for n in own.out[1:])
-            seen[slice(*block.box[0])] += 1
+            assert block.box[1:] == tuple((0, n) for n in planned.out[1:])
+            rows_covered[slice(*block.box[0])] += 1
             count = (samples[1] - samples[0]) * (groups[1] - groups[0])
-            # A row of one plane, with the rows that its taps read, is the least there can be.
+            # The smallest block is one row of one plane, with the rows that its taps read.
             least = (1 + plan.last_shift[0]) * across
             places = count * (block.rows + plan.last_shift[0]) * across
             assert places * plan.phases.taps <= max(budget.block_elements, least * plan.phases.taps)
-        assert np.all(seen == 1)
-    assert np.all(pairs == 1)
-    assert need <= budget.workspace_elements or budget.workspace_elements == 1
+        assert np.all(rows_covered == 1)
+    assert np.all(times_covered == 1)
+    assert elements <= budget.workspace_elements or budget.workspace_elements == 1
     assert plan.sums <= max(1, len(plan.samples))
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("rows", [False, True])
 def test_taps_read_what_is_as_far_from_an_output_as_they_are(shape, rows):
-    found = made(*shape)
-    plan = dataclasses.replace(DEPTHWISE.plan("forward", found, BUDGETS["usual"])[0], rows=rows)
+    convolution = depthwise_geometry(*shape)
+    plan = dataclasses.replace(DEPTHWISE.plan("forward", convolution, BUDGETS["large blocks"])[0], rows=rows)
     for n in (1, 3):
-        # Places of the planes are (P1, n, P2, ..., Pd), flattened, and each phase has its own. Where lines are rows,
-        # what the taps of the first dimension read is not moved: it is another line.
+        # Places of the planes are (P1, n, P2, ..., Pd), flattened, for each phase separately. If rows are lines, the
+        # taps of the first dimension read other lines, and are not shifted.
         sizes = (n, *plan.across)
-        lead = range(1 if rows else found.kernel[0])
-        taps = list(itertools.product(lead, *(range(k) for k in found.kernel[1:])))
-        for tap, (lane, inner, moved) in zip(taps, plan.layout(n), strict=True):
-            reads = [t * d for t, d in zip(tap, found.dilation, strict=True)]
-            phases = [r % s for r, s in zip(reads, found.stride, strict=True)]
-            moves = [r // s for r, s in zip(reads, found.stride, strict=True)]
+        lead = range(1 if rows else convolution.kernel[0])
+        taps = list(itertools.product(lead, *(range(k) for k in convolution.kernel[1:])))
+        for tap, (lane, inner, shift) in zip(taps, plan.layout(n), strict=True):
+            reads = [t * d for t, d in zip(tap, convolution.dilation, strict=True)]
+            phases = [r % s for r, s in zip(reads, convolution.stride, strict=True)]
+            steps = [r // s for r, s in zip(reads, convolution.stride, strict=True)]
             assert (lane, inner) == (phases[0], flat(phases[1:], plan.phases.kernel[1:]))
-            assert moved == flat((moves[0], 0, *moves[1:]), (1, *sizes))
+            assert shift == flat((steps[0], 0, *steps[1:]), (1, *sizes))
 
 
 def test_rows_are_lines_where_that_saves_copies():
-    # Of 16 samples a row is 16 * 58 places long; of one of 7 cells it is 9. What neighbouring taps read are
-    # neighbouring rows; what dilated ones read is not.
+    # A row of 16 samples has 16 * 58 places, and a row of one sample of 7 cells has 9. Neighbouring taps read
+    # neighbouring rows; dilated taps do not.
     shapes = {
         ((16, 8, 56, 56), (8, 1, 3, 3), 1): True,
         ((16, 8, 56, 56), (8, 1, 3, 3), 2): False,
@@ -255,15 +257,18 @@ def test_rows_are_lines_where_that_saves_copies():
         ((16, 8, 900), (8, 1, 3), 1): False,
     }
     for (x_shape, w_shape, dilation), rows in shapes.items():
-        plan, _ = DEPTHWISE.plan("forward", made(x_shape, w_shape, 1, 1, dilation), BUDGETS["usual"])
+        plan, _ = DEPTHWISE.plan(
+            "forward", depthwise_geometry(x_shape, w_shape, 1, 1, dilation), BUDGETS["large blocks"]
+        )
         assert plan.rows == rows, x_shape
 
 
 def flat(index, sizes):
-    found = 0
+    """Return the index in a flattened array of these sizes."""
+    flat_index = 0
     for at, size in zip(index, sizes, strict=True):
-        found = found * size + at
-    return found
+        flat_index = flat_index * size + at
+    return flat_index
 
 
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
@@ -282,8 +287,8 @@ def test_what_is_not_finite_stays_where_windows_touch_it(target, bad, name):
         assert touched
 
 
-def test_numpy_says_nothing_of_places_that_are_left_out():
-    # Between rows, and between samples, lie places whose sums are no output's: 3e38 + 3e38 overflows in them alone.
+def test_numpy_warns_of_no_places_that_are_skipped():
+    # Between rows and between samples are places whose sums are no outputs. Only there, 3e38 + 3e38 overflows.
     x, w = np.zeros((2, 1, 4, 4), "float32"), np.ones((1, 1, 1, 2), "float32")
     x[..., 0], x[..., 3] = 3e38, 3e38
     with np.errstate(all="raise"):
@@ -306,9 +311,9 @@ def test_channels_last_and_padding_modes(target, mode, stride):
     out, cache = portconv.conv_forward(x, w, b, algorithm="direct", **options)
     expected = dict(zip(RESULTS, (out, *portconv.conv_backward(dout, cache)), strict=True))
     for last in (False, True):
-        given = [np.moveaxis(a, 1, -1).copy() if last else a for a in (x, dout)]
+        arrays = [np.moveaxis(a, 1, -1).copy() if last else a for a in (x, dout)]
         data_format = "channels_last" if last else "channels_first"
-        results = run(target, (given[0], w, b, given[1]), data_format=data_format, **options)
+        results = run(target, (arrays[0], w, b, arrays[1]), data_format=data_format, **options)
         for name, truth in expected.items():
             moved = np.moveaxis(results[name], -1, 1) if last and name in ("out", "dx") else results[name]
             assert np.array_equal(moved, truth), name
@@ -320,8 +325,8 @@ def test_transposed_convolution(target):
     options = {"stride": 2, "padding": 1, "output_padding": 1, "groups": 3}
     results = []
     for algorithm in ("depthwise", "direct"):
-        given = [target.array(a) for a in (x, w, b)]
-        out, cache = portconv.conv_transpose_forward(*given, algorithm=algorithm, **options)
+        arrays = [target.array(a) for a in (x, w, b)]
+        out, cache = portconv.conv_transpose_forward(*arrays, algorithm=algorithm, **options)
         grads = portconv.conv_transpose_backward(out, cache)
         results.append([target.numpy(a) for a in (out, *grads)])
     for one, other in zip(*results, strict=True):
@@ -332,13 +337,13 @@ def test_numpy_gives_the_same_bits_on_any_number_of_threads_and_each_time():
     rng = np.random.default_rng(3)
     for stride, filters in ((1, 16), (2, 32)):
         x, w, b = (rng.standard_normal(s, dtype="float32") for s in ((6, 16, 60, 61), (filters, 1, 5, 5), (filters,)))
-        found = []
+        bits = []
         for threads in (1, 2, 3, 2):
             with threadpool_limits(threads, user_api="blas"):
                 options = {"groups": 16, "padding": 2, "stride": stride}
                 out, cache = portconv.conv_forward(x, w, b, algorithm="depthwise", **options)
-                found.append([a.tobytes() for a in (out, *portconv.conv_backward(out, cache))])
-        assert found[0] == found[1] == found[2] == found[3]
+                bits.append([a.tobytes() for a in (out, *portconv.conv_backward(out, cache))])
+        assert bits[0] == bits[1] == bits[2] == bits[3]
 
 
 def test_several_channels_a_group_are_an_error():

@@ -1,4 +1,4 @@
-"""How `gemm` cuts its work: bounded blocks, each position once, and bits that no thread count changes."""
+"""Test how `gemm` cuts its work: blocks are bounded, cover all once, and give the same bits on all threads."""
 
 from __future__ import annotations
 
@@ -35,48 +35,51 @@ SHAPES = {
 }
 
 
-def made(x_shape, w_shape, stride, padding, groups):
+def undilated(x_shape, w_shape, stride, padding, groups):
+    """Return the geometry of a convolution with dilation 1."""
     return geometry(x_shape, w_shape, stride, padding, 1, groups)
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize("purpose", ["forward", "input_grad", "weight_grad"])
-@pytest.mark.parametrize(("elements", "enough", "least"), [(1 << 19, 1024, 8), (1 << 26, 1 << 30, 1)])
-def test_blocks_cover_all_and_stay_bounded(shape, purpose, elements, enough, least):
-    found = made(*shape)
-    plan = GEMM.cut(purpose, found, Budget(elements, enough, least, 1 << 62), elements)
+@pytest.mark.parametrize("kind", ["forward", "input_grad", "weight_grad"])
+@pytest.mark.parametrize(("elements", "fast_columns", "least"), [(1 << 19, 1024, 8), (1 << 26, 1 << 30, 1)])
+def test_blocks_cover_all_and_stay_bounded(shape, kind, elements, fast_columns, least):
+    convolution = undilated(*shape)
+    plan = GEMM.cut(kind, convolution, Budget(elements, fast_columns, least, 1 << 62), elements)
     covered = 0
     for stack in plan.stacks():
         assert stack[0].run[0] == 0
-        assert stack[-1].run[1] == found.positions
+        assert stack[-1].run[1] == convolution.positions
         for block, following in zip(stack, (*stack[1:], None), strict=True):
             assert following is None or block.run[1] == following.run[0]
             samples, groups, channels = block.counts
             assert samples * math.prod(end - start for start, end in block.box) == block.length
             covered += groups * channels * block.length
-            deepest = max(end - start for start, end in plan.taps) * found.taps // found.kernel[0]
+            deepest = max(end - start for start, end in plan.taps) * convolution.taps // convolution.kernel[0]
             height = groups * channels * deepest
-            views = found.pointwise and (samples == 1 or purpose != "weight_grad")
-            # A column longer than the budget, or fewer than 64 of them, is the one thing allowed over it.
+            views = convolution.pointwise and (samples == 1 or kind != "weight_grad")
+            # A block may exceed the budget only if it has at most 64 columns.
             assert views or height * block.length <= max(elements, FEWEST_COLUMNS * height)
-    assert covered == found.batch * found.in_channels * found.positions
+    assert covered == convolution.batch * convolution.in_channels * convolution.positions
 
 
 def test_strips_of_a_tall_kernel_stay_bounded():
-    found = made(*SHAPES["tall"])
+    convolution = undilated(*SHAPES["tall"])
     elements = 1 << 19
-    for purpose in ("forward", "input_grad", "weight_grad"):
-        for stack in GEMM.cut(purpose, found, Budget(elements, 1024, 8, 1 << 62), elements).stacks():
+    for kind in ("forward", "input_grad", "weight_grad"):
+        for stack in GEMM.cut(kind, convolution, Budget(elements, 1024, 8, 1 << 62), elements).stacks():
             for block in stack:
-                plan = columns.strips_of(found, block.box)
+                plan = columns.strips_of(convolution, block.box)
                 samples, groups, channels = block.counts
-                size = plan.lanes * samples * groups * channels * found.kernel[1] * math.prod(plan.sizes)
-                # Four blocks' worth, or 64 columns' where a column is long.
-                assert size <= max(4 * elements, FEWEST_COLUMNS * found.kernel[0] * channels * found.kernel[1])
+                size = plan.lanes * samples * groups * channels * convolution.kernel[1] * math.prod(plan.sizes)
+                # Strips may have as many elements as four blocks or, if columns are long, as 64 columns.
+                assert size <= max(
+                    4 * elements, FEWEST_COLUMNS * convolution.kernel[0] * channels * convolution.kernel[1]
+                )
 
 
 def test_plans_of_large_kernels_are_not_kept_for_long():
-    # Each holds what 5000 taps read, 0.5 MB; those of 100 calls would be 50 MB, and only the last few are kept.
+    # Each plan of 5000 taps takes 0.5 MB; those of 100 calls would take 50 MB. Only the last few are kept.
     tracemalloc.start()
     try:
         for size in range(5000, 5100):
@@ -86,7 +89,7 @@ def test_plans_of_large_kernels_are_not_kept_for_long():
         tracemalloc.stop()
 
 
-# Shapes of x and w, stride, padding, dilation and groups; samples of few cells, and more windows than a small call has.
+# Shapes of x and w, stride, padding, dilation and groups: samples with few cells, but too many windows for one call.
 SMALL = {
     "course": ((30, 3, 31, 31), (25, 3, 3, 3), 2, 1, 1, 1),
     "uneven": ((9, 4, 24, 27), (12, 2, 3, 2), (2, 1), ((1, 2), (0, 3)), (1, 2), 2),
@@ -102,12 +105,12 @@ SMALL = {
 @pytest.mark.parametrize("last", [False, True])
 def test_columns_of_small_samples_give_the_whole_numbers_of_direct(shape, dtype, last):
     x_shape, w_shape, stride, padding, dilation, groups = shape
-    found, budget = geometry(*shape), budget_of(geometry(*shape), NUMPY, 32, 1 << 26)
-    for purpose in ("forward", "weight_grad"):
-        assert GEMM.plan(purpose, found, budget)[0].small
+    convolution, budget = geometry(*shape), budget_of(geometry(*shape), NUMPY, 32, 1 << 26)
+    for kind in ("forward", "weight_grad"):
+        assert GEMM.plan(kind, convolution, budget)[0].small
     options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     # Products of integers below 8, fewer than 2**17 of them, sum below 2**24: exact in float32 in any order.
-    assert max(found.batch * found.positions, found.group_in * found.taps) < 2**17
+    assert max(convolution.batch * convolution.positions, convolution.group_in * convolution.taps) < 2**17
     rng = np.random.default_rng(5)
     shapes = (x_shape, w_shape, (w_shape[0],), portconv.conv_output_shape(x_shape, w_shape, **options))
     x, w, b, dout = (rng.integers(-7, 8, s).astype(dtype) for s in shapes)
@@ -128,9 +131,9 @@ def test_columns_of_small_samples_give_the_whole_numbers_of_direct(shape, dtype,
 
 def test_large_samples_and_wide_channels_take_strips():
     for name in ("resnet", "late", "stem", "pointwise"):
-        found = made(*SHAPES[name])
-        for purpose in ("forward", "weight_grad"):
-            assert not GEMM.plan(purpose, found, budget_of(found, NUMPY, 32, 1 << 26))[0].small, name
+        convolution = undilated(*SHAPES[name])
+        for kind in ("forward", "weight_grad"):
+            assert not GEMM.plan(kind, convolution, budget_of(convolution, NUMPY, 32, 1 << 26))[0].small, name
 
 
 SPACED = {
@@ -146,15 +149,15 @@ SPACED = {
 @pytest.mark.parametrize("last", [False, True])
 def test_input_gradients_of_few_spaced_outputs_are_those_of_direct(shape, last):
     x_shape, w_shape, stride, padding, dilation, groups = shape
-    found = geometry(*shape)
-    dense = found.unstrided
-    assert dense.stride == (1,) * found.dims
-    assert dense.out == tuple((n - 1) * s + 1 for n, s in zip(found.out, found.stride, strict=True))
-    assert dense.mirrored.out == found.size
+    convolution = geometry(*shape)
+    dense = convolution.unstrided
+    assert dense.stride == (1,) * convolution.dims
+    assert dense.out == tuple((n - 1) * s + 1 for n, s in zip(convolution.out, convolution.stride, strict=True))
+    assert dense.mirrored.out == convolution.size
     options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     # Products of integers below 8, fewer than 2**10 of them to a sum: exact in any order.
     rng = np.random.default_rng(9)
-    dout, w = (rng.integers(-7, 8, s).astype("float32") for s in (found.out_shape, w_shape))
+    dout, w = (rng.integers(-7, 8, s).astype("float32") for s in (convolution.out_shape, w_shape))
     truth = portconv.conv_input_grad(dout, w, x_shape, algorithm="direct", **options)
     if last:
         dout, x_shape = np.moveaxis(dout, 1, -1), (x_shape[0], *x_shape[2:], x_shape[1])
@@ -162,14 +165,14 @@ def test_input_gradients_of_few_spaced_outputs_are_those_of_direct(shape, last):
     assert np.array_equal(portconv.conv_input_grad(dout, w, x_shape, algorithm="gemm", **options), truth)
 
 
-def test_blocks_hold_several_samples_of_few_positions_alone():
+def test_blocks_have_several_samples_only_if_these_have_few_positions():
     for positions, several in ((512, True), (2048, True), (2049, False)):
-        found = made((16, 64, positions), (64, 64, 3), 1, 1, 1)
-        for purpose in ("forward", "input_grad", "weight_grad"):
-            plan, _ = GEMM.plan(purpose, found, Budget(1 << 20, 4096, 1, 1 << 26))
+        convolution = undilated((16, 64, positions), (64, 64, 3), 1, 1, 1)
+        for kind in ("forward", "input_grad", "weight_grad"):
+            plan, _ = GEMM.plan(kind, convolution, Budget(1 << 20, 4096, 1, 1 << 26))
             counts = {end - start for start, end in plan.samples}
-            assert (counts != {1}) == several, (positions, purpose)
-            assert max(counts) * positions <= max(positions, 2 * 4096), (positions, purpose)
+            assert (counts != {1}) == several, (positions, kind)
+            assert max(counts) * positions <= max(positions, 2 * 4096), (positions, kind)
 
 
 def test_pieces_are_nearly_equal():
@@ -181,10 +184,10 @@ def test_pieces_are_nearly_equal():
 def test_boxes_are_runs_of_the_flattened_positions():
     out = (3, 4, 5)
     numbers = np.arange(60).reshape(out)
-    for most in (1, 3, 5, 7, 10, 20, 41, 60, 99):
-        for (start, end), box in boxes(out, most):
+    for largest in (1, 3, 5, 7, 10, 20, 41, 60, 99):
+        for (start, end), box in boxes(out, largest):
             inside = numbers[tuple(slice(*part) for part in box)]
-            assert end - start <= max(most, 1)
+            assert end - start <= max(largest, 1)
             assert np.array_equal(inside.ravel(), np.arange(start, end))
 
 
@@ -202,17 +205,17 @@ def test_spans_are_the_taps_inside_the_input():
 def test_numpy_gives_the_same_bits_on_any_number_of_threads():
     rng = np.random.default_rng(0)
     x, w, b = (rng.standard_normal(s, dtype="float32") for s in ((6, 32, 40, 40), (32, 32, 3, 3), (32,)))
-    found = []
+    bits = []
     for threads in (1, 2, 3):
-        # The limit is of BLAS, which is where the number of threads is read from.
+        # This limits BLAS, from which portconv reads the number of threads.
         with threadpool_limits(threads, user_api="blas"):
             out, cache = portconv.conv_forward(x, w, b, padding=1)
-            found.append([a.tobytes() for a in (out, *portconv.conv_backward(out, cache))])
-    # One thread leaves BLAS as it is: the same products, since one thread is all it has here.
-    assert found[0] == found[1] == found[2]
+            bits.append([a.tobytes() for a in (out, *portconv.conv_backward(out, cache))])
+    # With one thread, BLAS keeps its setting, which is one thread here, too. So the products are the same.
+    assert bits[0] == bits[1] == bits[2]
 
 
-def test_blas_threads_are_left_as_found(monkeypatch):
+def test_blas_threads_are_restored(monkeypatch):
     def threads():
         return [lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"]
 
@@ -221,17 +224,17 @@ def test_blas_threads_are_left_as_found(monkeypatch):
     portconv.conv(x, w)
     assert threads() == before
     backend = backends.get("numpy")
-    seen = []
+    during_the_call = []
 
     def fails(*arguments):
-        seen.append(threads())
+        during_the_call.append(threads())
         raise ArithmeticError("as planned")
 
     monkeypatch.setattr(backend, "product", fails)
     with pytest.raises(ArithmeticError, match="as planned"):
         portconv.conv(x, w)
     assert threads() == before
-    assert seen[0] == [1] * len(before) or max(before) == 1
+    assert during_the_call[0] == [1] * len(before) or max(before) == 1
     with threadpool_limits(1, user_api="blas"):
         assert set(threads()) == {1}
 

@@ -1,4 +1,4 @@
-"""Products as loops over taps: what serves where each step of the others would be code to compile."""
+"""Test products as loops over taps, for libraries that compile every step of the other algorithms."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CASES = {
 
 @pytest.fixture
 def by_taps(target, monkeypatch):
-    """The library is one that compiles every step, and `gemm` and `depthwise` are too many steps for it."""
+    """Make the library one that compiles every step, and for which `gemm` and `depthwise` have too many steps."""
     monkeypatch.setattr(target.backend, "strided", False)
     monkeypatch.setattr(target.backend, "compiled_steps", 1)
     forget()
@@ -47,16 +47,16 @@ def test_whole_numbers_are_exact(target, monkeypatch, problem, algorithm, dtype)
         "groups": problem.groups,
         "algorithm": algorithm,
     }
-    # All others are seen to be dearer, but for `fft`, which is not exact, where that is cheap.
+    # All other algorithms cost more, except `fft` in some cases; but `fft` is not exact.
     monkeypatch.setattr(known()["fft"], "automatic", False)
     forget()
     assert portconv.explain(*map(target.array, (x, w)), **options).algorithm == "tap_loop"
     out, cache = portconv.conv_forward(*map(target.array, (x, w, b)), **options)
-    found = (out, *portconv.conv_backward(target.array(dout), cache))
+    results = (out, *portconv.conv_backward(target.array(dout), cache))
     truths = problem.all(x, w, b, dout)
     if dtype == "complex64":  # gradients are adjoints
         truths |= {"dx": problem.input_grad(dout, w.conj()), "dw": problem.weight_grad(dout, x.conj())}
-    for name, array in zip(truths, found, strict=True):
+    for name, array in zip(truths, results, strict=True):
         assert target.owns(array), name
         assert np.array_equal(target.numpy(array), truths[name]), name
 
@@ -64,12 +64,12 @@ def test_whole_numbers_are_exact(target, monkeypatch, problem, algorithm, dtype)
 @pytest.mark.parametrize("problem", CASES.values(), ids=CASES)
 def test_input_gradients_need_no_mirrored_filters(target, problem):
     _, w, _, dout = (np.rint(4 * a) for a in problem.operands("float64"))
-    w[0, 0] = np.inf  # which cells that no window reads must not see, and padding would make a nan of
-    own = geometry(problem.x, problem.w, problem.stride, problem.pads, problem.dilation, problem.groups)
+    w[0, 0] = np.inf  # cells that no window reads must not depend on it; times zero padding it would be nan
+    convolution = geometry(problem.x, problem.w, problem.stride, problem.pads, problem.dilation, problem.groups)
     with np.errstate(invalid="ignore"), target.backend.quiet():
-        found = known()["tap_loop"].input_grad(own, target.backend, None, target.array(dout), target.array(w))
+        grad = known()["tap_loop"].input_grad(convolution, target.backend, None, target.array(dout), target.array(w))
         truth = problem.input_grad(dout, w)
-    assert np.array_equal(target.numpy(found), truth, equal_nan=True)
+    assert np.array_equal(target.numpy(grad), truth, equal_nan=True)
 
 
 def test_it_serves_no_library_whose_steps_are_not_compiled():

@@ -1,4 +1,4 @@
-"""An algorithm is one class: one that is defined here is known everywhere, with no other edit."""
+"""Test that an algorithm is one class: the one that is defined here is known everywhere, with no other change."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KNOWN = portconv.algorithms()
 
 
 class Toy(Algorithm):
-    """A sum over taps of moved inputs, for stride 1 and real numbers: slow, and it says that it takes no time."""
+    """A sum over taps of shifted inputs, for stride 1 and real numbers. It is slow, but counts no work."""
 
     name = "toy"
 
@@ -36,8 +36,8 @@ class Toy(Algorithm):
         xp = backend.xp
         w = xp.reshape(w, (geometry.groups, geometry.group_out, geometry.group_in, geometry.taps))
         out = backend.zeros((geometry.batch, geometry.groups, geometry.group_out, geometry.positions), like=x)
-        for tap, moved in enumerate(self._moved(geometry, backend, x)):
-            out = out + xp.matmul(w[None, :, :, :, tap], moved)
+        for tap, cells_of_tap in enumerate(self._cells_of_taps(geometry, backend, x)):
+            out = out + xp.matmul(w[None, :, :, :, tap], cells_of_tap)
         out = xp.reshape(out, geometry.out_shape)
         return out if b is None else out + xp.reshape(b, (-1, *(1,) * geometry.dims))
 
@@ -45,13 +45,13 @@ class Toy(Algorithm):
         xp = backend.xp
         dout = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, geometry.positions))
         taps = [
-            xp.sum(xp.matmul(dout, xp.permute_dims(moved, (0, 1, 3, 2))), axis=0)
-            for moved in self._moved(geometry, backend, x)
+            xp.sum(xp.matmul(dout, xp.permute_dims(cells_of_tap, (0, 1, 3, 2))), axis=0)
+            for cells_of_tap in self._cells_of_taps(geometry, backend, x)
         ]
         return xp.reshape(xp.stack(taps, axis=-1), geometry.w_shape)
 
-    def _moved(self, geometry, backend, x):
-        """The cells that each tap reads: (N, G, C, P)."""
+    def _cells_of_taps(self, geometry, backend, x):
+        """Yield the cells that each tap reads: (N, G, C, P)."""
         sizes = [o + e - 1 for o, e in zip(geometry.out, geometry.extent, strict=True)]
         around = zip(geometry.before, geometry.size, sizes, strict=True)
         inside = [(max(0, lo), max(0, -lo), max(0, min(n, size - lo) - max(0, -lo))) for lo, n, size in around]
@@ -61,8 +61,8 @@ class Toy(Algorithm):
         shape = (geometry.batch, geometry.groups, geometry.group_in, geometry.positions)
         for tap in itertools.product(*map(range, geometry.kernel)):
             places = zip(tap, geometry.dilation, geometry.out, strict=True)
-            moved = padded[(..., *(slice(t * d, t * d + n) for t, d, n in places))]
-            yield backend.xp.reshape(moved, shape)
+            cells_of_tap = padded[(..., *(slice(t * d, t * d + n) for t, d, n in places))]
+            yield backend.xp.reshape(cells_of_tap, shape)
 
 
 TOY = known()["toy"]
@@ -94,9 +94,9 @@ def test_what_is_defined_is_known_and_what_is_withdrawn_is_not():
 def test_it_serves_all_three_products(target, algorithm):
     x, w, b, dout = (np.rint(4 * array).astype("float32") for array in PROBLEM.operands("float32"))
     arrays = [target.array(array) for array in (x, w, b)]
-    found = portconv.explain(*arrays[:2], algorithm=algorithm, **OPTIONS)
-    assert (found.algorithm, found.block) == ("toy", {"taps": 1})
-    assert [one.name for one in found.candidates if one.why_not is None] != []
+    explained = portconv.explain(*arrays[:2], algorithm=algorithm, **OPTIONS)
+    assert (explained.algorithm, explained.block) == ("toy", {"taps": 1})
+    assert [one.name for one in explained.candidates if one.why_not is None] != []
     out, cache = portconv.conv_forward(*arrays, algorithm=algorithm, **OPTIONS)
     results = (out, *portconv.conv_backward(target.array(dout), cache))
     # Sums of small whole numbers are exact.

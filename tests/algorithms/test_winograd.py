@@ -1,4 +1,4 @@
-"""Winograd's tiles: how they are cut, when they are chosen, and what happens where their sums overflow."""
+"""Test Winograd's tiles: how they are cut, when they are chosen, and what happens if their sums overflow."""
 
 from __future__ import annotations
 
@@ -26,52 +26,53 @@ SHAPES = {
     "volume": ((1, 16, 9, 40, 41), (16, 16, 3, 1, 3), 2, 1),
     "rows alone": ((2, 24, 50, 33), (24, 24, 1, 3), (0, 1), 1),
 }
-SERVED = [known()[name] for name in ("winograd", "fft", "depthwise", "gemm")]
+CANDIDATES = [known()[name] for name in ("winograd", "fft", "depthwise", "gemm")]
 FLOAT32 = Dtype(np.dtype("float32"), "float32", "real floating")
 RESNET = geometry((16, 64, 56, 56), (64, 64, 3, 3), 1, 1, 1, 1)
 
 
-def chosen(found, name, purpose="forward"):
-    """The algorithm that "auto" takes in float32, where the library need not be installed."""
+def chosen(convolution, name, kind="forward"):
+    """Return the algorithm that "auto" takes in float32; the library need not be installed."""
     backend = backends.find(name)
-    budget = budget_of(found, backend, 32, 32 << 20)
-    # Whether a library that need not be installed has Fourier transforms is no matter here.
+    budget = budget_of(convolution, backend, 32, 32 << 20)
+    # Objections are those on NumPy, because the library need not be installed.
     works = {
-        own.name: own.work(purpose, found, budget, backend)
-        for own in SERVED
-        if not own.objection(found, FLOAT32, backends.get("numpy"))
+        algorithm.name: algorithm.work(kind, convolution, budget, backend)
+        for algorithm in CANDIDATES
+        if not algorithm.objection(convolution, FLOAT32, backends.get("numpy"))
     }
     costs = backend.costs
-    spent = {own: sum(c * n for c, n in zip(costs, work[:4], strict=True)) for own, work in works.items()}
-    return min(spent, key=spent.get)
+    times = {algorithm: sum(c * n for c, n in zip(costs, work[:4], strict=True)) for algorithm, work in works.items()}
+    return min(times, key=times.get)
 
 
-def made(x_shape, w_shape, padding, groups):
+def unit_stride(x_shape, w_shape, padding, groups):
+    """Return the geometry of a convolution with stride 1 and dilation 1."""
     return geometry(x_shape, w_shape, 1, padding, 1, groups)
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize(("elements", "enough", "least"), [(1 << 19, 1024, 8), (1 << 26, 1 << 30, 1)])
-def test_blocks_cover_each_output_once_and_stay_bounded(shape, elements, enough, least):
-    found = made(*shape)
-    own, cut = tiling(found), cut_tiles(found, Budget(elements, enough, least, 1 << 62), elements)
-    seen = np.zeros((found.batch, found.groups, 1, *found.out), int)
-    blocks = [block for groups in cut.groups for block in own.blocks(cut.samples, groups, cut.tiles)]
+@pytest.mark.parametrize(("elements", "fast_columns", "least"), [(1 << 19, 1024, 8), (1 << 26, 1 << 30, 1)])
+def test_blocks_cover_each_output_once_and_stay_bounded(shape, elements, fast_columns, least):
+    convolution = unit_stride(*shape)
+    grid, cuts = tiling(convolution), cut_tiles(convolution, Budget(elements, fast_columns, least, 1 << 62), elements)
+    times_covered = np.zeros((convolution.batch, convolution.groups, 1, *convolution.out), int)
+    blocks = [block for groups in cuts.groups for block in grid.blocks(cuts.samples, groups, cuts.tiles)]
     for block in blocks:
-        part = np.zeros(seen[block.writes].shape, int)
+        part = np.zeros(times_covered[block.writes].shape, int)
         for output in block.shape.outputs:
             part[output.cells] += 1
         assert np.all(part == 1)
-        seen[block.writes] += 1
-        # Inputs and outputs of one place of the lead; the tiles too many come after those that are needed.
+        times_covered[block.writes] += 1
+        # This counts inputs and outputs at one place of the lead, without excess tiles.
         samples, groups, _ = block.tiles.counts
         needed = samples * math.prod(end - start for start, end in block.tiles.box)
         assert samples == block.shape.sizes[1]
-        assert needed == samples * math.prod(-(-n // step) for n, step in zip(part.shape[3:], own.steps, strict=True))
-        deep = own.inner * groups * (found.group_in + found.group_out)
+        assert needed == samples * math.prod(-(-n // step) for n, step in zip(part.shape[3:], grid.steps, strict=True))
+        deep = grid.inner * groups * (convolution.group_in + convolution.group_out)
         assert deep * needed <= max(elements, FEWEST_TILES * deep)
-    assert np.all(seen == 1)
-    assert len(blocks) >= min(least, found.batch)
+    assert np.all(times_covered == 1)
+    assert len(blocks) >= min(least, convolution.batch)
 
 
 @pytest.mark.parametrize(("x_shape", "w_shape", "padding", "groups"), SHAPES.values(), ids=SHAPES)
@@ -88,8 +89,8 @@ def test_blocks_agree_with_gemm_on_whole_numbers(target, x_shape, w_shape, paddi
     dout = (rng.integers(-2, 3, shape) * some).astype("float32")
     results = {}
     for algorithm in ("winograd", "gemm"):
-        given = [target.array(a) for a in (x, w, b)]
-        out, cache = portconv.conv_forward(*given, **options, algorithm=algorithm)
+        arrays = [target.array(a) for a in (x, w, b)]
+        out, cache = portconv.conv_forward(*arrays, **options, algorithm=algorithm)
         grads = portconv.conv_backward(target.array(dout), cache)
         results[algorithm] = [target.numpy(a) for a in (out, *grads)]
     for tiles, columns in zip(results["winograd"], results["gemm"], strict=True):
@@ -118,9 +119,9 @@ def test_what_is_not_finite_stays_where_windows_touch_it(target, bad):
         results = {}
         for algorithm in ("winograd", "gemm"):
             with np.errstate(invalid="ignore"):
-                given = [target.array(a) for a in operands]
-                out, cache = portconv.conv_forward(*given[:2], padding=1, algorithm=algorithm)
-                grads = portconv.conv_backward(given[2], cache)
+                arrays = [target.array(a) for a in operands]
+                out, cache = portconv.conv_forward(*arrays[:2], padding=1, algorithm=algorithm)
+                grads = portconv.conv_backward(arrays[2], cache)
             results[algorithm] = [target.numpy(a) for a in (out, *grads[:2])]
         touched = 0
         for tiles, columns in zip(results["winograd"], results["gemm"], strict=True):
@@ -143,7 +144,7 @@ def test_sums_that_overflow_in_tiles_alone_are_computed_again(target):
     assert np.array_equal(target.numpy(dw), np.full((1, 1, 3, 3), 3e38, "float32"))
 
 
-def test_numpy_says_nothing_of_what_it_computes_again():
+def test_numpy_does_not_warn_of_results_that_are_computed_again():
     x, w = np.full((1, 1, 6, 6), 3e38, "float32"), np.zeros((1, 1, 3, 3), "float32")
     with np.errstate(all="raise"):
         portconv.conv(x, w, algorithm="winograd")
@@ -156,8 +157,8 @@ def test_auto_takes_tiles_where_they_pay():
     weights = geometry((1, 512, 7, 7), (512, 512, 3, 3), 1, 1, 1, 1)
     small = geometry((1, 64, 14, 14), (64, 64, 3, 3), 1, 1, 1, 1)
     strided = geometry((16, 64, 56, 56), (64, 64, 3, 3), 2, 1, 1, 1)
-    for found in (few_channels, depthwise, weights, small, strided):
-        assert chosen(found, "numpy") != "winograd"
+    for convolution in (few_channels, depthwise, weights, small, strided):
+        assert chosen(convolution, "numpy") != "winograd"
     x, w = np.ones((16, 64, 56, 56), "float32"), np.ones((64, 64, 3, 3), "float32")
     _, cache = portconv.conv_forward(x, w, padding=1)
     assert [plan.algorithm for plan in plans_of(cache).values()] == ["winograd"] * 3
