@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
-
 from portconv.backends import Array, Backend, Costs
 
 

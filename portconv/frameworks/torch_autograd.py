@@ -18,13 +18,16 @@ NAMES = {Kind.FORWARD: "Conv", Kind.UNFOLD: "Unfold", Kind.FOLD: "Fold"}
 """The names of some nodes in the graph; the name of another is that of its kind, such as "ConvInputGrad"."""
 
 
-@torch.compiler.disable
-def node(operation: Operation, backend: Backend, *operands: Array) -> Array:
-    """Make an operation one node of the graph; torch.compile breaks its graph here and nowhere else."""
+def _node(operation: Operation, backend: Backend, *operands: Array) -> Array:
+    """Make an operation one node of the graph."""
     if operation.kind == Kind.ERROR_BOUND:  # it has no gradient
         with torch.no_grad():
             return _function(operation.kind).apply(backend, operation, *operands)
     return _function(operation.kind).apply(backend, operation, *operands)
+
+
+node: Any = torch.compiler.disable(_node)
+"""Makes an operation one node of the graph; where torch.compile traces the caller, it breaks its graph here alone."""
 
 
 @cache
