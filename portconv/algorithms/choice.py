@@ -66,16 +66,16 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True)
 class Explanation:
-    """Which algorithm a call takes, and what that means.
+    """Which algorithm a call takes, with its blocks, its memory, and the other algorithms.
 
     Attributes
     ----------
     algorithm : str
         Its name.
     block : dict of str to int
-        What it works on at a time: samples, groups, positions and the like.
+        The size of the blocks that it works on: samples, groups, positions and others.
     workspace_bytes : int
-        The most memory that the call takes for each of its threads, beside the result.
+        The most bytes of memory that the call takes for each of its threads, in addition to the result.
     candidates : tuple of Candidate
         Every algorithm, in the order of `algorithms()`.
     """
@@ -87,15 +87,15 @@ class Explanation:
 
 
 class Candidate(NamedTuple):
-    """An algorithm, and why it was taken or not.
+    """An algorithm, with its expected time or the reason why a call cannot take it.
 
     Attributes
     ----------
     name : str
     cost : float or None
-        The time it is expected to take, over that of the one that was taken; None where it cannot serve.
+        Its expected time, divided by that of the algorithm that is taken; None if it does not support the call.
     why_not : str or None
-        Why it cannot serve, or is not considered.
+        Why it does not support the call or is not considered; None if it is considered.
     """
 
     name: str

@@ -103,7 +103,7 @@ class Depthwise(Algorithm):
         xp = backend.xp
         planes: Planes = self.plan(Kind.INPUT_GRAD, geometry, budget)[0]
         values = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, *geometry.out))
-        parts = [(xp.permute_dims(planes.filters(backend, w, row), (0, 1, 3, 2)), row) for row in planes.single]
+        parts = [(xp.permute_dims(planes.filters(backend, w, row), (0, 1, 3, 2)), row) for row in planes.tap_ranges]
 
         def compute(stack: tuple[Task, ...], target: Array, workspace: Workspace) -> Array:
             groups = slice(*stack[0].block.groups)
@@ -118,7 +118,7 @@ class Depthwise(Algorithm):
                     product = workspace("product", (lines.sums[0], lines.sums[1], filters.shape[2], lines.length))
                     product = backend.product(filters[groups, ...], grads, product)
                     add_or_write = backend.add if len(parts) > 1 else backend.write
-                    strips = add_or_write(strips, (ALL, planes.which(lines, row), ALL, slice(lines.length)), product)
+                    strips = add_or_write(strips, (ALL, planes.lines_of(lines, row), ALL, slice(lines.length)), product)
                 cells = xp.reshape(no_strips(planes.phases, backend, task.reads, workspace), lines.planes)
                 for of_strips, of_planes in task.copies:
                     cells = backend.add(cells, of_planes, strips[of_strips])
@@ -195,7 +195,7 @@ def _strips(backend: Backend, planes: Planes, cells: Array, task: Task, workspac
         lane, _, inner, *_ = task.copies[0][1]
         return read[lane, :, inner, :, None, :]
     strips = workspace("strips of taps", lines.strips)
-    if backend.strided and planes.evenly and not (planes.phases.pointwise and task.block.counts[0] == 1):
+    if backend.strided and planes.one_phase and not (planes.phases.pointwise and task.block.counts[0] == 1):
         # This copies all in one call: threads that make many short calls wait for one another.
         shape, *windows = lines.shifted
         backend.write(backend.xp.reshape(strips, shape), lines.places, backend.view(read, *windows))
@@ -209,4 +209,4 @@ def _cells_of_taps(backend: Backend, planes: Planes, strips: Array, lines: Lines
     """Return the cells that these taps of the first dimension read from the strips: (g, h, t, l)."""
     if planes.rows and taps[1] - taps[0] > 1:
         return backend.view(strips, *lines.windows)
-    return strips[:, planes.which(lines, taps), :, slice(lines.length)]
+    return strips[:, planes.lines_of(lines, taps), :, slice(lines.length)]

@@ -40,11 +40,11 @@ def count_work(kind: str, geometry: Geometry, plan: Planes, workspace: int) -> W
     elements += 2 * whole * geometry.taps if scattered and plan.rows else 0
     elements += copied(whole * filters, geometry.out[-1])
     operations = narrow(2 * whole * filters * geometry.taps, 1 if scattered else filters)
-    products = len(plan.single) if scattered else 1
+    products = len(plan.tap_ranges) if scattered else 1
     # Each product of a stack is started separately.
     starts = START * groups * lines.sums[1] * products
-    moved = 1 if plan.evenly and not scattered else plan.taps
-    calls = 2 * plan.phases.taps + moved + 2 * products + (7 if kind == "forward" else 12) + starts
+    copies = 1 if plan.one_phase and not scattered else plan.taps
+    calls = 2 * plan.phases.taps + copies + 2 * products + (7 if kind == "forward" else 12) + starts
     shape = {"samples": samples, "groups": groups, "rows": block.rows}
     # A block copies the lines of each tap, and multiplies each tap of the first dimension separately.
     steps = count * (plan.taps + geometry.kernel[0])
@@ -64,7 +64,7 @@ def count_workspace(kind: str, geometry: Geometry, plan: Planes) -> int:
         strips = 0
     # A second array holds the product if the array library multiplies the first dimension's taps one by one.
     if kind == "forward":
-        return planes + strips + filters * whole * (2 if len(plan.single) > 1 else 1)
+        return planes + strips + filters * whole * (2 if len(plan.tap_ranges) > 1 else 1)
     grads = 0 if plan.places.pointwise and samples == 1 else filters * whole
     if kind == "input_grad":
         return planes + strips + whole * plan.taps + grads
@@ -75,18 +75,20 @@ def count_workspace(kind: str, geometry: Geometry, plan: Planes) -> int:
 def cut_planes(kind: str, geometry: Geometry, budget: Budget, elements: int) -> Planes:
     """Cut a product so that the arrays of a block hold about `elements` elements, and so that all threads have work."""
     least = budget.least_blocks
-    bare = Planes(geometry, False, (), (), 1, 1)
-    across, filters = math.prod(bare.across), geometry.group_out
-    wide = min(geometry.batch, -(-WIDE // across))
+    uncut = Planes(geometry, False, (), (), 1, 1)
+    across, filters = math.prod(uncut.across), geometry.group_out
+    long_enough = min(geometry.batch, -(-WIDE // across))
     # If rows are lines, the taps of the first dimension, if not dilated, read neighbouring lines and need no copies.
-    saved = wide * across * (geometry.taps - geometry.other_taps)
-    planes = replace(bare, rows=geometry.dims > 1 and geometry.dilation[0] == 1 and saved >= FEWER_COPIES)
+    saved = long_enough * across * (geometry.taps - geometry.other_taps)
+    planes = replace(uncut, rows=geometry.dims > 1 and geometry.dilation[0] == 1 and saved >= FEWER_COPIES)
     of_taps = {"forward": planes.taps + 2 * filters, "input_grad": 2 * planes.taps + filters}
     places = max(1, elements // (planes.phases.taps + of_taps.get(kind, planes.taps + filters)))
     plane = planes.reach(geometry.out[0]) * across
     if not planes.rows:
-        wide = -(-LONG // plane)
-    samples = max(1, min(geometry.batch, wide, places // (planes.reach(min(geometry.out[0], FEW_ROWS)) * across)))
+        long_enough = -(-LONG // plane)
+    samples = max(
+        1, min(geometry.batch, long_enough, places // (planes.reach(min(geometry.out[0], FEW_ROWS)) * across))
+    )
     height = geometry.out[0]
     if plane * samples > places:
         affordable, reach = places // (samples * across), planes.reach(1)
@@ -97,7 +99,7 @@ def cut_planes(kind: str, geometry: Geometry, budget: Budget, elements: int) -> 
     cut_groups = cut(geometry.groups, groups, -(-least // max(1, shares if kind != "weight_grad" else 1)))
     cut_samples = cut(geometry.batch, samples, -(-least // (len(cut_groups) * rows)))
     if kind == "forward":
-        short = -(-least // max(1, len(cut_groups) * len(cut_samples)))
-        height = min(height, max(-(-LONG // across), -(-geometry.out[0] // short)))
+        blocks_of_rows = -(-least // max(1, len(cut_groups) * len(cut_samples)))
+        height = min(height, max(-(-LONG // across), -(-geometry.out[0] // blocks_of_rows)))
     sums = max(1, min(len(cut_samples), -(-least // len(cut_groups))))
     return replace(planes, samples=cut_samples, groups=cut_groups, height=height, sums=sums)

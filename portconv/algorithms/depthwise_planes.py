@@ -145,18 +145,18 @@ class Planes:
         return self.geometry.other_taps if self.rows else self.geometry.taps
 
     @property
-    def evenly(self) -> bool:
+    def one_phase(self) -> bool:
         """Whether all taps read one phase, so that all neighbouring taps of a dimension have one distance."""
         return self.phases.taps == 1
 
     @cached_property
-    def single(self) -> tuple[Range, ...]:
+    def tap_ranges(self) -> tuple[Range, ...]:
         """The ranges of the first dimension's taps that one product takes: one tap each if rows are lines, else all."""
         return pieces(self.geometry.kernel[0], 1) if self.rows else ((0, self.geometry.kernel[0]),)
 
     def parts(self, backend: Backend) -> tuple[Range, ...]:
         """Return the ranges of the first dimension's taps that one product takes: all taps if windows may be views."""
-        return ((0, self.geometry.kernel[0]),) if backend.strided else self.single
+        return ((0, self.geometry.kernel[0]),) if backend.strided else self.tap_ranges
 
     def kernel(self, taps: Range) -> tuple[int, ...]:
         """Return the sizes of a kernel that has only these taps of the first dimension."""
@@ -168,7 +168,7 @@ class Planes:
         shape = (self.geometry.groups, 1, self.geometry.group_out, math.prod(self.kernel(taps)))
         return backend.xp.reshape(w[:, :, slice(*taps), ...], shape)
 
-    def which(self, lines: Lines, taps: Range) -> slice:
+    def lines_of(self, lines: Lines, taps: Range) -> slice:
         """Return the lines that one tap of the first dimension reads."""
         stride = self.geometry.stride[0]
         return slice(taps[0], taps[0] + (lines.sums[1] - 1) * stride + 1, stride) if self.rows else ALL
@@ -221,13 +221,13 @@ class Planes:
         across, read, filters = n * math.prod(self.across), self.reach(rows), self.geometry.group_out
         count, line, of_strips = (rows, across, read) if self.rows else (1, rows * across, 1)
         length = line - sum(q * self._step(dim, 1) for dim, q in enumerate(self.last_shift) if dim)
-        wide = read * across // of_strips
+        line_length = read * across // of_strips
         # A large stride may overflow an array's steps; with a single line it has no effect.
         down = self.geometry.stride[0] if count > 1 else 1
         first = 1 if self.rows else 0
         kernel = self.geometry.kernel[first:]
         tap_steps = [self._shift(dim, min(1, k - 1), n) for dim, k in enumerate(kernel, start=first)]
-        steps = (of_strips * self.taps * wide, down * self.taps * wide, wide, 1)
+        steps = (of_strips * self.taps * line_length, down * self.taps * line_length, line_length, 1)
         return Lines(
             length,
             (..., slice(length)),
@@ -235,12 +235,12 @@ class Planes:
             (groups, count, filters, length),
             (groups, filters, rows, n, *self.across),
             (..., *(slice(size) for size in self.geometry.out[1:])),
-            (self.phases.kernel[0], groups, self.phases.other_taps, of_strips, wide),
-            (groups, of_strips, self.taps, wide),
+            (self.phases.kernel[0], groups, self.phases.other_taps, of_strips, line_length),
+            (groups, of_strips, self.taps, line_length),
             (
-                (groups, of_strips, *kernel, wide),
+                (groups, of_strips, *kernel, line_length),
                 (groups, of_strips, *kernel, length),
-                (of_strips * wide, wide, *tap_steps, 1),
+                (of_strips * line_length, line_length, *tap_steps, 1),
             ),
             ((groups, count, self.geometry.taps, length), steps),
         )

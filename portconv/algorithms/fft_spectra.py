@@ -104,7 +104,7 @@ class Spectra:
         backend, tiling = self.backend, self.tiling
 
         def compute(part: tuple[Range, Range], target: Array, workspace: Workspace) -> Array:
-            # The transforms keep the 2-norm, which makes the product of two spectra too small by this factor.
+            # The transforms keep the 2-norm, so a product of two spectra would be too small by this factor.
             array = w[slice(*part[0]), slice(*part[1]), ...] * math.sqrt(tiling.points)
             dims = len(tiling.sides)
             for dim in reversed(range(dims)):

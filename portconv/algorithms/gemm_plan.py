@@ -182,8 +182,8 @@ def count_workspace(kind: str, geometry: Geometry, plan: Plan) -> int:
     samples, groups, channels = block.counts
     rest, outputs, together = geometry.other_taps, groups * geometry.group_out * block.length, plan.taps_together
     columns = groups * channels * together * rest * block.length if together > 1 or kind == "input_grad" else 0
-    bare = geometry.pointwise and samples == 1
-    strips = 0 if bare and kind != "input_grad" else strips_of(geometry, block.box).elements(block)
+    uncopied = geometry.pointwise and samples == 1
+    strips = 0 if uncopied and kind != "input_grad" else strips_of(geometry, block.box).elements(block)
     if plan.small:
         strips = max(strips, samples * groups * channels * math.prod(geometry.padded))
         columns = groups * channels * geometry.taps * block.length
@@ -210,24 +210,24 @@ def cut_blocks(kind: str, geometry: Geometry, budget: Budget, elements: int) -> 
     least = least_blocks(budget)
     together = _taps_together(kind, geometry, budget, least)
     rows = max(1, elements // max(1, min(budget.fast_columns, geometry.batch * geometry.positions)))
-    deep = geometry.other_taps * together
-    groups = pieces(geometry.groups, rows // (geometry.group_in * deep))
-    channels = geometry.group_in if kind == "forward" else max(1, min(geometry.group_in, rows // deep))
+    taps_in_product = geometry.other_taps * together
+    groups = pieces(geometry.groups, rows // (geometry.group_in * taps_in_product))
+    channels = geometry.group_in if kind == "forward" else max(1, min(geometry.group_in, rows // taps_in_product))
     positions, samples = _block_sizes(kind, geometry, budget, elements, (longest(groups), channels, together))
     taps = pieces(geometry.kernel[0], together)
     # If there are fewer blocks than threads need, cut the samples finer, and then the positions or channels.
     stacks = len(groups) * len(pieces(geometry.group_in, channels))
-    wanted = -(-least // stacks)
-    cut_samples = cut(geometry.batch, samples, wanted)
+    blocks_of_samples = -(-least // stacks)
+    cut_samples = cut(geometry.batch, samples, blocks_of_samples)
     if kind == "forward":
-        short = -(-least // max(1, len(groups) * len(cut_samples)))
-        positions = min(positions, max(_fewest_columns(elements), -(-geometry.positions // short)))
+        blocks_of_positions = -(-least // max(1, len(groups) * len(cut_samples)))
+        positions = min(positions, max(_fewest_columns(elements), -(-geometry.positions // blocks_of_positions)))
         return _with_small(geometry, Plan(geometry.out, cut_samples, groups, ((0, channels),), taps, positions))
     sums = len(cut_samples)
     if kind == "weight_grad":
         # Partial sums take memory: at most as much as four blocks.
         weights = geometry.out_channels * geometry.group_in * geometry.taps
-        sums = max(1, min(sums, wanted, 4 * elements // weights))
+        sums = max(1, min(sums, blocks_of_samples, 4 * elements // weights))
     cut_channels = cut(geometry.group_in, channels, -(-least // max(1, len(groups) * sums)))
     plan = Plan(geometry.out, cut_samples, groups, cut_channels, taps, positions, sums)
     return plan if kind == "input_grad" else _with_small(geometry, plan)
@@ -244,10 +244,10 @@ def _taps_together(kind: str, geometry: Geometry, budget: Budget, least: int) ->
     It takes all of them if there is little memory, so that filters need no copy. If sums must be short, it takes fewer,
     and their products are added up afterwards.
     """
-    short, taps = budget.summed_positions, geometry.kernel[0]
+    summed, taps = budget.summed_positions, geometry.kernel[0]
     if 4 * geometry.weights > budget.workspace_elements:
         return taps
-    if not short and geometry.batch * geometry.positions < REUSE * geometry.group_out:
+    if not summed and geometry.batch * geometry.positions < REUSE * geometry.group_out:
         return taps
     # If there are few samples, gradients cut the channels too, so that a block has fewer channels.
     cuts = 1 if kind == "forward" else -(-least // max(1, geometry.batch))
@@ -259,7 +259,7 @@ def _block_sizes(
 ) -> tuple[int, int]:
     """Return the maximum numbers of positions and samples in a block; `rows` are its groups, channels and taps."""
     groups, channels, together = rows
-    enough = budget.fast_columns
+    fast_columns = budget.fast_columns
     if is_positionwise(geometry):
         positions, columns = geometry.positions, elements // channels
     else:
@@ -272,13 +272,13 @@ def _block_sizes(
         strips = height // together * min(across, max(1, positions)) * lines
         positions = columns = max(_fewest_columns(elements), min(positions, positions * 4 * elements // strips))
     if budget.summed_positions and kind == "weight_grad":
-        short = budget.summed_positions
-        positions, columns, enough = min(positions, short), min(columns, short), min(enough, short)
+        summed = budget.summed_positions
+        positions, columns, fast_columns = min(positions, summed), min(columns, summed), min(fast_columns, summed)
     if is_positionwise(geometry) and kind != "weight_grad":
         return positions, geometry.batch
-    if 2 * geometry.positions <= enough:
+    if 2 * geometry.positions <= fast_columns:
         # Blocks of several samples are copied in short rows, and are faster if they are larger.
-        return positions, min(columns // geometry.positions, -(-2 * enough // geometry.positions))
+        return positions, min(columns // geometry.positions, -(-2 * fast_columns // geometry.positions))
     return positions, 1  # because blocks of several samples are copied once more
 
 
@@ -289,6 +289,6 @@ def _with_small(geometry: Geometry, plan: Plan) -> Plan:
     if not whole or geometry.kernel[0] == 1 or len(plan.taps) > 1 or not can_be_viewed(geometry):
         return plan
     strips = strips_of(geometry, block.box)
-    # Strips save the rows that taps of the first dimension share; one copy of all windows makes rows of results longer.
+    # Strips copy fewer rows, because taps of the first dimension share them; but they make rows of results shorter.
     shared = geometry.kernel[0] - strips.lanes * strips.sizes[0] / geometry.out[0]
     return replace(plan, small=geometry.group_in * geometry.other_taps * shared < geometry.group_out)

@@ -42,11 +42,11 @@ from .winograd_magnitudes import of_outputs, of_weights, tile_counts
 from .winograd_tiles import Cuts, Tiles, count_work, count_workspace, cut_tiles, tiling
 from .winograd_transforms import (
     Halves,
+    at_lead,
     filters_at_places,
-    folded,
     input_row,
-    led_by,
     output_row,
+    outputs_of_places,
     split,
     spread,
     weights_of_places,
@@ -110,7 +110,7 @@ class Winograd(Algorithm):
             sums = workspace("sums", (2, *shape))
             # Of the lead, place 0 adds to the first output, 3 to the second, 1 to both, 2 to both with opposite signs.
             for lead in (0, 3, 1, 2):
-                inputs = led_by(backend, input_row, along_lead, lead, shape[-1], workspace)
+                inputs = at_lead(backend, input_row, along_lead, lead, shape[-1], workspace)
                 matrices = filters[lead, :, block.writes[1], :, :]
                 if lead in (0, 3):
                     sums = backend.write_product(sums, (lead // 3, ...), matrices, inputs)
@@ -121,7 +121,7 @@ class Winograd(Algorithm):
                 else:
                     sums = backend.add(sums, (0, ...), products)
                     sums = backend.elementwise("subtract", sums, (1, ...), sums[1, ...], products)
-            sums = folded(backend, sums, len(grid.dims), workspace)
+            sums = outputs_of_places(backend, sums, len(grid.dims), workspace)
             for output in outputs:
                 part = xp.reshape(sums[(*output.place, ...)], (*shape[1:3], *sizes))
                 part = xp.permute_dims(part, (3, 0, 1, 2, *range(4, part.ndim)))
@@ -160,8 +160,8 @@ class Winograd(Algorithm):
                 grads = split(halves_of_dout, backend, part, reads, of_dout)
                 of_output = Halves(*spread(backend, output_row, grads, (0,) * len(ahead), of_dout), 0)
                 for lead in range(4):
-                    inputs = led_by(backend, input_row, of_input, lead, length, workspace)
-                    outputs = led_by(backend, output_row, of_output, lead, length, of_dout)
+                    inputs = at_lead(backend, input_row, of_input, lead, length, workspace)
+                    outputs = at_lead(backend, output_row, of_output, lead, length, of_dout)
                     products = workspace("products", (*outputs.shape[:3], geometry.group_in))
                     products = backend.product(outputs, xp.permute_dims(inputs, (0, 1, 3, 2)), products)
                     write_or_add = backend.write if block is blocks[0] else backend.add

@@ -131,7 +131,7 @@ class Tiling:
         return replace(block.tiles, box=_longer(block.tiles.box, self.dims))
 
     def reads_of_dout(self, block: Tiles) -> tuple[Geometry, Block]:
-        """Return the same for the outputs' gradient, where only excess tiles are added, and hold only padding."""
+        """Return the same for the outputs' gradient: the box is longer by excess tiles only, which hold padding."""
         none, ends = (0,) * self.geometry.dims, tuple(cells.stop for cells in block.writes[3:])
         box = _longer(block.tiles.box, self.excess)
         tiles = replace(block.tiles, channels=(0, self.geometry.group_out), box=box)
@@ -190,18 +190,18 @@ def cut_tiles(geometry: Geometry, budget: Budget, elements: int) -> Cuts:
     A block has no more columns than `budget.fast_columns`, because more make no product faster. There are at least as
     many blocks as the budget says, if the sizes allow it.
     """
-    grid, enough, least = tiling(geometry), budget.fast_columns, budget.least_blocks
+    grid, fast_columns, least = tiling(geometry), budget.fast_columns, budget.least_blocks
     total = math.prod(grid.counts)
-    deep = grid.inner * (geometry.group_in + geometry.group_out)
-    groups = pieces(geometry.groups, elements // (deep * min(enough, geometry.batch * total)))
+    tile_elements = grid.inner * (geometry.group_in + geometry.group_out)
+    groups = pieces(geometry.groups, elements // (tile_elements * min(fast_columns, geometry.batch * total)))
     fewest = max(1, min(FEWEST_TILES, elements >> 10))
-    tiles = max(fewest, elements // (deep * longest(groups)))
-    wanted = -(-least // len(groups))
-    samples = cut(geometry.batch, min(tiles // total, -(-enough // total)), wanted)
-    tiles = min(tiles, max(fewest, -(-total // -(-wanted // len(samples)))))
+    tiles = max(fewest, elements // (tile_elements * longest(groups)))
+    blocks_of_samples = -(-least // len(groups))
+    samples = cut(geometry.batch, min(tiles // total, -(-fast_columns // total)), blocks_of_samples)
+    tiles = min(tiles, max(fewest, -(-total // -(-blocks_of_samples // len(samples)))))
     # Partial sums take memory: at most as much as four blocks.
     weights = 4 * grid.inner * geometry.out_channels * geometry.group_in
-    return Cuts(samples, groups, tiles, max(1, min(len(samples), wanted, 4 * elements // weights)))
+    return Cuts(samples, groups, tiles, max(1, min(len(samples), blocks_of_samples, 4 * elements // weights)))
 
 
 def count_work(kind: str, geometry: Geometry, plan: Cuts, workspace: int) -> Work:
@@ -230,16 +230,18 @@ def count_workspace(kind: str, geometry: Geometry, plan: Cuts) -> int:
     reached = samples * math.prod(end + (dim in grid.dims) for dim, (_, end) in enumerate(box))
     dims = len(grid.dims)
     # At first there are halves along all dimensions; each step has places along one more dimension.
-    spread = [2 << (2 * axis + dims - 1 - axis) for axis in range(1, dims)]
+    places = [2 << (2 * axis + dims - 1 - axis) for axis in range(1, dims)]
     inputs, outputs = groups * geometry.group_in, groups * geometry.group_out
     weights: int = 4 * grid.inner * geometry.weights // geometry.taps
     if kind == "forward":
         products = grid.inner * outputs * tiles
         strips = max((1 << dims) * inputs * reached, products)
-        folded = max(grid.inner * inputs * tiles, products)
-        finite = (1 << dims) * outputs * tiles // 4 + 1
-        return strips + sum(spread) * inputs * reached + products + folded + 2 * products + weights + finite
-    of_both = ((1 << dims) + sum(spread)) * reached + grid.inner * tiles
+        outputs_of_places = max(grid.inner * inputs * tiles, products)
+        booleans = (1 << dims) * outputs * tiles // 4 + 1
+        return (
+            strips + sum(places) * inputs * reached + products + outputs_of_places + 2 * products + weights + booleans
+        )
+    of_both = ((1 << dims) + sum(places)) * reached + grid.inner * tiles
     parts = plan.sums * weights
     products = grid.inner * geometry.group_in * outputs
     # `parts` are the partial sums, and `weights` is their total.

@@ -55,7 +55,7 @@ def spread(
     return halves[0, ...], halves[1, ...]
 
 
-def led_by(backend: Backend, row: Row, halves: Halves, lead: int, length: int, workspace: Workspace) -> Array:
+def at_lead(backend: Backend, row: Row, halves: Halves, lead: int, length: int, workspace: Workspace) -> Array:
     """Transform halves to one place of the lead: (4 * ... * 4, g, c, tiles), with `length` tiles."""
     at_place = workspace("led", (*halves.even.shape[:-1], length))
     at_place = row(backend, at_place, (), halves, lead)
@@ -86,7 +86,7 @@ def output_row(backend: Backend, target: Array, index: Index, halves: Halves, pl
     return backend.elementwise("add" if place == 1 else "subtract", target, into, even, odd)
 
 
-def folded(backend: Backend, sums: Array, dims: int, workspace: Workspace) -> Array:
+def outputs_of_places(backend: Backend, sums: Array, dims: int, workspace: Workspace) -> Array:
     """Multiply by A^T along all dimensions but the lead: (2, 2, ..., 2, g, f, tiles)."""
     sums = backend.xp.reshape(sums, (2, *(4,) * (dims - 1), *sums.shape[2:]))
     for axis in range(1, dims):

@@ -337,7 +337,7 @@ def test_tiles_are_as_small_as_a_limit_makes_them():
         explained = portconv.explain(x, w, algorithm="fft")
         assert explained.workspace_bytes <= 8000
         assert explained.block["points"] <= 75
-        # Outputs are sums of 18 ones. Of each of 2 channels, the error is at most 3 * 12 (log2 128 + 1) units, 2**-24,
+        # Outputs are sums of 18 ones. In each of 2 channels the error is at most 3 * 12 (log2 128 + 1) units of 2**-24,
         # times the 2-norm of the input's 75 cells, times the 1-norm of the filter, 9 (see docs/accuracy.md).
         out = portconv.conv(x, w, algorithm="fft")
         assert np.allclose(out, 18, rtol=0, atol=2 * 3 * 12 * 8 * 2.0**-24 * 9 * 9)

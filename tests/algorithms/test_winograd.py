@@ -98,7 +98,7 @@ def test_blocks_agree_with_gemm_on_whole_numbers(target, x_shape, w_shape, paddi
 
 
 def test_the_bound_of_a_sum_does_not_hold_and_that_of_tiles_does():
-    # A tap of 0 keeps the large cell out of the sum, but not out of B^T x, where it swallows the 3 beside it.
+    # A tap of 0 keeps the large cell out of the sum, but not out of B^T x, where adding it to the 3 rounds the 3 away.
     problem = Problem((1, 1, 4), (1, 1, 3), (1,), ((0, 0),), (1,))
     x, w = np.array([[[0.0, 2.0**30, 3.0, 1.0]]], "float32"), np.array([[[0.0, 0.0, 1.0]]], "float32")
     out = portconv.conv(x, w, algorithm="winograd")
