@@ -207,8 +207,8 @@ class Planes:
     def grads_at_places(self, backend: Backend, values: Array, task: Task, workspace: Workspace) -> Array:
         """Return the output's gradient at the places of a block, and zeros at skipped places: (g, h, f, l)."""
 
-        def of_dout(purpose: str, shape: tuple[int, ...], dtype: object = None) -> Array:
-            return workspace(f"{purpose} of dout", shape, dtype)
+        def of_dout(name: str, /, shape: tuple[int, ...], dtype: object = None) -> Array:
+            return workspace(f"{name} of dout", shape, dtype)
 
         block, (groups, lines, filters, line) = task.block, task.lines.sums
         places = replace(self._block(block, *block.box[0]), channels=(0, filters))

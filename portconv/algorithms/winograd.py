@@ -146,8 +146,8 @@ class Winograd(Algorithm):
         values = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, *geometry.out))
 
         def compute(blocks: tuple[Tiles, ...], target: Array, workspace: Workspace) -> Array:
-            def of_dout(purpose: str, shape: tuple[int, ...], dtype: object = None) -> Array:
-                return workspace(f"{purpose} of dout", shape, dtype)
+            def of_dout(name: str, /, shape: tuple[int, ...], dtype: object = None) -> Array:
+                return workspace(f"{name} of dout", shape, dtype)
 
             for block in blocks:
                 sizes, ahead, _ = block.shape
