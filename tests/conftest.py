@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from portconv.backends import Backend
 
 from portconv import backends
+from portconv.backends import Backend
 
 _on_jax = itertools.count(1)
 

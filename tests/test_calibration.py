@@ -10,10 +10,10 @@ import warnings
 
 import numpy as np
 import pytest
-from portconv.backends import Costs
 
 import portconv
 from portconv import backends, calibration
+from portconv.backends import Costs
 from portconv.benchmark.costs import Timing, fit, regrets
 
 OWN = Costs(1.0, 2.0, 3.0, 4.0)

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
+
 from portconv.backends import Array, Backend, Costs
 
 
