@@ -375,4 +375,5 @@ def explain(
     """
     options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
     cache = call.convolution(x, w, b, options)
+    call.check_memory(cache.operation, cache.backend, x, ("x", x.shape))
     return plan.of(cache.operation, cache.backend, x, w).explain()

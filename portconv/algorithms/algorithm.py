@@ -110,7 +110,12 @@ class Algorithm:
         return f"<portconv algorithm {self.name!r}>"
 
     def objection(self, geometry: Geometry, dtype: Dtype, backend: Backend) -> str | None:
-        """Return None if the algorithm supports this call; otherwise say what it does support."""
+        """Return None if the algorithm supports this call; otherwise say what it does support.
+
+        The words end a sentence: "serves ..." in `explain`, and "expected 'auto', or ..." in an error. `dtype.kind` is
+        "real floating", "complex floating" or "integral": what the algorithm computes in, after halves became float32.
+        Integers come as they are only where `slices_integers` is False, or where the library has no float64.
+        """
         return None
 
     def work(self, kind: str, geometry: Geometry, budget: Budget, backend: Backend) -> Work:
@@ -156,7 +161,7 @@ class Algorithm:
         return _planned(self, kind, geometry, budget)
 
     def cut(self, kind: str, geometry: Geometry, budget: Budget, elements: int) -> Any:
-        """Cut a product into blocks of at most `elements` elements; `plan` tries smaller and smaller blocks."""
+        """Cut a product into blocks of at most `elements` elements; `plan` calls it, with fewer and fewer."""
         raise NotImplementedError
 
     def workspace_elements(self, kind: str, geometry: Geometry, plan: Any) -> int:

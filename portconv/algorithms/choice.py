@@ -237,7 +237,11 @@ def consider(problem: Problem, budget: Budget) -> tuple[Weighed, ...]:
 def weigh(algorithm: Algorithm, problem: Problem, budget: Budget, step: int = 1) -> Weighed:
     """Estimate the time of a product by an algorithm; for a library that compiles, each step counts `step` times."""
     kind, geometry, dtype, backend = problem
-    why_not = algorithm.objection(geometry, dtype, backend)
+    if dtype.kind == SLICED:  # slices are whole numbers in float64, whose plain sums are exact
+        why_not = algorithm.objection(geometry, dtype._replace(kind="real floating"), backend)
+        why_not = why_not if algorithm.plain_sums else "a precision other than 'reproducible'"
+    else:
+        why_not = algorithm.objection(geometry, dtype, backend)
     if why_not is not None:
         return Weighed(algorithm, math.inf, None, why_not)
     if 0 in geometry.x_shape and (kind == Kind.INPUT_GRAD or not geometry.batch):  # there is no work to plan
@@ -279,7 +283,7 @@ def explanation(choice: Choice, more: int) -> Explanation:
             verb = "serves" if weighed[name].work is None else "needs"
             candidates.append(Candidate(name, None, f"{verb} {weighed[name].why_not}"))
         else:
-            candidates.append(Candidate(name, weighed[name].cost / cost if cost else None, None))
+            candidates.append(Candidate(name, weighed[name].cost / cost if cost and cost < math.inf else None, None))
     workspace = choice.work.workspace_elements * choice.problem.bits // 8 + more
     return Explanation(taken, dict(choice.work.block), workspace, tuple(candidates))
 

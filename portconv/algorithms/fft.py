@@ -29,7 +29,7 @@ from ..spec.dtypes import Dtype
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind
 from ..spec.ranges import ALL, Range, edges
-from .algorithm import SLICED, Algorithm, PlainProduct
+from .algorithm import Algorithm, PlainProduct
 from .budget import Budget, Work
 from .fft_spectra import Spectra
 from .fft_tiles import Tile, Tiling, count_work, count_workspace, cut_tiles
@@ -52,8 +52,6 @@ class Fft(Algorithm):
 
     def objection(self, geometry: Geometry, dtype: Dtype, backend: Backend) -> str | None:
         """Support stride 1 and floating point; spectra would round integers."""
-        if dtype.kind == SLICED:
-            return "a precision other than 'reproducible'"
         if dtype.kind == "integral":
             return "floating point"
         if not hasattr(backend.xp, "fft"):

@@ -35,7 +35,7 @@ from ..spec.dtypes import Dtype
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind
 from ..spec.ranges import ALL, pieces
-from .algorithm import SLICED, Algorithm, PlainProduct
+from .algorithm import Algorithm, PlainProduct
 from .budget import Budget, Work
 from .mirrored import mirrored
 from .winograd_magnitudes import of_outputs, of_weights, tile_counts
@@ -68,8 +68,6 @@ class Winograd(Algorithm):
 
         Integers are excluded because tiles halve them, and complex numbers because the error bound is for real numbers.
         """
-        if dtype.kind == SLICED:
-            return "a precision other than 'reproducible'"
         if dtype.kind != "real floating":
             return "real floating point"
         ones = (1,) * geometry.dims

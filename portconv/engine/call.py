@@ -126,6 +126,8 @@ def _checked(asked: Asked, x_shape: Shape, w_shape: Shape, options: Options) -> 
     else:
         geometry, unbatched = checked_geometry.convolution(x_shape, w_shape, options, asked.names)
     arguments.option("algorithm", options.algorithm, ("auto", *algorithms()))
+    # `conv_input_grad` and `conv_weight_grad` are adjoints: of complex numbers, they conjugate their second operand.
+    conjugates = not asked.transposed and asked.kind != Kind.FORWARD and KINDS[asked.dtype] == "complex floating"
     return Operation(
         asked.kind,
         geometry,
@@ -135,8 +137,7 @@ def _checked(asked: Asked, x_shape: Shape, w_shape: Shape, options: Options) -> 
         options.algorithm,
         unbatched,
         Role.X if asked.transposed else Role.OUT,
-        # The adjoint in one operand conjugates the other; see `gradients` for those of a forward call.
-        (False, KINDS[asked.dtype] == "complex floating" and asked.kind != Kind.FORWARD and not asked.transposed),
+        (False, conjugates),
     )
 
 

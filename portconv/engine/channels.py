@@ -10,7 +10,7 @@ from ..passes.layout import canonical
 from ..spec.dtypes import named
 from ..spec.operation import Operation, Role
 from .late import reproducible
-from .plan import held_precision, is_exact
+from .plan import held_precision, uses_slices
 
 
 def add_up(operation: Operation, backend: Backend, array: Array) -> Array:
@@ -18,7 +18,7 @@ def add_up(operation: Operation, backend: Backend, array: Array) -> Array:
     dtype, xp = named(backend, operation.dtype), backend.xp
     with backend.during_call(array, held_precision(operation)):
         cells = canonical(operation, backend, Role.OUT, array)
-        if is_exact(operation):
+        if uses_slices(operation):
             with backend.quiet():
                 return reproducible("bias_grad").channel_sum(operation, backend, cells)
         wide = summable(backend, dtype)

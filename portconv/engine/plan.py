@@ -42,8 +42,8 @@ class Plan(NamedTuple):
         The bytes of workspace that an algorithm may take, a thread.
     limited : bool
         Whether the user has set a limit, which nothing may exceed.
-    exact : bool
-        Whether the product is made of slices, so that its bits are the same everywhere; integers need none.
+    in_slices : bool
+        Whether operands are cut into slices, so that the bits are the same everywhere; integers are exact without.
     precision : str
         The precision that the library is held to.
     parts : tuple of (Part, Choice)
@@ -57,7 +57,7 @@ class Plan(NamedTuple):
     copies: Copies
     workspace: int
     limited: bool
-    exact: bool
+    in_slices: bool
     precision: str
     parts: tuple[tuple[Part, Choice], ...] = ()
 
@@ -78,7 +78,7 @@ class Plan(NamedTuple):
 
     def asked(self, geometry: Geometry) -> tuple[Geometry, Dtype]:
         """Return the convolution that an algorithm computes for a part, and the dtype that it computes in."""
-        if not self.exact:
+        if not self.in_slices:
             return geometry.extended, self.arithmetic.computed_in(self.backend)
         kind, dtype = self.operation.kind, self.operation.dtype
         slicing = reproducible("slicing")
@@ -103,7 +103,7 @@ class Plan(NamedTuple):
         part, choice = self.largest
         copies = _copies(changed(self.operation, geometry=part.geometry), self.backend, self.arithmetic, self.dtypes)
         size = copies.bytes(part.geometry, cut=len(self.parts) > 1)
-        if self.exact:
+        if self.in_slices:
             size += limits.reproducible_block_bytes(self.backend.block_bytes, limits.workspace())
         return explanation(choice, size)
 
@@ -124,8 +124,8 @@ def of_dtypes(operation: Operation, backend: Backend, dtypes: tuple[Any, Any], l
     return _planned(operation, backend, dtypes, limits.workspace(), backend.default_workspace(like))
 
 
-def is_exact(operation: Operation) -> bool:
-    """Return whether an operation is reproducible by slices: integers are exact as they are."""
+def uses_slices(operation: Operation) -> bool:
+    """Return whether an operation is reproducible by slices: integers are exact without them."""
     return operation.precision == "reproducible" and KINDS[operation.dtype] != "integral"
 
 
@@ -142,12 +142,12 @@ def _planned(operation: Operation, backend: Backend, dtypes: tuple[Any, Any], li
     copies = _copies(operation, backend, arithmetic, dtypes)
     bare = Plan(
         *(operation, backend, arithmetic, dtypes, copies, 0, limit is not None),
-        is_exact(operation),
+        uses_slices(operation),
         held_precision(operation),
     )
 
     def workspace(limit: int | None) -> int:
-        return _workspace(bare, limit or default * (SLICES if bare.exact else 1), limit)
+        return _workspace(bare, limit or default * (SLICES if bare.in_slices else 1), limit)
 
     cut = parts(geometry, operation.kind, copies, workspace(limit))
     if cut is None and limit is not None:
@@ -164,11 +164,8 @@ def _planned(operation: Operation, backend: Backend, dtypes: tuple[Any, Any], li
 
 def _workspace(plan: Plan, most: int, limit: int | None) -> int:
     """Return the bytes for copies, where there are any, and as many for an algorithm's workspaces."""
-    most -= (
-        limits.reproducible_block_bytes(plan.backend.block_bytes, limit)
-        if plan.operation.precision == "reproducible"
-        else 0
-    )
+    if plan.in_slices:
+        most -= limits.reproducible_block_bytes(plan.backend.block_bytes, limit)
     return most // 2 if plan.copies else most
 
 
@@ -205,7 +202,7 @@ def _copied(
     """Return the bytes of copies for each element of the operands and of the result, and of one as it is computed."""
     dtype, computed = arithmetic.dtype, arithmetic.computed_in(backend).dtype
     size, wide = backend.bits(dtype.dtype) // 8, backend.bits(computed) // 8
-    if is_exact(operation):
+    if uses_slices(operation):
         # Slices and their products are in float64.
         number = 8 * reproducible("slicing").slots(backend, operation.geometry, operation.kind, operation.dtype)
         return [number] * 2, number, number

@@ -40,7 +40,7 @@ def _canonical(operation: Operation, backend: Backend, operands: tuple[Array, ..
 
 def _by_plan(plan: Plan, *operands: Array) -> Array:
     """Compute a product of canonical arrays: exactly, in one part or in several."""
-    if plan.exact:
+    if plan.in_slices:
         return _reproducible(plan, *operands)
     return _part(plan, *plan.parts[0], operands) if len(plan.parts) == 1 else _in_parts(plan, *operands)
 

@@ -43,6 +43,7 @@ def bound(operation: Operation, backend: Backend, *operands: Array) -> Array:
     xp, x, parts = backend.xp, operands[0], real(operation.dtype)
     step = changed(operation, kind=Kind.FORWARD, result_dtype=operation.dtype)
     if KINDS[operation.dtype] == "integral":
+        plans.of(step, backend, *operands[:2])  # which raises what the call itself would
         return backend.zeros(step.shape(Role.OUT), backend.empty((), x, dtype=backend.dtype(operation.dtype)))
     with backend.during_call(x, "standard"), backend.quiet():
         bounded = _Bound(step, backend, operands)

@@ -19,8 +19,8 @@ from ..spec.geometry import Geometry
 from ..spec.operation import Kind, Role
 from ..spec.ranges import ALL, Range, pieces
 
-Index = tuple[slice, ...]
-EVERY: Index = (ALL, ALL)
+Slices = tuple[slice, ...]
+EVERY: Slices = (ALL, ALL)
 
 
 class Copies(NamedTuple):
@@ -54,11 +54,11 @@ class Part(NamedTuple):
     """A convolution of its own, and where its arrays lie in (N, C, *S), (F, C/G, *K) and (N, F, *P)."""
 
     geometry: Geometry
-    of_x: Index
-    of_w: Index
-    of_out: Index
+    of_x: Slices
+    of_w: Slices
+    of_out: Slices
 
-    def at(self, role: Role) -> Index:
+    def at(self, role: Role) -> Slices:
         """Return where the part lies in the array of a role."""
         return {Role.X: self.of_x, Role.W: self.of_w, Role.OUT: self.of_out}[role]
 
@@ -170,7 +170,7 @@ def _with_rows(part: Part, cells: Range, outputs: Range, padding: tuple[int, int
     return Part(geometry, (*part.of_x, slice(*cells)), part.of_w, (*part.of_out, slice(*outputs)))
 
 
-def place(backend: Backend, result: Array, at: Index, value: Array, begun: set[tuple[int, ...]]) -> Array:
+def place(backend: Backend, result: Array, at: Slices, value: Array, begun: set[tuple[int, ...]]) -> Array:
     """Put the value of a part where it belongs in a result; parts that belong in the same place are added up.
 
     `begun` holds the places that have a value, and gains this one.

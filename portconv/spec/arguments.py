@@ -1,4 +1,4 @@
-"""The checks of arguments. Every typed error about an argument is raised here.
+"""The checks of single arguments, each with a typed error; `checked_geometry` checks shapes and options together.
 
 No function allocates or writes an array. Messages have the form "argument: got ..., expected ...".
 """

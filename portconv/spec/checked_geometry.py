@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from ..errors import ConvShapeError, ConvTypeError, ConvValueError
 from .arguments import integer, option, per_dimension
 from .geometry import Geometry
+from .layout import Shape
 from .options import DATA_FORMATS, NAMED_PADDINGS, PADDING_MODES, Options
 
-Shape = tuple[int, ...]
 Pairs = tuple[tuple[int, int], ...]
 NAMES = ("x", "w")
 

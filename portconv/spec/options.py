@@ -37,8 +37,8 @@ class Options(NamedTuple):
 
     @property
     def plain(self) -> bool:
-        """Whether the type of each option is known from its value.
+        """Whether every option is an int or a str, so that options that are equal have equal types.
 
-        A cache takes True and 1.0 for 1, so only plain options may be looked up in one.
+        A cache takes True and 1.0 for 1, so only such options may be looked up in one.
         """
         return {*map(type, self)} <= PLAIN
