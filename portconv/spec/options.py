@@ -16,6 +16,12 @@ PRECISIONS = ("standard", "fast", "reproducible")
 
 
 PLAIN = {int, str}
+"""The types of plain options; a bool is no int here."""
+
+
+def _is_plain(option: object) -> bool:
+    """Return whether an option is plain, or a tuple of plain ones."""
+    return type(option) in PLAIN or (type(option) is tuple and all(map(_is_plain, option)))
 
 
 class Options(NamedTuple):
@@ -37,8 +43,8 @@ class Options(NamedTuple):
 
     @property
     def plain(self) -> bool:
-        """Whether every option is an int or a str, so that options that are equal have equal types.
+        """Whether every option is an int, a str or a tuple of such, so that options that are equal have equal types.
 
         A cache takes True and 1.0 for 1, so only such options may be looked up in one.
         """
-        return {*map(type, self)} <= PLAIN
+        return {*map(type, self)} <= PLAIN or all(map(_is_plain, self))
