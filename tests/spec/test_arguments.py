@@ -253,3 +253,12 @@ def test_two_devices(target):
     with pytest.raises(BackendError) as caught:
         portconv.conv(target.array(X), elsewhere)
     assert_message(caught, [f"w: got an array on device {devices[0]}", f"expected one on {target.device}, as x is"])
+
+
+def test_options_are_remembered_only_where_equal_ones_have_equal_types():
+    assert Options((1, 2), ((0, 1), (2, 3)), groups=1).plain
+    for stride in (True, 1.0, [1], (1, True), (1, 1.0), ((1, 0), (1, True)), np.int64(1), None):
+        assert not Options(stride).plain
+    assert portconv.conv(X, W, padding=((1, 1), (1, 1))).shape == portconv.conv(X, W, padding=1).shape
+    with pytest.raises(ConvTypeError):
+        portconv.conv(X, W, padding=((1, 1), (1, True)))
