@@ -10,8 +10,9 @@ from ..algorithms.algorithm import remembered
 from ..algorithms.choice import algorithms, named
 from ..backends import Array, Backend
 from ..spec import arguments, checked_geometry
-from ..spec.checked_geometry import NAMES, Shape
+from ..spec.checked_geometry import NAMES
 from ..spec.dtypes import KINDS
+from ..spec.layout import Shape
 from ..spec.operation import Kind, Operation, Role
 from ..spec.options import PRECISIONS, Options
 from .execution import run
