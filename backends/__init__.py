@@ -8,7 +8,6 @@ imported when its name is asked for, and not in order to find out whether an arr
 from __future__ import annotations
 
 import importlib
-import pkgutil
 import warnings
 from functools import cache
 from typing import Any
@@ -31,6 +30,8 @@ _by_class: dict[type, Backend] = {}
 @cache
 def _own() -> dict[str, Backend]:
     """Return the backends of this package by name: the subclasses of `Backend` that its modules define."""
+    import pkgutil  # here, for the time that it takes
+
     by_name = {}
     for info in pkgutil.iter_modules(__path__):
         if info.name.startswith("_") and info.name not in NO_LIBRARY:

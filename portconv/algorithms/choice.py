@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import pkgutil
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -155,6 +154,8 @@ def _import_all() -> None:
 
     This takes time, so it waits until an algorithm is first needed.
     """
+    import pkgutil  # here, for the time that it takes
+
     package = sys.modules[__package__]
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{__package__}.{module.name}")
