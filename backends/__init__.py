@@ -43,7 +43,7 @@ def _own() -> dict[str, Backend]:
 
 
 @cache
-def _announced() -> dict[str, Any]:
+def announced() -> dict[str, Any]:
     """Return the entry points of third parties by name, without loading them."""
     from importlib.metadata import entry_points
 
@@ -51,17 +51,15 @@ def _announced() -> dict[str, Any]:
 
 
 @cache
-def _third_party(name: str) -> Backend | None:
+def third_party_backend(name: str) -> Backend | None:
     """Load the backend of a third party; if it is broken, warn once and return None."""
     try:
-        backend = _announced()[name].load()()
+        backend = announced()[name].load()()
         if not isinstance(backend, Backend):
             raise TypeError(f"{backend!r} is no portconv.backends.Backend")
         backend.name = name
     except Exception as error:
-        warnings.warn(
-            f"portconv: the backend {name!r} of {_announced()[name].value!r} is broken: {error}", stacklevel=3
-        )
+        warnings.warn(f"portconv: the backend {name!r} of {announced()[name].value!r} is broken: {error}", stacklevel=3)
         return None
     return backend
 
@@ -79,7 +77,7 @@ def names() -> tuple[str, ...]:
     >>> "numpy" in portconv.backends.names()
     True
     """
-    return tuple(sorted({*_own(), *_announced()}))
+    return tuple(sorted({*_own(), *announced()}))
 
 
 def find(name: str) -> Backend:
@@ -104,7 +102,7 @@ def find(name: str) -> Backend:
     >>> portconv.backends.find("numpy").unavailable is None
     True
     """
-    backend = _own().get(name) or (_third_party(name) if name in _announced() else None)
+    backend = _own().get(name) or (third_party_backend(name) if name in announced() else None)
     if backend is None:
         raise BackendError(f"backend: got {name!r}, expected one of {', '.join(names())}")
     return backend
@@ -150,7 +148,7 @@ def available() -> tuple[Backend, ...]:
     >>> [backend.name for backend in portconv.backends.available() if backend.name == "numpy"]
     ['numpy']
     """
-    known = (_own().get(name) or _third_party(name) for name in names())
+    known = (_own().get(name) or third_party_backend(name) for name in names())
     return tuple(backend for backend in known if backend is not None and backend.fault is None)
 
 
@@ -192,8 +190,8 @@ def _recognised(array: Array) -> Backend:
             return get(backend.name)
     if not hasattr(type(array), "shape"):
         raise ConvTypeError(f"got {type(array).__name__}, expected an array")
-    for name in _announced():
-        third_party = _third_party(name)
+    for name in announced():
+        third_party = third_party_backend(name)
         if third_party is not None and third_party.owns(array):
             return third_party
     try:

@@ -37,10 +37,10 @@ def backward(dout: Array, cache: Forward) -> ConvGrads:
     grads: list[Array | None] = [None, None, None]
     with remembering():
         for place, operand in enumerate(cache.operands):
-            own, places = adjoint(step, place, common.name, backend.dtype_name(operand.dtype))
-            if own.result == Role.X:
-                check_memory(own, backend, cache.x, ("x", cache.x.shape))
-            grads[place] = run(own, backend, *(dout if i == COTANGENT else cache.operands[i] for i in places))
+            gradient, places = adjoint(step, place, common.name, backend.dtype_name(operand.dtype))
+            if gradient.result == Role.X:
+                check_memory(gradient, backend, cache.x, ("x", cache.x.shape))
+            grads[place] = run(gradient, backend, *(dout if i == COTANGENT else cache.operands[i] for i in places))
     return ConvGrads(*grads)
 
 
@@ -75,6 +75,6 @@ def plans_of(cache: Forward) -> dict[str, Plan]:
     dtypes = {0: cache.x.dtype, 1: cache.w.dtype, COTANGENT: backend.dtype(step.dtype)}
     plans = {"out": of_dtypes(step, backend, (dtypes[0], dtypes[1]), cache.x)}
     for place, name in enumerate(("dx", "dw")):
-        own, places = adjoint(step, place, step.dtype, backend.dtype_name(dtypes[place]))
-        plans[name] = of_dtypes(own, backend, tuple(dtypes[i] for i in places), cache.x)
+        gradient, places = adjoint(step, place, step.dtype, backend.dtype_name(dtypes[place]))
+        plans[name] = of_dtypes(gradient, backend, tuple(dtypes[i] for i in places), cache.x)
     return plans

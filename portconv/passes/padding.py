@@ -36,14 +36,14 @@ def pieces(mode: str, size: int, before: int, after: int) -> tuple[Piece, ...]:
         return tuple(Piece((lo, hi), (cell, cell + 1), False) for lo, hi, cell in sides if lo < hi)
     # A reflected input repeats itself once it has been mirrored once.
     period = size if mode == "circular" else 2 * (size - 1)
-    found = []
+    in_order = []
     while filled[1] < before + size + after:
-        found.append(_piece_after(filled, size, period, before + size + after))
-        filled = filled[0], found[-1].cells[1]
+        in_order.append(_piece_after(filled, size, period, before + size + after))
+        filled = filled[0], in_order[-1].cells[1]
     while filled[0] > 0:
-        found.append(_piece_before(filled, size, period))
-        filled = found[-1].cells[0], filled[1]
-    return tuple(found)
+        in_order.append(_piece_before(filled, size, period))
+        filled = in_order[-1].cells[0], filled[1]
+    return tuple(in_order)
 
 
 def _piece_after(filled: Range, size: int, period: int, total: int) -> Piece:

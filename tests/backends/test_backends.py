@@ -213,13 +213,13 @@ def announce(monkeypatch):
 
     def put(*points):
         monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: points)
-        backends._announced.cache_clear()
-        backends._third_party.cache_clear()
+        backends.announced.cache_clear()
+        backends.third_party_backend.cache_clear()
 
     yield put
     monkeypatch.undo()
-    backends._announced.cache_clear()
-    backends._third_party.cache_clear()
+    backends.announced.cache_clear()
+    backends.third_party_backend.cache_clear()
 
 
 def test_third_parties_add_one_by_entry_point(announce):
