@@ -104,7 +104,7 @@ def chosen(backend: str, reason: str) -> Iterator[tuple[str, ...]]:
     most = "not (float64 and (fft or depthwise) or test_reproducible and complex128)"
     # JAX compiles each new shape: all of it takes a quarter of an hour there. docs/features.py runs all that there is.
     few = "on_any_library or gemm and float32 and loops or test_golden or test_dtypes or test_windows"
-    few += " or test_tap_loop or test_plan"
+    few += " or test_tap_loop or test_plan and (parts or transposed)"
     yield "--matrix-only", "-k", few if backend == "jax" else most, *left
 
 
