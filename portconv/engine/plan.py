@@ -15,7 +15,7 @@ from ..algorithms.choice import named as algorithm_named
 from ..backends import Array, Backend
 from ..errors import ConvValueError
 from ..passes.arithmetic import Arithmetic
-from ..passes.padding import overlap
+from ..passes.padding import most_terms
 from ..passes.partition import Copies, Part, parts, whole
 from ..spec.dtypes import HALVES, KINDS, Dtype, named
 from ..spec.geometry import Geometry
@@ -138,7 +138,9 @@ def held_precision(operation: Operation) -> str:
 def _planned(operation: Operation, backend: Backend, dtypes: tuple[Any, Any], limit: int | None, default: int) -> Plan:
     geometry = operation.geometry
     asked = algorithm_named(operation.algorithm)
-    arithmetic = Arithmetic(named(backend, operation.dtype), _terms(operation), asked is None or asked.slices_integers)
+    arithmetic = Arithmetic(
+        named(backend, operation.dtype), most_terms(geometry, operation.kind), asked is None or asked.slices_integers
+    )
     copies = _copies(operation, backend, arithmetic, dtypes)
     bare = Plan(
         *(operation, backend, arithmetic, dtypes, copies, 0, limit is not None),
@@ -167,16 +169,6 @@ def _workspace(plan: Plan, most: int, limit: int | None) -> int:
     if plan.in_slices:
         most -= limits.reproducible_block_bytes(plan.backend.block_bytes, limit)
     return most // 2 if plan.copies else most
-
-
-def _terms(operation: Operation) -> int:
-    """Return how many products of elements are added up to one element of a result, at most."""
-    geometry = operation.geometry
-    if operation.kind == Kind.FORWARD:
-        return geometry.group_in * geometry.taps
-    if operation.kind == Kind.INPUT_GRAD:
-        return geometry.group_out * geometry.taps * overlap(geometry)
-    return geometry.batch * geometry.positions
 
 
 def _copies(operation: Operation, backend: Backend, arithmetic: Arithmetic, dtypes: tuple[Any, Any]) -> Copies:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from ..backends import Array, Backend
 from ..spec.geometry import Geometry
+from ..spec.operation import Kind
 from ..spec.ranges import ALL, Index, Range
 
 
@@ -106,6 +107,16 @@ def overlap(geometry: Geometry) -> int:
         for before, after in zip(geometry.before, geometry.after, strict=True):
             most *= before + after + 1
     return most
+
+
+def most_terms(geometry: Geometry, kind: str) -> int:
+    """Count the products that are added up to one element of a result, with those of the padding that is folded back.
+
+    Products with the zeros between the cells of a strided input gradient count, too.
+    """
+    if kind == Kind.INPUT_GRAD:
+        return geometry.group_out * geometry.taps * overlap(geometry)
+    return geometry.terms(kind)
 
 
 def _inside(geometry: Geometry, first: int) -> Index:

@@ -15,7 +15,7 @@ from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 from ..backends import Backend
-from ..passes.padding import overlap
+from ..passes.padding import most_terms
 from ..passes.partition import Copies, Part, parts, whole
 from ..spec.dtypes import EXACT, PARTS_OF
 from ..spec.geometry import Geometry
@@ -114,9 +114,7 @@ def exact_terms(backend: Backend, geometry: Geometry, kind: str, dtype: str) -> 
     """Count the products that one exact sum has at most, the zeros between cells of an input gradient included."""
     if kind == Kind.WEIGHT_GRAD:
         return chunks(backend, geometry, dtype).terms
-    if kind == Kind.INPUT_GRAD:
-        return geometry.group_out * geometry.taps * overlap(geometry)
-    return geometry.terms(kind)
+    return most_terms(geometry, kind)
 
 
 def slots(backend: Backend, geometry: Geometry, kind: str, dtype: str) -> int:
