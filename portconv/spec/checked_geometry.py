@@ -18,6 +18,8 @@ from .options import DATA_FORMATS, NAMED_PADDINGS, PADDING_MODES, Options
 
 Pairs = tuple[tuple[int, int], ...]
 NAMES = ("x", "w")
+MOST_DIMENSIONS = 16
+"""Windows have two axes for each spatial dimension, and libraries allow about 64."""
 
 
 class Checked(NamedTuple):
@@ -177,6 +179,8 @@ def _canonical_shape(
     x_name, w_name = names
     if dims < 1:
         raise ConvShapeError(f"{w_name}: got shape {w_shape}, expected (filters, channels / groups, *kernel)")
+    if dims > MOST_DIMENSIONS:
+        raise ConvShapeError(f"{w_name}: got {dims} spatial dimensions, expected at most {MOST_DIMENSIONS}")
     if len(x_shape) not in (dims + 1, dims + 2):
         raise ConvShapeError(
             f"{x_name}: got {len(x_shape)} dimensions in shape {x_shape}, expected {dims + 2}, or {dims + 1} for one "

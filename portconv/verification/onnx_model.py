@@ -6,8 +6,10 @@ A transposed convolution is verified as the convolution whose adjoint it is: its
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+import shlex
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import in_a_line
-from ..spec.options import NAMED_PADDINGS
+from ..spec.dtypes import HALVES
 from .cases import Case
 from .layers import Unusable, check_names, checked
+from .onnx_shapes import STANDARD, Scope, Shape, graphs, size, walk
 
 NEEDED = "onnx, which is not installed: pip install 'portconv[onnx]'"
 PADDINGS = {"SAME_UPPER": "same", "SAME_LOWER": "same_lower", "VALID": "valid", "NOTSET": None}
 LARGEST = 2.0**60
 """The largest weight: beyond it, sums in float32 may overflow."""
-
-Shape = tuple[int | None, ...]
+MOST_NODES = 1 << 17
+"""The most nodes that a model may have, its functions written out."""
+LONGEST_NAME = 80
+"""The most letters of a node's name that are shown."""
 
 
 @dataclass
@@ -35,7 +40,8 @@ class Model:
     ----------
     cases : list of Case
     left_out : list of str
-        One entry for each convolution that is not a case, and for each whose weights the model does not hold.
+        One entry for each convolution that is not a case, and for each whose weights the model does not hold: its kind,
+        or what is wrong with the node.
     """
 
     cases: list[Case] = field(default_factory=list)
@@ -69,24 +75,29 @@ def read(path: Path, batch: int | None = None, sizes: Mapping[str, int] | None =
         missing from `sizes`.
     """
     model = _loaded(path)
-    shapes, weights = _shapes(path, model, dict(sizes or {}), batch or 1), _weights(path, model)
+    _fill_in(path, model, dict(sizes or {}), batch or 1)
     result = Model()
-    for node, nested in nodes(model.graph):
-        if node.op_type not in ("Conv", "ConvTranspose") or node.domain not in ("", "ai.onnx"):
-            if "Conv" in node.op_type:
-                result.left_out.append(f"nodes of the kind {_printable(node.op_type)}")
-        elif nested:
-            result.left_out.append("convolutions within a branch or a loop")
-        else:
-            try:
-                case = _case(path, node, shapes, weights, batch)
-                result.cases.append(case)
-                if case.w is None:
-                    result.left_out.append("weights that it does not hold itself, made up instead")
-            except _Unknown as reason:
-                result.left_out.append(str(reason))
+    names: Counter[str] = Counter()
+
+    def visit(node: Any, scope: Scope) -> None:
+        if "Conv" not in node.op_type:
+            return
+        if node.op_type not in ("Conv", "ConvTranspose") or node.domain not in STANDARD:
+            result.left_out.append(f"nodes of the kind {_printable(node.op_type)}")
+            return
+        try:
+            case = _case(node, scope, batch)
+        except _Unknown as reason:
+            result.left_out.append(str(reason))
+            return
+        if case.w is None:
+            result.left_out.append("weights that it does not hold itself, made up instead")
+        names[case.name] += 1  # both branches of a choice may have a node of one name
+        result.cases.append(case if names[case.name] == 1 else replace(case, name=f"{case.name} ({names[case.name]})"))
+
+    walk(model, visit)
     if not result.cases:
-        others = ", ".join(sorted(set(result.left_out))) or "nothing like it"
+        others = ", ".join(dict.fromkeys(result.left_out)) or "nothing like it"
         raise Unusable(f"{path}: got a model without a convolution that can be run ({others}), expected at least one")
     check_names(path, result.cases)
     return result
@@ -100,7 +111,12 @@ def _loaded(path: Path) -> Any:
         raise Unusable(f"{path}: reading a model needs {NEEDED}") from None
     try:
         model = onnx.load(path, format="protobuf")
+        count = _inlined(model)
+        if count > MOST_NODES:
+            raise Unusable(f"{path}: got {count} nodes, its functions written out, expected at most {MOST_NODES}")
         model = onnx.inliner.inline_local_functions(model) if model.functions else model
+    except Unusable:
+        raise
     except OSError as error:
         raise Unusable(f"{path}: cannot be read: {error.strerror or error}") from None
     except Exception as error:  # the parser may raise anything on other bytes
@@ -110,154 +126,194 @@ def _loaded(path: Path) -> Any:
     return model
 
 
-def _shapes(path: Path, model: Any, sizes: dict[str, int], batch: int) -> dict[str, Shape]:
-    """Find the shape of each tensor, after filling in the open sizes; None for a size that is not known."""
-    import onnx
+def _inlined(model: Any) -> int:
+    """Count the nodes of a model in which each function is written out where it is called."""
+    functions = {(function.domain, function.name): function for function in model.functions}
+    counts: dict[tuple[str, str], int] = {}
 
+    def count(nodes: Any, within: tuple[tuple[str, str], ...]) -> int:
+        total = 0
+        for node in nodes:
+            total += 1 + sum(count(graph.node, within) for graph in graphs(node))
+            key = (node.domain, node.op_type)
+            if key in within:
+                raise ValueError(f"the function {node.op_type!r} calls itself")
+            if key in functions:
+                if key not in counts:
+                    counts[key] = count(functions[key].node, (*within, key))
+                total += counts[key]
+        return total
+
+    return count(model.graph.node, ())
+
+
+def _fill_in(path: Path, model: Any, sizes: dict[str, int], batch: int) -> None:
+    """Fill in the open sizes of the inputs, and of the tensors that share their names."""
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
-    names = [name for value in inputs for _, _, name in _open(value)]
-    if unknown := sorted(sizes.keys() - set(names)):
-        known = f"one of {', '.join(dict.fromkeys(names))}" if names else "none, as the model leaves no size open"
+    places = {name: (axis, value.name) for value in reversed(inputs) for axis, _, name in reversed(_open(value))}
+    if unknown := sorted(sizes.keys() - places.keys()):
+        known = f"one of {', '.join(sorted(places))}" if places else "none, as the model leaves no size open"
         raise Unusable(f"{path}: got the size {unknown[0]!r}, expected {known}")
     for value in inputs:
         for axis, _, name in _open(value):
             if axis == 0:
                 sizes.setdefault(name, batch)
-    for value in inputs:
-        for _, _, name in _open(value):
-            if name not in sizes:
-                raise Unusable(f"{path}: input {value.name!r}: got no size {name!r}, expected it as --dim {name}=SIZE")
-    # The shapes of inner tensors may use the same names.
+    missing = [name for name in reversed(places) if name not in sizes]
+    if missing:
+        which = ", ".join(f"axis {axis} of input {of!r}" for axis, of in map(places.__getitem__, missing))
+        asked = " ".join(f"--dim {shlex.quote(f'{name}=SIZE')}" for name in missing)
+        raise Unusable(f"{path}: got no size for {which}, expected {asked}")
     for value in (*model.graph.input, *model.graph.value_info, *model.graph.output):
         for _, dim, name in _open(value):
             if name in sizes:
                 dim.dim_value = sizes[name]
-    try:
-        graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    except Exception as error:
-        raise Unusable(f"{path}: the shapes of its tensors cannot be worked out: {in_a_line(error)}") from None
-    return {
-        value.name: tuple(_size(dim) for dim in value.type.tensor_type.shape.dim)
-        for value in (*graph.input, *graph.value_info, *graph.output)
-        if value.type.tensor_type.HasField("shape")
-    }
 
 
 def _open(value: Any) -> list[tuple[int, Any, str]]:
-    """List the open sizes of a tensor: the axis, the size and its name."""
-    dims = enumerate(value.type.tensor_type.shape.dim)
-    return [(axis, dim, dim.dim_param or f"{value.name}[{axis}]") for axis, dim in dims if _size(dim) is None]
+    """List the open sizes of a tensor: the axis, the size and its name, which some exporters give as "?" or "None"."""
+    dims = [*enumerate(value.type.tensor_type.shape.dim)]
+    names = {axis: dim.dim_param for axis, dim in dims if any(map(str.isalpha, dim.dim_param.replace("None", "")))}
+    return [(axis, dim, names.get(axis, f"{value.name}[{axis}]")) for axis, dim in dims if size(dim) is None]
 
 
-def _size(dim: Any) -> int | None:
-    return int(dim.dim_value) if dim.dim_value > 0 else None  # some exporters write 0 or -1 for an open size
-
-
-def _weights(path: Path, model: Any) -> dict[str, NDArray[Any]]:
-    """Find the tensors whose values the model holds."""
-    from onnx import numpy_helper
-
-    held = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == "Constant":
-            held.update((node.output[0], attribute.t) for attribute in node.attribute if attribute.name == "value")
-    wanted = {name for node in model.graph.node if "Conv" in node.op_type for name in node.input[1:3]}
+def _case(node: Any, scope: Scope, batch: int | None) -> Case:
+    name = _printable(node.name or next(iter(node.output), "without a name"))
+    where = f"node {name!r}"
     try:
-        return {name: numpy_helper.to_array(tensor) for name, tensor in held.items() if name in wanted}
-    except Exception as error:
-        raise Unusable(f"{path}: its weights cannot be read: {in_a_line(error)}") from None
-
-
-def nodes(graph: Any, nested: bool = False) -> Iterator[tuple[Any, bool]]:
-    """Yield each node, and whether it is inside a branch or a loop."""
-    for node in graph.node:
-        yield node, nested
-        for attribute in node.attribute:
-            if attribute.type in (attribute.GRAPH, attribute.GRAPHS):
-                for inner in (attribute.g, *attribute.graphs):
-                    yield from nodes(inner, nested=True)
-
-
-def _case(
-    path: Path, node: Any, shapes: Mapping[str, Shape], weights: Mapping[str, NDArray[Any]], batch: int | None
-) -> Case:
-    name = _printable(node.name or node.output[0])
-    where = f"{path}: node {name!r}"
-    attributes = {attribute.name: attribute for attribute in node.attribute}
-    x_name, w_name, b_name = (*node.input, "")[:3]
-    w = weights.get(w_name)
-    x_shape = _known(shapes.get(x_name), "input")
-    w_shape = _known(shapes.get(w_name) if w is None else w.shape, "weights")
-    if len(x_shape) != len(w_shape):
-        raise Unusable(f"{where}: got an input of shape {x_shape} for weights of shape {w_shape}")
-    dims = len(w_shape) - 2
-
-    options, auto = _options(where, attributes, dims)
-    x_shape = (batch or x_shape[0], *x_shape[1:])
-    bias = bool(b_name)
-    transposed = node.op_type == "ConvTranspose"
-    size = x_shape[2:]
-    if transposed:
-        out = _known(shapes.get(node.output[0]), "output")
-        if "output_shape" in attributes or options["padding"] in NAMED_PADDINGS:
-            extra = _ints(attributes, "output_padding", dims, 0)
-            options["padding"] = _padding_around(zip(size, out[2:], w_shape[2:], extra, strict=True), options, auto)
-        # The bias of a transposed convolution is added to what is a gradient here.
-        x_shape, bias = (x_shape[0], w_shape[1] * options["groups"], *out[2:]), False
-        name = f"{name} (as its adjoint)"
-    b = weights.get(b_name) if bias else None
-    options |= {"w": None if w is None else _on_grid(where, w), "b": None if b is None else _on_grid(where, b)}
-    case = checked(where, Case(name, x_shape, w_shape, bias, **options))
-    if transposed and case.out_shape[2:] != size:
-        raise _Unknown("transposed convolutions with an output padding that no convolution has")
-    if b is not None and b.shape != w_shape[:1]:
-        raise Unusable(f"{where}: got a bias of shape {b.shape}, expected {w_shape[:1]}")
+        x_name, w_name, b_name = (*node.input, "", "", "")[:3]
+        w, b = _numbers(scope, w_name, where), _numbers(scope, b_name, where)
+        x_shape, w_shape = _known(scope.shape(x_name), "input's"), _known(scope.shape(w_name), "weights'")
+        if len(x_shape) != len(w_shape) or len(w_shape) < 3:
+            raise Unusable(f"{where}: got an input of shape {_few(x_shape)} for weights of shape {_few(w_shape)}")
+        read = _Read(where, node, x_shape[2:], w_shape[2:])
+        options, bias = read.options(), bool(b_name)
+        x_shape = (batch or x_shape[0], *x_shape[1:])
+        if node.op_type == "ConvTranspose":
+            # The bias of a transposed convolution is added to what is a gradient here.
+            x_shape, b, bias = (x_shape[0], w_shape[1] * options["groups"], *read.output(options)), None, False
+            name = f"{name} (as its adjoint)"
+        case = checked(where, Case(name, x_shape, w_shape, bias, w=w, b=b, **options))
+        if node.op_type == "ConvTranspose" and case.out_shape[2:] != read.size:
+            raise _Unknown("transposed convolutions with an output padding that no convolution has")
+        if b is not None and b.shape != w_shape[:1]:
+            raise Unusable(f"{where}: got a bias of shape {b.shape}, expected {w_shape[:1]}")
+    except Unusable as error:
+        raise _Unknown(str(error)) from None
     return case
 
 
-def _options(where: str, attributes: Mapping[str, Any], dims: int) -> tuple[dict[str, Any], str]:
-    """Return the stride, padding, dilation and groups of a convolution, and its `auto_pad`."""
-    auto = attributes["auto_pad"].s.decode(errors="replace") if "auto_pad" in attributes else "NOTSET"
-    if auto not in PADDINGS:
-        raise Unusable(f"{where}: auto_pad: got {auto!r}, expected one of {', '.join(PADDINGS)}")
-    pads = _ints(attributes, "pads", 2 * dims, 0)
-    if len(pads) != 2 * dims:
-        raise Unusable(f"{where}: pads: got {pads}, expected {2 * dims} ints")
-    if min(pads) < 0:
-        raise _Unknown("convolutions with a negative padding")
-    options = {
-        "stride": _ints(attributes, "strides", dims),
-        "padding": PADDINGS[auto] or tuple(zip(pads[:dims], pads[dims:], strict=True)),
-        "dilation": _ints(attributes, "dilations", dims),
-        "groups": int(attributes["group"].i) if "group" in attributes else 1,
-    }
-    return options, auto
+@dataclass
+class _Read:
+    """The attributes of a convolution.
 
-
-def _ints(attributes: Mapping[str, Any], key: str, length: int, default: int = 1) -> tuple[int, ...]:
-    return tuple(attributes[key].ints) if key in attributes else (default,) * length
-
-
-def _padding_around(
-    sizes: Iterable[tuple[int, int, int, int]], options: Mapping[str, Any], auto: str
-) -> tuple[tuple[int, int], ...]:
-    """Return the padding of a transposed convolution whose output size is given.
-
-    `sizes` has the input size, the output size, the kernel size and the output padding of each dimension.
+    Attributes
+    ----------
+    where : str
+        The node, for messages.
+    node : NodeProto
+    size, kernel : tuple of int
+        The sizes of the input and of the kernel.
     """
-    padding = []
-    for (cells, out, taps, extra), stride, dilation in zip(sizes, options["stride"], options["dilation"], strict=True):
-        total = stride * (cells - 1) + extra + dilation * (taps - 1) + 1 - out
-        less, rest = total // 2, total - total // 2
-        padding.append((less, rest) if auto == "SAME_UPPER" else (rest, less))
-    return tuple(padding)
+
+    where: str
+    node: Any
+    size: tuple[int, ...]
+    kernel: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        self.attributes = {attribute.name: attribute for attribute in self.node.attribute}
+        self.transposed = self.node.op_type == "ConvTranspose"
+        self.auto = (
+            self.attributes["auto_pad"].s.decode(errors="replace") if "auto_pad" in self.attributes else "NOTSET"
+        )
+
+    def ints(self, key: str, default: int = 1, each: int = 1) -> tuple[int, ...]:
+        """Return an attribute of `each` ints for each dimension."""
+        length = each * len(self.kernel)
+        values = tuple(self.attributes[key].ints) if key in self.attributes else (default,) * length
+        if len(values) != length:
+            raise Unusable(f"{self.where}: {key}: got {_few(values)}, expected {length} ints")
+        return values
+
+    def options(self) -> dict[str, Any]:
+        """Return the stride, padding, dilation and groups; the padding cannot be a name where it is transposed."""
+        pads = self.ints("pads", 0, each=2)
+        if self.auto not in PADDINGS:
+            raise Unusable(f"{self.where}: auto_pad: got {self.auto!r}, expected one of {', '.join(PADDINGS)}")
+        if self.auto != "NOTSET" and any(pads):
+            raise Unusable(f"{self.where}: got both auto_pad {self.auto!r} and pads {_few(pads)}, expected one of them")
+        if min(pads, default=0) < 0:
+            raise _Unknown("convolutions with a negative padding")
+        options = {
+            "stride": self.ints("strides"),
+            "padding": PADDINGS[self.auto] or tuple(zip(pads[: len(pads) // 2], pads[len(pads) // 2 :], strict=True)),
+            "dilation": self.ints("dilations"),
+            "groups": int(self.attributes["group"].i) if "group" in self.attributes else 1,
+        }
+        if self.transposed:
+            options["padding"] = self._padding_around(options)
+        return options
+
+    def output(self, options: Mapping[str, Any]) -> tuple[int, ...]:
+        """Return the sizes of a transposed convolution's output."""
+        if "output_shape" in self.attributes:
+            return self.ints("output_shape")
+        padding = (sum(pair) for pair in options["padding"])
+        return tuple(uncut - pad for uncut, pad in zip(self._uncut(options), padding, strict=True))
+
+    def _uncut(self, options: Mapping[str, Any]) -> tuple[int, ...]:
+        """Return the sizes of a transposed convolution's output without padding."""
+        along = zip(
+            self.size, options["stride"], self.kernel, options["dilation"], self.ints("output_padding", 0), strict=True
+        )
+        return tuple(stride * (n - 1) + dilation * (taps - 1) + 1 + extra for n, stride, taps, dilation, extra in along)
+
+    def _padding_around(self, options: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:
+        """Return the padding of a transposed convolution.
+
+        Where the output's size is given, or follows from `auto_pad`, the padding cuts off what is more; where it is
+        larger than what the windows reach, nothing is cut off (the operator's definition, and ONNX Runtime).
+        """
+        if "output_shape" in self.attributes:
+            wanted = self.ints("output_shape")
+        elif self.auto.startswith("SAME"):
+            wanted = tuple(n * stride for n, stride in zip(self.size, options["stride"], strict=True))
+        else:
+            given = options["padding"]
+            return given if self.auto == "NOTSET" else ((0, 0),) * len(self.kernel)
+        padding = []
+        for uncut, out in zip(self._uncut(options), wanted, strict=True):
+            if out < 1:
+                raise Unusable(f"{self.where}: output_shape: got {_few(wanted)}, expected sizes of at least 1")
+            total = max(0, uncut - out)
+            less, rest = total // 2, total - total // 2
+            padding.append((less, rest) if self.auto == "SAME_UPPER" else (rest, less))
+        return tuple(padding)
 
 
 def _known(shape: Shape | None, what: str) -> tuple[int, ...]:
     if shape is None or None in shape:
-        raise _Unknown(f"convolutions whose {what} has a shape that the model does not say")
+        raise _Unknown(f"convolutions whose {what} shape the model does not say")
     return tuple(size for size in shape if size is not None)
+
+
+def _numbers(scope: Scope, name: str, where: str) -> NDArray[np.float64] | None:
+    """Return the weights or the bias of that name, if the model holds them."""
+    try:
+        values = scope.array(name)
+    except Exception as error:
+        raise Unusable(f"{where}: the weights cannot be read: {in_a_line(error)}") from None
+    if values is None:
+        return None
+    if values.dtype.kind not in "fiu" and values.dtype.name not in HALVES:
+        raise Unusable(f"{where}: got weights of dtype {values.dtype}, expected real numbers")
+    return _on_grid(where, values)
+
+
+def _few(values: tuple[int, ...]) -> str:
+    """Write numbers in a message, not too many of them."""
+    return str(values) if len(values) <= 8 else f"{len(values)} ints"
 
 
 def _on_grid(where: str, array: NDArray[Any]) -> NDArray[np.float64]:
@@ -274,4 +330,5 @@ def _on_grid(where: str, array: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _printable(name: str) -> str:
-    return name if name.isprintable() else repr(name)[1:-1]
+    name = name if name.isprintable() else repr(name)[1:-1]
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 3]}..."
