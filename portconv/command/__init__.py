@@ -6,9 +6,9 @@ import sys
 def main() -> None:
     """Run the command; if one of its libraries is missing, say how to install it."""
     try:
-        from .group import portconv
+        from .group import portconv, run
 
-        portconv(prog_name="portconv")
+        run(portconv)
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("portconv"):
             raise

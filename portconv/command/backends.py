@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import backends
+from .group import echo
 
 
 @dataclass
@@ -37,7 +38,7 @@ def command(as_json: bool) -> None:
     """List the array libraries portconv knows, and which of them work here."""
     entries = [_entry(name) for name in backends.names()]
     if as_json:
-        click.echo(json.dumps({"backends": [asdict(entry) for entry in entries]}, indent=2))
+        echo(json.dumps({"backends": [asdict(entry) for entry in entries]}, indent=2))
         return
     console = Console(highlight=False)
     console.print(_table(entries))

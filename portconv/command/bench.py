@@ -23,7 +23,7 @@ from ..benchmark.measurement import OURS
 from ..benchmark.problem import PASSES
 from ..benchmark.report import MIB, ratios
 from ..benchmark.zoo import named
-from .group import UNCHECKED, AlgorithmName, backend_named, check_destination, refuse
+from .group import UNCHECKED, AlgorithmName, backend_named, check_destination, echo, refuse
 from .verify import plain_table
 
 REPEATS = 5
@@ -95,7 +95,7 @@ def command(
         _draw(report, about, plot)
     if as_json:
         settings = {"algorithm": algorithm, "repeats": repeats}
-        click.echo(json.dumps({"surroundings": about, **settings, **report.as_json()}, indent=2, allow_nan=False))
+        echo(json.dumps({"surroundings": about, **settings, **report.as_json()}, indent=2, allow_nan=False))
     else:
         _print(report, about, plot)
     ctx.exit(0 if report.held else 1)
@@ -118,11 +118,11 @@ def _calibrate(layers: Sequence[Layer], backend: Backend, as_json: bool) -> None
         refuse(f"--calibrate: {calibration.path()} cannot be written: {error}")
     if as_json:
         stored = {"file": str(where), "backend": backend.name, "costs": costs._asdict()}
-        click.echo(json.dumps({**stored, "over_fastest": {"before": before, "after": after}}, indent=2))
+        echo(json.dumps({**stored, "over_fastest": {"before": before, "after": after}}, indent=2))
         return
-    click.echo(f"{backend.name}: {', '.join(f'{name} {cost:g} ns' for name, cost in costs._asdict().items())}")
-    click.echo(f"the algorithms taken took {before:.3f} times as long as the fastest ones before, {after:.3f} now")
-    click.echo(f"stored in {where}")
+    echo(f"{backend.name}: {', '.join(f'{name} {cost:g} ns' for name, cost in costs._asdict().items())}")
+    echo(f"the algorithms taken took {before:.3f} times as long as the fastest ones before, {after:.3f} now")
+    echo(f"stored in {where}")
 
 
 def _regret(measured: Sequence[Timing], costs: Costs) -> float:
@@ -167,14 +167,14 @@ def _list(layers: Sequence[Layer], peers: Sequence[Peer], report: Report, as_jso
     if as_json:
         known = [{"name": p.name, "title": p.title, "missing": report.missing.get(p.name)} for p in PEERS]
         listed = [{"name": layer.name, "kind": layer.kind} for layer in layers]
-        click.echo(json.dumps({"layers": listed, "peers": known}, indent=2))
+        echo(json.dumps({"layers": listed, "peers": known}, indent=2))
         return
     for layer in layers:
-        click.echo(f"{layer.name:<32} {layer.kind}")
-    click.echo()
+        echo(f"{layer.name:<32} {layer.kind}")
+    echo()
     for peer in PEERS:
         note = report.missing.get(peer.name) or ("" if peer in peers else "only where asked for")
-        click.echo(f"{peer.name:<14} {peer.title}{f' ({note})' if note else ''}")
+        echo(f"{peer.name:<14} {peer.title}{f' ({note})' if note else ''}")
 
 
 MeasureLayer = Callable[[Layer], Iterable[Row | NotMeasured]]
@@ -206,10 +206,7 @@ def _progress() -> Progress:
 def _draw(report: Report, about: dict[str, str], plot: Path) -> None:
     from .chart import draw
 
-    try:
-        draw(report, _words(about), plot)
-    except OSError as error:
-        refuse(f"--plot {plot}: {error.strerror or error}")
+    draw(report, _words(about), plot)
 
 
 def _print(report: Report, about: dict[str, str], plot: Path | None) -> None:
@@ -217,17 +214,17 @@ def _print(report: Report, about: dict[str, str], plot: Path | None) -> None:
         console = Console(highlight=False)
         console.print(_table(report, console.width))
     for name, reason in report.missing.items():
-        click.echo(f"without {name}: {reason}")
+        echo(f"without {name}: {reason}")
     for entry in report.not_measured:
-        click.echo(f"{'FAILED' if entry.fault else 'skipped'} {entry}")
+        echo(f"{'FAILED' if entry.fault else 'skipped'} {entry}")
     for row, who in report.out_of_bounds:
-        click.echo(f"FAILED {who} on {row.layer.name}, {row.name}: {row.errors[who].units:.3g} times the bound")
+        echo(f"FAILED {who} on {row.layer.name}, {row.name}: {row.errors[who].units:.3g} times the bound")
     for line in _conclusions(report):
-        click.echo(line)
-    click.echo(_words(about))
+        echo(line)
+    echo(_words(about))
     if plot is not None and report.rows:
-        click.echo(f"drawn into {plot}")
-    click.echo(report.verdict())
+        echo(f"drawn into {plot}")
+    echo(report.verdict())
 
 
 def _table(report: Report, width: int) -> Table:

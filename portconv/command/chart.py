@@ -17,6 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from ..benchmark import PEERS, Report, Row
 from ..benchmark.problem import PASSES
 from ..benchmark.report import ratios
+from .group import write
 
 FORMATS = ("pdf", "png", "svg")
 
@@ -56,7 +57,7 @@ def draw(report: Report, caption: str, destination: Path) -> None:
         matplotlib.rcdefaults()
         warnings.simplefilter("ignore")
         _figure(report, caption).savefig(drawn, format=destination.suffix[1:].lower(), dpi=DPI)
-    destination.write_bytes(drawn.getvalue())
+    write("--plot", destination, drawn.getvalue())
 
 
 def _figure(report: Report, caption: str) -> Figure:

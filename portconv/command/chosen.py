@@ -17,6 +17,8 @@ from .group import backends_named, refuse
 
 REPRODUCIBLE_THREADS = (1, 2)
 """The numbers of threads that reproducible results are compared under by default."""
+MOST_OPERATIONS = 2 * 10**12
+"""So many multiplications and additions in float64 take minutes on a CPU."""
 COPIES = 10
 """The doubles or complex numbers that each element of a case takes while its exact values are computed."""
 
@@ -123,6 +125,11 @@ def chosen_layers(files: Files, report: Report, dtypes: Sequence[str]) -> tuple[
     itemsize = 16 if any(dtype.startswith("complex") for dtype in dtypes) else 8
     for case in cases:
         sizes = case.geometry
+        if case.operations > MOST_OPERATIONS:
+            refuse(
+                f"layer {case.name!r}: verifying it takes {case.operations:.2g} multiplications and additions, "
+                f"expected at most {MOST_OPERATIONS:.2g}: give fewer samples or smaller sizes"
+            )
         needed = itemsize * COPIES * sum(map(math.prod, (sizes.x_shape, sizes.w_shape, sizes.out_shape)))
         if needed > memory:
             refuse(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -67,7 +70,68 @@ class BadInput(click.ClickException):
 
 def refuse(message: object) -> NoReturn:
     """End the command because of bad input."""
-    raise BadInput(" ".join(str(message).split()))
+    raise BadInput(printable(" ".join(str(message).split())))
+
+
+def printable(text: str) -> str:
+    """Return a text with what is no letter written out: names in files may hold the codes that steer a terminal."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else repr(letter)[1:-1] for letter in text)
+
+
+def echo(text: object = "") -> None:
+    """Print a line."""
+    click.echo(printable(str(text)))
+
+
+def run(group: click.Group) -> NoReturn:
+    """Run a group of commands; say in a line what went wrong, and exit with a status."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller
+            setattr(sys, name, io.TextIOWrapper(io.FileIO(os.devnull, "w"), "utf-8"))
+    try:
+        status = group.main(prog_name="portconv", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.message = printable(error.message)
+        error.show()
+        status = error.exit_code
+    except click.Abort:
+        click.echo("Aborted!", err=True)
+        status = 1
+    except BrokenPipeError:  # the reader has seen enough
+        status = _without_output(1)
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        click.echo(f"portconv: the output cannot be written: {error.strerror}", err=True)
+        status = _without_output(2)
+    sys.exit(status)
+
+
+def _without_output(status: int) -> int:
+    """Let nothing more be written to standard output, not at the exit of the interpreter either; return the status."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return status
+
+
+def write(option: str, path: Path, content: bytes) -> None:
+    """Write a file whole or not at all; refuse one that cannot be written."""
+    try:
+        if path.exists() and not path.is_file():  # such as /dev/stdout
+            path.write_bytes(content)
+            return
+        whole = path.resolve()
+        aside = whole.with_name(f".{whole.name[:100]}.{os.getpid()}.part")
+        try:
+            aside.write_bytes(content)
+            if whole.exists():
+                shutil.copymode(whole, aside)
+            aside.replace(whole)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        refuse(f"{option} {path}: {error.strerror or error}")
 
 
 def backend_named(name: str) -> Backend:

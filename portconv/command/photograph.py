@@ -56,11 +56,6 @@ def read(path: Path, longest: int) -> Photograph:
     return Photograph(path, image.size, _pixels(_reduced(image, longest)))
 
 
-def printable(text: str) -> str:
-    """Return the text with question marks for the bytes of a file name that are not text."""
-    return text.encode(errors="replace").decode()
-
-
 def _check_file(path: Path) -> None:
     if not path.exists():
         refuse(f"{path}: no such file")
@@ -102,7 +97,8 @@ def _reduced(image: Image.Image, longest: int) -> Image.Image:
     if factor >= 1:
         return image
     width, height = (max(1, round(side * factor)) for side in image.size)
-    return image.resize((width, height), Image.Resampling.LANCZOS)
+    # The gap lets Pillow average first what is far longer: its filter alone would not fit into memory.
+    return image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
 def _pixels(image: Image.Image) -> Pixels:

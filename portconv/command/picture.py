@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from .filters import Kernels
-from .photograph import Photograph, printable
+from .group import printable, write
+from .photograph import Photograph
 from .result import Result
 
 Values = NDArray[Any]
@@ -71,7 +72,7 @@ def draw(result: Result, caption: str, destination: Path) -> tuple[int, int]:
             caption = f"{caption}, the first {MOST_MAPS} of them here"
         figure = _figure(result, printable(caption))
         figure.savefig(drawn, format=destination.suffix[1:].lower())
-    destination.write_bytes(drawn.getvalue())
+    write("--output", destination, drawn.getvalue())
     width, height = figure.canvas.get_width_height()
     return width, height
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,19 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from .. import conv_backward, conv_forward
+from .. import conv_backward, conv_forward, explain
 from .._version import __version__
 from ..backends import Backend
 from ..errors import PortconvError
 from . import filters, photograph
 from .backends import device_name
 from .filters import Bank
-from .group import UNCHECKED, backend_named, check_destination, refuse
-from .photograph import Photograph, printable
+from .group import UNCHECKED, backend_named, check_destination, echo, refuse
+from .photograph import Photograph
 from .result import Result
+
+MOST_OPERATIONS = 2 * 10**12
+"""So many multiplications and additions take about a minute on a CPU."""
 
 
 def _pixels(context: click.Context, parameter: click.Parameter, value: str) -> int:
@@ -95,7 +99,7 @@ def command(
         pixels = _draw(result, output)
         progress.update(task, advance=1)
     report = _report(result, output, pixels)
-    click.echo(json.dumps(report, indent=2) if as_json else _in_words(report))
+    echo(json.dumps(report, indent=2) if as_json else _in_words(report))
 
 
 def _progress() -> Progress:
@@ -131,6 +135,12 @@ def convolve(backend: Backend, picture: Photograph, bank: Bank, gradient: bool) 
     try:
         x = backend.asarray(picture.pixels, dtype="float32")
         w = backend.asarray(bank.over(len(picture.pixels)), dtype="float32")
+        operations = 2 * math.prod((*w.shape, *picture.pixels.shape[1:]))
+        if operations > MOST_OPERATIONS and explain(x, w, padding="same").algorithm != "fft":
+            refuse(
+                f"--filters {bank.name}: got kernels that take {operations:.2g} multiplications and additions on this "
+                f"photograph, expected at most {MOST_OPERATIONS:.2g}: give smaller ones, or a smaller --size"
+            )
         out, cache = conv_forward(x, w, padding="same")
         # The gradient of half a sum of squares with respect to the squared numbers is those numbers.
         dx = backend.to_numpy(conv_backward(out, cache).dx) if gradient else None
@@ -145,10 +155,7 @@ def convolve(backend: Backend, picture: Photograph, bank: Bank, gradient: bool) 
 def _draw(result: Result, output: Path) -> tuple[int, int]:
     from .picture import draw
 
-    try:
-        return draw(result, _caption(result), output)
-    except OSError as error:
-        refuse(f"--output {output}: {error.strerror or error}")
+    return draw(result, _caption(result), output)
 
 
 def _caption(result: Result) -> str:
@@ -200,4 +207,4 @@ def _in_words(report: dict[str, Any]) -> str:
     }
     if "energy" in report:
         lines["Gradient"] = f"of half the maps' sum of squares, {report['energy']:.6g}"
-    return printable("\n".join(f"{name + ':':<11} {text}" for name, text in lines.items()))
+    return "\n".join(f"{name + ':':<11} {text}" for name, text in lines.items())

@@ -24,7 +24,7 @@ from ..verification import Case, Report, Variant, cases, compare, unsupported
 from ..verification.cases import ALL_DTYPES, DTYPES, in_dtypes
 from ..verification.report import Row, both, figure, grouped, share
 from . import chosen
-from .group import UNCHECKED, AlgorithmName, check_destination, refuse
+from .group import UNCHECKED, AlgorithmName, check_destination, echo, refuse, write
 
 MOST_FAILURES = 20
 """How many failures are printed."""
@@ -149,7 +149,7 @@ def command(
     if as_json:
         precision = wanted[0] if len(wanted) == 1 else None
         asked = {"precision": precision, "precisions": wanted, "dtypes": wanted_dtypes}
-        click.echo(json.dumps({**asked, "about": about, **report.as_json()}, indent=2, allow_nan=False))
+        echo(json.dumps({**asked, "about": about, **report.as_json()}, indent=2, allow_nan=False))
     else:
         _print(report, html)
     ctx.exit(0 if report.held else 1)
@@ -204,10 +204,7 @@ def _about(
 def _write(report: Report, about: Mapping[str, str], html: Path) -> None:
     from ..verification.page import page
 
-    try:
-        html.write_text(page(report, about), encoding="utf-8")
-    except OSError as error:
-        refuse(f"--html {html}: {error.strerror or error}")
+    write("--html", html, page(report, about).encode())
 
 
 def _print(report: Report, html: Path | None) -> None:
@@ -217,28 +214,28 @@ def _print(report: Report, html: Path | None) -> None:
     for title, members in grouped("Largest errors against the exact values", main_rows):
         console.print(_truth_table(title, members))
     if len(main_rows) < len(rows):
-        click.echo(f"and {len(rows) - len(main_rows)} rows more of other ways, all ok: see --json and --html")
+        echo(f"and {len(rows) - len(main_rows)} rows more of other ways, all ok: see --json and --html")
     for title, members in grouped("Largest differences between backends", report.pairs()):
         console.print(_pair_table(title, members))
     for kind, what in ((False, "largest error"), (True, "largest difference")):
         if kind in report.worst:
             console.print(Text(f"{what}: {report.worst[kind]}"))
     for name, reason in report.skipped:
-        click.echo(f"skipped {name}: {' '.join(reason.split())}")
+        echo(f"skipped {name}: {' '.join(reason.split())}")
     for what, count in report.left_out.items():
-        click.echo(f"left out: {count} {what}")
+        echo(f"left out: {count} {what}")
     for line in report.in_bits():
-        click.echo(line)
+        echo(line)
     failures = report.failures
     for failure in failures[:MOST_FAILURES]:
-        click.echo(f"FAILED {failure}")
+        echo(f"FAILED {failure}")
     if len(failures) > MOST_FAILURES:
-        click.echo(f"... and {len(failures) - MOST_FAILURES} more")
+        echo(f"... and {len(failures) - MOST_FAILURES} more")
     for digest in report.unexpected:
-        click.echo(f"FAILED {digest}: not as expected")
+        echo(f"FAILED {digest}: not as expected")
     if html is not None:
-        click.echo(f"report in {html}")
-    click.echo(report.summary())
+        echo(f"report in {html}")
+    echo(report.summary())
 
 
 def _truth_table(title: str, rows: Sequence[Row]) -> Table:

@@ -176,7 +176,7 @@ def _values(node: Any, scope: Scope) -> tuple[Any, ...]:
         shape = scope.shape(node.input[0]) if node.input else None
         if shape is None or None in shape:
             return ()
-        given = {node.input[0]: np.broadcast_to(np.float32(0), [one or 0 for one in shape])}
+        given: dict[str, Any] = {node.input[0]: np.broadcast_to(np.float32(0), [one or 0 for one in shape])}
     elif node.op_type == "Constant" or any(node.input):
         if not all(name in scope.tensors and _small(scope, name) for name in node.input if name):
             return ()

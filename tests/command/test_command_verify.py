@@ -511,7 +511,7 @@ def test_a_model_is_verified_by_its_own_weights(run: Verify, layers: str, tmp_pa
     arguments = ("--backend", "numpy", "--dtype", "float32", "--onnx", str(path))
     done = run(*arguments)
     assert done.exit_code == 2
-    assert done.stderr == f"Error: {path}: input 'x': got no size 'size', expected it as --dim size=SIZE\n"
+    assert done.stderr == f"Error: {path}: got no size for axis 2 of input 'x', expected --dim size=SIZE\n"
     printed = json.loads(run(*arguments, "--batch", "3", "--dim", "size=6", "--json").stdout)
     assert printed["left_out"] == [{"what": "of the model: nodes of the kind QLinearConv", "count": 1}]
     # 3 samples, 4 filters and 5 by 6 cells, of which each is 0.75 times a sum.
