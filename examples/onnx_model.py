@@ -38,7 +38,7 @@ from portconv.backends import Backend
 from portconv.command.group import UNCHECKED, backends_named, check_destination, refuse
 from portconv.errors import in_a_line
 from portconv.spec.options import PRECISIONS
-from portconv.verification.onnx_model import nodes
+from portconv.verification.onnx_shapes import nodes
 
 OPERATORS = ("Conv", "ConvTranspose")
 SAME = {"SAME_UPPER": "same", "SAME_LOWER": "same_lower"}

@@ -212,3 +212,11 @@ def graphs(node: Any) -> Iterator[Any]:
     for attribute in node.attribute:
         if attribute.type in (attribute.GRAPH, attribute.GRAPHS):
             yield from (attribute.g,) if attribute.type == attribute.GRAPH else attribute.graphs
+
+
+def nodes(graph: Any, nested: bool = False) -> Iterator[tuple[Any, bool]]:
+    """Yield each node, and whether it is inside a branch or a loop."""
+    for node in graph.node:
+        yield node, nested
+        for inner in graphs(node):
+            yield from nodes(inner, nested=True)
