@@ -176,6 +176,9 @@ def package(session: nox.Session) -> None:
             session.error(f"the wheel and the tree differ in {sorted(shipped ^ modules)}")
         if "portconv/py.typed" not in names:
             session.error("the wheel lacks portconv/py.typed")
+        metadata = zipfile.ZipFile(wheel).read(next(name for name in names if name.endswith("/METADATA"))).decode()
+        if re.search(r"\]\((?!https?:|#)", metadata) or "# portconv" not in metadata:
+            session.error("the README in the metadata has a link that an index cannot follow, or is missing")
         session.install(str(wheel))
         session.chdir(folder)
         dotted = [re.sub(r"/__init__$", "", name.removesuffix(".py")).replace("/", ".") for name in sorted(shipped)]

@@ -644,6 +644,20 @@ def test_the_example_project(tmp_path):
             assert f"{name} is unavailable: {backends.find(name).unavailable}" in said
 
 
+def test_the_page_can_be_pasted(tmp_path):
+    if not DOCUMENT.exists():
+        pytest.skip("docs/ is not beside the tests")
+    blocks = re.findall(r"```python\n(.+?)```", DOCUMENT.read_text(), re.DOTALL)
+    marks = {"numpy": "passed", "array_api_strict": "xfail"}
+    for name in marks.keys() & {target.name for target in targets()}:
+        status, said = run(project(tmp_path, "\n\n".join(blocks)), "--portconv-backend", name)
+        found = outcomes(said)
+        assert len({test.partition("[")[0] for test in found}) == 7
+        assert {outcome for test, outcome in found.items() if not test.startswith("test_least")} == {"passed"}, said
+        assert {outcome for test, outcome in found.items() if test.startswith("test_least")} == {marks[name]}, said
+        assert status == 0
+
+
 UNUSED = """
 import sys
 

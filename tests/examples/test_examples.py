@@ -33,6 +33,25 @@ def run(examples, name):
     assert results.failed == 0
 
 
+@pytest.mark.parametrize("library", ["jax", "torch", "dask"])
+def test_what_the_page_of_frameworks_shows_can_be_pasted(library):
+    if not DOCS.exists():
+        pytest.skip("docs/ is not beside the tests")
+    pytest.importorskip(library, reason=f"{library} is not installed")
+    blocks = re.findall(r"```python\n(.+?)```", (DOCS / "frameworks.md").read_text(), re.DOTALL)
+    (block,) = (block for block in blocks if block.startswith(f"import {library}"))
+    made = {}
+    exec(block, made)
+    if library == "torch":
+        _, _, db = portconv.conv_backward(2 * made["out"] / made["out"].numel(), made["cache"])
+        assert made["b"].grad.equal(db)
+    if library == "dask":
+        assert made["smooth"].shape == (64, 64, 64)
+        assert abs(made["smooth"].mean() - 0.5 * (190 / 192) ** 3) < 0.01  # windows at the faces hold zeros
+        assert made["dx"].shape == (1, 64, 64, 64)
+        assert made["dw"].shape == (1, 1, 3, 3, 3)
+
+
 @pytest.mark.parametrize("function", list(functions()))
 def test_docstring(function):
     text = inspect.getdoc(function)
