@@ -1,8 +1,8 @@
 """What the metadata says of the repository; all else is in pyproject.toml.
 
-A package index shows the README far from the files that it links to. If the variable `PORTCONV_SOURCE_URL` is the address
-at which the repository can be browsed (".../blob/main", as for docs/conf.py), links lead there; if not, a link becomes
-its text, and a picture is left out.
+A package index shows the README far from the files that it links to. If the variable `PORTCONV_SOURCE_URL` is the
+address at which the repository can be browsed (".../blob/main", as for docs/conf.py), links lead there; if not, a link
+becomes its text, and a picture is left out.
 """
 
 from __future__ import annotations

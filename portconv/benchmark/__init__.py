@@ -7,6 +7,18 @@ is timed beside portconv. `measurement` times them in turns, `memory` measures t
 from .measurement import NotMeasured, Row, measure, medians
 from .peers import PEERS, Peer
 from .report import Report, surroundings
-from .zoo import ZOO, Layer
+from .zoo import HELD_OUT, ZOO, Layer
 
-__all__ = ["PEERS", "ZOO", "Layer", "NotMeasured", "Peer", "Report", "Row", "measure", "medians", "surroundings"]
+__all__ = [
+    "HELD_OUT",
+    "PEERS",
+    "ZOO",
+    "Layer",
+    "NotMeasured",
+    "Peer",
+    "Report",
+    "Row",
+    "measure",
+    "medians",
+    "surroundings",
+]

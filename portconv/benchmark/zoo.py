@@ -1,7 +1,9 @@
 """Layers of networks that people run, for ``portconv bench``.
 
 A layer's name has the network, the kernel ("dw" for depthwise), the channels in and out at the size of the input, and
-then the stride ("s"), dilation ("d") and batch ("b") if they are not 1, 1 and 16. The sizes are those of:
+then the stride ("s"), dilation ("d"), batch ("b") and groups ("g") if they are not 1, 1, 16 and 1.
+
+portconv's choices were made on the layers of `ZOO`. Its sizes are those of:
 
 - ResNet-50: He, Zhang, Ren and Sun, "Deep residual learning for image recognition" (CVPR 2016);
 - VGG-16: Simonyan and Zisserman, "Very deep convolutional networks for large-scale image recognition" (ICLR 2015);
@@ -14,6 +16,24 @@ then the stride ("s"), dilation ("d") and batch ("b") if they are not 1, 1 and 1
 - a filterbank over a second of sound, learned as by Ravanelli and Bengio, "Speaker recognition from raw waveform with
   SincNet" (SLT 2018), with a longer kernel;
 - Stanford's CS231n: the layers on which its notebooks time and check the fast versions.
+
+Nothing was chosen on the layers of `HELD_OUT`, which say what other networks get. Its sizes are those of:
+
+- AlexNet: Krizhevsky, Sutskever and Hinton, "ImageNet classification with deep convolutional networks" (NIPS 2012);
+- GoogLeNet: Szegedy et al., "Going deeper with convolutions" (CVPR 2015), and Inception-v3: Szegedy et al., "Rethinking
+  the Inception architecture for computer vision" (CVPR 2016);
+- U-Net: Ronneberger, Fischer and Brox (MICCAI 2015); 3D U-Net: Cicek et al. (MICCAI 2016);
+- DenseNet-121: Huang et al., "Densely connected convolutional networks" (CVPR 2017);
+- ResNeXt-50: Xie et al., "Aggregated residual transformations for deep neural networks" (CVPR 2017);
+- DeepLabv3: Chen et al., "Rethinking atrous convolution for semantic image segmentation" (2017);
+- EDSR: Lim et al. (CVPR workshops 2017), and SRCNN: Dong et al. (ECCV 2014), for super-resolution;
+- EfficientNet-B0: Tan and Le (ICML 2019); MnasNet: Tan et al. (CVPR 2019);
+- ViT-B/16: Dosovitskiy et al. (ICLR 2021); Swin-T: Liu et al. (ICCV 2021);
+- YOLOv3: Redmon and Farhadi (2018);
+- wav2vec 2.0: Baevski et al. (NeurIPS 2020); Conformer: Gulati et al. (Interspeech 2020); HiFi-GAN: Kong, Kim and Bae
+  (NeurIPS 2020); EEGNet: Lawhern et al. (Journal of Neural Engineering 2018);
+- C3D: Tran et al., "Learning spatiotemporal features with 3D convolutional networks" (ICCV 2015);
+- LeNet-5: LeCun et al., "Gradient-based learning applied to document recognition" (1998).
 """
 
 from __future__ import annotations
@@ -89,11 +109,12 @@ def _layer(
     stride: int = 1,
     padding: int | None = None,
     dilation: int = 1,
+    groups: int | None = None,
 ) -> Layer:
     """Describe and name a layer; if `padding` is None, the output has the size of the input."""
     dims = len(size)
-    depthwise = kind == "depthwise" or (kind == "large" and channels == filters)
-    groups = channels if depthwise else 1
+    depthwise = groups is None and (kind == "depthwise" or (kind == "large" and channels == filters))
+    groups = groups or (channels if depthwise else 1)
     pads = tuple(dilation * (k - 1) // 2 for k in kernel) if padding is None else (padding,) * dims
     words = (
         network,
@@ -103,6 +124,7 @@ def _layer(
         f"s{stride}" if stride > 1 else "",
         f"d{dilation}" if dilation > 1 else "",
         f"b{batch}" if batch != BATCH else "",
+        f"g{groups}" if 1 < groups < channels else "",
     )
     return Layer(
         " ".join(filter(None, words)),
@@ -146,6 +168,43 @@ ZOO = (
     _layer("resnet50", (1, 1), 256, 64, (56, 56), "pointwise", batch=1),
     _layer("mobilenetv2", (3, 3), 144, 144, (56, 56), "depthwise", batch=1),
     _layer("small", (3, 3), 3, 8, (8, 8), "small", batch=1),
+)
+
+HELD_OUT = (
+    _layer("alexnet", (11, 11), 3, 64, (224, 224), stride=4, padding=2),
+    _layer("alexnet", (5, 5), 64, 192, (27, 27)),
+    _layer("alexnet", (3, 3), 192, 384, (13, 13)),
+    _layer("googlenet", (5, 5), 16, 32, (28, 28)),
+    _layer("googlenet", (3, 3), 96, 208, (14, 14)),
+    _layer("googlenet", (1, 1), 480, 192, (14, 14), "pointwise"),
+    _layer("inceptionv3", (1, 7), 128, 128, (17, 17)),
+    _layer("inceptionv3", (3, 3), 288, 384, (35, 35), stride=2, padding=0),
+    _layer("inceptionv3", (1, 1), 768, 192, (17, 17), "pointwise"),
+    _layer("unet", (3, 3), 64, 64, (256, 256), batch=1),
+    _layer("unet", (3, 3), 256, 128, (128, 128), batch=1),
+    _layer("unet3d", (3, 3, 3), 32, 64, (32, 32, 32), batch=1),
+    _layer("densenet121", (3, 3), 128, 32, (28, 28)),
+    _layer("densenet121", (1, 1), 512, 128, (14, 14), "pointwise"),
+    _layer("resnext50", (3, 3), 256, 256, (28, 28), groups=32),
+    _layer("deeplabv3", (3, 3), 512, 256, (28, 28), batch=4, dilation=12),
+    _layer("edsr", (3, 3), 64, 64, (96, 96), batch=4),
+    _layer("srcnn", (9, 9), 1, 64, (128, 128), batch=4),
+    _layer("yolov3", (3, 3), 128, 256, (52, 52), batch=4, stride=2),
+    _layer("yolov3", (1, 1), 512, 256, (26, 26), "pointwise", batch=4),
+    _layer("vit", (16, 16), 3, 768, (224, 224), stride=16, padding=0),
+    _layer("swin", (4, 4), 3, 96, (224, 224), stride=4, padding=0),
+    _layer("efficientnet", (5, 5), 240, 240, (28, 28), "depthwise"),
+    _layer("efficientnet", (3, 3), 480, 480, (14, 14), "depthwise"),
+    _layer("efficientnet", (5, 5), 672, 672, (14, 14), "depthwise", stride=2),
+    _layer("mnasnet", (3, 3), 72, 72, (56, 56), "depthwise"),
+    _layer("wav2vec2", (10,), 1, 512, (16000,), batch=2, stride=5, padding=0),
+    _layer("wav2vec2", (3,), 512, 512, (1600,), batch=2, stride=2, padding=0),
+    _layer("conformer", (31,), 256, 256, (400,), "depthwise"),
+    _layer("hifigan", (11,), 128, 128, (2048,), batch=4, dilation=5),
+    _layer("eegnet", (1, 64), 1, 8, (64, 128), "large"),
+    _layer("c3d", (3, 3, 3), 64, 128, (16, 56, 56), batch=1),
+    _layer("lenet", (5, 5), 1, 6, (28, 28), "small", batch=4),
+    _layer("lenet", (5, 5), 6, 16, (14, 14), "small", batch=4, padding=0),
 )
 
 

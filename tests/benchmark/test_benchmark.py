@@ -16,6 +16,7 @@ from support import oracle
 from portconv import backends
 from portconv.benchmark import (
     PEERS,
+    HELD_OUT,
     ZOO,
     Layer,
     NotMeasured,
@@ -63,24 +64,26 @@ def truth(layer: Layer) -> dict[str, tuple[np.ndarray, ...]]:
 
 
 def test_the_zoo_has_layers_of_all_kinds_and_each_name_once() -> None:
-    names = [layer.name for layer in ZOO]
+    names = [layer.name for layer in ZOO + HELD_OUT]
     assert len(set(names)) == len(names) >= 25
     assert {layer.kind for layer in ZOO} == set(KINDS)
     assert {len(layer.kernel) for layer in ZOO} == {1, 2, 3}
     assert {name.split()[0] for name in names} >= {"resnet50", "vgg16", "mobilenetv2", "convnext", "replknet", "cs231n"}
 
 
-@pytest.mark.parametrize("layer", ZOO, ids=lambda layer: layer.name)
+@pytest.mark.parametrize("layer", ZOO + HELD_OUT, ids=lambda layer: layer.name)
 def test_a_name_says_what_the_layer_is(layer: Layer) -> None:
     _, kernel, channels, *rest = layer.name.split()
     assert tuple(map(int, kernel.removeprefix("dw").split("x"))) == layer.kernel
-    assert kernel.startswith("dw") == (layer.groups > 1)
+    assert kernel.startswith("dw") == (layer.groups == layer.x_shape[1] > 1)
     both, size = channels.split("@")
     assert {int(n) for n in both.split("-")} == {layer.x_shape[1], layer.w_shape[0]}
     assert {int(n) for n in size.split("x")} == set(layer.x_shape[2:])
     named_sizes = {word[0]: int(word[1:]) for word in rest}
-    sizes = (*layer.stride[:1], *layer.dilation[:1], layer.x_shape[0])
-    assert tuple(named_sizes.get(letter, default) for letter, default in (("s", 1), ("d", 1), ("b", BATCH))) == sizes
+    sizes = (*layer.stride[:1], *layer.dilation[:1], layer.x_shape[0], layer.groups)
+    groups = layer.groups if kernel.startswith("dw") else 1
+    defaults = {"s": 1, "d": 1, "b": BATCH, "g": groups}
+    assert tuple(named_sizes.get(letter, default) for letter, default in defaults.items()) == sizes
     assert layer.w_shape[1] * layer.groups == layer.x_shape[1]
 
 
