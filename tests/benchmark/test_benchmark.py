@@ -15,8 +15,8 @@ from support import oracle
 
 from portconv import backends
 from portconv.benchmark import (
-    PEERS,
     HELD_OUT,
+    PEERS,
     ZOO,
     Layer,
     NotMeasured,
