@@ -34,7 +34,12 @@ WIDE = 110
 
 @click.command("bench")
 @click.option(
-    "--backend", "backend_name", default="auto", show_default=True, metavar="NAME|auto", help="The array library."
+    "--backend",
+    "backend_name",
+    default="auto",
+    show_default=True,
+    metavar="NAME|auto",
+    help="The array library that portconv runs on; auto is CuPy if a GPU works, else NumPy.",
 )
 @click.option(
     "--layer",
@@ -44,15 +49,15 @@ WIDE = 110
     help="Only this layer, or those with this in their name (repeatable).",
 )
 @click.option("--peer", "peer_names", multiple=True, metavar="NAME", help="Only beside this peer (repeatable).")
-@click.option("--algorithm", type=AlgorithmName(), default="auto", show_default=True, help="portconv's.")
+@click.option("--algorithm", type=AlgorithmName(), default="auto", show_default=True, help="portconv's algorithm.")
 @click.option(
     "--repeats",
     type=click.IntRange(min=1),
     default=REPEATS,
     show_default=True,
-    help="Turns of each candidate; the median counts.",
+    help="The number of turns; the median counts.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else; null is no finite number.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON alone; null stands for a number that is not finite.")
 @click.option("--plot", metavar="FILE", type=UNCHECKED, help="Also draw the speed-ups: a PNG, SVG or PDF file.")
 @click.option("--calibrate", is_flag=True, help="Time only portconv's algorithms, and store the costs of calls.")
 @click.option("--list", "listing", is_flag=True, help="List the layers and the peers, and time nothing.")
@@ -69,10 +74,11 @@ def command(
     calibrate: bool,
     listing: bool,
 ) -> None:
-    """Time forward and backward of real layers beside PyTorch and others, and check every result.
+    """Time layers of real networks beside other libraries.
 
-    Every figure is a ratio of medians over interleaved turns. The exit status is 0 only if all results are within
-    bounds of the exact ones.
+    portconv and the other libraries (PyTorch, ONNX Runtime, JAX: those that are installed) take turns at the forward
+    and the backward pass. Every figure is a ratio of median times. Every result is checked too: the exit status is 0
+    only if all of them are as near to the exact values as rounding allows.
     """
     if plot is not None:
         from .chart import FORMATS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,14 @@ from typing import Any
 from .. import backends
 from ..backends import Backend
 from ..verification import Case, Report, Variant, layers, onnx_model, unserved
+from ..verification.cases import in_dtypes
 from .backends import device_name
 from .group import backends_named, refuse
 
 REPRODUCIBLE_THREADS = (1, 2)
 """The numbers of threads that reproducible results are compared under by default."""
+HELD = 2**28
+"""The bytes that the exact values of several cases may take together."""
 COPIES = 10
 """The doubles or complex numbers that each element of a case takes while its exact values are computed."""
 
@@ -120,15 +123,32 @@ def chosen_layers(files: Files, report: Report, dtypes: Sequence[str]) -> tuple[
     except layers.Unusable as error:
         refuse(error)
     memory = backends.get("numpy").memory(None)
-    itemsize = 16 if any(dtype.startswith("complex") for dtype in dtypes) else 8
-    for case in cases:
-        sizes = case.geometry
-        needed = itemsize * COPIES * sum(map(math.prod, (sizes.x_shape, sizes.w_shape, sizes.out_shape)))
+    for case in in_dtypes(cases, dtypes):
+        needed = _needed(case)
         if needed > memory:
             refuse(
                 f"layer {case.name!r}: verifying it takes about {needed} bytes of memory, of which there are {memory}"
             )
     return tuple(cases)
+
+
+def _needed(case: Case) -> int:
+    """Return about how many bytes the exact values of a case take while they are computed."""
+    sizes, itemsize = case.geometry, 16 if case.dtype.startswith("complex") else 8
+    return itemsize * COPIES * sum(map(math.prod, (sizes.x_shape, sizes.w_shape, sizes.out_shape)))
+
+
+def batches(runs: Sequence[tuple[Case, str]]) -> Iterator[list[tuple[Case, str]]]:
+    """Cut the runs into parts whose exact values take about `HELD` bytes, or those of a single case if it needs more."""
+    batch: list[tuple[Case, str]] = []
+    total = 0
+    for case, precision in runs:
+        total += _needed(case)
+        if batch and total > HELD:
+            yield batch
+            batch, total = [], _needed(case)
+        batch.append((case, precision))
+    yield batch
 
 
 def _sizes(dims: Sequence[str]) -> dict[str, int]:

@@ -49,7 +49,12 @@ def _pixels(context: click.Context, parameter: click.Parameter, value: str) -> i
 )
 @click.option("--gradient", is_flag=True, help="Also draw the gradient of half the maps' sum of squares.")
 @click.option(
-    "--backend", "backend_name", default="auto", show_default=True, metavar="NAME|auto", help="The array library."
+    "--backend",
+    "backend_name",
+    default="auto",
+    show_default=True,
+    metavar="NAME|auto",
+    help="The array library; auto is CuPy if a GPU works, else NumPy.",
 )
 @click.option(
     "--output",
@@ -67,7 +72,7 @@ def _pixels(context: click.Context, parameter: click.Parameter, value: str) -> i
     callback=_pixels,
     help="Reduce a photograph whose longer side is longer than this; 0 keeps it.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON alone.")
 def command(
     image: Path | None,
     filters_name: str,
