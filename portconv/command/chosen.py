@@ -139,7 +139,7 @@ def _needed(case: Case) -> int:
 
 
 def batches(runs: Sequence[tuple[Case, str]]) -> Iterator[list[tuple[Case, str]]]:
-    """Cut the runs into parts whose exact values take about `HELD` bytes, or those of a single case if it needs more."""
+    """Cut the runs into parts whose exact values take at most `HELD` bytes, or are those of one case."""
     batch: list[tuple[Case, str]] = []
     total = 0
     for case, precision in runs:

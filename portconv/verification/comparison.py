@@ -207,9 +207,8 @@ class Trial:
             else:
                 comparisons.append(self._with_exact(label, quantity, result))
         for one in (one.label for one, other in pairs(self.variants) if other.label == label):
-            for quantity in self.results[one]:
-                if quantity in self.results[label]:
-                    comparisons.append(self._with_one_another(one, label, quantity))
+            shared = [quantity for quantity in self.results[one] if quantity in self.results[label]]
+            comparisons += [self._with_one_another(one, label, quantity) for quantity in shared]
         return comparisons
 
     def _with_one_another(self, one: str, other: str, quantity: str) -> Comparison:

@@ -18,8 +18,8 @@ from .report import LEGEND, SUBJECT, Report, Row, both, counted, figure, grouped
 Element = ElementTree.Element
 
 MORE_LEGEND = (
-    "equal to exact: the share of the elements that are equal to the exact value, rounded to the dtype. The exact values "
-    "are computed in float64 or complex128. In these dtypes they are rounded too, which the bound allows for.",
+    "equal to exact: the share of the elements that are equal to the exact value, rounded to the dtype. The exact "
+    "values are computed in float64 or complex128. In these dtypes they are rounded too, which the bound allows for.",
     "Arrays: a convolution's output (out), and its gradients for the input (dx), the filters (dw) and the bias (db).",
     "In sentences, ulps are units in the last place of the exact value of the element that the sentence names.",
 )
@@ -264,9 +264,9 @@ def _histograms(main: Element, report: Report) -> None:
     _in(
         main,
         "p",
-        "The first bar (=) counts the elements that are equal to the exact value, rounded to the dtype; the others count "
-        "elements by error/bound, up to 1 where rounding can explain no more. Bars are as high as the logarithm of the "
-        "number.",
+        "The first bar (=) counts the elements that are equal to the exact value, rounded to the dtype. The others "
+        "count elements by error/bound, where 1 is the most that rounding can explain. Bars are as high as the "
+        "logarithm of the number.",
     )
     cards = _in(main, "div", kind="cards")
     for (dtype, precision, algorithm), by_name in kinds.items():

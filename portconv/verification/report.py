@@ -14,7 +14,6 @@ from .comparison import Comparison
 from .figures import EDGES, Number
 from .variants import Variant
 
-
 SUBJECT = (
     "portconv's own convolution, on the arrays of each library, compared with exact values and between libraries. "
     "The libraries' own convolutions do not run."
