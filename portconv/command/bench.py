@@ -28,6 +28,18 @@ from .verify import plain_table
 
 REPEATS = 5
 
+LAYERS = {
+    **{name: f"all, {name}" for name in PASSES},
+    "dense": "dense, pointwise too",
+    "large": "large kernels",
+    "small": "small calls",
+}
+"""Some of the groups of layers in words."""
+LEGEND = (
+    "Below 1, portconv is faster. In brackets: the largest error over the largest value of its array, in epsilons of float32 (2**-23). MiB: memory "
+    "beside the result.\n"
+)
+"""What some figures of the table are."""
 WIDE = 110
 """The terminal's columns from which a table of all peers needs one line for each pass."""
 
@@ -219,18 +231,20 @@ def _draw(report: Report, about: dict[str, str], plot: Path) -> None:
 
 
 def _print(report: Report, about: dict[str, str], plot: Path | None) -> None:
+    console = Console(highlight=False)
     if report.rows:
-        console = Console(highlight=False)
         console.print(_table(report, console.width))
+        console.print(LEGEND)
     for name, reason in report.missing.items():
         click.echo(f"without {name}: {reason}")
     for entry in report.not_measured:
         click.echo(f"{'FAILED' if entry.fault else 'skipped'} {entry}")
     for row, who in report.out_of_bounds:
         click.echo(f"FAILED {who} on {row.layer.name}, {row.name}: {row.errors[who].units:.3g} times the bound")
-    for line in _conclusions(report):
-        click.echo(line)
-    click.echo(_words(about))
+    if (speedups := _speedups(report)) is not None:
+        console.print(speedups)
+    for line in (*_conclusions(report), _words(about)):
+        console.print(Text(line))
     if plot is not None and report.rows:
         click.echo(f"drawn into {plot}")
     click.echo(report.verdict())
@@ -238,7 +252,7 @@ def _print(report: Report, about: dict[str, str], plot: Path | None) -> None:
 
 def _table(report: Report, width: int) -> Table:
     """Make a table with a row for each pass; in a narrow terminal errors are below the ratios, else beside them."""
-    table = plain_table("portconv's time over the peer's; in brackets, errors in epsilons", "layer")
+    table = plain_table("portconv's time over the other's", "layer")
     table.add_column("pass")
     for heading in ("own", *report.peers, "MiB"):
         table.add_column(heading.replace("-", "\n"), justify="right", overflow="fold")
@@ -262,15 +276,25 @@ def _cell(row: Row, who: str, ratio: str) -> Text:
     return Text.assemble(ratio, (error, "" if errors.held else "bold red"))
 
 
-def _conclusions(report: Report) -> list[str]:
-    """Sum up the figures, in one line each."""
+def _speedups(report: Report) -> Table | None:
+    """Make a table of the geometric means of speed-ups; None if there is no other library to compare with."""
     summary = report.summary()
-    means, lines = summary["speedup"], []
-    for key, what in (("over_torch", "PyTorch"), ("over_best", "the best peer on each")):
-        if means["all"][key] is not None:
-            passes = ", ".join(f"{name} {_figure(means[name][key])}" for name in PASSES)
-            kinds = ", ".join(f"{kind} {_figure(of_kind[key])}" for kind, of_kind in summary["speedup_by_kind"].items())
-            lines.append(f"speed-up over {what}, geometric mean: {_figure(means['all'][key])} ({passes}; {kinds})")
+    over = {"over_torch": "over PyTorch", "over_best": "over the best peer"}
+    shown = [key for key in over if summary["speedup"]["all"][key] is not None]
+    if not shown:
+        return None
+    table = plain_table("Speed-ups, geometric means", "layers")
+    for key in shown:
+        table.add_column(over[key], justify="right")
+    for name, means in {**summary["speedup"], **summary["speedup_by_kind"]}.items():
+        table.add_row(LAYERS.get(name, name), *(_figure(means[key]) for key in shown))
+    return table
+
+
+def _conclusions(report: Report) -> list[str]:
+    """Sum up the other figures, in one line each."""
+    summary = report.summary()
+    lines = []
     if worst := summary["worst_dense"]:
         where = f"{worst['layer']}, {worst['pass']}"
         lines.append(f"worst dense layer: {where}: {worst['ratio']:.2f} times the time of {worst['peer']}")
@@ -289,7 +313,7 @@ def _conclusions(report: Report) -> list[str]:
 
 
 def _figure(value: float | None) -> str:
-    return "none" if value is None else f"{value:.2f}"
+    return "" if value is None else f"{value:.2f}"
 
 
 def _words(about: dict[str, Any]) -> str:

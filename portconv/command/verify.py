@@ -193,7 +193,7 @@ def _fill(report: Report, runs: Sequence[tuple[Case, str]], ways: Ways) -> None:
     """
     console = Console(stderr=True)
     left = Counter(variant.label for case, precision in runs for variant in ways[case.dtype, precision])
-    counts, seconds = dict(left), Counter[str]()
+    counts, seconds = dict(left), dict.fromkeys(left, 0.0)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("exact values", total=len(runs) + left.total())
         for batch in chosen.batches(runs):

@@ -214,8 +214,8 @@ class Trial:
     def _with_one_another(self, one: str, other: str, quantity: str) -> Comparison:
         exactly, true = self.precision == "reproducible", self.truth[quantity].value
         bound = None if exactly else self._bound(one, quantity) + self._bound(other, quantity)
-        results = (self.results[label][quantity] for label in (one, other))
-        return self._comparison(one, other, quantity, figures(*results, bound, true, self.case, quantity))
+        first, second = self.results[one][quantity], self.results[other][quantity]
+        return self._comparison(one, other, quantity, figures(first, second, bound, true, self.case, quantity))
 
     def _with_exact(self, label: str, quantity: str, result: Host) -> Comparison:
         true = self.truth[quantity]
