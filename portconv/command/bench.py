@@ -36,8 +36,8 @@ LAYERS = {
 }
 """Some of the groups of layers in words."""
 LEGEND = (
-    "Below 1, portconv is faster. In brackets: the largest error over the largest value of its array, in epsilons of float32 (2**-23). MiB: memory "
-    "beside the result.\n"
+    "Below 1, portconv is faster. In brackets: the largest error over the largest value of its array, in epsilons of "
+    "float32 (2**-23). MiB: memory beside the result.\n"
 )
 """What some figures of the table are."""
 WIDE = 110

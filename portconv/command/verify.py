@@ -187,34 +187,38 @@ def _ways(
 
 
 def _fill(report: Report, runs: Sequence[tuple[Case, str]], ways: Ways) -> None:
-    """Run the cases on one variant after the other, and say on the standard error when each is done.
+    """Run the cases on one backend after the other, and say on the standard error when each backend is done.
 
-    As many cases at a time as fit into a share of the memory with their exact values.
+    As many cases at a time as `chosen.batches` says. All variants of a backend run a case in a row, because libraries
+    that compile forget what they compiled long ago.
     """
     console = Console(stderr=True)
-    left = Counter(variant.label for case, precision in runs for variant in ways[case.dtype, precision])
-    counts, seconds = dict(left), dict.fromkeys(left, 0.0)
+    counts = Counter(name for case, precision in runs for name in _backends(ways[case.dtype, precision]))
+    left, seconds = counts.copy(), dict.fromkeys(counts, 0.0)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("exact values", total=len(runs) + left.total())
+        task = progress.add_task("exact values", total=len(runs) + counts.total())
         for batch in chosen.batches(runs):
             trials = []
             for case, precision in batch:
                 trials.append(_trial(case, ways[case.dtype, precision], precision))
                 progress.advance(task)
-            for variant in report.variants:
-                progress.update(task, description=variant.label)
+            for name in counts:
+                progress.update(task, description=name)
                 start = time.monotonic()
-                for trial in trials:
-                    if variant in trial.variants:
-                        report.take(trial.run(variant))
-                        left[variant.label] -= 1
-                        progress.advance(task)
-                seconds[variant.label] += time.monotonic() - start
-                if not left[variant.label]:
-                    done = (
-                        f"{variant.label}: {counted(counts[variant.label], 'case')} in {seconds[variant.label]:.1f} s"
-                    )
+                for trial in (trial for trial in trials if name in _backends(trial.variants)):
+                    for variant in trial.variants:
+                        if variant.backend.name == name:
+                            report.take(trial.run(variant))
+                    left[name] -= 1
+                    progress.advance(task)
+                seconds[name] += time.monotonic() - start
+                if not left[name]:
+                    done = f"{name}: {counted(counts[name], 'case')} in {seconds[name]:.1f} s"
                     progress.console.print(Text(done), soft_wrap=True)
+
+
+def _backends(variants: Sequence[Variant]) -> list[str]:
+    return list(dict.fromkeys(variant.backend.name for variant in variants))
 
 
 def _trial(case: Case, variants: Sequence[Variant], precision: str) -> Trial:

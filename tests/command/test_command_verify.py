@@ -556,6 +556,12 @@ def test_each_backend_is_told_when_it_is_done(run: Verify, monkeypatch: pytest.M
         "array_api_strict: 4 cases",
         "numpy: 4 cases",
     ]
+    ran.clear()
+    run(*both, "--precision", "reproducible")
+    labels = [f"{name}{run}" for name in ("array_api_strict", "numpy") for run in ("", " (1 thread)", " (2 threads)")]
+    # All runs of a case on a backend are in a row.
+    assert [one for one in ran if one[1] == "2d" and "halves" not in one[0]] == [(label, "2d") for label in labels]
+    assert ran.index(("numpy", "2d")) + 3 == ran.index(("numpy (halves)", "2d"))
     # Where the exact values of all cases do not fit into memory together, a backend is done with its last case.
     ran.clear()
     monkeypatch.setattr(chosen, "HELD", 0)
