@@ -139,7 +139,7 @@ def _calibrate(layers: Sequence[Layer], backend: Backend, as_json: bool) -> None
         click.echo(json.dumps({**stored, "over_fastest": {"before": before, "after": after}}, indent=2))
         return
     click.echo(f"{backend.name}: {', '.join(f'{name} {cost:g} ns' for name, cost in costs._asdict().items())}")
-    click.echo(f"the algorithms taken took {before:.3f} times as long as the fastest ones before, {after:.3f} now")
+    click.echo(f"time of the chosen algorithms over that of the fastest: {before:.3f} before, {after:.3f} now")
     click.echo(f"stored in {where}")
 
 
@@ -191,7 +191,7 @@ def _list(layers: Sequence[Layer], peers: Sequence[Peer], report: Report, as_jso
         click.echo(f"{layer.name:<32} {layer.kind}")
     click.echo()
     for peer in PEERS:
-        note = report.missing.get(peer.name) or ("" if peer in peers else "only where asked for")
+        note = report.missing.get(peer.name) or ("" if peer in peers else f"only with --peer {peer.name}")
         click.echo(f"{peer.name:<14} {peer.title}{f' ({note})' if note else ''}")
 
 

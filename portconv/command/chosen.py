@@ -179,7 +179,7 @@ def runs(
                 if algorithm == "auto" or unserved(named, precision) is None:
                     chosen.append((named, precision))
                 else:
-                    report.leave_out(f"{case.dtype} cases that {algorithm} cannot serve, {precision}")
+                    report.leave_out(f"{case.dtype} cases that {algorithm} cannot compute in {precision} precision")
     return chosen
 
 

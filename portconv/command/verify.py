@@ -259,7 +259,7 @@ def _print(report: Report, html: Path | None) -> None:
         console.print(_truth_table(title, members))
     if len(main_rows) < len(rows):
         click.echo(f"and {len(rows) - len(main_rows)} rows more of other runs, all ok: see --json and --html")
-    for title, members in grouped("Largest differences between backends", report.pairs()):
+    for title, members in grouped("Largest differences from one another", report.pairs()):
         console.print(_pair_table(title, members))
     for line in LEGEND if main_rows else ():
         console.print(line)
@@ -269,7 +269,7 @@ def _print(report: Report, html: Path | None) -> None:
     for name, reason in report.skipped:
         click.echo(f"skipped {name}: {' '.join(reason.split())}")
     for what, count in report.left_out.items():
-        click.echo(f"left out: {count} {what}")
+        click.echo(f"left out: {what}: {count}")
     for line in report.in_bits():
         click.echo(line)
     failures = [*report.problems, *report.failures]

@@ -298,4 +298,4 @@ def _left_out(main: Element, report: Report) -> None:
     for name, reason in report.skipped:
         _in(listed, "li", f"{name}: {' '.join(reason.split())}")
     for what, count in report.left_out.items():
-        _in(listed, "li", f"{count} {what}")
+        _in(listed, "li", f"{what}: {count}")

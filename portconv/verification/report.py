@@ -266,8 +266,8 @@ class Report:
                 kinds.setdefault((digest.dtype, by), {}).setdefault(digest.sha256, []).append(digest.backend)
         for (dtype, by), labels in kinds.items():
             for sha256, who in labels.items():
-                which = ", ".join(who) if len(labels) > 1 else f"{'all ' * (len(who) > 1)}{counted(len(who), 'run')}"
-                lines.append(f"digest {dtype}{by} {sha256}: {which}")
+                which = f"{'all ' * (len(who) > 1)}{counted(len(who), 'run')} of the whole batch"
+                lines.append(f"digest {dtype}{by} {sha256}: {', '.join(who) if len(labels) > 1 else which}")
         return lines
 
     def summary(self) -> str:

@@ -208,7 +208,7 @@ def test_layers_and_peers_are_listed(run: Bench) -> None:
     lines = done.stdout.splitlines()
     for layer in ZOO:
         assert f"{layer.name:<32} {layer.kind}" in lines
-    assert "direct         portconv's direct (only where asked for)" in lines
+    assert "direct         portconv's direct (only with --peer direct)" in lines
     for peer in PEERS:
         assert any(line.startswith(f"{peer.name} ") and peer.title in line for line in lines)
 

@@ -319,14 +319,16 @@ def test_algorithms_are_taken_by_name_and_what_they_cannot_serve_is_counted(run:
     assert done.exit_code == 0
     printed = json.loads(done.stdout)
     # Three of the four cases have a kernel of 3 and stride 1.
-    assert printed["left_out"] == [{"what": "float32 cases that winograd cannot serve, standard", "count": 1}]
+    assert printed["left_out"] == [
+        {"what": "float32 cases that winograd cannot compute in standard precision", "count": 1}
+    ]
     assert {(row["algorithm"], row["count"]) for row in printed["against_truth"] if row["quantity"] == "out"} == {
         ("winograd", 3),
         ("direct", 4),
     }
     assert {entry["served"] for entry in printed["results"] if entry["quantity"] == "dw"} == {"winograd", "direct"}
     lines = run(*arguments).stdout.splitlines()
-    assert "left out: 1 float32 cases that winograd cannot serve, standard" in lines
+    assert "left out: float32 cases that winograd cannot compute in standard precision: 1" in lines
     assert "Largest errors against the exact values, standard, winograd" in map(str.strip, lines)
 
 
@@ -355,7 +357,7 @@ def test_reproducible_results_are_compared_to_the_bit(run: Verify) -> None:
     assert len(printed["digests"]) == 3 * len(names)
     lines = run("--backend", "numpy", "--precision", "reproducible", "--dtype", "float32").stdout.splitlines()
     assert "reproducible: bits equal, forward and all gradients, in 3 of 3 pairs" in lines
-    assert f"digest float32 {printed['digests'][0]['sha256']}: all 3 runs" in lines
+    assert f"digest float32 {printed['digests'][0]['sha256']}: all 3 runs of the whole batch" in lines
     assert lines[-1].endswith("on 1 backend in 4 runs: all within bounds")
 
 
