@@ -122,7 +122,10 @@ class JaxBackend(Backend):
     def details(self) -> dict[str, str]:
         import jax
 
-        return {"device": str(jax.devices()[0].device_kind), "numbers of 64 bits": str(jax.config.jax_enable_x64)}
+        return {
+            "device": str(jax.devices()[0].device_kind),
+            "64-bit numbers": "on" if jax.config.jax_enable_x64 else "off",
+        }
 
     def during_call(self, like: Array, precision: str) -> AbstractContextManager[Any]:
         import jax

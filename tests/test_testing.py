@@ -98,6 +98,9 @@ def test_message_of_values():
     assert fault(first, second, bits=True) == (
         "numpy-cpu and numpy-cpu: case 0: 2 of 6 elements differ in bits, by up to 1.05e+06 ulps; at [1, 0] 4.0 and 4.5"
     )
+    # The second element is off by more ulps, 2**23, and by less than the tolerance: the ulps are of the first, 2**22.
+    first, second = np.array([1, 2.0**-20], "float32"), np.array([1.5, 2.0**-20 + 2.0**-10], "float32")
+    assert "4 times the tolerance, 4.19e+06 ulps; at [0] 1.0 and 1.5" in fault(first, second, tolerance=within(0.0625))
 
 
 def test_message_names_case_and_part():

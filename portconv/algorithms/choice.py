@@ -84,6 +84,19 @@ class Explanation:
     workspace_bytes: int
     candidates: tuple[Candidate, ...]
 
+    def __str__(self) -> str:
+        """Write it as a table, of which `time` is the expected time over that of the algorithm that is taken."""
+        block = ", ".join(f"{name} {size}" for name, size in self.block.items())
+        lines = [
+            f"{self.algorithm}{block and f', blocks of {block}'}",
+            f"at most {self.workspace_bytes} bytes of workspace for each thread",
+            "algorithm    time",
+        ]
+        for name, cost, why_not in self.candidates:
+            time = "" if cost is None else f"{cost:.2f}"
+            lines.append(f"{name:<10} {time:>6}  {'taken' if name == self.algorithm else why_not or ''}".rstrip())
+        return "\n".join(lines)
+
 
 class Candidate(NamedTuple):
     """An algorithm, with its expected time or the reason why a call cannot take it.

@@ -33,9 +33,9 @@ class _Entry:
 
 
 @click.command("backends")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON alone.")
 def command(as_json: bool) -> None:
-    """List the array libraries portconv knows, and which of them work here."""
+    """List the array libraries, and say which of them work here."""
     entries = [_entry(name) for name in backends.names()]
     if as_json:
         echo(json.dumps({"backends": [asdict(entry) for entry in entries]}, indent=2))

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from .. import calibration
 from ..backends import Backend, Costs
-from ..benchmark import PEERS, ZOO, Layer, NotMeasured, Peer, Report, Row, measure, surroundings
+from ..benchmark import HELD_OUT, PEERS, ZOO, Layer, NotMeasured, Peer, Report, Row, measure, surroundings
 from ..benchmark.costs import Timing, fit, regrets, timings
 from ..benchmark.measurement import OURS
 from ..benchmark.problem import PASSES
@@ -28,13 +28,30 @@ from .verify import plain_table
 
 REPEATS = 5
 
+LAYERS = {
+    **{name: f"all, {name}" for name in PASSES},
+    "dense": "dense, pointwise too",
+    "large": "large kernels",
+    "small": "small calls",
+}
+"""Some of the groups of layers in words."""
+LEGEND = (
+    "Below 1, portconv is faster. In brackets: the largest error over the largest value of its array, in epsilons of "
+    "float32 (2**-23). MiB: memory beside the result.\n"
+)
+"""What some figures of the table are."""
 WIDE = 110
 """The terminal's columns from which a table of all peers needs one line for each pass."""
 
 
 @click.command("bench")
 @click.option(
-    "--backend", "backend_name", default="auto", show_default=True, metavar="NAME|auto", help="The array library."
+    "--backend",
+    "backend_name",
+    default="auto",
+    show_default=True,
+    metavar="NAME|auto",
+    help="The array library that portconv runs on; auto is CuPy if a GPU works, else NumPy.",
 )
 @click.option(
     "--layer",
@@ -43,16 +60,17 @@ WIDE = 110
     metavar="NAME",
     help="Only this layer, or those with this in their name (repeatable).",
 )
+@click.option("--held-out", is_flag=True, help="The layers of other networks, on which nothing was tuned.")
 @click.option("--peer", "peer_names", multiple=True, metavar="NAME", help="Only beside this peer (repeatable).")
-@click.option("--algorithm", type=AlgorithmName(), default="auto", show_default=True, help="portconv's.")
+@click.option("--algorithm", type=AlgorithmName(), default="auto", show_default=True, help="portconv's algorithm.")
 @click.option(
     "--repeats",
     type=click.IntRange(min=1),
     default=REPEATS,
     show_default=True,
-    help="Turns of each candidate; the median counts.",
+    help="The number of turns; the median counts.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else; null is no finite number.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON alone; null stands for a number that is not finite.")
 @click.option("--plot", metavar="FILE", type=UNCHECKED, help="Also draw the speed-ups: a PNG, SVG or PDF file.")
 @click.option("--calibrate", is_flag=True, help="Time only portconv's algorithms, and store the costs of calls.")
 @click.option("--list", "listing", is_flag=True, help="List the layers and the peers, and time nothing.")
@@ -61,6 +79,7 @@ def command(
     ctx: click.Context,
     backend_name: str,
     layer_names: tuple[str, ...],
+    held_out: bool,
     peer_names: tuple[str, ...],
     algorithm: str,
     repeats: int,
@@ -69,16 +88,17 @@ def command(
     calibrate: bool,
     listing: bool,
 ) -> None:
-    """Time forward and backward of real layers beside PyTorch and others, and check every result.
+    """Time layers of real networks beside other libraries.
 
-    Every figure is a ratio of medians over interleaved turns. The exit status is 0 only if all results are within
-    bounds of the exact ones.
+    portconv and the other libraries (PyTorch, ONNX Runtime, JAX: those that are installed) take turns at the forward
+    and the backward pass. Every figure is a ratio of median times. Every result is checked too: the exit status is 0
+    only if all of them are as near to the exact values as rounding allows.
     """
     if plot is not None:
         from .chart import FORMATS
 
         check_destination("--plot", plot, FORMATS)
-    layers = _layers(layer_names)
+    layers = _layers(layer_names, HELD_OUT if held_out else ZOO)
     backend = backend_named(backend_name)
     if calibrate:
         _calibrate(layers, backend, as_json)
@@ -121,7 +141,7 @@ def _calibrate(layers: Sequence[Layer], backend: Backend, as_json: bool) -> None
         echo(json.dumps({**stored, "over_fastest": {"before": before, "after": after}}, indent=2))
         return
     echo(f"{backend.name}: {', '.join(f'{name} {cost:g} ns' for name, cost in costs._asdict().items())}")
-    echo(f"the algorithms taken took {before:.3f} times as long as the fastest ones before, {after:.3f} now")
+    echo(f"time of the chosen algorithms over that of the fastest: {before:.3f} before, {after:.3f} now")
     echo(f"stored in {where}")
 
 
@@ -130,15 +150,15 @@ def _regret(measured: Sequence[Timing], costs: Costs) -> float:
     return statistics.geometric_mean(ratio for _, _, _, ratio in regrets(measured, costs))
 
 
-def _layers(names: Sequence[str]) -> tuple[Layer, ...]:
+def _layers(names: Sequence[str], zoo: tuple[Layer, ...]) -> tuple[Layer, ...]:
     """Return the named layers in the order of the zoo; all layers if there is no name."""
     chosen: set[Layer] = set()
     for name in names:
-        layers = named(name)
+        layers = named(name, zoo)
         if not layers:
-            refuse(f"--layer: got {name!r}, expected one of these, or a part of one: {_listed(ZOO)}")
+            refuse(f"--layer: got {name!r}, expected one of these, or a part of one: {_listed(zoo)}")
         chosen.update(layers)
-    return tuple(layer for layer in ZOO if layer in chosen or not names)
+    return tuple(layer for layer in zoo if layer in chosen or not names)
 
 
 def _peers(names: Sequence[str], backend: Backend, report: Report) -> list[Peer]:
@@ -173,7 +193,7 @@ def _list(layers: Sequence[Layer], peers: Sequence[Peer], report: Report, as_jso
         echo(f"{layer.name:<32} {layer.kind}")
     echo()
     for peer in PEERS:
-        note = report.missing.get(peer.name) or ("" if peer in peers else "only where asked for")
+        note = report.missing.get(peer.name) or ("" if peer in peers else f"only with --peer {peer.name}")
         echo(f"{peer.name:<14} {peer.title}{f' ({note})' if note else ''}")
 
 
@@ -210,18 +230,20 @@ def _draw(report: Report, about: dict[str, str], plot: Path) -> None:
 
 
 def _print(report: Report, about: dict[str, str], plot: Path | None) -> None:
+    console = Console(highlight=False)
     if report.rows:
-        console = Console(highlight=False)
         console.print(_table(report, console.width))
+        console.print(LEGEND)
     for name, reason in report.missing.items():
         echo(f"without {name}: {reason}")
     for entry in report.not_measured:
         echo(f"{'FAILED' if entry.fault else 'skipped'} {entry}")
     for row, who in report.out_of_bounds:
         echo(f"FAILED {who} on {row.layer.name}, {row.name}: {row.errors[who].units:.3g} times the bound")
-    for line in _conclusions(report):
-        echo(line)
-    echo(_words(about))
+    if (speedups := _speedups(report)) is not None:
+        console.print(speedups)
+    for line in (*_conclusions(report), _words(about)):
+        console.print(Text(line))
     if plot is not None and report.rows:
         echo(f"drawn into {plot}")
     echo(report.verdict())
@@ -229,7 +251,7 @@ def _print(report: Report, about: dict[str, str], plot: Path | None) -> None:
 
 def _table(report: Report, width: int) -> Table:
     """Make a table with a row for each pass; in a narrow terminal errors are below the ratios, else beside them."""
-    table = plain_table("portconv's time over the peer's; in brackets, errors in epsilons", "layer")
+    table = plain_table("portconv's time over the other's", "layer")
     table.add_column("pass")
     for heading in ("own", *report.peers, "MiB"):
         table.add_column(heading.replace("-", "\n"), justify="right", overflow="fold")
@@ -253,15 +275,25 @@ def _cell(row: Row, who: str, ratio: str) -> Text:
     return Text.assemble(ratio, (error, "" if errors.held else "bold red"))
 
 
-def _conclusions(report: Report) -> list[str]:
-    """Sum up the figures, in one line each."""
+def _speedups(report: Report) -> Table | None:
+    """Make a table of the geometric means of speed-ups; None if there is no other library to compare with."""
     summary = report.summary()
-    means, lines = summary["speedup"], []
-    for key, what in (("over_torch", "PyTorch"), ("over_best", "the best peer on each")):
-        if means["all"][key] is not None:
-            passes = ", ".join(f"{name} {_figure(means[name][key])}" for name in PASSES)
-            kinds = ", ".join(f"{kind} {_figure(of_kind[key])}" for kind, of_kind in summary["speedup_by_kind"].items())
-            lines.append(f"speed-up over {what}, geometric mean: {_figure(means['all'][key])} ({passes}; {kinds})")
+    over = {"over_torch": "over PyTorch", "over_best": "over the best peer"}
+    shown = [key for key in over if summary["speedup"]["all"][key] is not None]
+    if not shown:
+        return None
+    table = plain_table("Speed-ups, geometric means", "layers")
+    for key in shown:
+        table.add_column(over[key], justify="right")
+    for name, means in {**summary["speedup"], **summary["speedup_by_kind"]}.items():
+        table.add_row(LAYERS.get(name, name), *(_figure(means[key]) for key in shown))
+    return table
+
+
+def _conclusions(report: Report) -> list[str]:
+    """Sum up the other figures, in one line each."""
+    summary = report.summary()
+    lines = []
     if worst := summary["worst_dense"]:
         where = f"{worst['layer']}, {worst['pass']}"
         lines.append(f"worst dense layer: {where}: {worst['ratio']:.2f} times the time of {worst['peer']}")
@@ -280,7 +312,7 @@ def _conclusions(report: Report) -> list[str]:
 
 
 def _figure(value: float | None) -> str:
-    return "none" if value is None else f"{value:.2f}"
+    return "" if value is None else f"{value:.2f}"
 
 
 def _words(about: dict[str, Any]) -> str:

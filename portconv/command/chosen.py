@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from .. import backends
 from ..backends import Backend
 from ..verification import Case, Report, Variant, layers, onnx_model, unserved
+from ..verification.cases import in_dtypes
 from .backends import device_name
 from .group import backends_named, refuse
 
@@ -19,6 +20,8 @@ REPRODUCIBLE_THREADS = (1, 2)
 """The numbers of threads that reproducible results are compared under by default."""
 MOST_OPERATIONS = 2 * 10**12
 """So many multiplications and additions in float64 take minutes on a CPU."""
+HELD = 2**28
+"""The bytes that the exact values of several cases may take together."""
 COPIES = 10
 """The doubles or complex numbers that each element of a case takes while its exact values are computed."""
 
@@ -122,20 +125,37 @@ def chosen_layers(files: Files, report: Report, dtypes: Sequence[str]) -> tuple[
     except layers.Unusable as error:
         refuse(error)
     memory = backends.get("numpy").memory(None)
-    itemsize = 16 if any(dtype.startswith("complex") for dtype in dtypes) else 8
-    for case in cases:
-        sizes = case.geometry
+    for case in in_dtypes(cases, dtypes):
         if case.operations > MOST_OPERATIONS:
             refuse(
                 f"layer {case.name!r}: verifying it takes {case.operations:.2g} multiplications and additions, "
                 f"expected at most {MOST_OPERATIONS:.2g}: give fewer samples or smaller sizes"
             )
-        needed = itemsize * COPIES * sum(map(math.prod, (sizes.x_shape, sizes.w_shape, sizes.out_shape)))
+        needed = _needed(case)
         if needed > memory:
             refuse(
                 f"layer {case.name!r}: verifying it takes about {needed} bytes of memory, of which there are {memory}"
             )
     return tuple(cases)
+
+
+def _needed(case: Case) -> int:
+    """Return about how many bytes the exact values of a case take while they are computed."""
+    sizes, itemsize = case.geometry, 16 if case.dtype.startswith("complex") else 8
+    return itemsize * COPIES * sum(map(math.prod, (sizes.x_shape, sizes.w_shape, sizes.out_shape)))
+
+
+def batches(runs: Sequence[tuple[Case, str]]) -> Iterator[list[tuple[Case, str]]]:
+    """Cut the runs into parts whose exact values take at most `HELD` bytes, or are those of one case."""
+    batch: list[tuple[Case, str]] = []
+    total = 0
+    for case, precision in runs:
+        total += _needed(case)
+        if batch and total > HELD:
+            yield batch
+            batch, total = [], _needed(case)
+        batch.append((case, precision))
+    yield batch
 
 
 def _sizes(dims: Sequence[str]) -> dict[str, int]:
@@ -166,7 +186,7 @@ def runs(
                 if algorithm == "auto" or unserved(named, precision) is None:
                     chosen.append((named, precision))
                 else:
-                    report.leave_out(f"{case.dtype} cases that {algorithm} cannot serve, {precision}")
+                    report.leave_out(f"{case.dtype} cases that {algorithm} cannot compute in {precision} precision")
     return chosen
 
 

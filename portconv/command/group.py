@@ -30,9 +30,9 @@ class AlgorithmName(click.ParamType):  # type: ignore[type-arg]  # of which olde
 
     name = "algorithm"
 
-    def get_metavar(self, param: click.Parameter, *context: Any) -> str | None:
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str | None:
         """Return the names, as a choice of them has it."""
-        return self._choice.get_metavar(param, *context)
+        return self._choice.get_metavar(param, *(() if ctx is None else (ctx,)))  # older versions take no context
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the name that was given; fail where no algorithm has it."""
@@ -59,7 +59,7 @@ class _Group(click.Group):
 @click.command(cls=_Group)
 @click.version_option(__version__)
 def portconv() -> None:
-    """Convolve pictures, list array libraries, verify that they agree, and time them."""
+    """Convolve a photograph, list the array libraries, check the results on each, and time layers."""
 
 
 class BadInput(click.ClickException):

@@ -31,11 +31,14 @@ class Photograph:
         The width and height in the file.
     pixels : array, shape (1, height, width) for grey or (3, height, width) for colour
         Numbers between 0 and 1; the array is smaller than `size` if the photograph was reduced.
+    pictures : int
+        How many pictures the file has, such as the pages of a TIFF; this is the first one.
     """
 
     path: Path
     size: tuple[int, int]
     pixels: Pixels
+    pictures: int = 1
 
 
 def read(path: Path, longest: int) -> Photograph:
@@ -47,13 +50,14 @@ def read(path: Path, longest: int) -> Photograph:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as file:
                 image = _plain(ImageOps.exif_transpose(file))
+                pictures = getattr(file, "n_frames", 1)
     except UnidentifiedImageError:
         refuse(f"{path}: not a picture that Pillow can read")
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         refuse(f"{path}: more than {Image.MAX_IMAGE_PIXELS} pixels, as in files that are made to fill memory")
     except Exception as error:  # Pillow's readers may raise anything on a damaged file
         refuse(f"{path}: the picture cannot be read: {str(error) or type(error).__name__}")
-    return Photograph(path, image.size, _pixels(_reduced(image, longest)))
+    return Photograph(path, image.size, _pixels(_reduced(image, longest)), pictures)
 
 
 def _check_file(path: Path) -> None:

@@ -53,7 +53,12 @@ def _pixels(context: click.Context, parameter: click.Parameter, value: str) -> i
 )
 @click.option("--gradient", is_flag=True, help="Also draw the gradient of half the maps' sum of squares.")
 @click.option(
-    "--backend", "backend_name", default="auto", show_default=True, metavar="NAME|auto", help="The array library."
+    "--backend",
+    "backend_name",
+    default="auto",
+    show_default=True,
+    metavar="NAME|auto",
+    help="The array library; auto is CuPy if a GPU works, else NumPy.",
 )
 @click.option(
     "--output",
@@ -71,7 +76,7 @@ def _pixels(context: click.Context, parameter: click.Parameter, value: str) -> i
     callback=_pixels,
     help="Reduce a photograph whose longer side is longer than this; 0 keeps it.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON alone.")
 def command(
     image: Path | None,
     filters_name: str,
@@ -83,7 +88,8 @@ def command(
 ) -> None:
     """Convolve a photograph, and draw the maps.
 
-    IMAGE is any picture that Pillow reads; without one it is the photograph of Grace Hopper that matplotlib ships.
+    IMAGE is any picture that Pillow reads, of which the first page or frame is taken. Without one it is the photograph
+    of Grace Hopper that matplotlib ships.
     """
     # Otherwise matplotlib would print where its cache is.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
@@ -179,6 +185,7 @@ def _report(result: Result, output: Path, pixels: tuple[int, int]) -> dict[str, 
         "output_pixels": list(pixels),
         "photograph": str(picture.path.absolute()),
         "photograph_pixels": list(picture.size),
+        "pictures_in_file": picture.pictures,
         "convolved_pixels": [width, height],
         "channels": channels,
         "filters": bank.name,
@@ -199,9 +206,12 @@ def _in_words(report: dict[str, Any]) -> str:
     size = sides("photograph_pixels")
     if report["convolved_pixels"] != report["photograph_pixels"]:
         size += f", reduced to {sides('convolved_pixels')}"
+    about = [size, "grey" if report["channels"] == 1 else "colour"]
+    if report["pictures_in_file"] > 1:
+        about.append(f"the first of the file's {report['pictures_in_file']} pictures")
     lines = {
         "Wrote": f"{report['output']} ({sides('output_pixels')} pixels)",
-        "Photograph": f"{report['photograph']} ({size}, {'grey' if report['channels'] == 1 else 'colour'})",
+        "Photograph": f"{report['photograph']} ({', '.join(about)})",
         "Filters": f"{report['filters']}: {_counted(len(report['maps']), 'map')}, kernels of {sides('kernel')}",
         "Backend": f"{report['backend']} on {report['device']}",
     }

@@ -7,6 +7,8 @@ import os
 import platform
 import re
 import shlex
+import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,9 +22,9 @@ from rich.text import Text
 from ..benchmark.report import surroundings
 from ..errors import PortconvError
 from ..spec.options import PRECISIONS
-from ..verification import Case, Report, Variant, cases, compare, unsupported
+from ..verification import Case, Report, Trial, Variant, cases, unsupported
 from ..verification.cases import ALL_DTYPES, DTYPES, in_dtypes
-from ..verification.report import Row, both, figure, grouped, share
+from ..verification.report import LEGEND, SUBJECT, Row, both, counted, figure, grouped, share
 from . import chosen
 from .group import UNCHECKED, AlgorithmName, check_destination, echo, refuse, write
 
@@ -70,31 +72,31 @@ def _digests(context: click.Context, parameter: click.Parameter, values: Sequenc
     "precisions",
     multiple=True,
     type=click.Choice(PRECISIONS),
-    help="Repeatable; standard if not given. Reproducible results must have equal bits.",
+    help="The precision (repeatable; standard if not given).",
 )
 @click.option(
     "--dtype",
     "dtypes",
     multiple=True,
     type=click.Choice(ALL_DTYPES),
-    help=f"Repeatable; {' and '.join(DTYPES)} if not given.",
+    help=f"The dtype (repeatable; {' and '.join(DTYPES)} if not given).",
 )
 @click.option(
     "--algorithm",
     "algorithms",
     multiple=True,
     type=AlgorithmName(),
-    help="Repeatable; each case's own if not given.",
+    help="The algorithm (repeatable; each case's own if not given).",
 )
 @click.option(
     "--threads",
     multiple=True,
     type=click.IntRange(min=1),
     metavar="N",
-    help="Compare results under so many threads (repeatable).",
+    help="Run with so many threads (repeatable).",
 )
-@click.option("--layers", metavar="FILE", type=UNCHECKED, help="Layers of your own, in a TOML or JSON file.")
-@click.option("--onnx", "model", metavar="FILE", type=UNCHECKED, help="The convolutions of an ONNX model.")
+@click.option("--layers", metavar="FILE", type=UNCHECKED, help="Run the layers of a TOML or JSON file.")
+@click.option("--onnx", "model", metavar="FILE", type=UNCHECKED, help="Run the convolutions of an ONNX model.")
 @click.option("--batch", type=click.IntRange(min=1), metavar="N", help="The samples in each input of the model.")
 @click.option(
     "--dim", "dims", multiple=True, metavar="NAME=SIZE", help="A size that the model leaves open (repeatable)."
@@ -107,7 +109,7 @@ def _digests(context: click.Context, parameter: click.Parameter, values: Sequenc
     callback=_digests,
     help="Fail unless each digest is this one, or one of these (repeatable).",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else; null is no finite number.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON alone; null stands for a number that is not finite.")
 @click.option("--html", metavar="FILE", type=UNCHECKED, help="Also write the report as a page.")
 @click.pass_context
 def command(
@@ -126,10 +128,14 @@ def command(
     as_json: bool,
     html: Path | None,
 ) -> None:
-    """Verify that backends agree with the exact values and one another, within what rounding can explain.
+    """Check portconv's results on each array library here.
 
-    All cases run forward and backward. Reproducible results must also have equal bits on all backends and devices, with
-    any number of threads and in halves of the batch. The exit status is 0 only if all comparisons hold.
+    portconv's own algorithms run forward and backward on the arrays of each library. Each result is compared with exact
+    values and with the results on the other libraries, and may differ by what rounding can explain. The libraries' own
+    convolutions do not run.
+
+    Reproducible results must also have equal bits on all backends and devices, with any number of threads and in halves
+    of the batch. The exit status is 0 only if all comparisons hold.
     """
     if html is not None:
         check_destination("--html", html, PAGES)
@@ -141,7 +147,10 @@ def command(
     ways = _ways(report, places, wanted_dtypes, wanted, threads)
     supported = [dtype for dtype in wanted_dtypes if any(ways[dtype, precision] for precision in wanted)]
     to_run = cases(supported) if layer_cases is None else in_dtypes(layer_cases, supported)
-    _fill(report, chosen.runs(to_run, algorithms, wanted, report), ways)
+    runs = chosen.runs(to_run, algorithms, wanted, report)
+    if not as_json:
+        Console(highlight=False).print(SUBJECT)
+    _fill(report, runs, ways)
     settings = {"precision": ", ".join(wanted), "dtype": ", ".join(wanted_dtypes)}
     about = _about(ctx, report, places, settings)
     if html is not None:
@@ -178,22 +187,54 @@ def _ways(
 
 
 def _fill(report: Report, runs: Sequence[tuple[Case, str]], ways: Ways) -> None:
+    """Run the cases on one backend after the other, and say on the standard error when each backend is done.
+
+    As many cases at a time as `chosen.batches` says. All variants of a backend run a case in a row, because libraries
+    that compile forget what they compiled long ago.
+    """
     console = Console(stderr=True)
+    counts = Counter(name for case, precision in runs for name in _backends(ways[case.dtype, precision]))
+    left, seconds = counts.copy(), dict.fromkeys(counts, 0.0)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        for case, precision in progress.track(runs, description="verifying"):
-            try:
-                report.take(compare(case, ways[case.dtype, precision], precision))
-            except MemoryError:
-                refuse(f"layer {case.name!r}: its exact values do not fit into memory")
-            except PortconvError as error:
-                refuse(f"layer {case.name!r}: its exact values cannot be computed: {error}")
+        task = progress.add_task("exact values", total=len(runs) + counts.total())
+        for batch in chosen.batches(runs):
+            trials = []
+            for case, precision in batch:
+                trials.append(_trial(case, ways[case.dtype, precision], precision))
+                progress.advance(task)
+            for name in counts:
+                progress.update(task, description=name)
+                start = time.monotonic()
+                for trial in (trial for trial in trials if name in _backends(trial.variants)):
+                    for variant in trial.variants:
+                        if variant.backend.name == name:
+                            report.take(trial.run(variant))
+                    left[name] -= 1
+                    progress.advance(task)
+                seconds[name] += time.monotonic() - start
+                if not left[name]:
+                    done = f"{name}: {counted(counts[name], 'case')} in {seconds[name]:.1f} s"
+                    progress.console.print(Text(done), soft_wrap=True)
+
+
+def _backends(variants: Sequence[Variant]) -> list[str]:
+    return list(dict.fromkeys(variant.backend.name for variant in variants))
+
+
+def _trial(case: Case, variants: Sequence[Variant], precision: str) -> Trial:
+    try:
+        return Trial(case, variants, precision)
+    except MemoryError:
+        refuse(f"layer {case.name!r}: its exact values do not fit into memory")
+    except PortconvError as error:
+        refuse(f"layer {case.name!r}: its exact values cannot be computed: {error}")
 
 
 def _about(
     ctx: click.Context, report: Report, places: Sequence[Variant], settings: Mapping[str, str]
 ) -> dict[str, str]:
     """Say what a reader must know about the run: the command, versions, the machine and its settings."""
-    about = {"command": ctx.meta[__name__], **settings, "ways": ", ".join(variant.label for variant in report.variants)}
+    about = {"command": ctx.meta[__name__], **settings, "runs": ", ".join(variant.label for variant in report.variants)}
     for backend in {place.backend.name: place.backend for place in places}.values():
         about |= {key: value for key, value in surroundings(backend).items() if key not in NOT_SHARED}
         about |= {f"{backend.name}'s {key}": value for key, value in backend.details().items()}
@@ -214,19 +255,21 @@ def _print(report: Report, html: Path | None) -> None:
     for title, members in grouped("Largest errors against the exact values", main_rows):
         console.print(_truth_table(title, members))
     if len(main_rows) < len(rows):
-        echo(f"and {len(rows) - len(main_rows)} rows more of other ways, all ok: see --json and --html")
-    for title, members in grouped("Largest differences between backends", report.pairs()):
+        echo(f"and {len(rows) - len(main_rows)} rows more of other runs, all ok: see --json and --html")
+    for title, members in grouped("Largest differences from one another", report.pairs()):
         console.print(_pair_table(title, members))
-    for kind, what in ((False, "largest error"), (True, "largest difference")):
+    for line in LEGEND if main_rows else ():
+        console.print(line)
+    for kind, what in ((False, "largest error/bound"), (True, "largest difference/bound")):
         if kind in report.worst:
             console.print(Text(f"{what}: {report.worst[kind]}"))
     for name, reason in report.skipped:
         echo(f"skipped {name}: {' '.join(reason.split())}")
     for what, count in report.left_out.items():
-        echo(f"left out: {count} {what}")
+        echo(f"left out: {what}: {count}")
     for line in report.in_bits():
         echo(line)
-    failures = report.failures
+    failures = [*report.problems, *report.failures]
     for failure in failures[:MOST_FAILURES]:
         echo(f"FAILED {failure}")
     if len(failures) > MOST_FAILURES:
@@ -240,25 +283,25 @@ def _print(report: Report, html: Path | None) -> None:
 
 def _truth_table(title: str, rows: Sequence[Row]) -> Table:
     table = plain_table(title, "backend", "dtype", "array")
-    for heading in ("cases", "error/bound", "ulps"):
+    for heading in ("cases", "epsilons", "error/bound"):
         table.add_column(heading, justify="right")
     table.add_column("worst case", overflow="fold")
     table.add_column("")
     for row in rows:
-        figures = (str(row.count), figure(row.units, 3), figure(row.ulps, 1))
+        figures = (str(row.count), figure(row.epsilons, 1), figure(row.units, 3))
         # Text and not str: rich reads square brackets in a str as markup, and names may have them.
-        texts = (row.backend, row.dtype, row.quantity or "", *figures, row.worst)
+        texts = (row.backend, row.dtype, row.quantity or "", *figures, row.worst or "")
         table.add_row(*map(Text, texts), _verdict(row))
     return table
 
 
 def _pair_table(title: str, rows: Sequence[Row]) -> Table:
     table = plain_table(title, "backends", "dtype")
-    for heading in ("cases", "error/bound", "ulps", "equal bits"):
+    for heading in ("arrays", "epsilons", "error/bound", "equal bits"):
         table.add_column(heading, justify="right")
     table.add_column("")
     for row in rows:
-        figures = (str(row.count), figure(row.units, 3), figure(row.ulps, 1), share(row))
+        figures = (str(row.count), figure(row.epsilons, 1), figure(row.units, 3), share(row.equal))
         table.add_row(*map(Text, (both(row), row.dtype, *figures)), _verdict(row))
     return table
 
@@ -272,4 +315,4 @@ def plain_table(title: str, *headings: str) -> Table:
 
 
 def _verdict(row: Row) -> Text:
-    return Text("FAILED", style="bold red") if row.failed else Text("ok", style="green")
+    return Text("FAILED", style="bold red") if row.failed or row.lost else Text("ok", style="green")

@@ -67,7 +67,7 @@ def compare_values(pair: tuple[str, str, str], part: str, one: Host, other: Host
         error_in_words = f"{int(np.sum(wrong))} of {one.size} elements differ in bits, by up to {most_ulps:.3g} ulps"
         allowed = ""
     else:
-        error_in_words = f"apart by up to {most_units:.3g} times the tolerance, {most_ulps:.3g} ulps"
+        error_in_words = f"apart by up to {most_units:.3g} times the tolerance, {ulps[index]:.3g} ulps"
         allowed = f", which may be {reach[index]:.3g} apart"
     problem = f"{error_in_words}; at {list(index)} {one[index]} and {other[index]}{allowed}"
     return replace(comparison, problem=problem)

@@ -8,7 +8,7 @@ lists the ways to run a case. `comparison` compares the results of each way with
 
 from .bounds import Exact, exact
 from .cases import Case, cases
-from .comparison import Comparison, compare, unserved
+from .comparison import Comparison, Trial, compare, unserved
 from .report import Report
 from .variants import Variant, unsupported
 
@@ -17,6 +17,7 @@ __all__ = [
     "Comparison",
     "Exact",
     "Report",
+    "Trial",
     "Variant",
     "cases",
     "compare",

@@ -41,20 +41,21 @@ class Comparison:
     units : float
         The largest error, in units of what rounding can explain. It is infinite if there is no number to compare, or if
         bits differ that must be equal.
-    ulps : float
-        The largest error, in units in the last place of the exact value in `dtype`, over elements where that is not 0.
+    epsilons : float
+        The largest error, in epsilons of `dtype` times the largest exact value of the array.
     elements, equal : int
         How many elements there are, and how many have equal bits (the exact value is rounded to `dtype`).
     problem : str, optional
-        Why no value could be compared.
+        Why there was nothing to compare: an exception, or an array of another shape, dtype, library or device.
     precision, algorithm : str
         The precision and the algorithm that were asked for.
     served : str, optional
         The algorithms that computed the result of `backend`.
-    where, got, expected
-        The index of the worst element and both values there; None if there is no error.
+    where, got, expected, ulps
+        The index of the element with the largest error in units of the bound, both values there, and that error in
+        units in the last place of the exact value; None if there is no error, and `ulps` also if that value is 0.
     counts : tuple of int
-        How many errors there are of each size: see `figures.EDGES`.
+        How many elements there are of each error: see `figures.EDGES`.
     sha256 : str, optional
         Of the bytes of the result of `backend`, where it is compared with the exact values.
     plane : Plane, optional
@@ -67,7 +68,7 @@ class Comparison:
     dtype: str
     quantity: str
     units: float
-    ulps: float
+    epsilons: float
     elements: int
     equal: int
     problem: str | None = None
@@ -77,6 +78,7 @@ class Comparison:
     where: tuple[int, ...] | None = None
     got: Number | None = None
     expected: Number | None = None
+    ulps: float | None = None
     counts: tuple[int, ...] = ()
     sha256: str | None = None
     plane: Plane | None = field(default=None, compare=False, repr=False)
@@ -97,20 +99,27 @@ class Comparison:
             what = f"{what}, {self.precision}"
         if self.problem:
             return f"{what}: {self.problem}"
-        if self.to_the_bit:
-            unequal = self.elements - self.equal
-            error = f"bits differ in {unequal} of {self.elements} elements, {self.ulps:.3g} ulps"
-        else:
-            away = "off" if self.other is None else "apart"
-            error = f"{away} by {self.units:.3g} times the bound, {self.ulps:.3g} ulps"
-        return f"{what}: {error}{self.place}"
+        return f"{what}: {self._error}{self._place}"
 
     @property
-    def place(self) -> str:
+    def _error(self) -> str:
+        """The error of the worst element, in words."""
+        away = "off" if self.other is None else "apart"
+        ulps = "" if self.ulps is None else f"{self.ulps:.3g} ulp{'' if self.ulps == 1 else 's'}"
+        if self.to_the_bit:
+            unequal = f"bits differ in {self.elements - self.equal} of {self.elements} elements"
+            return f"{unequal}, the furthest {away}{ulps and f' by {ulps}'}"
+        if math.isfinite(self.units):
+            return f"{away} by {self.units:.3g} times the bound{ulps and f', {ulps}'}"
+        finite = all(value is not None and np.isfinite(value) for value in (self.got, self.expected))
+        return f"{away}{ulps and f' by {ulps}'} where the bound is 0" if finite else "no finite number"
+
+    @property
+    def _place(self) -> str:
         """The index of the worst element and both values, in words."""
         if self.where is None or self.got is None or self.expected is None:
             return ""
-        one, other = ("got", "exact") if self.other is None else ("one", "other")
+        one, other = ("got", "exact") if self.other is None else (self.backend, self.other)
         got, expected = (written(value, self.dtype) for value in (self.got, self.expected))
         return f" at {list(self.where)} ({one} {got}, {other} {expected})"
 
@@ -156,43 +165,57 @@ def compare(
     -------
     list of Comparison
     """
-    return _CaseRun(case, precision, case.inputs() if inputs is None else inputs).compare(plain(ways))
+    trial = Trial(case, plain(ways), precision, inputs)
+    return [comparison for variant in trial.variants for comparison in trial.run(variant)]
 
 
-class _CaseRun:
-    """One case in one precision on the same numbers: it runs the variants and compares their results."""
+class Trial:
+    """One case in one precision on the same numbers, with its exact values: it runs the variants one by one.
 
-    def __init__(self, case: Case, precision: str, inputs: Inputs) -> None:
-        self.case, self.precision, self.inputs = case, precision, inputs
-        self.truth = exact(case, inputs)
+    Parameters
+    ----------
+    case : Case
+    variants : sequence of Variant
+        All variants that will run; they run in this order.
+    precision : {"standard", "fast", "reproducible"}
+    inputs : Inputs, optional
+        Numbers to use instead of the case's own.
+    """
+
+    def __init__(
+        self, case: Case, variants: Sequence[Variant], precision: str = "standard", inputs: Inputs | None = None
+    ) -> None:
+        self.case, self.precision, self.variants = case, precision, variants
+        self.inputs = case.inputs() if inputs is None else inputs
+        self.truth = exact(case, self.inputs)
         self.reach = cache(self._reach)
+        self.results: dict[str, dict[str, Host]] = {}
+        """By the label of a variant and the quantity, the results."""
         self.algorithms: dict[str, dict[str, tuple[str, ...]]] = {}
         """By the label of a variant and the quantity, the algorithms that computed it."""
 
-    def compare(self, variants: Sequence[Variant]) -> list[Comparison]:
-        """Compare each variant with the exact values, and the pairs of variants."""
-        comparisons: list[Comparison] = []
-        results: dict[str, dict[str, Host]] = {name: {} for name in self.case.quantities}
-        for variant in variants:
-            label = variant.label
-            by_quantity, self.algorithms[label] = self._results(variant)
-            for quantity, result in by_quantity.items():
-                if isinstance(result, str):
-                    no_figures = Figures(math.inf, math.inf, 0, 0, ())
-                    comparisons.append(self._comparison(label, None, quantity, no_figures, problem=result))
-                else:
-                    results[quantity][label] = result
-                    comparisons.append(self._with_exact(label, quantity, result))
-        for quantity, by_label in results.items():
-            for one, other in ((one.label, other.label) for one, other in pairs(variants)):
-                if one in by_label and other in by_label:
-                    bound = None
-                    if self.precision != "reproducible":
-                        bound = self._bound(one, quantity) + self._bound(other, quantity)
-                    true = self.truth[quantity].value
-                    pair = figures(by_label[one], by_label[other], bound, true, self.case, quantity)
-                    comparisons.append(self._comparison(one, other, quantity, pair))
+    def run(self, variant: Variant) -> list[Comparison]:
+        """Run a variant; compare its results with the exact values, and with those of the variants before it."""
+        label = variant.label
+        by_quantity, self.algorithms[label] = self._results(variant)
+        self.results[label] = {name: result for name, result in by_quantity.items() if not isinstance(result, str)}
+        comparisons = []
+        for quantity, result in by_quantity.items():
+            if isinstance(result, str):
+                nothing = Figures(math.inf, math.inf, 0, 0, ())
+                comparisons.append(self._comparison(label, None, quantity, nothing, problem=result))
+            else:
+                comparisons.append(self._with_exact(label, quantity, result))
+        for one in (one.label for one, other in pairs(self.variants) if other.label == label):
+            shared = [quantity for quantity in self.results[one] if quantity in self.results[label]]
+            comparisons += [self._with_one_another(one, label, quantity) for quantity in shared]
         return comparisons
+
+    def _with_one_another(self, one: str, other: str, quantity: str) -> Comparison:
+        exactly, true = self.precision == "reproducible", self.truth[quantity].value
+        bound = None if exactly else self._bound(one, quantity) + self._bound(other, quantity)
+        first, second = self.results[one][quantity], self.results[other][quantity]
+        return self._comparison(one, other, quantity, figures(first, second, bound, true, self.case, quantity))
 
     def _with_exact(self, label: str, quantity: str, result: Host) -> Comparison:
         true = self.truth[quantity]

@@ -13,7 +13,7 @@ Element = ElementTree.Element
 
 WIDTH, HEIGHT, FOOT = 300, 120, 26
 """The sizes of a histogram: as wide as a phone, its letters are as large as the page's."""
-TICKS = {0.5: "0", 4: "1/1024", 8: "1/64", 11: "1/8", 14: "1"}
+TICKS = {0.5: "=", 4: "1/1024", 8: "1/64", 11: "1/8", 14: "1"}
 """The labels below a histogram, by their place: the number of bars to the left."""
 CELL = (16, 40)
 """The smallest and the largest width and height of a map's cell, if they fit into the width."""
@@ -24,7 +24,7 @@ def sizes() -> list[str]:
     """Say what each bar of a histogram counts."""
     edges = ["0", *(f"1/{round(1 / edge)}" if edge < 1 else "1" for edge in EDGES[1:])]
     between = [f"{low} to {high}" for low, high in pairwise(edges[1:])]
-    return ["no error", f"up to {edges[1]}", *between, "more than 1"]
+    return ["equal", f"up to {edges[1]}", *between, "more than 1"]
 
 
 def histogram(counts: Sequence[int]) -> Element:

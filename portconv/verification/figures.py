@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..spec.dtypes import DIGITS, LEAST_NORMAL, real
+from ..spec.dtypes import DIGITS, EPSILON, LEAST_NORMAL, real
 from .bounds import Doubles, wide
 from .cases import Case, host_dtype
 
@@ -17,7 +17,8 @@ Host = NDArray[np.inexact[Any]]
 Number = float | complex
 
 EDGES = (0.0, *(2.0**-n for n in range(12, -1, -1)))
-"""Errors are counted by size, in units of the bound: up to each of these numbers, and beyond the last."""
+"""Elements are counted by error, in units of the bound: those with equal bits, of which 0 is the edge, then those up
+to each of the other numbers, and those beyond the last."""
 MOST_CELLS = 48
 """The largest number of cells along a side of a map."""
 
@@ -54,56 +55,71 @@ class Figures:
 
     Attributes
     ----------
-    units, ulps : float
-        The largest error, in units of the bound and in units in the last place; of complex numbers, the absolute value
-        of the error in units of the absolute value.
+    units : float
+        The largest error in units of the bound; of complex numbers, that of the absolute value of the difference.
+    epsilons : float
+        The largest error in epsilons of the dtype times the largest exact value of the array.
     elements, equal : int
         How many elements there are, and how many have equal bits.
     counts : tuple of int
-        How many errors there are of each size: see `EDGES`.
+        How many elements there are of each error: see `EDGES`.
     where : tuple of int, optional
         The index of the largest error in units of the bound, if there is any error.
     got, expected : float, optional
         The values at that index.
+    ulps : float, optional
+        The error at that index in units in the last place of the exact value there; None if that value is 0, or the
+        error is not finite.
     plane : Plane, optional
     """
 
     units: float
-    ulps: float
+    epsilons: float
     elements: int
     equal: int
     counts: tuple[int, ...]
     where: tuple[int, ...] | None = None
     got: Number | None = None
     expected: Number | None = None
+    ulps: float | None = None
     plane: Plane | None = None
 
 
 def figures(got: Host, expected: Host, bound: Doubles | None, true: Host, case: Case, quantity: str) -> Figures:
-    """Compare two arrays; if `bound` is None, only equal bits are allowed."""
+    """Compare two arrays; if `bound` is None, only equal bits are allowed. `true` has the exact values."""
     with np.errstate(invalid="ignore"):
         error = np.abs(_clipped(got, case.dtype) - _clipped(expected, case.dtype))
-    ulp = _ulps(np.abs(true), case.dtype)
-    # An error where the exact value is 0 has no size in ulps; products of spectra do not give 0 there.
-    ulp[true == 0] = np.inf
     with np.errstate(over="ignore"):
         same = np.all(_bits(got, got.dtype) == _bits(expected, host_dtype(case.dtype)), axis=-1)
-    in_ulps = _ratio(error, ulp)
+    if bound is None:
+        error = np.where(same, 0.0, error)
     ratio = _ratio(error, bound) if bound is not None else np.where(same, 0.0, np.inf)
-    counts = np.bincount(np.searchsorted(EDGES, ratio.reshape(-1)), minlength=len(EDGES) + 1)
+    size = np.max(np.abs(_clipped(true, case.dtype)), initial=0.0)
     units = float(np.max(ratio, initial=0.0))
     where = _worst(ratio, error) if units > 0 else None
     return Figures(
         units,
-        float(np.max(in_ulps if bound is not None else np.where(same, 0.0, in_ulps), initial=0.0)),
+        float(np.max(_ratio(error, EPSILON[real(case.dtype)] * size), initial=0.0)),
         got.size,
         int(np.count_nonzero(same)),
-        tuple(int(count) for count in counts),
+        _counts(ratio, same),
         where,
         None if where is None else wide(got)[where].item(),
         None if where is None else wide(expected)[where].item(),
+        None if where is None else _in_ulps(float(error[where]), true[where], case.dtype),
         None if where is None else _plane(ratio, where, case, quantity),
     )
+
+
+def _in_ulps(error: float, true: Any, dtype: str) -> float | None:
+    """Return an error in units in the last place of the exact value; None if that is 0, or the error is not finite."""
+    return None if true == 0 or not math.isfinite(error) else error / float(_ulps(np.abs(true), dtype))
+
+
+def _counts(ratio: Doubles, same: NDArray[np.bool_]) -> tuple[int, ...]:
+    """Count the elements with equal bits, and the others by their errors in units of the bound: see `EDGES`."""
+    places = np.where(same, 0, np.maximum(np.searchsorted(EDGES, ratio), 1))
+    return tuple(int(count) for count in np.bincount(places.reshape(-1), minlength=len(EDGES) + 1))
 
 
 def _worst(ratio: Doubles, error: Doubles) -> tuple[int, ...]:
@@ -143,7 +159,7 @@ def _bits(array: Host, dtype: np.dtype[Any]) -> NDArray[np.unsignedinteger[Any]]
     return whole.view(f"u{dtype.itemsize // (2 if dtype.kind == 'c' else 1)}")
 
 
-def _ratio(error: Doubles, unit: Doubles) -> Doubles:
+def _ratio(error: Doubles, unit: Doubles | np.float64) -> Doubles:
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(error == 0, 0.0, error / unit)
     # The ratio is infinite for a nan, and for any error where none is allowed.

@@ -87,7 +87,7 @@ def _case(path: Path, number: int, entry: Any) -> Case:
     if unknown := sorted(entry.keys() - set(KNOWN)):
         raise Unusable(f"{where}: got the unknown key {unknown[0]!r}, expected some of {', '.join(KNOWN)}")
     if missing := [key for key in REQUIRED if key not in entry]:
-        raise Unusable(f"{where}: got no {missing[0]!r}, expected {', '.join(REQUIRED)} and whatever else")
+        raise Unusable(f"{where}: got no {missing[0]!r}, expected at least {', '.join(REQUIRED)}")
     if not isinstance(entry.get("bias", False), bool):
         raise Unusable(f"{where}: bias: got {entry['bias']!r}, expected true or false")
     return checked(where, Case(**{key: _tuples(value) for key, value in entry.items()}))

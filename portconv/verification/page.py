@@ -13,14 +13,21 @@ from xml.etree import ElementTree
 from .cases import QUANTITIES
 from .comparison import Comparison
 from .drawing import heat_map, histogram, sizes
-from .report import Report, Row, both, counted, figure, grouped, share
+from .report import LEGEND, SUBJECT, Report, Row, both, counted, figure, grouped, share
 
 Element = ElementTree.Element
 
+MORE_LEGEND = (
+    "equal to exact: the share of the elements that are equal to the exact value, rounded to the dtype. The exact "
+    "values are computed in float64 or complex128. In these dtypes they are rounded too, which the bound allows for.",
+    "Arrays: a convolution's output (out), and its gradients for the input (dx), the filters (dw) and the bias (db).",
+    "In sentences, ulps are units in the last place of the exact value of the element that the sentence names.",
+)
+"""What the figures of a page are that the command does not print."""
 MOST_FAILURES = 200
 """How many failures a page lists."""
 
-FIGURES = {"error/bound": "number", "ulps": "number", "cases": "number"}
+FIGURES = {"epsilons": "number", "error/bound": "number"}
 """The columns that tables have in common."""
 
 STYLE = """
@@ -87,15 +94,11 @@ def page(report: Report, about: Mapping[str, str]) -> str:
     _in(head, "style", STYLE)
     main = _in(_in(html, "body"), "main")
     _in(main, "h1", "portconv verify")
+    _in(main, "p", SUBJECT)
     _in(main, "p", report.summary(), kind="verdict" if report.held else "verdict bad")
-    _in(
-        main,
-        "p",
-        "Each result is a convolution's output (out), or its gradient for the input (dx), the filters (dw) or the bias "
-        "(db). An error of 1 times the bound is the most that rounding can explain: correct arithmetic stays below, "
-        "whatever its order, and a mistake goes far above. Ulps are units in the last place of the exact value. They "
-        "have no limit, as a result may be small beside what it was summed from.",
-    )
+    listed = _in(main, "ul")
+    for line in (*LEGEND, *MORE_LEGEND):
+        _in(listed, "li", line)
     for section in (_bits, _failures, _worst, _truth, _pairs, _histograms, _left_out):
         section(main, report)
     _in(main, "h2", "How this was made")
@@ -145,7 +148,7 @@ def _bits(main: Element, report: Report) -> None:
 
 
 def _failures(main: Element, report: Report) -> None:
-    failures = report.failures
+    failures = [*report.problems, *report.failures]
     if not failures:
         return
     _in(main, "h2", "What failed")
@@ -167,7 +170,7 @@ def _worst(main: Element, report: Report) -> None:
         "the largest error within the bound; red is beyond it. A frame marks the worst element.",
     )
     cards = _in(main, "div", kind="cards")
-    for kind, title in ((False, "Largest error against the exact values"), (True, "Largest difference")):
+    for kind, title in ((False, "Largest error/bound against the exact values"), (True, "Largest difference/bound")):
         if kind in report.worst:
             _map(_in(cards, "figure", kind="card"), title, report.worst[kind])
 
@@ -187,16 +190,21 @@ def _map(card: Element, title: str, comparison: Comparison) -> None:
 
 
 def _figures(row: Row) -> list[str]:
-    return [figure(row.units, 3), figure(row.ulps, 1), str(row.count)]
+    return [str(row.count), figure(row.epsilons, 1), figure(row.units, 3)]
 
 
 def _place(row: Row) -> str:
+    """Name the worst case and the index of its worst element; in pairs of runs, the array too."""
+    if row.worst is None:
+        return ""
     at = f" {list(row.where)}" if row.where else ""
     return f"{row.worst}, {row.worst_quantity}{at}" if row.other else f"{row.worst}{at}"
 
 
 def _verdict(row: Row) -> tuple[str, str]:
-    return (f"{row.failed} FAILED", "bad") if row.failed else ("ok", "good")
+    faults = [f"{row.failed} FAILED"] if row.failed else []
+    faults += [f"{row.lost} without a result"] if row.lost else []
+    return (", ".join(faults), "bad") if faults else ("ok", "good")
 
 
 def _truth(main: Element, report: Report) -> None:
@@ -207,35 +215,40 @@ def _truth(main: Element, report: Report) -> None:
         _truth_table(main, members)
     if others := [row for row in rows if row not in main_rows]:
         folded = _in(main, "details")
-        _in(folded, "summary", f"{counted(len(others), 'row')} of other ways, all ok")
-        for title, members in grouped("Other ways", others):
+        _in(folded, "summary", f"{counted(len(others), 'row')} of other runs, all ok")
+        for title, members in grouped("Other runs", others):
             _in(folded, "h3", title)
             _truth_table(folded, members)
 
 
 def _truth_table(parent: Element, rows: Sequence[Row]) -> None:
-    headings = {"": "", "backend": "", "dtype": "", "array": "", **FIGURES, "exact bits": "number", "worst": "name"}
+    headings = {"": "", "backend": "", "dtype": "", "array": "", "cases": "number", **FIGURES}
+    headings |= {"worst case": "name", "equal to exact": "number"}
     cells = [
-        [_verdict(row), row.backend, row.dtype, row.quantity, *_figures(row), share(row), _place(row)] for row in rows
+        [_verdict(row), row.backend, row.dtype, row.quantity, *_figures(row), _place(row), share(row.equal)]
+        for row in rows
     ]
     _table(parent, headings, cells)
 
 
 def _pairs(main: Element, report: Report) -> None:
-    headings = {"": "", "backends": "", "dtype": "", **FIGURES, "equal bits": "number"}
-    headings |= {**{f"in {name}": "number" for name in QUANTITIES}, "worst": "name"}
+    headings = {
+        "": "",
+        "backends": "",
+        "dtype": "",
+        "arrays": "number",
+        **FIGURES,
+        "worst case": "name",
+        "equal bits": "number",
+    }
+    headings |= {f"in {name}": "number" for name in QUANTITIES}
     for title, rows in grouped("Against one another", report.pairs()):
         _in(main, "h2", title)
         cells = []
         for row in rows:
-            equal = [_share(row.equal_in.get(name)) for name in QUANTITIES]
-            place = _place(row) if row.where else ""
-            cells.append([_verdict(row), both(row), row.dtype, *_figures(row), share(row), *equal, place])
+            equal = [share(row.equal_in.get(name, math.nan)) for name in QUANTITIES]
+            cells.append([_verdict(row), both(row), row.dtype, *_figures(row), _place(row), share(row.equal), *equal])
         _table(main, headings, cells)
-
-
-def _share(equal: float | None) -> str:
-    return "" if equal is None or math.isnan(equal) else "all" if equal == 1 else f"{min(equal, 0.999):.1%}"
 
 
 def _histograms(main: Element, report: Report) -> None:
@@ -251,8 +264,9 @@ def _histograms(main: Element, report: Report) -> None:
     _in(
         main,
         "p",
-        "Elements by the size of their error, in units of the bound: none at the left, 1 where rounding can explain no "
-        "more. Bars are as high as the logarithm of the number.",
+        "The first bar (=) counts the elements that are equal to the exact value, rounded to the dtype. The others "
+        "count elements by error/bound, where 1 is the most that rounding can explain. Bars are as high as the "
+        "logarithm of the number.",
     )
     cards = _in(main, "div", kind="cards")
     for (dtype, precision, algorithm), by_name in kinds.items():
@@ -268,7 +282,8 @@ def _histogram(card: Element, title: str, counts: Sequence[int]) -> None:
     _in(card, "h3", title)
     card.append(histogram(counts))
     caption = _in(card, "figcaption")
-    _in(caption, "p", f"{sum(counts):,} elements, {counts[0] / max(1, sum(counts)):.1%} without error")
+    equal = share(counts[0] / sum(counts) if sum(counts) else math.nan)
+    _in(caption, "p", f"{sum(counts):,} elements, equal to exact: {equal}")
     numbers = _in(caption, "details")
     _in(numbers, "summary", "in numbers")
     rows = [(what, (f"{count:,}", "number")) for what, count in zip(sizes(), counts, strict=True) if count]
@@ -283,4 +298,4 @@ def _left_out(main: Element, report: Report) -> None:
     for name, reason in report.skipped:
         _in(listed, "li", f"{name}: {' '.join(reason.split())}")
     for what, count in report.left_out.items():
-        _in(listed, "li", f"{count} {what}")
+        _in(listed, "li", f"{what}: {count}")

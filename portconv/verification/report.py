@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,6 +13,19 @@ from .cases import QUANTITIES
 from .comparison import Comparison
 from .figures import EDGES, Number
 from .variants import Variant
+
+SUBJECT = (
+    "portconv's own convolution, on the arrays of each library, compared with exact values and between libraries. "
+    "The libraries' own convolutions do not run."
+)
+"""What is compared, in the first lines of a report."""
+LEGEND = (
+    "error/bound: the largest error, where 1 is the most that rounding can explain. The worst case is the one that "
+    "has it.",
+    "epsilons: the largest error over the largest exact value of its array, in units of the dtype's epsilon (2**-23 in "
+    "float32, 2**-52 in float64).",
+)
+"""What the figures of a report are."""
 
 
 @dataclass(frozen=True)
@@ -22,20 +36,20 @@ class Row:
     ----------
     backend, other, dtype, quantity, precision, algorithm : str
         What the comparisons have in common; `other`, `quantity` and `algorithm` are None where they differ.
-    count, failed : int
-        How many comparisons there are, and how many of them did not hold.
-    units, ulps : float
-        The largest error in units of the bound, and in ulps.
+    count, failed, lost : int
+        How many results were compared, how many of them are out of bounds, and how many more there was no result of.
+    units, epsilons : float
+        The largest error in units of the bound, and the largest one in epsilons of the array's largest value; nan if
+        nothing could be compared.
     equal : float
         The share of elements with equal bits; nan if there are no elements.
     unequal : int
         How many elements have different bits.
-    worst : str
-        The case with the largest error in units of the bound.
-    worst_quantity, where, got, expected
-        The quantity of that case, the index of its worst element and both values there; None if there is no error.
+    worst, worst_quantity, where, got, expected, ulps
+        The case and the quantity with the largest error in units of the bound, and what `Comparison` says of its worst
+        element; None if there is no error.
     counts : tuple of int
-        How many errors there are of each size: see `figures.EDGES`.
+        How many elements there are of each error: see `figures.EDGES`.
     equal_in : dict of str to float
         By quantity, the share of elements with equal bits.
     """
@@ -46,19 +60,47 @@ class Row:
     quantity: str | None
     count: int
     failed: int
+    lost: int
     units: float
-    ulps: float
+    epsilons: float
     equal: float
-    worst: str
+    worst: str | None
     precision: str
     algorithm: str | None
     unequal: int
-    worst_quantity: str
+    worst_quantity: str | None
     where: tuple[int, ...] | None
     got: Number | None
     expected: Number | None
+    ulps: float | None
     counts: tuple[int, ...]
     equal_in: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One reason for which a variant had no results to compare, such as an exception.
+
+    Attributes
+    ----------
+    backend : str
+        The label of the variant.
+    message : str
+        The reason, as the first case has it; that of others may have other numbers in it.
+    cases : int
+        The number of cases, each in one dtype and precision, of which some results are lost.
+    first : str
+        The first of them.
+    """
+
+    backend: str
+    message: str
+    cases: int
+    first: str
+
+    def __str__(self) -> str:
+        first = f"the first is {self.first}" if self.cases > 1 else self.first
+        return f"{self.backend}, {counted(self.cases, 'case')} ({first}): {self.message}"
 
 
 @dataclass(frozen=True)
@@ -119,8 +161,27 @@ class Report:
         self.left_out[what] = self.left_out.get(what, 0) + 1
 
     @property
+    def compared(self) -> list[Comparison]:
+        """The comparisons that had something to compare."""
+        return [comparison for comparison in self.comparisons if comparison.problem is None]
+
+    @property
     def failures(self) -> list[Comparison]:
-        return [comparison for comparison in self.comparisons if not comparison.held]
+        """The comparisons that are out of bounds."""
+        return [comparison for comparison in self.compared if not comparison.held]
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Why there was nothing to compare, each reason once for each variant."""
+        kinds: dict[tuple[str, str], list[Comparison]] = {}
+        for comparison in self.comparisons:
+            if comparison.problem is not None:
+                kind = re.sub(r"\d[\d, ]*", "#", comparison.problem)
+                kinds.setdefault((comparison.backend, kind), []).append(comparison)
+        return [
+            Problem(first.backend, first.problem or "", len({*map(_case, (first, *others))}), _case(first))
+            for first, *others in kinds.values()
+        ]
 
     @property
     def ran(self) -> list[str]:
@@ -140,8 +201,9 @@ class Report:
 
     @property
     def held(self) -> bool:
-        """Whether something was compared, all of it is within its bounds, and its digests are the expected ones."""
-        return bool(self.comparisons) and not self.failures and not self.unexpected
+        """Whether everything could be compared, is within its bounds, and has the expected digests."""
+        all_held = all(comparison.held for comparison in self.comparisons)
+        return bool(self.comparisons) and all_held and not self.unexpected
 
     def against_truth(self) -> list[Row]:
         """Return a row for each variant, dtype, precision, algorithm and quantity."""
@@ -163,8 +225,12 @@ class Report:
         return [self._row(kinds[kind], None) for kind in sorted(kinds)]
 
     def digests(self) -> list[Digest]:
-        """Return a digest of the results of each variant that is not in halves, by dtype, precision and algorithm."""
+        """Return a digest of the results of each variant that has all of them, by dtype, precision and algorithm.
+
+        Variants in halves have only some.
+        """
         halves = {variant.label for variant in self.variants if variant.halves}
+        partial = {(one.backend, *self._common(one)) for one in self.comparisons if one.problem is not None}
         hashes: dict[tuple[Any, ...], Any] = {}
         for comparison in self.comparisons:
             if comparison.other is None and comparison.backend not in halves:
@@ -173,6 +239,7 @@ class Report:
         return [
             Digest(backend, dtype, precision, algorithm or None, digest.hexdigest())
             for (backend, dtype, precision, algorithm), digest in sorted(hashes.items(), key=lambda item: item[0])
+            if (backend, dtype, precision, algorithm) not in partial
         ]
 
     @property
@@ -183,7 +250,7 @@ class Report:
     def main_rows(self, rows: Sequence[Row]) -> list[Row]:
         """Choose the rows of the first variants, and all rows that did not hold."""
         firsts = {first.label for first in self.firsts}
-        return [row for row in rows if row.backend in firsts or row.failed or not firsts]
+        return [row for row in rows if row.backend in firsts or row.failed or row.lost or not firsts]
 
     def in_bits(self) -> list[str]:
         """Say which reproducible results have equal bits, one per line."""
@@ -199,27 +266,34 @@ class Report:
                 kinds.setdefault((digest.dtype, by), {}).setdefault(digest.sha256, []).append(digest.backend)
         for (dtype, by), labels in kinds.items():
             for sha256, who in labels.items():
-                which = ", ".join(who) if len(labels) > 1 else f"in {'all ' * (len(who) > 1)}{counted(len(who), 'way')}"
-                lines.append(f"digest {dtype}{by} {sha256}: {which}")
+                which = f"{'all ' * (len(who) > 1)}{counted(len(who), 'run')} of the whole batch"
+                lines.append(f"digest {dtype}{by} {sha256}: {', '.join(who) if len(labels) > 1 else which}")
         return lines
 
     def summary(self) -> str:
         """Sum up the report in one line."""
         if not self.comparisons:
             return "nothing was compared"
-        counts = f"{counted(len(self.comparisons), 'comparison')} on {counted(len(self.backends), 'backend')}"
+        counts = f"{counted(len(self.compared), 'comparison')} on {counted(len(self.backends), 'backend')}"
         if len(self.ran) > len(self.backends):
-            counts = f"{counts} run in {len(self.ran)} ways"
-        verdict = f"{len(self.failures)} out of bounds" if self.failures else "all within bounds"
-        others = f", {counted(len(self.unexpected), 'digest')} not as expected" if self.unexpected else ""
-        return f"{counts}: {verdict}{others}"
+            counts = f"{counts} in {len(self.ran)} runs"
+        verdicts = [f"{len(self.failures)} out of bounds" if self.failures else "all within bounds"]
+        if not self.compared:
+            verdicts = []
+        if lost := {(one.backend, _case(one), one.algorithm) for one in self.comparisons if one.problem is not None}:
+            verdicts.append(f"{counted(len(lost), 'case')} without a result")
+        if self.unexpected:
+            verdicts.append(f"{counted(len(self.unexpected), 'digest')} not as expected")
+        return f"{counts}: {', '.join(verdicts)}"
 
     def as_json(self) -> dict[str, Any]:
         """Return everything in JSON's types: None for a figure that is not finite, a list for a complex number."""
         return {
+            "compares": SUBJECT,
             "held": self.held,
-            "comparisons": len(self.comparisons),
+            "comparisons": len(self.compared),
             "out_of_bounds": len(self.failures),
+            "problems": [{**_plain(problem), "text": str(problem)} for problem in self.problems],
             "backends": self.backends,
             "variants": [
                 {
@@ -248,34 +322,43 @@ class Report:
 
     def _row(self, members: Sequence[Comparison], quantity: str | None) -> Row:
         first = members[0]
-        worst = max(members, key=_badness)
+        compared = [member for member in members if member.problem is None]
+        worst = max(compared or members, key=_badness)
         quantities = dict.fromkeys(member.quantity for member in members)
         return Row(
             first.backend,
             first.other,
             first.dtype,
             quantity,
-            count=len(members),
-            failed=sum(not member.held for member in members),
-            units=worst.units,
-            ulps=max(member.ulps for member in members),
+            count=len(compared),
+            failed=sum(not member.held for member in compared),
+            lost=len(members) - len(compared),
+            units=worst.units if compared else math.nan,
+            epsilons=max((member.epsilons for member in compared), default=math.nan),
             equal=_equal(members),
-            worst=worst.case,
+            worst=worst.case if worst.units else None,
             precision=first.precision,
             algorithm=first.algorithm if self.by_algorithm else None,
             unequal=sum(member.elements - member.equal for member in members),
-            worst_quantity=worst.quantity,
+            worst_quantity=worst.quantity if worst.units else None,
             where=worst.where,
             got=worst.got,
             expected=worst.expected,
+            ulps=worst.ulps,
             counts=tuple(map(sum, zip(*(member.counts for member in members if member.counts), strict=True))),
             equal_in={name: _equal([member for member in members if member.quantity == name]) for name in quantities},
         )
 
 
 def _badness(comparison: Comparison) -> tuple[float, float]:
-    """The key that finds the worst of several comparisons: by ulps where the units are all infinite."""
-    return comparison.units, comparison.ulps
+    """The key that finds the worst of several comparisons: by epsilons where the units are all infinite."""
+    return comparison.units, comparison.epsilons
+
+
+def _case(comparison: Comparison) -> str:
+    """Name the case, the dtype and, unless it is standard, the precision of a comparison."""
+    precision = "" if comparison.precision == "standard" else f", {comparison.precision}"
+    return f"{comparison.case} {comparison.dtype}{precision}"
 
 
 def _equal(members: Sequence[Comparison]) -> float:
@@ -283,7 +366,7 @@ def _equal(members: Sequence[Comparison]) -> float:
     return sum(member.equal for member in members) / elements if elements else math.nan
 
 
-def _plain(record: Row | Comparison | Digest) -> dict[str, Any]:
+def _plain(record: Row | Comparison | Digest | Problem) -> dict[str, Any]:
     return {name: _value(value) for name, value in vars(record).items() if name != "plane"}
 
 
@@ -309,7 +392,12 @@ def grouped(title: str, rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
 
 
 def figure(number: float, places: int) -> str:
-    """Write a figure with so many decimal places, or as a power of ten if it is below 10**-places or above 1000."""
+    """Write a figure with so many decimal places, or as a power of ten if it is below 10**-places or above 1000.
+
+    A nan, which stands for no figure, is written as nothing.
+    """
+    if math.isnan(number):
+        return ""
     if number == 0 or 10.0**-places <= number < 1000:
         return f"{number:.{places}f}"
     return f"{number:.0e}".replace("e+0", "e+").replace("e-0", "e-")
@@ -321,11 +409,13 @@ def both(row: Row) -> str:
     return f"{row.backend}, {f'({details}' if details and row.backend.partition(' (')[0] == backend else row.other}"
 
 
-def share(row: Row) -> str:
-    """Write the share of elements with equal bits; "all" if no element differs."""
-    if math.isnan(row.equal):
+def share(equal: float) -> str:
+    """Write a share in per cent, rounded down; 0 and 1 as "none" and "all", and a nan, of no elements, as nothing."""
+    if math.isnan(equal):
         return ""
-    return "all" if row.unequal == 0 else f"{math.floor(1000 * row.equal) / 10:.1f}%"
+    if equal in (0, 1):
+        return "all" if equal else "none"
+    return f"{math.floor(1000 * equal) / 10:.1f}%" if equal >= 0.001 else "below 0.1%"
 
 
 def counted(number: int, what: str) -> str:

@@ -150,3 +150,15 @@ def test_the_command_takes_its_name(name, monkeypatch):
 def test_its_time_is_measured_to_calibrate():
     (layer,) = zoo.named("small 3x3 3-8@8 b1")
     assert {timing.algorithm for timing in timings(layer, backends.get("numpy"))} == {"toy"}
+
+
+def test_an_explanation_is_printed_as_a_table():
+    x, w = np.ones((2, 4, 12, 12), "float32"), np.ones((4, 4, 3, 3), "float32")
+    found = portconv.explain(x, w, padding=1, stride=2)
+    lines = str(found).splitlines()
+    assert lines[0].startswith(f"{found.algorithm}, blocks of ")
+    assert lines[1] == f"at most {found.workspace_bytes} bytes of workspace for each thread"
+    rows = {line.split()[0]: line.split()[1:] for line in lines[3:]}
+    assert list(rows) == [one.name for one in found.candidates]
+    assert rows[found.algorithm] == ["1.00", "taken"]
+    assert " ".join(rows["fft"]) == "serves stride 1"

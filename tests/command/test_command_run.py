@@ -542,3 +542,17 @@ def test_arrangements_overlap_nowhere_and_leave_little_empty(maps: int, large: i
     for (x, y, side), (u, v, other) in itertools.combinations(boxes, 2):
         assert x + side <= u or u + other <= x or y + side <= v or v + other <= y
     assert sum(side**2 for _, _, side in boxes) >= 0.7 * columns * rows
+
+
+@pytest.mark.parametrize(("name", "options"), [("pages.tif", {}), ("frames.gif", {"duration": 100})])
+def test_which_picture_of_several_is_taken_is_said(name: str, options: dict[str, Any]) -> None:
+    pages = [Image.fromarray(np.full((9, 14), level, np.uint8)) for level in (0, 128, 255)]
+    path = saved(pages[0], name, save_all=True, append_images=pages[1:], **options)
+    assert run(path)["pictures_in_file"] == 3
+    done = CliRunner().invoke(command, [str(path)])
+    (line,) = (line for line in done.output.splitlines() if line.startswith("Photograph:"))
+    assert line.endswith(
+        f"{name} (14 x 9, {'colour' if name.endswith('gif') else 'grey'}, the first of the file's 3 pictures)"
+    )
+    assert np.all(photograph.read(path, 0).pixels == 0)
+    assert run(saved(pages[0], "one.png"))["pictures_in_file"] == 1

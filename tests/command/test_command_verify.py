@@ -19,7 +19,7 @@ import pytest
 
 from portconv import backends
 from portconv.algorithms.choice import known
-from portconv.verification import Case, Report, cases, comparison
+from portconv.verification import Case, Report, Trial, cases, comparison
 from portconv.verification.cases import in_dtypes
 
 GEMM = known()["gemm"]
@@ -74,7 +74,9 @@ def test_all_libraries_here_agree(run: Verify) -> None:
     comparisons = (4 * 3 + 3) * 2 * (len(here) + pairs)  # four cases, three of them with a bias, in two dtypes
     s = "" if len(here) == 1 else "s"
     assert done.stdout.splitlines()[-1] == f"{comparisons} comparisons on {len(here)} backend{s}: all within bounds"
-    assert done.stderr == ""
+    assert done.stdout.startswith("portconv's own convolution, on the arrays of each library, compared with exact")
+    assert "The libraries' own convolutions do not run." in done.stdout
+    assert [line.rpartition(" in ")[0] for line in done.stderr.splitlines()] == [f"{name}: 8 cases" for name in here]
     for name in here:
         assert sum(line.split()[:1] == [name] for line in done.stdout.splitlines()) >= 8
     assert max(map(len, done.stdout.splitlines()[:-1])) <= 80
@@ -117,19 +119,21 @@ def test_an_exception_is_told_in_one_line(run: Verify, monkeypatch: pytest.Monke
     monkeypatch.setattr(GEMM, "forward", raising)
     done = run("--backend", "numpy", "--dtype", "float64")
     assert done.exit_code == 1
-    assert (
-        "FAILED numpy: 2d float64 out: raised RuntimeError: out of [bold]memory[/] at line 2"
-        in done.stdout.splitlines()
-    )
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if line.startswith("FAILED")] == [
+        "FAILED numpy, 3 cases (the first is 1d-stride2 float64): raised RuntimeError: out of [bold]memory[/] at line 2"
+    ]
+    assert lines[-1] == "4 comparisons on 1 backend: all within bounds, 3 cases without a result"
 
 
 @pytest.mark.usefixtures("broken")
 def test_json_has_the_figures_and_nothing_else(run: Verify) -> None:
     done = run("--backend", "numpy", "--json")
     assert done.exit_code == 1
-    assert done.stderr == ""
     printed = json.loads(done.stdout)
     assert (printed["held"], printed["comparisons"], printed["out_of_bounds"]) == (False, 30, 3)
+    assert printed["compares"].startswith("portconv's own convolution")
+    assert printed["problems"] == []
     assert printed["backends"] == ["numpy"]
     assert printed["precision"] == "standard"
     rows = {(row["dtype"], row["quantity"]): row for row in printed["against_truth"]}
@@ -257,6 +261,7 @@ def test_json_has_each_comparison_with_its_worst_element(run: Verify) -> None:
     assert len(printed["results"]) == printed["comparisons"] == 15
     for entry in printed["results"]:
         assert sum(entry["counts"]) == entry["elements"]
+        assert entry["counts"][0] == entry["equal"]
         assert len(entry["counts"]) == len(printed["error_sizes"]) + 1
         assert (entry["where"] is None) == (entry["units"] == 0)
         assert len(entry["sha256"]) == 64
@@ -264,7 +269,7 @@ def test_json_has_each_comparison_with_its_worst_element(run: Verify) -> None:
             assert entry["got"] != entry["expected"]
     row = next(row for row in printed["against_truth"] if row["quantity"] == "out")
     worst = max((entry for entry in printed["results"] if entry["quantity"] == "out"), key=lambda entry: entry["units"])
-    keys = ("worst", "units", "where", "got", "expected")
+    keys = ("worst", "units", "where", "got", "expected", "ulps")
     assert [row[key] for key in keys] == [worst[key] for key in ("case", *keys[1:])]
     counts = [entry["counts"] for entry in printed["results"] if entry["quantity"] == "out"]
     assert row["counts"] == [sum(sizes) for sizes in zip(*counts, strict=True)]
@@ -314,14 +319,16 @@ def test_algorithms_are_taken_by_name_and_what_they_cannot_serve_is_counted(run:
     assert done.exit_code == 0
     printed = json.loads(done.stdout)
     # Three of the four cases have a kernel of 3 and stride 1.
-    assert printed["left_out"] == [{"what": "float32 cases that winograd cannot serve, standard", "count": 1}]
+    assert printed["left_out"] == [
+        {"what": "float32 cases that winograd cannot compute in standard precision", "count": 1}
+    ]
     assert {(row["algorithm"], row["count"]) for row in printed["against_truth"] if row["quantity"] == "out"} == {
         ("winograd", 3),
         ("direct", 4),
     }
     assert {entry["served"] for entry in printed["results"] if entry["quantity"] == "dw"} == {"winograd", "direct"}
     lines = run(*arguments).stdout.splitlines()
-    assert "left out: 1 float32 cases that winograd cannot serve, standard" in lines
+    assert "left out: float32 cases that winograd cannot compute in standard precision: 1" in lines
     assert "Largest errors against the exact values, standard, winograd" in map(str.strip, lines)
 
 
@@ -350,8 +357,8 @@ def test_reproducible_results_are_compared_to_the_bit(run: Verify) -> None:
     assert len(printed["digests"]) == 3 * len(names)
     lines = run("--backend", "numpy", "--precision", "reproducible", "--dtype", "float32").stdout.splitlines()
     assert "reproducible: bits equal, forward and all gradients, in 3 of 3 pairs" in lines
-    assert f"digest float32 {printed['digests'][0]['sha256']}: in all 3 ways" in lines
-    assert lines[-1].endswith("on 1 backend run in 4 ways: all within bounds")
+    assert f"digest float32 {printed['digests'][0]['sha256']}: all 3 runs of the whole batch" in lines
+    assert lines[-1].endswith("on 1 backend in 4 runs: all within bounds")
 
 
 def test_a_bit_that_differs_fails_and_is_told(run: Verify, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,7 +377,8 @@ def test_a_bit_that_differs_fails_and_is_told(run: Verify, monkeypatch: pytest.M
     assert "reproducible: bits equal, forward and all gradients, in 2 of 3 pairs" in lines
     failed = [line for line in lines if line.startswith("FAILED numpy and numpy (halves): 2d float32 dx")]
     assert len(failed) == 1
-    assert "reproducible: bits differ in 18 of 432 elements" in failed[0]  # a row of 9 in each half
+    # A row of 9 in each half, whose numbers are 1 or 2 ulps further from 0.
+    assert "reproducible: bits differ in 18 of 432 elements, the furthest apart by " in failed[0]
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="OpenBLAS's kernels are named here for x86")
@@ -448,7 +456,7 @@ def test_a_page_that_cannot_be_written_is_refused_before_the_work(
     run: Verify, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, words: str
 ) -> None:
     (tmp_path / "folder.html").mkdir()
-    monkeypatch.setattr(verify, "compare", nothing_may_run)
+    monkeypatch.setattr(verify, "Trial", nothing_may_run)
     done = run("--backend", "numpy", "--html", str(tmp_path / name))
     assert done.exit_code == 2
     assert done.stdout == ""
@@ -476,7 +484,7 @@ def refusals(folder: Path) -> Iterator[tuple[tuple[str, ...], str]]:
 def test_bad_input_is_refused_in_one_line_before_the_work(
     run: Verify, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, which: int
 ) -> None:
-    monkeypatch.setattr(verify, "compare", nothing_may_run)
+    monkeypatch.setattr(verify, "Trial", nothing_may_run)
     arguments, words = list(refusals(tmp_path))[which]
     done = run("--backend", "numpy", *arguments)
     assert done.exit_code == 2
@@ -489,7 +497,7 @@ def test_exact_values_that_cannot_be_computed_are_refused(run: Verify, monkeypat
     def full(*arguments: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr(verify, "compare", full)
+    monkeypatch.setattr(verify, "Trial", full)
     done = run("--backend", "numpy")
     assert done.exit_code == 2
     assert done.stderr == "Error: layer '1d-stride2': its exact values do not fit into memory\n"
@@ -536,6 +544,33 @@ def test_without_onnx_the_command_to_install_it_is_said(
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_each_backend_is_told_when_it_is_done(run: Verify, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("array_api_strict", reason="a second library is not installed: pip install array-api-strict")
+    ran = []
+    original = Trial.run
+    monkeypatch.setattr(
+        Trial, "run", lambda trial, one: ran.append((one.label, trial.case.name)) or original(trial, one)
+    )
+    both = ("--backend", "array_api_strict", "--backend", "numpy", "--dtype", "float32")
+    done = run(*both)
+    assert ran == [(name, case) for name in ("array_api_strict", "numpy") for case in NAMES]
+    assert [line.split(" in ")[0] for line in done.stderr.splitlines()] == [
+        "array_api_strict: 4 cases",
+        "numpy: 4 cases",
+    ]
+    ran.clear()
+    run(*both, "--precision", "reproducible")
+    labels = [f"{name}{run}" for name in ("array_api_strict", "numpy") for run in ("", " (1 thread)", " (2 threads)")]
+    # All runs of a case on a backend are in a row.
+    assert [one for one in ran if one[1] == "2d" and "halves" not in one[0]] == [(label, "2d") for label in labels]
+    assert ran.index(("numpy", "2d")) + 3 == ran.index(("numpy (halves)", "2d"))
+    # Where the exact values of all cases do not fit into memory together, a backend is done with its last case.
+    ran.clear()
+    monkeypatch.setattr(chosen, "HELD", 0)
+    assert run(*both).stdout == done.stdout
+    assert ran == [(name, case) for case in NAMES for name in ("array_api_strict", "numpy")]
+
+
 def test_fast_precision_has_its_own_bound(run: Verify) -> None:
     done = run("--backend", "numpy", "--precision", "fast", "--json")
     assert done.exit_code == 0
@@ -554,7 +589,8 @@ def test_a_pipe_gets_the_table_and_no_progress_bar() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    number = len(cases(["float32"]))
+    assert re.fullmatch(rf"numpy: {number} cases in [0-9.]+ s\n", done.stderr)
     assert "\x1b" not in done.stdout
     assert done.stdout.splitlines()[-1].endswith("on 1 backend: all within bounds")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -102,20 +103,42 @@ def test_the_page_needs_nothing_else() -> None:
 def test_the_page_tells_what_the_report_does() -> None:
     full = report()
     read = Reader(page(full, ABOUT))
-    assert full.summary().endswith("2 out of bounds")
+    assert full.summary().endswith("1 out of bounds, 1 case without a result")
     assert read.text.count(full.summary()) == 2  # the title and the verdict
-    for words in (EVIL, "raised <Error>: &lost", "CUDA <finds> no device", "2 cases that <fft> cannot serve"):
+    for words in (EVIL, "raised <Error>: &lost", "CUDA <finds> no device", "cases that <fft> cannot serve: 2"):
         assert words in read.text
     assert [read.text.count(value) > 0 for value in ABOUT.values()] == [True, True]
     assert "off by 3.5 times the bound" in read.text
     rows = {(row[1], row[2], row[3]): row for row in read.cells if len(row) == 9 and row[0] != ""}
     failed = rows["numpy", "float32", "out"]
-    assert failed[0] == "2 FAILED"
+    assert failed[0] == "1 FAILED, 1 without a result"
     row = next(
         row for row in full.against_truth() if (row.backend, row.dtype, row.quantity) == ("numpy", "float64", "dx")
     )
-    assert rows["numpy", "float64", "dx"][4] == f"{row.units:.3f}"
-    assert rows["numpy", "float64", "dx"][8] == f"{row.worst} {list(row.where or ())}"
+    headings = read.cells[0]
+    told = dict(zip(headings, rows["numpy", "float64", "dx"], strict=True))
+    assert told["error/bound"] == f"{row.units:.3f}"
+    assert told["epsilons"] == f"{row.epsilons:.1f}"
+    assert told["worst case"] == f"{row.worst} {list(row.where or ())}"
+    assert 0 < row.equal < 1
+    assert told["equal to exact"] == f"{math.floor(1000 * row.equal) / 10:.1f}%"
+
+
+def test_the_share_below_a_histogram_is_the_column_s() -> None:
+    full = Report()
+    full.take(compare(cases(["float32"])[0], [NUMPY]))
+    read = Reader(page(full, ABOUT))
+    elements, equal = (sum(getattr(one, name) for one in full.comparisons) for name in ("elements", "equal"))
+    assert 0 < equal < elements
+    assert f"{elements:,} elements, equal to exact: {math.floor(1000 * equal / elements) / 10:.1f}%" in read.text
+    assert ["equal", f"{equal:,}"] in read.cells
+
+
+def test_a_row_without_error_names_no_worst_case() -> None:
+    counts = (4, *[0] * len(figures.EDGES))
+    full = Report([Comparison("numpy", None, "2d", "float32", "out", 0.0, 0.0, 4, 4, counts=counts)])
+    row = dict(zip(*Reader(page(full, ABOUT)).cells[:2], strict=True))
+    assert (row["worst case"], row["error/bound"], row["equal to exact"]) == ("", "0.000", "all")
 
 
 def test_names_are_escaped() -> None:
@@ -134,7 +157,7 @@ def test_a_histogram_has_a_bar_for_each_size_there_is() -> None:
     counts = [0] * (len(figures.EDGES) + 1)
     counts[0], counts[3], counts[-2], counts[-1] = 1000, 1, 10, 7
     bars = {bar.findtext("title"): bar for bar in histogram(counts).iter("rect")}
-    assert list(bars) == ["no error: 1,000", "1/2048 to 1/1024: 1", "1/2 to 1: 10", "more than 1: 7"]
+    assert list(bars) == ["equal: 1,000", "1/2048 to 1/1024: 1", "1/2 to 1: 10", "more than 1: 7"]
     assert [bar.get("class") for bar in bars.values()] == ["bar", "bar", "bar", "beyond"]
     heights = [float(bar.get("height", 0)) for bar in bars.values()]
     assert heights[0] == pytest.approx(2 * heights[2], abs=0.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import subprocess
 import sys
@@ -467,16 +468,18 @@ def test_nan_and_infinity_are_caught(monkeypatch: pytest.MonkeyPatch, bad: float
 
     spoil(monkeypatch, "dx", change)
     (actual,) = failures(CASE)
-    assert (actual.quantity, actual.units, actual.ulps) == ("dx", np.inf, np.inf)
+    assert (actual.quantity, actual.units, actual.epsilons, actual.ulps) == ("dx", np.inf, np.inf, None)
     assert (actual.where, str(actual.got)) == ((0, 1, 2, 1), str(bad))
-    words = "numpy: 2d-stride2 float32 dx: off by inf times the bound, inf ulps at [0, 1, 2, 1]"
+    words = "numpy: 2d-stride2 float32 dx: no finite number at [0, 1, 2, 1]"
     assert str(actual) == f"{words} (got {bad}, exact {actual.expected:.9g})"
 
 
 def test_an_error_where_none_is_allowed_is_beyond_measure(monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, "dw", lambda result: result + result.dtype.type(1e-30))
     (actual,) = failures(CASES["2d-batch0"])
-    assert (actual.quantity, actual.units) == ("dw", np.inf)
+    assert (actual.quantity, actual.units, actual.ulps) == ("dw", np.inf, None)
+    words = "numpy: 2d-batch0 float32 dw: off where the bound is 0 at [0, 0, 0, 0]"
+    assert str(actual) == f"{words} (got 1e-30, exact 0)"
 
 
 @pytest.mark.parametrize(
@@ -691,9 +694,9 @@ def test_reproducible_results_have_equal_bits_in_every_way() -> None:
     actual = compare(CASES["2d-blocks"], ways, "reproducible")
     assert all(entry.held for entry in actual)
     assert [(entry.other, entry.quantity) for entry in actual if entry.to_the_bit] == [
-        *((f"numpy ({way})", "out") for way in ("1 thread", "2 threads", "halves")),
-        *((f"numpy ({way})", "dx") for way in ("1 thread", "2 threads", "halves")),
-        *((f"numpy ({way})", name) for name in ("dw", "db") for way in ("1 thread", "2 threads")),
+        *(("numpy (1 thread)", name) for name in ("out", "dx", "dw", "db")),
+        *(("numpy (2 threads)", name) for name in ("out", "dx", "dw", "db")),
+        *(("numpy (halves)", name) for name in ("out", "dx")),
     ]
     assert {(entry.units, entry.elements - entry.equal) for entry in actual if entry.to_the_bit} == {(0.0, 0)}
 
@@ -707,7 +710,7 @@ def test_one_other_bit_is_a_failure_of_reproducible_results(monkeypatch: pytest.
     ]
     # The first sample of each half.
     words = "numpy and numpy (halves): 2d-bias float32 out, reproducible: bits differ in 2 of 576 elements, "
-    assert str(actual[0]).startswith(words)
+    assert str(actual[0]).startswith(f"{words}the furthest apart by 1 ulp at [0, 1, 2, 3] (numpy ")
 
 
 @pytest.mark.parametrize("dtype", ["float16", BFLOAT16, "complex64", "complex128"])
@@ -841,11 +844,13 @@ def test_a_report_of_nothing_has_not_held() -> None:
 
 def test_a_report_sums_up() -> None:
     def entry(units: float, other: str | None = None, quantity: str = "out") -> Comparison:
-        return Comparison("numpy", other, f"case {units}", "float32", quantity, units, 10 * units, 4, 3)
+        ulps = 10 * units
+        return Comparison("numpy", other, f"case {units}", "float32", quantity, units, 1 / units, 4, 3, ulps=ulps)
 
     report = Report([entry(0.25), entry(0.75), entry(3.0, quantity="dx"), entry(0.5, "torch")])
     first, second = report.against_truth()
     assert (first.quantity, first.count, first.failed, first.units, first.worst) == ("out", 2, 0, 0.75, "case 0.75")
+    assert (first.epsilons, first.ulps) == (4.0, 7.5)  # the largest of all, and that of the worst element
     assert (second.quantity, second.failed, second.units, second.ulps) == ("dx", 1, 3.0, 30.0)
     (pair,) = report.pairs()
     assert (pair.backend, pair.other, pair.equal) == ("numpy", "torch", 0.75)
@@ -933,6 +938,82 @@ def test_inputs_of_halves_and_complex_numbers(dtype: str) -> None:
             if dtype.startswith("complex") and array.size > 1:
                 assert np.all(np.abs(wide.imag) <= 1)
                 assert not np.any(wide.imag == wide.real)
+
+
+def test_figures_are_of_the_elements_that_they_are_said_of() -> None:
+    # In float32, an ulp is 2**-23 at 1, 2**-21 at 4 and 2**-43 at 2**-20; epsilon is 2**-23.
+    true = np.array([[[1.0, 4.0, 2.0**-20, 0.0, -2.0]]])
+    errors = np.array([[[0.0, 2.0**-21, 2.0**-40, 2.0**-45, 3 * 2.0**-22]]])
+    bound = np.array([[[1.0, 2.0**-20, 2.0**-30, 2.0**-30, 2.0**-22]]])
+    case = Case("figures", (1, 1, 5), (1, 1, 1))
+    summary = figures.figures((true + errors).astype(np.float32), true, bound, true, case, "out")
+    # The last element is the worst; that near 0 is off by 8 ulps, and the largest error is 6 epsilons of 1, 1.5 of 4.
+    assert (summary.units, summary.where, summary.ulps) == (3, (0, 0, 4), 3)
+    assert (summary.epsilons, summary.equal, summary.counts[0]) == (1.5, 1, 1)
+    # An element whose exact value is 0 has no ulps, and an array of zeros has no scale.
+    bound[0, 0, 3] = 2.0**-60
+    summary = figures.figures((true + errors).astype(np.float32), true, bound, true, case, "out")
+    assert (summary.where, summary.ulps, summary.epsilons) == ((0, 0, 3), None, 1.5)
+    zeros = np.zeros_like(true)
+    summary = figures.figures(zeros.astype(np.float32), zeros, bound, zeros, case, "out")
+    assert (summary.units, summary.epsilons, summary.where, summary.ulps) == (0, 0, None, None)
+
+
+def test_the_element_that_a_sentence_names_has_that_error() -> None:
+    case = next(case for case in cases(["float32"]) if case.name == "2d-1x1-groups")
+    true, (x, w, b, dout) = exact(case), case.inputs()
+    out, cache = portconv.conv_forward(x, w, b, **case.options)
+    got = {"out": out, **portconv.conv_backward(dout, cache)._asdict()}
+    for entry in compare(case, [NUMPY]):
+        value = true[entry.quantity].value
+        assert entry.expected == value[entry.where]
+        assert entry.ulps == abs(entry.got - entry.expected) / float(np.spacing(np.float32(abs(entry.expected))))
+        assert f", {entry.ulps:.3g} ulp" in str(entry)
+        largest = np.max(np.abs(got[entry.quantity] - value)) / np.max(np.abs(value))
+        assert entry.epsilons == pytest.approx(largest * 2.0**23, rel=1e-12)  # a few roundings in float64
+
+
+def test_an_exception_is_named_once_and_is_no_error_of_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = comparison.conv_forward
+
+    def raising(x: Any, *arguments: Any, **options: Any) -> Any:
+        if x.ndim == 4:
+            raise RuntimeError(f"no kernel for {x.shape}")
+        return original(x, *arguments, **options)
+
+    monkeypatch.setattr(comparison, "conv_forward", raising)
+    report = Report()
+    for name in ("1d-stride2", "2d", "2d-bias", "2d-image"):
+        report.take(compare(CASES[name], [NUMPY]))
+    (problem,) = report.problems
+    assert (problem.backend, problem.cases, problem.first) == ("numpy", 3, "2d float32")
+    words = "numpy, 3 cases (the first is 2d float32): raised RuntimeError: no kernel for (2, 3, 8, 9)"
+    assert str(problem) == words
+    assert (report.held, report.failures) == (False, [])
+    assert report.summary() == "4 comparisons on 1 backend: all within bounds, 3 cases without a result"
+    printed = report.as_json()
+    assert (printed["comparisons"], printed["out_of_bounds"], printed["failures"]) == (4, 0, [])
+    assert [entry["text"] for entry in printed["problems"]] == [words]
+    assert report.digests() == []
+    row = report.against_truth()[0]
+    assert (row.quantity, row.count, row.failed, row.lost) == ("out", 1, 0, 3)
+    assert 0 < row.units < 1
+
+
+def test_two_exceptions_of_one_library_are_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    def raising(x: Any, *arguments: Any, **options: Any) -> Any:
+        raise (ValueError if x.ndim == 3 else RuntimeError)("no")
+
+    monkeypatch.setattr(comparison, "conv_forward", raising)
+    report = Report()
+    for name in ("1d-stride2", "2d"):
+        report.take(compare(CASES[name], [NUMPY]))
+    assert [(one.message, one.cases) for one in report.problems] == [
+        ("raised ValueError: no", 1),
+        ("raised RuntimeError: no", 1),
+    ]
+    assert report.summary() == "0 comparisons on 1 backend: 2 cases without a result"
+    assert all(math.isnan(row.units) for row in report.against_truth())
 
 
 def test_ulps_by_hand() -> None:
