@@ -208,6 +208,13 @@ class Backend:
         """Return how many bytes of memory the device of `like` has; for an unknown device those of this machine."""
         return host_memory()
 
+    def in_order(self, array: Array, batched: bool) -> bool:
+        """Return whether the memory of an array suits products: if not, it takes less time to copy the array first.
+
+        If it is `batched`, its samples may lie anywhere. Libraries whose arrays have an order of their own need none.
+        """
+        return True
+
     def astype(self, array: Array, dtype: Any) -> Array:
         """Return an array in another dtype, or the array itself if it has that dtype."""
         return array if array.dtype == dtype else self.xp.astype(array, dtype)

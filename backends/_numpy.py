@@ -85,6 +85,21 @@ class NumpyBackend(NumpyLike):
     def to_numpy(self, array: Array) -> Any:
         return array
 
+    def in_order(self, array: Array, batched: bool) -> bool:
+        flags = array.flags
+        plain = bool(flags.aligned and array.dtype.isnative)
+        if flags.c_contiguous or not array.size:
+            return plain
+        # NumPy multiplies without BLAS where rows run backwards, overlap or have gaps between their elements.
+        sides = list(zip(array.shape, array.strides, strict=True))[batched:]
+        expected, last = array.itemsize, True
+        for size, stride in reversed(sides):
+            if size > 1:
+                if stride < expected or (last and stride > expected):
+                    return False
+                expected, last = size * stride, False
+        return plain
+
     def astype(self, array: Array, dtype: Any) -> Array:
         return array.astype(dtype, copy=False)
 

@@ -12,7 +12,7 @@ from ..spec import arguments
 from ..spec.operation import Operation, Role, changed
 from .call import Forward, check_memory
 from .execution import run
-from .plan import Plan, of_dtypes
+from .plan import Given, Plan, given, of_given
 
 COTANGENT = -1
 """The place of the gradient of the result among operands."""
@@ -72,9 +72,10 @@ def adjoint(step: Operation, place: int, common: str, dtype: str) -> tuple[Opera
 def plans_of(cache: Forward) -> dict[str, Plan]:
     """Return the plans of the products of a call and its gradients: those of "out", "dx" and "dw"."""
     backend, step = cache.backend, cache.operation
-    dtypes = {0: cache.x.dtype, 1: cache.w.dtype, COTANGENT: backend.dtype(step.dtype)}
-    plans = {"out": of_dtypes(step, backend, (dtypes[0], dtypes[1]), cache.x)}
+    arrays = given(step, backend, cache.x, cache.w)
+    known = {0: arrays[0], 1: arrays[1], COTANGENT: Given(backend.dtype(step.dtype))}
+    plans = {"out": of_given(step, backend, arrays, cache.x)}
     for place, name in enumerate(("dx", "dw")):
-        gradient, places = adjoint(step, place, step.dtype, backend.dtype_name(dtypes[place]))
-        plans[name] = of_dtypes(gradient, backend, tuple(dtypes[i] for i in places), cache.x)
+        gradient, (a, b) = adjoint(step, place, step.dtype, backend.dtype_name(known[place].dtype))
+        plans[name] = of_given(gradient, backend, (known[a], known[b]), cache.x)
     return plans

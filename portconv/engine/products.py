@@ -9,7 +9,7 @@ from __future__ import annotations
 from ..algorithms.choice import Choice
 from ..backends import Array, Backend
 from ..passes.casts import conjugate, narrow, with_bias
-from ..passes.layout import as_given, canonical
+from ..passes.layout import as_given, canonical, reordered
 from ..passes.padding import extend, fold
 from ..passes.partition import Part, place
 from ..spec.operation import Kind, Operation, Role
@@ -69,9 +69,13 @@ def _in_parts(plan: Plan, *operands: Array) -> Array:
 
 
 def _part(plan: Plan, part: Part, choice: Choice, operands: tuple[Array, ...]) -> Array:
-    """Compute one part: conjugate, cast, fill the padding, multiply, fold the padding, add a bias, cast back."""
+    """Compute one part: put in order, conjugate, cast, fill and later fold the padding, multiply, add a bias, cast."""
     kind, backend, geometry = plan.operation.kind, plan.backend, part.geometry
     a, b, *bias = operands
+    a, b = (
+        array if given.in_order else reordered(plan.operation, backend, role, array)
+        for array, given, role in zip((a, b), plan.given, kind.operands, strict=True)
+    )
     if plan.operation.is_complex:
         a, b = (
             conjugate(backend, array) if conjugated else array
