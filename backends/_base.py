@@ -109,7 +109,7 @@ class Backend:
         """The reason why this backend does not work here, in words, or None if it works."""
         return None if self.fault is None else str(self.fault)
 
-    @property
+    @cached_property
     def xp(self) -> Any:
         """The library's Array API namespace."""
         xp, fault = self._loaded
@@ -275,6 +275,10 @@ class Backend:
     def elementwise(self, name: str, target: Array, index: tuple[Any, ...], *operands: Any) -> Array:
         """Set `target[index]` to what the function `name` of the namespace makes of `operands`; return the result."""
         return self.write(target, index, getattr(self.xp, name)(*operands))
+
+    def backwards(self, array: Array, dims: int) -> Array:
+        """Return an array with its last `dims` axes in reverse order."""
+        return self.xp.flip(array, axis=tuple(range(array.ndim - dims, array.ndim)))
 
     def loop(self, count: int, step: Callable[[Any, Array], Array], start: Array) -> Array:
         """Repeat `array = step(i, array)` for each `i` below `count`, from `array = start`; return the last array."""

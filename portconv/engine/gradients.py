@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from .execution import run
 from .plan import Given, Plan, given, of_given
 
 COTANGENT = -1
-"""The place of the gradient of the result among operands."""
+"""The place of the gradient of the result among operands: it comes last."""
 
 
 class ConvGrads(NamedTuple):
@@ -34,14 +35,21 @@ def backward(dout: Array, cache: Forward) -> ConvGrads:
         name = backend.dtype_name(dout.dtype)
         raise ConvTypeError(f"dout: got dtype {name}, expected a real one, as the output's is")
     arguments.exact_shape("dout", tuple(dout.shape), step.shape(step.result))
-    grads: list[Array | None] = [None, None, None]
-    with remembering():
-        for place, operand in enumerate(cache.operands):
-            gradient, places = adjoint(step, place, common.name, backend.dtype_name(operand.dtype))
+    operands = (*cache.operands, dout)
+    dtypes = tuple(backend.dtype_name(operand.dtype) for operand in cache.operands)
+    grads: list[Array | None] = []
+    with remembering() if step.precision == "reproducible" else nullcontext():
+        for gradient, places in _gradients(step, common.name, dtypes):
             if gradient.result == Role.X:
                 check_memory(gradient, backend, cache.x, ("x", cache.x.shape))
-            grads[place] = run(gradient, backend, *(dout if i == COTANGENT else cache.operands[i] for i in places))
-    return ConvGrads(*grads)
+            grads.append(run(gradient, backend, *[operands[i] for i in places]))
+    return ConvGrads(*grads, *(None,) * (cache.b is None))  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=4096)
+def _gradients(step: Operation, common: str, dtypes: tuple[str, ...]) -> list[tuple[Operation, tuple[int, ...]]]:
+    """Return what `adjoint` returns for each operand, of these dtypes."""
+    return [adjoint(step, place, common, dtype) for place, dtype in enumerate(dtypes)]
 
 
 @lru_cache(maxsize=4096)

@@ -62,6 +62,8 @@ class Plan(NamedTuple):
         The precision that the library is held to.
     parts : tuple of (Part, Choice)
         What the product is cut into, and the algorithm that serves each part.
+    bare : bool
+        Whether one algorithm takes the operands as they are, and what it returns is the result but for a bias.
     """
 
     operation: Operation
@@ -74,6 +76,7 @@ class Plan(NamedTuple):
     in_slices: bool
     precision: str
     parts: tuple[tuple[Part, Choice], ...] = ()
+    bare: bool = False
 
     @property
     def largest(self) -> tuple[Part, Choice]:
@@ -203,9 +206,9 @@ def _plan(
     if not ordered and cut is not None and len(cut) == 1:
         # What the copies leave, so that an algorithm has nearly as much as it has for operands in order.
         plan = plan._replace(workspace=max(plan.workspace, (limit or most) - copies.bytes(geometry, cut=False)))
-    return plan._replace(
-        parts=tuple((part, plan.choose(*plan.asked(part.geometry))) for part in cut or (whole(geometry),))
-    )
+    planned = tuple((part, plan.choose(*plan.asked(part.geometry))) for part in cut or (whole(geometry),))
+    own = all(one == Given(arithmetic.dtype.dtype) for one in operands)
+    return plan._replace(parts=planned, bare=own and not copies and len(planned) == 1)
 
 
 def _workspace(plan: Plan, most: int, limit: int | None) -> int:

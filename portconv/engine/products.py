@@ -40,6 +40,8 @@ def _canonical(operation: Operation, backend: Backend, operands: tuple[Array, ..
 
 def _by_plan(plan: Plan, *operands: Array) -> Array:
     """Compute a product of canonical arrays: exactly, in one part or in several."""
+    if plan.bare:
+        return _bare(plan, *operands)
     if plan.in_slices:
         return _reproducible(plan, *operands)
     return _part(plan, *plan.parts[0], operands) if len(plan.parts) == 1 else _in_parts(plan, *operands)
@@ -66,6 +68,17 @@ def _in_parts(plan: Plan, *operands: Array) -> Array:
         result = place(backend, result, part.at(kind.result), value, begun)
         del value  # or the next part's would be one more
     return backend.astype(result, arithmetic.dtype.dtype)
+
+
+def _bare(plan: Plan, a: Array, b: Array, bias: Array | None = None) -> Array:
+    """Compute a product of operands that an algorithm takes as they are: small calls spend their time in Python."""
+    operation, backend, (_, choice) = plan.operation, plan.backend, plan.parts[0]
+    if operation.kind == Kind.WEIGHT_GRAD:
+        return choice.compute(operation.kind, operation.geometry, backend, a, b)
+    bias = None if bias is None else backend.astype(bias, plan.arithmetic.dtype.dtype)
+    if operation.kind == Kind.FORWARD:
+        return choice.compute(operation.kind, operation.geometry, backend, a, b, bias)
+    return with_bias(backend, choice.compute(operation.kind, operation.geometry, backend, a, b), bias)
 
 
 def _part(plan: Plan, part: Part, choice: Choice, operands: tuple[Array, ...]) -> Array:
