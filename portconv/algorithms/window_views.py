@@ -42,14 +42,16 @@ class Windows(NamedTuple):
     steps: tuple[int, ...]
     columns: tuple[int, ...]
 
+    @property
+    def elements(self) -> int:
+        """The elements of workspace of a product of all windows at once: padded cells, columns and outputs."""
+        return math.prod(self.padded) + math.prod(self.windows) + math.prod(self.geometry.out_shape)
 
-def has_few_cells(geometry: Geometry, elements: int) -> bool:
-    """Return whether all columns together are so few that the start of a call takes longer than its work.
 
-    They and the padded cells must fit in a workspace of so many elements.
-    """
+def has_few_cells(geometry: Geometry) -> bool:
+    """Return whether all columns together are so few that the start of a call takes longer than its work."""
     cells = geometry.batch * geometry.in_channels * max(math.prod(geometry.padded), geometry.taps * geometry.positions)
-    return 0 < cells <= min(FEW_CELLS, elements // 2) and can_be_viewed(geometry)
+    return 0 < cells <= FEW_CELLS and can_be_viewed(geometry)
 
 
 def can_be_viewed(geometry: Geometry) -> bool:
@@ -90,9 +92,11 @@ def windows_of(geometry: Geometry, counts: tuple[int, int, int], apart: tuple[in
 
 @lru_cache(maxsize=1024)
 def few_windows(geometry: Geometry, elements: int, apart: tuple[int, ...] = ()) -> Windows | None:
-    """Plan the view of all windows if they are few, and fit in `elements` of workspace; return None otherwise."""
-    counts = (geometry.batch, geometry.groups, geometry.group_in)
-    return windows_of(geometry, counts, apart) if has_few_cells(geometry, elements) else None
+    """Plan the view of all windows if they are few, and if `elements` of workspace suffice; else return None."""
+    if not has_few_cells(geometry):
+        return None
+    windows = windows_of(geometry, (geometry.batch, geometry.groups, geometry.group_in), apart)
+    return windows if windows.elements <= elements else None
 
 
 def block_columns(geometry: Geometry, backend: Backend, x: Array, block: Block, workspace: Workspace) -> Array:
