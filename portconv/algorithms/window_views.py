@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..backends import Array, Backend, Workspace
 from ..spec.geometry import Geometry
-from ..spec.ranges import Index
 from .columns import Block
 
 FEW_CELLS = 1 << 15
@@ -25,7 +24,7 @@ class Windows(NamedTuple):
         The shapes of the cells, (n, g, c, *S), and of the cells with padding and with the zeros between them.
     whole : tuple of int
         The shape of the padded cells without an axis of groups, (n, g * c, *S).
-    inside : Index
+    inside : tuple
         The index of the cells in the padded cells.
     windows, steps : tuple of int
         The sizes of the view, (g, c, *K, n, *P), and its steps in elements.
@@ -37,7 +36,7 @@ class Windows(NamedTuple):
     cells: tuple[int, ...]
     padded: tuple[int, ...]
     whole: tuple[int, ...]
-    inside: Index
+    inside: tuple[Any, ...]
     windows: tuple[int, ...]
     steps: tuple[int, ...]
     columns: tuple[int, ...]

@@ -43,7 +43,7 @@ def backward(dout: Array, cache: Forward) -> ConvGrads:
             if gradient.result == Role.X:
                 check_memory(gradient, backend, cache.x, ("x", cache.x.shape))
             grads.append(run(gradient, backend, *[operands[i] for i in places]))
-    return ConvGrads(*grads, *(None,) * (cache.b is None))  # type: ignore[arg-type]
+    return ConvGrads(*grads, *(None,) * (cache.b is None))
 
 
 @lru_cache(maxsize=4096)

@@ -241,13 +241,13 @@ def _copied(
     """Return the bytes of copies for each element of the operands and of the result, and of one as it is computed."""
     dtype, computed = arithmetic.dtype, arithmetic.computed_in(backend).dtype
     size, wide = backend.bits(dtype.dtype) // 8, backend.bits(computed) // 8
+    ordered = [0 if one.in_order else backend.bits(one.dtype) // 8 for one in given]
     if uses_slices(operation):
         # Slices and their products are in float64.
         number = 8 * reproducible("slicing").slots(backend, operation.geometry, operation.kind, operation.dtype)
-        return [number] * 2, number, number
-    # A copy that puts an operand in order has the byte order of the machine.
-    ordered = [0 if one.in_order else backend.bits(one.dtype) // 8 for one in given]
+        return [more + number for more in ordered], number, number
     if dtype.kind != "integral":
+        # A copy that puts an operand in order has the byte order of the machine.
         own = [one.dtype if one.in_order else backend.native(one.dtype) for one in given]
         conjugates = (dtype.kind == "complex floating" and each for each in operation.conjugated)
         both = zip(ordered, own, conjugates, strict=True)

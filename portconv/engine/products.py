@@ -84,11 +84,7 @@ def _bare(plan: Plan, a: Array, b: Array, bias: Array | None = None) -> Array:
 def _part(plan: Plan, part: Part, choice: Choice, operands: tuple[Array, ...]) -> Array:
     """Compute one part: put in order, conjugate, cast, fill and later fold the padding, multiply, add a bias, cast."""
     kind, backend, geometry = plan.operation.kind, plan.backend, part.geometry
-    a, b, *bias = operands
-    a, b = (
-        array if given.in_order else reordered(plan.operation, backend, role, array)
-        for array, given, role in zip((a, b), plan.given, kind.operands, strict=True)
-    )
+    a, b, *bias = _in_order(plan, operands)
     if plan.operation.is_complex:
         a, b = (
             conjugate(backend, array) if conjugated else array
@@ -106,9 +102,22 @@ def _part(plan: Plan, part: Part, choice: Choice, operands: tuple[Array, ...]) -
     return plan.arithmetic.compute(backend, multiply, a, b, *bias)
 
 
+def _in_order(plan: Plan, operands: tuple[Array, ...]) -> list[Array]:
+    """Return operands in an order that suits products, copied where they are not, and a bias as it is."""
+    roles = plan.operation.kind.operands
+    pairs = zip(operands, plan.given, roles, strict=False)
+    ordered = [
+        array if given.in_order else reordered(plan.operation, plan.backend, role, array)
+        for array, given, role in pairs
+    ]
+    return [*ordered, *operands[2:]]
+
+
 def _reproducible(plan: Plan, *operands: Array) -> Array:
     """Compute a product whose bits are the same everywhere."""
     parts = tuple(part for part, _ in plan.parts)
+    if len(parts) == 1:
+        operands = tuple(_in_order(plan, operands))
     with plan.backend.quiet():
         return reproducible("product").product(plan.operation, plan.backend, plan.choose_for_slices, parts, operands)
 
