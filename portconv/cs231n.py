@@ -158,8 +158,11 @@ def conv_backward_fast(dout: Array, cache: Cache) -> tuple[Array, Array, Array |
 
 def _forward(x: Array, w: Array, b: Array, conv_param: dict[str, int], algorithm: str) -> tuple[Array, Cache]:
     stride, pad = _options(conv_param)
-    cache = _Known((x, w, b, conv_param))
-    out, cache.call = conv_forward(x, w, _bias(x, b), stride=stride, padding=pad, algorithm=algorithm)
+    out, own = conv_forward(x, w, _bias(x, b), stride=stride, padding=pad, algorithm=algorithm)
+    cache = (x, w, b, conv_param)
+    if not own.backend.framework:  # JAX takes only plain tuples apart
+        cache = _Known(cache)
+        cache.call = own
     return out, cache
 
 
