@@ -22,8 +22,9 @@ from ..spec.arguments import option
 from ..spec.dtypes import Dtype
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind
+from ..spec.remembered import remembered
 from .algorithm import SLICED as SLICED
-from .algorithm import Algorithm, registered, remembered
+from .algorithm import Algorithm, registered
 from .budget import NO_WORK, Budget, Work, budget_of
 
 AUTO = "auto"
@@ -161,14 +162,14 @@ def _import_all() -> None:
         importlib.import_module(f"{__package__}.{module.name}")
 
 
-@remembered(1)
+@remembered()
 def known() -> dict[str, Algorithm]:
     """Return all algorithms by name, sorted by their `order`."""
     _import_all()
     return {algorithm.name: algorithm for algorithm in registered()}
 
 
-@remembered(1)
+@remembered()
 def algorithms() -> tuple[str, ...]:
     """Name the algorithms, in the order that ``algorithm="auto"`` considers them.
 
@@ -191,7 +192,7 @@ def named(name: str) -> Algorithm | None:
     return known().get(name)
 
 
-@remembered(2048)
+@remembered()
 def choose(problem: Problem, name: str, workspace: int, strict: bool) -> Choice:
     """Choose an algorithm for a product.
 
@@ -258,7 +259,7 @@ def weigh(algorithm: Algorithm, problem: Problem, budget: Budget, step: int = 1)
     return Weighed(algorithm, cost * algorithm.handicap, work, None)
 
 
-@remembered(1024)
+@remembered()
 def fall_back(problem: Problem, budget: Budget) -> Algorithm:
     """Return the algorithm that computes a result that another one cannot vouch for.
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import NamedTuple
 
 from ..backends import Array, Backend, Workspace
 from ..spec.geometry import Geometry
 from ..spec.ranges import ALL, Index
+from ..spec.remembered import remembered
 from .columns import Block
 
 FEW_CELLS = 1 << 13
@@ -55,7 +55,7 @@ def can_be_viewed(geometry: Geometry) -> bool:
     return steps_are_small and min(*geometry.before, *geometry.after) >= 0
 
 
-@lru_cache(maxsize=1024)
+@remembered()
 def windows_of(geometry: Geometry, counts: tuple[int, int, int], apart: tuple[int, ...] = ()) -> Windows:
     """Plan the windows of `counts`: samples, groups and channels.
 
@@ -81,7 +81,7 @@ def windows_of(geometry: Geometry, counts: tuple[int, int, int], apart: tuple[in
     )
 
 
-@lru_cache(maxsize=1024)
+@remembered()
 def few_windows(geometry: Geometry, apart: tuple[int, ...] = ()) -> Windows | None:
     """Plan the view of all windows if they are few; return None otherwise."""
     counts = (geometry.batch, geometry.groups, geometry.group_in)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 from ..backends import Array
@@ -10,6 +9,7 @@ from ..errors import ConvTypeError
 from ..reproducible.magnitudes import remembering
 from ..spec import arguments
 from ..spec.operation import Operation, Role, changed
+from ..spec.remembered import remembered
 from .call import Forward, check_memory
 from .execution import run
 from .plan import Plan, of_dtypes
@@ -44,7 +44,7 @@ def backward(dout: Array, cache: Forward) -> ConvGrads:
     return ConvGrads(*grads)
 
 
-@lru_cache(maxsize=4096)
+@remembered()
 def adjoint(step: Operation, place: int, common: str, dtype: str) -> tuple[Operation, tuple[int, ...]]:
     """Return the operation that is the gradient of the operand in that `place`, and where its operands are.
 

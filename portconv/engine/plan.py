@@ -9,7 +9,7 @@ import math
 from typing import Any, NamedTuple
 
 from .. import limits
-from ..algorithms.algorithm import Algorithm, remembered
+from ..algorithms.algorithm import Algorithm
 from ..algorithms.choice import SLICED, Choice, Explanation, Problem, choose, explanation
 from ..algorithms.choice import named as algorithm_named
 from ..backends import Array, Backend
@@ -20,6 +20,7 @@ from ..passes.partition import Copies, Part, parts, whole
 from ..spec.dtypes import HALVES, KINDS, Dtype, named
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind, Operation, Role, changed
+from ..spec.remembered import remembered
 from .late import reproducible
 
 SLICES = 4
@@ -134,7 +135,7 @@ def held_precision(operation: Operation) -> str:
     return "standard" if KINDS[operation.dtype] == "integral" else operation.precision
 
 
-@remembered(1024)
+@remembered(lambda plan: len(plan.parts))
 def _planned(operation: Operation, backend: Backend, dtypes: tuple[Any, Any], limit: int | None, default: int) -> Plan:
     geometry = operation.geometry
     asked = algorithm_named(operation.algorithm)

@@ -7,13 +7,13 @@ that corners have the right cells. The fold is the adjoint of that, in reverse o
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 from ..backends import Array, Backend
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind
 from ..spec.ranges import ALL, Index, Range
+from ..spec.remembered import remembered
 
 
 class Piece(NamedTuple):
@@ -28,7 +28,7 @@ class Piece(NamedTuple):
     flipped: bool
 
 
-@lru_cache(maxsize=1024)
+@remembered(len)
 def pieces(mode: str, size: int, before: int, after: int) -> tuple[Piece, ...]:
     """Cut the padding of one dimension into pieces, each as long as what is filled before it allows."""
     filled = before, before + size

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ from ..backends import Array, Backend
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind, Role
 from ..spec.ranges import ALL, Range, pieces
+from ..spec.remembered import remembered
 
 Slices = tuple[slice, ...]
 EVERY: Slices = (ALL, ALL)
@@ -73,7 +73,7 @@ def whole(geometry: Geometry) -> Part:
     return Part(geometry, EVERY, EVERY, EVERY)
 
 
-@lru_cache(maxsize=256)
+@remembered(lambda parts: len(parts or ()))
 def parts(geometry: Geometry, kind: Kind, copies: Copies, most: int) -> tuple[Part, ...] | None:
     """Cut a product so that its copies take at most `most` bytes; return None where no cut does."""
     if not copies or copies.bytes(geometry, cut=False) <= most:
