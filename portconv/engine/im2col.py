@@ -11,7 +11,8 @@ from ..spec.dtypes import named
 from ..spec.geometry import Geometry
 from ..spec.operation import Operation
 from ..spec.ranges import ALL, NO_SPAN, Index, Range, Span, cut, edges
-from ..spec.sequences import Made, Product, kept_if_few
+from ..spec.remembered import remembered
+from ..spec.sequences import Made, Product, kept, kept_if_few
 
 OPERATIONS = 16
 """How many operations of a product take as long as copying one element."""
@@ -82,6 +83,7 @@ class Tap(NamedTuple):
     padding: tuple[tuple[slice, ...], ...]
 
 
+@remembered(kept)
 def _taps(geometry: Geometry) -> Sequence[Tap]:
     """Return the taps of the kernel."""
     spans = [kept_if_few(geometry.spans(dim, (0, n))) for dim, n in enumerate(geometry.out)]

@@ -10,8 +10,8 @@ Result = TypeVar("Result")
 
 MOST_BYTES = 32 << 20
 """All caches together are emptied when they hold more: docs/speed.md names this bound."""
-ENTRY_BYTES, ITEM_BYTES = 2 << 10, 1 << 10
-"""What an entry takes with its arguments, and what each item of a sequence in it takes."""
+ITEM_BYTES = 1 << 10
+"""What an entry takes with its arguments, and what each item of a sequence in it takes, at most on average."""
 
 _caches: list[_lru_cache_wrapper[Any]] = []
 _held = [0]
@@ -30,9 +30,10 @@ def remembered(
         @wraps(function)
         def make(*values: Any, **named: Any) -> Result:
             result = function(*values, **named)
-            _held[0] += ENTRY_BYTES + ITEM_BYTES * items(result)
-            if _held[0] > MOST_BYTES:
+            size = ITEM_BYTES * (1 + items(result))
+            if _held[0] + size > MOST_BYTES:
                 forget()
+            _held[0] += size
             return result
 
         cache = lru_cache(maxsize=None)(make)
