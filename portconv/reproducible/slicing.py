@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from ..backends import Backend
 from ..passes.padding import most_terms
-from ..passes.partition import Copies, Part, parts, whole
+from ..passes.partition import Parts, in_rows, whole_of
 from ..spec.dtypes import EXACT, PARTS_OF
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind
@@ -132,18 +132,18 @@ class Chunks(NamedTuple):
         The samples of a chunk.
     calls : Ranges
         The range of chunks that each convolution computes.
-    rows : tuple of Part
+    rows : Parts
         The rows of a sample that one convolution computes.
     """
 
     samples: int
     calls: Ranges
-    rows: tuple[Part, ...]
+    rows: Parts
 
     @property
     def terms(self) -> int:
         """How many products one exact sum has at most."""
-        return self.samples * max(part.geometry.positions for part in self.rows)
+        return self.samples * max(geometry.positions for geometry in self.rows.geometries())
 
     @property
     def several(self) -> bool:
@@ -161,12 +161,12 @@ def chunks(backend: Backend, geometry: Geometry, dtype: str) -> Chunks:
     return _chunks(geometry.extended, dtype, slice_elements(backend, slicing(dtype, 1)))
 
 
-@remembered(lambda chunks: len(chunks.rows))
+@remembered()
 def _chunks(geometry: Geometry, dtype: str, elements: int) -> Chunks:
     """Plan chunks of which each has few enough terms; the slices of one call have at most `elements` elements."""
     most = longest_sum(dtype)
     one = replace(geometry, batch=1)
-    rows = parts(one, Kind.WEIGHT_GRAD, Copies(geometry.positions, 0, 0, 0), most) or (whole(one),)
+    rows = in_rows(one, most) or whole_of(one, Kind.WEIGHT_GRAD)
     samples_of_call = elements // max(1, larger_operand(geometry))
     samples_of_chunk = max(1, most // max(1, geometry.positions))
     # Of filters larger than a sample, adding up chunks would take longer than making slices of fresh memory.
