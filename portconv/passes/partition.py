@@ -135,7 +135,9 @@ class Parts:
         return prod(self._cuts())
 
     def __iter__(self) -> Iterator[Part]:
-        return (self._part(*numbers) for numbers in product(*map(range, self._cuts())))
+        filters, samples, rows = map(range, self._cuts())
+        # `itertools.product` would make lists of the ranges.
+        return (self._part(i, j, k) for i in filters for j in samples for k in rows)
 
     @property
     def fills(self) -> bool:
