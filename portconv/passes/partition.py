@@ -135,7 +135,14 @@ class Parts:
         return prod(self._cuts())
 
     def __iter__(self) -> Iterator[Part]:
-        return (self._part(*numbers) for numbers in product(*map(range, self._cuts())))
+        filters, samples, rows = map(range, self._cuts())
+        # `itertools.product` would make lists of the ranges.
+        return (self._part(i, j, k) for i in filters for j in samples for k in rows)
+
+    @property
+    def fills(self) -> bool:
+        """Whether the rows of parts are those of the input with its padding, which is not of zeros."""
+        return self.rows is not None and _is_filled(self.geometry, self.dim)
 
     def geometries(self) -> list[Geometry]:
         """Return the geometries of all parts, each once."""
@@ -176,8 +183,11 @@ def whole_of(geometry: Geometry, kind: Kind) -> Parts:
 
 
 @remembered()
-def parts(geometry: Geometry, kind: Kind, copies: Copies, most: int) -> Parts | None:
-    """Cut a product so that its copies take at most `most` bytes; return None where no cut does."""
+def parts(geometry: Geometry, kind: Kind, copies: Copies, most: int, fills: bool = True) -> Parts | None:
+    """Cut a product so that its copies take at most `most` bytes; return None where no cut does.
+
+    `fills` says whether padding that is not of zeros may be filled in for some rows at a time.
+    """
     every = whole_of(geometry, kind)
     if copies.bytes(geometry, cut=False) <= most:
         return every
@@ -192,7 +202,7 @@ def parts(geometry: Geometry, kind: Kind, copies: Copies, most: int) -> Parts | 
             at_once = (most - of_filters) // max(1, of_sample)
             if at_once > 0:
                 return Parts(geometry, kind, filters, _even(geometry.batch, at_once))
-            cut = _by_rows(some, kind, copies.part, most)
+            cut = _by_rows(some, kind, copies.part, most, fills)
             if cut is not None:
                 return Parts(geometry, kind, filters, Pieces(geometry.batch, 1), cut[1], cut[0])
         if length == 1:
@@ -210,20 +220,21 @@ def in_rows(geometry: Geometry, most: int) -> Parts | None:
     return replace(whole_of(geometry, Kind.WEIGHT_GRAD), rows=cut[1], dim=cut[0])
 
 
-def _by_rows(geometry: Geometry, kind: Kind, each: Bytes, most: int) -> tuple[int, Pieces] | None:
+def _by_rows(geometry: Geometry, kind: Kind, each: Bytes, most: int, fills: bool = True) -> tuple[int, Pieces] | None:
     """Cut a sample along the first dimension that can be cut into rows of at most `most` bytes; None where none can."""
 
     def fit(dim: int, rows: int) -> bool:
         return each.of(1, _cells_of_rows(geometry, kind, dim, rows), geometry.weights) <= most
 
+    if kind == Kind.INPUT_GRAD and geometry.extended is not geometry:
+        return None  # a cell would get what its copies in the padding of other parts do
     for dim in range(geometry.dims):
         unit = geometry.stride[dim] if kind == Kind.INPUT_GRAD else 1
         total = geometry.size[dim] if kind == Kind.INPUT_GRAD else geometry.out[dim]
         # Shorter rows would read most cells several times.
         least = -(-geometry.extent[dim] // geometry.stride[dim]) * unit
-        unpadded = geometry.mode == "zeros" or geometry.before[dim] == geometry.after[dim] == 0
         low, high = least // unit, -(-total // unit)
-        if not unpadded or least >= total or not fit(dim, least):
+        if least >= total or not fit(dim, least) or (_is_filled(geometry, dim) and not fills):
             continue
         while high - low > 1:
             middle = (low + high) // 2
@@ -238,6 +249,11 @@ def _even(total: int, most: int) -> Pieces:
     return Pieces(total, max(1, -(-total // -(-max(1, total) // most))))
 
 
+def _is_filled(geometry: Geometry, dim: int) -> bool:
+    """Return whether a dimension has padding that is not of zeros."""
+    return geometry.mode != "zeros" and not geometry.before[dim] == geometry.after[dim] == 0
+
+
 def _cells(geometry: Geometry) -> tuple[int, int, int]:
     """Count the cells of a sample of the input, of the padded input and of the output."""
     channels = geometry.in_channels
@@ -250,7 +266,8 @@ def _cells_of_rows(geometry: Geometry, kind: Kind, dim: int, rows: int) -> tuple
     cells, outputs = (rows - 1) * stride + extent, rows
     if kind == Kind.INPUT_GRAD:
         cells, outputs = rows, (rows + extent - 2) // stride + 1
-    cells, outputs = min(cells, geometry.size[dim]), min(outputs, geometry.out[dim])
+    most = geometry.padded[dim] if _is_filled(geometry, dim) else geometry.size[dim]
+    cells, outputs = min(cells, most), min(outputs, geometry.out[dim])
 
     def others(sizes: tuple[int, ...]) -> int:
         return prod(sizes[:dim]) * prod(sizes[dim + 1 :])
@@ -289,6 +306,9 @@ def _rows_of_out(part: Part, dim: int, rows: Range) -> Part:
     geometry, (start, end) = part.geometry, rows
     first = start * geometry.stride[dim] - geometry.before[dim]
     last = (end - 1) * geometry.stride[dim] + geometry.extent[dim] - geometry.before[dim]
+    if _is_filled(geometry, dim):
+        before = geometry.before[dim]
+        return _with_rows(part, dim, ((first + before, last + before), rows), (0, 0))
     lo, hi = max(first, 0), min(last, geometry.size[dim])
     if lo >= hi:  # all of them read nothing but padding
         return _with_rows(part, dim, ((0, 0), rows), (last - first, 0))
@@ -322,6 +342,8 @@ def _with_rows(part: Part, dim: int, ranges: tuple[Range, Range], padding: tuple
         size=changed(whole.size, cells[1] - cells[0]),
         before=changed(whole.before, padding[0]),
         after=changed(whole.after, padding[1]),
+        # Zeros stand for the cells of other parts where there is no padding.
+        mode="zeros" if whole.extended is whole else whole.mode,
     )
     assert geometry.out[dim] == outputs[1] - outputs[0]
     rest = (ALL,) * dim
