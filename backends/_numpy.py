@@ -182,7 +182,7 @@ class NumpyBackend(NumpyLike):
     ) -> Array:
         if min(least, len(blocks)) < 2:
             return super().fill(out, blocks, compute, least)
-        waiting = list(reversed(blocks))
+        waiting = list(reversed(range(len(blocks))))
 
         def work() -> None:
             workspace = self.workspace(out)
@@ -190,9 +190,10 @@ class NumpyBackend(NumpyLike):
                 np.setbufsize(BUFFER)
                 while True:
                     try:
-                        index, block = waiting.pop()
+                        number = waiting.pop()
                     except IndexError:
                         return
+                    index, block = blocks[number]
                     target = out[index]
                     value = compute(block, target, workspace)
                     if value is not target:

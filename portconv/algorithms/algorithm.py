@@ -14,17 +14,16 @@ a change.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import _lru_cache_wrapper, lru_cache
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from ..backends import Array, Backend
 from ..spec.dtypes import Dtype
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind
+from ..spec.remembered import forget, remembered
 from .budget import Budget, Work, fitted
 from .mirrored import beside_filters, mirrored
 
-Result = TypeVar("Result")
 PlainProduct = Callable[[Kind, Geometry, Array, Array], Array]
 """A function that computes the product of that kind of two arrays of magnitudes, by plain sums."""
 
@@ -32,34 +31,16 @@ SLICED = "slices"
 """The kind of a dtype that holds whole numbers, which no algorithm may round."""
 
 _registered: dict[str, Algorithm] = {}
-_caches: list[_lru_cache_wrapper[Any]] = []
-
-
-def remembered(maxsize: int) -> Callable[[Callable[..., Result]], _lru_cache_wrapper[Result]]:
-    """Decorate a function as `lru_cache` does; registering an algorithm empties the cache."""
-
-    def decorate(function: Callable[..., Result]) -> _lru_cache_wrapper[Result]:
-        cached = lru_cache(maxsize=maxsize)(function)
-        _caches.append(cached)
-        return cached
-
-    return decorate
-
-
-def forget() -> None:
-    """Empty the caches of all functions that `remembered` decorates."""
-    for cache in _caches:
-        cache.cache_clear()
 
 
 def register(algorithm: Algorithm) -> None:
-    """Add an algorithm to those that users can name."""
+    """Add an algorithm to those that users can name; all choices are made anew."""
     _registered[algorithm.name] = algorithm
     forget()
 
 
 def withdraw(name: str) -> None:
-    """Remove the algorithm of this name from those that users can name."""
+    """Remove the algorithm of this name from those that users can name; all choices are made anew."""
     _registered.pop(name, None)
     forget()
 
@@ -199,7 +180,7 @@ class Algorithm:
         return self.magnitudes(kind, geometry, backend, product, a, b)
 
 
-@remembered(4096)
+@remembered()
 def _planned(algorithm: Algorithm, kind: str, geometry: Geometry, budget: Budget) -> tuple[Any, int]:
     """Return what `Algorithm.plan` returns."""
     return fitted(

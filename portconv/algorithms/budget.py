@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 from ..backends import Backend
 from ..spec.geometry import Geometry
-from ..spec.ranges import Range
 
 Plan = TypeVar("Plan")
 
@@ -116,11 +115,6 @@ def fitted(cut: Callable[[int], Plan], workspace: Callable[[Plan], int], budget:
         if taken <= budget.workspace_elements or elements == 1:
             return plan, taken
         elements = max(1, elements // 2)
-
-
-def longest(ranges: Iterable[Range]) -> int:
-    """Return the length of the longest range; 0 if there is none."""
-    return max((end - start for start, end in ranges), default=0)
 
 
 def copied(elements: float, row: int) -> float:

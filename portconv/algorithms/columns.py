@@ -17,14 +17,16 @@ first dimension: (P1, n, P2, ..., Pd), so that rows of several samples follow on
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from itertools import product
+from functools import cached_property
 from typing import NamedTuple
 
 from ..backends import Array, Backend, Workspace
 from ..spec.geometry import Geometry
-from ..spec.ranges import ALL, MANY_TAPS, Box, Index, Range, Span, edges, spans
+from ..spec.ranges import ALL, NO_SPAN, Box, Index, Range, Span, edges, span, spans
+from ..spec.remembered import remembered
+from ..spec.sequences import Made, Product, kept, kept_if_few
 
 EDGE = 1 << 15
 """One call, and the wait for another thread's call, take as long as to set this many cells to zero."""
@@ -66,6 +68,8 @@ class Copy(NamedTuple):
         The part of the strips that reads cells of the input.
     cells : Index or None
         The cells that this part reads; None if all lie in the padding.
+    inputs : tuple of slice
+        These cells along each dimension.
     padding : tuple of Index
         The rest of this lane and these taps, which reads padding.
     back : Index
@@ -74,102 +78,133 @@ class Copy(NamedTuple):
 
     strips: Index
     cells: Index | None
+    inputs: tuple[slice, ...]
     padding: tuple[Index, ...]
     back: Index
 
 
-@dataclass(frozen=True)
-class Strips:
-    """The plan of the strips of a box. What takes a step for each tap is computed when it is first needed."""
+class Side(NamedTuple):
+    """What a box reads along one dimension: how many outputs, the padding before its cells, and how many cells."""
+
+    outputs: int
+    before: int
+    cells: int
+
+
+class Lanes(NamedTuple):
+    """The lanes of strips, and how many rows each has for the outputs of a box.
+
+    `period` is 0 if the taps of the first dimension are so far apart that their rows hardly overlap; each then has a
+    lane of its own. Otherwise the taps whose distance is a multiple of `period` share a lane.
+    """
+
+    number: int
+    rows: int
+    period: int
+
+    def read(self, geometry: Geometry, tap: int) -> tuple[int, int]:
+        """Return the lane that holds the rows of a tap of the first dimension, and the first of these rows."""
+        return (tap % self.period, tap * geometry.dilation[0] // geometry.stride[0]) if self.period else (tap, 0)
+
+
+class Strips(NamedTuple):
+    """The plan of the strips of all boxes that read as many cells, and as much padding.
+
+    Attributes
+    ----------
+    geometry : Geometry
+    lanes : Lanes
+    sizes : tuple of int
+        The positions of a strip: (P1, ..., Pd).
+    copies : sequence of Copy
+        The copies that fill the strips. Their `cells` are counted from the first cell that the box reads.
+    edges : int
+        The number of writes that set the padding to zero.
+    """
 
     geometry: Geometry
-    box: Box
-
-    @cached_property
-    def remainders(self) -> tuple[int, ...]:
-        """The remainders of the first dimension's taps divided by the stride; there is one lane for each.
-
-        Empty if the taps are so far apart that their rows hardly overlap; then each tap has a separate lane.
-        """
-        taps, stride = self.geometry.kernel[0], self.geometry.stride[0]
-        remainders = sorted({tap * self.geometry.dilation[0] % stride for tap in range(taps)})
-        rows = self._outputs + (taps - 1) * self.geometry.dilation[0] // stride
-        return tuple(remainders) if len(remainders) * rows < taps * self._outputs else ()
-
-    @cached_property
-    def lanes(self) -> int:
-        return len(self.remainders) or self.geometry.kernel[0]
-
-    @cached_property
-    def sizes(self) -> tuple[int, ...]:
-        """The positions of a strip: (P1, ..., Pd)."""
-        more = (self.geometry.kernel[0] - 1) * self.geometry.dilation[0] // self.geometry.stride[0]
-        first = self._outputs + (more if self.remainders else 0)
-        return (first, *(end - start for start, end in self.box[1:]))
-
-    @cached_property
-    def reads(self) -> tuple[tuple[int, int], ...]:
-        """The lane that holds the rows of each tap of the first dimension, and the first of these rows."""
-        taps, stride, dilation = range(self.geometry.kernel[0]), self.geometry.stride[0], self.geometry.dilation[0]
-        if not self.remainders:
-            return tuple((tap, 0) for tap in taps)
-        return tuple((self.remainders.index(tap * dilation % stride), tap * dilation // stride) for tap in taps)
-
-    @cached_property
-    def copies(self) -> tuple[Copy, ...]:
-        """The copies that fill the strips."""
-        geometry, start = self.geometry, self.box[0][0]
-        if self.remainders:
-            # Row q of the lane of remainder m is row q * stride + m of the input, which one tap reads at offset m.
-            size, before, reach = geometry.size[0], geometry.before[0], (start, start + self.sizes[0])
-            steps = [before - remainder for remainder in self.remainders]
-            lanes = [spans(size, 1, geometry.stride[0], 1, step, reach)[0] for step in steps]
-        else:
-            lanes = list(geometry.spans(0, self.box[0]))
-        others = [geometry.spans(dim, outputs) for dim, outputs in enumerate(self.box) if dim]
-        copies = []
-        for lane, along_first in enumerate(lanes):
-            for taps in product(*(range(n) for n in geometry.kernel[1:])):
-                parts: list[Span] = [along_first, *(other[tap] for other, tap in zip(others, taps, strict=True))]
-                empty = any(part.outputs.start == part.outputs.stop for part in parts)
-                inside = [part.outputs for part in parts]
-                (o1, *o2), (i1, *i2) = inside, [part.inputs for part in parts]
-                outside = edges(inside, self.sizes)
-                copies.append(
-                    Copy(
-                        strips=(lane, ALL, ALL, *taps, o1, ALL, *o2),
-                        cells=None if empty else (ALL, ALL, i1, ALL, *i2),
-                        padding=tuple((lane, ALL, ALL, *taps, e1, ALL, *e2) for e1, *e2 in outside),
-                        back=(lane, ALL, ALL, ALL, *taps, o1, *o2),
-                    )
-                )
-        return tuple(copies)
-
-    @cached_property
-    def edges(self) -> int:
-        """The number of writes that set the padding to zero."""
-        return sum(len(copy.padding) for copy in self.copies)
-
-    @property
-    def _outputs(self) -> int:
-        return self.box[0][1] - self.box[0][0]
+    lanes: Lanes
+    sizes: tuple[int, ...]
+    copies: Sequence[Copy]
+    edges: int
 
     def shape(self, block: Block) -> tuple[int, ...]:
         """Return the shape of the strips of a block: (lanes, g, c, K2, ..., Kd, P1, n, P2, ..., Pd)."""
         n, g, c = block.counts
-        return (self.lanes, g, c, *self.geometry.kernel[1:], self.sizes[0], n, *self.sizes[1:])
-
-    def elements(self, block: Block) -> int:
-        """Count the elements of the strips of a block."""
-        return math.prod(self.shape(block))
+        return (self.lanes.number, g, c, *self.geometry.kernel[1:], self.sizes[0], n, *self.sizes[1:])
 
 
-def strips_of(geometry: Geometry, box: Box) -> Strips:
-    """Return the plan of the strips of a box."""
-    return (_few_strips if geometry.taps < MANY_TAPS else _many_strips)(geometry, box)
+@remembered()
+def lanes_of(geometry: Geometry, outputs: int) -> Lanes:
+    """Return the lanes of the strips of so many outputs along the first dimension."""
+    taps, stride, dilation = geometry.kernel[0], geometry.stride[0], geometry.dilation[0]
+    # There is a lane for each remainder of the taps divided by the stride; the remainders repeat after so many taps.
+    period = stride // math.gcd(stride, dilation)
+    count, rows = min(taps, period), outputs + (taps - 1) * dilation // stride
+    return Lanes(count, rows, period) if count * rows < taps * outputs else Lanes(taps, outputs, 0)
 
 
-_few_strips, _many_strips = lru_cache(maxsize=8192)(Strips), lru_cache(maxsize=8)(Strips)
+def strip_elements(geometry: Geometry, block: Block) -> int:
+    """Count the elements of the strips of a block."""
+    lanes, across = lanes_of(geometry, block.rows), block.length // max(1, block.rows)
+    return lanes.number * block.counts[1] * block.counts[2] * geometry.other_taps * lanes.rows * across
+
+
+def reads_of(geometry: Geometry, box: Box) -> tuple[tuple[slice, ...], tuple[Side, ...]]:
+    """Return the cells that a box reads, and what it reads along each dimension."""
+    cells, sides = [], []
+    for dim, (start, end) in enumerate(box):
+        size, stride = geometry.size[dim], geometry.stride[dim]
+        first = start * stride - geometry.before[dim]
+        # Rows of a lane that no tap reads may lie after the last window, by less than a stride.
+        last = first + (end - start - 1) * stride + geometry.extent[dim] + (0 if dim else stride - 1)
+        lo, hi = max(first, 0), min(last, size)
+        if lo < hi:
+            cells.append(slice(lo, hi))
+            sides.append(Side(end - start, lo - first, hi - lo))
+        else:
+            cells.append(slice(0, 0))
+            sides.append(Side(end - start, 0, 0))
+    return tuple(cells), tuple(sides)
+
+
+@remembered(lambda strips: kept(strips.copies))
+def strips_of(geometry: Geometry, sides: tuple[Side, ...]) -> Strips:
+    """Return the plan of the strips of the boxes that read this much along each dimension."""
+    lanes, stride, dilation = lanes_of(geometry, sides[0].outputs), geometry.stride[0], geometry.dilation[0]
+    sizes = (lanes.rows, *(side.outputs for side in sides[1:]))
+
+    def of_lane(lane: int) -> Span:
+        # Where taps share a lane, row q of the lane of remainder m is row q * stride + m of the cells.
+        offset = lane * dilation % stride if lanes.period else lane * dilation
+        return span(sides[0].cells, stride, offset - sides[0].before, (0, lanes.rows))
+
+    others = [
+        spans(side.cells, taps, step, apart, side.before, (0, side.outputs))
+        for side, taps, step, apart in zip(sides, geometry.kernel, geometry.stride, geometry.dilation, strict=True)
+    ]
+    parts = [kept_if_few(some) for some in (Made(range(lanes.number), of_lane), *others[1:])]
+    places = Product(*(range(len(some)) for some in parts))
+    copies: Made[Copy] = Made(places, lambda at: _copy(at, [some[i] for some, i in zip(parts, at, strict=True)], sizes))
+    count = sum(
+        len(places) // len(some) * sum((one.outputs.start > 0) + (one.outputs.stop < size) for one in some)
+        for some, size in zip(parts, sizes, strict=True)
+    )
+    return Strips(geometry, lanes, sizes, kept_if_few(copies), count)
+
+
+def _copy(place: tuple[int, ...], parts: list[Span], sizes: tuple[int, ...]) -> Copy:
+    """Return the copy of a lane and of one tap of each other dimension, which are its `place`."""
+    lane, *taps = place
+    inside, inputs = [part.outputs for part in parts], tuple(part.inputs for part in parts)
+    (o1, *o2), (i1, *i2) = inside, inputs
+    return Copy(
+        strips=(lane, ALL, ALL, *taps, o1, ALL, *o2),
+        cells=None if NO_SPAN in parts else (ALL, ALL, i1, ALL, *i2),
+        inputs=inputs,
+        padding=tuple((lane, ALL, ALL, *taps, e1, ALL, *e2) for e1, *e2 in edges(inside, sizes)),
+        back=(lane, ALL, ALL, ALL, *taps, o1, *o2),
+    )
 
 
 def gather(geometry: Geometry, backend: Backend, x: Array, block: Block, workspace: Workspace) -> Array:
@@ -180,14 +215,14 @@ def gather(geometry: Geometry, backend: Backend, x: Array, block: Block, workspa
     """
     xp = backend.xp
     n, g, c = block.counts
-    cells = (ALL,) * geometry.dims
     if geometry.pointwise and n == 1:
-        sample = x[(block.samples[0], slice(*block.groups), slice(*block.channels), *cells)]
+        sample = x[(block.samples[0], slice(*block.groups), slice(*block.channels), *(ALL,) * geometry.dims)]
         flat = xp.reshape(sample, (1, g, c, 1, geometry.positions))
         return flat[:, :, :, :, slice(*block.run)]
+    cells, sides = reads_of(geometry, block.box)
+    plan = strips_of(geometry, sides)
     source = x[(slice(*block.samples), slice(*block.groups), slice(*block.channels), *cells)]
     source = xp.permute_dims(source, (1, 2, 3, 0, *range(4, 3 + geometry.dims)))
-    plan = strips_of(geometry, block.box)
     strips = workspace("strips", plan.shape(block))
     # For few cells, it is faster to set all to zero than to call once for each edge.
     all_zeroed = math.prod(strips.shape) < EDGE * plan.edges
@@ -198,7 +233,7 @@ def gather(geometry: Geometry, backend: Backend, x: Array, block: Block, workspa
             strips = backend.write(strips, edge, 0)
         if copy.cells is not None:
             strips = backend.write(strips, copy.strips, source[copy.cells])
-    return _flat(geometry, backend, strips, block, plan)
+    return _flat(geometry, backend, strips, block)
 
 
 def columns_of(
@@ -222,8 +257,8 @@ def columns_of(
 
 def no_strips(geometry: Geometry, backend: Backend, block: Block, workspace: Workspace) -> Array:
     """Return strips of zeros, to which columns can be added."""
-    plan = strips_of(geometry, block.box)
-    return _flat(geometry, backend, backend.zeroed(workspace("strips", plan.shape(block))), block, plan)
+    strips = workspace("strips", strips_of(geometry, reads_of(geometry, block.box)[1]).shape(block))
+    return _flat(geometry, backend, backend.zeroed(strips), block)
 
 
 def add_columns(
@@ -240,7 +275,8 @@ def add_columns(
 
 def scatter(geometry: Geometry, backend: Backend, strips: Array, grad: Array, block: Block) -> Array:
     """Add the strips to the cells of `grad` (n, g, c, *S) that they are copied from; the adjoint of `gather`."""
-    plan = strips_of(geometry, block.box)
+    first, reads = reads_of(geometry, block.box)
+    plan = strips_of(geometry, reads)
     strips = backend.xp.reshape(strips, plan.shape(block))
     # (lanes, g, c, K2, ..., Kd, P1, n, P2, ..., Pd) to (lanes, n, g, c, K2, ..., Kd, P1, P2, ..., Pd)
     samples = 3 + geometry.dims
@@ -248,18 +284,20 @@ def scatter(geometry: Geometry, backend: Backend, strips: Array, grad: Array, bl
     strips = backend.xp.permute_dims(strips, order)
     for copy in plan.copies:
         if copy.cells is not None:
-            groups, channels, first, _, *others = copy.cells
-            grad = backend.add(grad, (ALL, groups, channels, first, *others), strips[copy.back])
+            sides = zip(copy.inputs, first, strict=True)
+            cells = (slice(part.start + lo.start, part.stop + lo.start, part.step) for part, lo in sides)
+            grad = backend.add(grad, (ALL, ALL, ALL, *cells), strips[copy.back])
     return grad
 
 
 def _runs(geometry: Geometry, block: Block, taps: Range) -> list[tuple[int, slice]]:
     """Return, for each of these taps of the first dimension, the lane and the run in it that hold its columns."""
-    across = block.length // block.rows
-    reads = strips_of(geometry, block.box).reads[slice(*taps)]
+    across, lanes = block.length // block.rows, lanes_of(geometry, block.rows)
+    reads = [lanes.read(geometry, tap) for tap in range(*taps)]
     return [(lane, slice(first * across, first * across + block.length)) for lane, first in reads]
 
 
-def _flat(geometry: Geometry, backend: Backend, strips: Array, block: Block, plan: Strips) -> Array:
-    n, g, c = block.counts
-    return backend.xp.reshape(strips, (plan.lanes, g, c, geometry.other_taps, n * math.prod(plan.sizes)))
+def _flat(geometry: Geometry, backend: Backend, strips: Array, block: Block) -> Array:
+    """Return strips with one axis for the taps, and one for the positions."""
+    _, g, c = block.counts
+    return backend.xp.reshape(strips, (strips.shape[0], g, c, geometry.other_taps, -1))

@@ -21,18 +21,25 @@ line is a row, and (P1, n, P2, ..., Pd) if it is all rows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ..backends import Array, Backend, Workspace
 from ..spec.dtypes import Dtype
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind
-from ..spec.ranges import ALL, MANY_TAPS, Range, cut
+from ..spec.ranges import ALL, Range, cut
+from ..spec.sequences import Made, Product
 from .algorithm import Algorithm
 from .budget import Budget, Work
 from .columns import gather, no_strips, scatter
 from .depthwise_plan import count_work, count_workspace, cut_planes
-from .depthwise_planes import Lines, Planes, Task, tasks_of
+from .depthwise_planes import Lines, Planes, Task, stack_of, tasks_of
+
+MANY_TAPS = 1024
+"""With so many taps, their indices would take too much memory."""
+Share = tuple[tuple[Any, ...], Sequence[Task]]
+"""The index of a part of a result, and the blocks whose results are added up to it."""
 
 
 class Depthwise(Algorithm):
@@ -88,7 +95,7 @@ class Depthwise(Algorithm):
                 value = xp.permute_dims(value, (0, 2, 1, 3))
             return xp.permute_dims(xp.reshape(value, lines.outputs)[lines.kept], order)
 
-        blocks = [(task.writes, task) for stack in tasks_of(planes) for task in stack]
+        blocks = Made(tasks_of(planes), lambda task: (task.writes, task))
         shape = (geometry.batch, geometry.groups, geometry.group_out, *geometry.out)
         out = backend.empty(shape, like=x, last=2 * geometry.channels_last)
         with backend.quiet():  # places that are skipped may overflow
@@ -105,7 +112,7 @@ class Depthwise(Algorithm):
         values = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, *geometry.out))
         parts = [(xp.permute_dims(planes.filters(backend, w, row), (0, 1, 3, 2)), row) for row in planes.tap_ranges]
 
-        def compute(stack: tuple[Task, ...], target: Array, workspace: Workspace) -> Array:
+        def compute(stack: Sequence[Task], target: Array, workspace: Workspace) -> Array:
             groups = slice(*stack[0].block.groups)
             grad = backend.zeroed(target)
             for task in stack:
@@ -125,10 +132,12 @@ class Depthwise(Algorithm):
                 grad = scatter(planes.phases, backend, cells, grad, task.reads)
             return grad
 
-        shares = []
-        for stack in tasks_of(planes):
-            samples, groups = stack[0].block.samples, stack[0].block.groups
-            shares.append(((slice(*samples), slice(*groups), ...), stack))
+        def share(numbers: tuple[int, int]) -> Share:
+            sample, group = numbers
+            index = slice(*planes.samples[sample]), slice(*planes.groups[group]), ...
+            return index, stack_of(planes, (sample,), group)
+
+        shares = Made(Product(range(len(planes.samples)), range(len(planes.groups))), share)
         shape = (geometry.batch, geometry.groups, 1, *geometry.size)
         grad = backend.empty(shape, like=dout, last=2 * geometry.channels_last)
         return xp.reshape(backend.fill(grad, shares, compute, budget.least_blocks), geometry.x_shape)
@@ -139,7 +148,7 @@ class Depthwise(Algorithm):
         cells = xp.reshape(x, (geometry.batch, geometry.groups, 1, *geometry.size))
         values = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, *geometry.out))
 
-        def compute(tasks: tuple[Task, ...], target: Array, workspace: Workspace) -> Array:
+        def compute(tasks: Sequence[Task], target: Array, workspace: Workspace) -> Array:
             write_or_add = backend.write
             for task in tasks:
                 lines = task.lines
@@ -173,18 +182,15 @@ def _mirrors(geometry: Geometry) -> bool:
     return geometry.dense and geometry.group_out == 1
 
 
-def _shares(planes: Planes) -> tuple[int, list[tuple[tuple[Any, ...], tuple[Task, ...]]]]:
+def _shares(planes: Planes) -> tuple[int, Sequence[Share]]:
     """Divide the blocks of a weight gradient into shares; return the number of partial sums, and the shares."""
-    by_groups: dict[Range, list[tuple[Task, ...]]] = {}
-    for stack in tasks_of(planes):
-        by_groups.setdefault(stack[0].block.groups, []).append(stack)
     parts = cut(len(planes.samples), len(planes.samples), planes.sums)
-    shares = []
-    for groups, stacks in by_groups.items():
-        for i, part in enumerate(parts):
-            tasks = tuple(task for stack in stacks[slice(*part)] for task in stack)
-            shares.append(((i, slice(*groups), ...), tasks))
-    return len(parts), shares
+
+    def share(numbers: tuple[int, int]) -> Share:
+        group, i = numbers
+        return (i, slice(*planes.groups[group]), ...), stack_of(planes, range(*parts[i]), group)
+
+    return len(parts), Made(Product(range(len(planes.groups)), range(len(parts))), share)
 
 
 def _strips(backend: Backend, planes: Planes, cells: Array, task: Task, workspace: Workspace) -> Array:

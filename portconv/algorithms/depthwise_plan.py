@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from ..spec.geometry import Geometry
-from ..spec.ranges import cut, pieces
+from ..spec.ranges import Ranges, cut, pieces
 from .budget import Budget, Work, copied, narrow
 from .depthwise_planes import Planes
 
@@ -75,7 +75,7 @@ def count_workspace(kind: str, geometry: Geometry, plan: Planes) -> int:
 def cut_planes(kind: str, geometry: Geometry, budget: Budget, elements: int) -> Planes:
     """Cut a product so that the arrays of a block hold about `elements` elements, and so that all threads have work."""
     least = budget.least_blocks
-    uncut = Planes(geometry, False, (), (), 1, 1)
+    uncut = Planes(geometry, False, Ranges(0, 0), Ranges(0, 0), 1, 1)
     across, filters = math.prod(uncut.across), geometry.group_out
     long_enough = min(geometry.batch, -(-WIDE // across))
     # If rows are lines, the taps of the first dimension, if not dilated, read neighbouring lines and need no copies.

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property, lru_cache
+from functools import cached_property
 from itertools import product
 from typing import Any, NamedTuple
 
 from ..backends import Array, Backend, Workspace
 from ..spec.geometry import Geometry
-from ..spec.ranges import ALL, Index, Range, pieces
-from .budget import longest
+from ..spec.ranges import ALL, Index, Range, Ranges, pieces
+from ..spec.remembered import remembered
+from ..spec.sequences import Made, Product, kept, kept_if_few
 from .columns import Block, gather
 
 
@@ -86,7 +87,7 @@ class Planes:
     rows : bool
         Whether each row of the first dimension is a line, so that taps read the lines that follow. Otherwise all rows
         together are one line.
-    samples, groups : tuple of Range
+    samples, groups : Ranges
         The ranges of samples and groups; a block takes one of each.
     height : int
         The maximum number of outputs along the first dimension in a block.
@@ -96,8 +97,8 @@ class Planes:
 
     geometry: Geometry
     rows: bool
-    samples: tuple[Range, ...]
-    groups: tuple[Range, ...]
+    samples: Ranges
+    groups: Ranges
     height: int
     sums: int
 
@@ -150,13 +151,13 @@ class Planes:
         return self.phases.taps == 1
 
     @cached_property
-    def tap_ranges(self) -> tuple[Range, ...]:
+    def tap_ranges(self) -> Ranges:
         """The ranges of the first dimension's taps that one product takes: one tap each if rows are lines, else all."""
-        return pieces(self.geometry.kernel[0], 1) if self.rows else ((0, self.geometry.kernel[0]),)
+        return Ranges(self.geometry.kernel[0], self.geometry.kernel[0] if self.rows else 1)
 
-    def parts(self, backend: Backend) -> tuple[Range, ...]:
+    def parts(self, backend: Backend) -> Ranges:
         """Return the ranges of the first dimension's taps that one product takes: all taps if windows may be views."""
-        return ((0, self.geometry.kernel[0]),) if backend.strided else self.tap_ranges
+        return Ranges(self.geometry.kernel[0], 1) if backend.strided else self.tap_ranges
 
     def kernel(self, taps: Range) -> tuple[int, ...]:
         """Return the sizes of a kernel that has only these taps of the first dimension."""
@@ -173,15 +174,16 @@ class Planes:
         stride = self.geometry.stride[0]
         return slice(taps[0], taps[0] + (lines.sums[1] - 1) * stride + 1, stride) if self.rows else ALL
 
-    def stacks(self) -> Iterator[tuple[Block, ...]]:
-        """Yield stacks of blocks; the blocks of a stack have the same samples and groups."""
-        across = math.prod(self.geometry.out[1:])
-        full = tuple((0, n) for n in self.geometry.out[1:])
-        for samples, groups in product(self.samples, self.groups):
-            yield tuple(
-                Block(samples, groups, (0, 1), (start * across, end * across), ((start, end), *full))
-                for start, end in pieces(self.geometry.out[0], self.height)
-            )
+    @property
+    def rows_of_blocks(self) -> Ranges:
+        """The ranges of rows of outputs; the blocks of the same samples and groups take one each."""
+        return pieces(self.geometry.out[0], self.height)
+
+    def block(self, samples: Range, groups: Range, rows: Range) -> Block:
+        """Return the block of these samples, groups and rows of outputs."""
+        across, (start, end) = math.prod(self.geometry.out[1:]), rows
+        box = (rows, *((0, n) for n in self.geometry.out[1:]))
+        return Block(samples, groups, (0, 1), (start * across, end * across), box)
 
     def writes(self, block: Block) -> Index:
         """Return the index of a block's outputs in arrays (N, G, F, *P)."""
@@ -260,8 +262,8 @@ class Planes:
     def largest(self) -> Block:
         """Return a block of the largest size."""
         full = tuple((0, n) for n in self.geometry.out[1:])
-        rows = longest(pieces(self.geometry.out[0], self.height))
-        return Block((0, longest(self.samples)), (0, longest(self.groups)), (0, 1), (0, 0), ((0, rows), *full))
+        rows = self.rows_of_blocks.longest
+        return Block((0, self.samples.longest), (0, self.groups.longest), (0, 1), (0, 0), ((0, rows), *full))
 
     def layout(self, n: int) -> tuple[tuple[int, int, int], ...]:
         """Return, for each tap, its lane and inner phase in planes of n samples, and how far it is shifted."""
@@ -287,16 +289,28 @@ class Planes:
         return math.prod(self.across[dim:]) if dim else n * math.prod(self.across)
 
 
-@lru_cache(maxsize=64)
-def tasks_of(planes: Planes) -> tuple[tuple[Task, ...], ...]:
-    """Return the stacks of blocks as tasks; the tasks of a stack have the same samples and groups."""
-    lines, copies = cache(planes.lines), cache(planes.copies)
-    stacks = []
-    for stack in planes.stacks():
-        tasks = []
-        for block in stack:
-            n, groups, _ = block.counts
-            sizes = lines(n, groups, block.rows)
-            tasks.append(Task(block, planes.reads(block), planes.writes(block), sizes, copies(n)))
-        stacks.append(tuple(tasks))
-    return tuple(stacks)
+@remembered(kept)
+def tasks_of(planes: Planes) -> Sequence[Task]:
+    """Return all blocks as tasks, in the order of their samples, groups and rows."""
+    ranges = Product(planes.samples, planes.groups, planes.rows_of_blocks)
+    return kept_if_few(Made(ranges, lambda parts: _task(planes, *parts)))
+
+
+def stack_of(planes: Planes, samples: Sequence[int], group: int) -> Sequence[Task]:
+    """Return the tasks of some ranges of samples and one of groups, which are given by their numbers."""
+    tasks, rows, groups = tasks_of(planes), len(planes.rows_of_blocks), len(planes.groups)
+    places = Product(samples, range(rows))
+    return Made(places, lambda at: tasks[(at[0] * groups + group) * rows + at[1]])
+
+
+def _task(planes: Planes, samples: Range, groups: Range, rows: Range) -> Task:
+    """Return a block of outputs, with all that it needs."""
+    block = planes.block(samples, groups, rows)
+    n, g, _ = block.counts
+    return Task(block, planes.reads(block), planes.writes(block), *_of_size(planes, n, g, block.rows))
+
+
+@remembered(lambda sized: len(sized[1]))
+def _of_size(planes: Planes, n: int, groups: int, rows: int) -> tuple[Lines, tuple[tuple[Index, Index], ...]]:
+    """Return what blocks of `n` samples, `groups` groups and `rows` rows have in common."""
+    return planes.lines(n, groups, rows), planes.copies(n)

@@ -23,22 +23,23 @@ Axes, in this order: n samples, g groups, c channels and f filters of a group, Q
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 from ..backends import Array, Backend, Workspace
 from ..spec.dtypes import Dtype
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind
 from ..spec.ranges import ALL, Range, edges
+from ..spec.sequences import Made
 from .algorithm import Algorithm, PlainProduct
 from .budget import Budget, Work
 from .fft_spectra import Spectra
-from .fft_tiles import Tile, Tiling, count_work, count_workspace, cut_tiles
+from .fft_tiles import Block, Tile, Tiling, count_work, count_workspace, cut_tiles
 
 STAGES = 12
 """The error bound has this many unit roundoffs for each doubling of a transform's points. This is more than the error
 of a stage of 2, 3 or 5 points takes for each doubling."""
-Block = tuple[Range, Range, Tile]
-"""The ranges of samples and groups, and the tile."""
 
 
 class Fft(Algorithm):
@@ -105,11 +106,7 @@ class Fft(Algorithm):
         with backend.quiet():
             for held in tiling.held:
                 filters: Array = spectra.transform_filters(w[slice(*held), ...], budget.least_blocks)
-                blocks = [
-                    ((slice(*samples), slice(*groups), ALL, *tile.outputs), (samples, groups, tile))
-                    for samples, groups, tile in tiling.blocks(held)
-                ]
-                out = backend.fill(out, blocks, compute, budget.least_blocks)
+                out = backend.fill(out, Made(tiling.blocks(held), _indexed), compute, budget.least_blocks)
                 filters = None  # otherwise they would lie in memory beside those of the next groups
         return None if not_finite else xp.reshape(out, geometry.out_shape)
 
@@ -120,26 +117,21 @@ class Fft(Algorithm):
         tiling: Tiling = self.plan(Kind.WEIGHT_GRAD, geometry, budget)[0]
         spectra = Spectra(backend, x, tiling)
 
-        def compute(share: tuple[Block, ...], target: Array, workspace: Workspace) -> Array:
-            for block in share:
-                samples, groups, tile = block
+        def compute(share: Sequence[Block], target: Array, workspace: Workspace) -> Array:
+            for number, (samples, groups, tile) in enumerate(share):
                 segment = _segment(tiling, backend, cells[slice(*samples), slice(*groups), ...], tile, workspace)
                 inputs = spectra.transform(segment, workspace, "x")
                 part = values[(slice(*samples), slice(*groups), ALL, *tile.outputs)]
                 grads = spectra.transform(_reversed(tiling, backend, part, workspace), workspace, "dout")
-                target = spectra.add_products(target, inputs, grads, workspace, first=block is share[0])
+                target = spectra.add_products(target, inputs, grads, workspace, first=number == 0)
             return target
 
         taps: Array = None
         with backend.quiet():
             for held in tiling.held:
-                shares = tiling.shares(held)
-                count = len({i for i, _, _ in shares})
-                sums: Array = spectra.empty((count, *spectra.shape(held[1] - held[0])))
-                axis = 2 if tiling.mixed else 1
-                indices = [(i, *(ALL,) * (axis - 1), slice(*_relative(groups, held)), ...) for i, groups, _ in shares]
-                shared = [(index, blocks) for index, (_, _, blocks) in zip(indices, shares, strict=True)]
-                sums = backend.fill(sums, shared, compute, budget.least_blocks)
+                shape = (len(tiling.sums_of_samples()), *spectra.shape(held[1] - held[0]))
+                sums: Array = spectra.empty(shape)
+                sums = backend.fill(sums, _shares(tiling, held), compute, budget.least_blocks)
                 part = spectra.taps(xp.sum(sums, axis=0), geometry)
                 taps = part if taps is None else xp.concat([taps, part], axis=0)
                 sums = None  # otherwise they would lie in memory beside those of the next groups
@@ -210,6 +202,22 @@ def _reversed(tiling: Tiling, backend: Backend, part: Array, workspace: Workspac
         tile = backend.write(tile, (ALL, ALL, ALL, *edge), 0)
     flipped = backend.xp.flip(part, axis=tuple(range(3, part.ndim)))
     return backend.write(tile, (ALL, ALL, ALL, *inside), flipped)
+
+
+def _indexed(block: Block) -> tuple[tuple[Any, ...], Block]:
+    """Return the index of a block's outputs, and the block."""
+    samples, groups, tile = block
+    return (slice(*samples), slice(*groups), ALL, *tile.outputs), block
+
+
+def _shares(tiling: Tiling, held: Range) -> Sequence[tuple[tuple[Any, ...], Sequence[Block]]]:
+    """Return the shares of a range of groups: the index of a partial sum, and the blocks that are added up to it."""
+
+    def indexed(share: tuple[int, Range, Sequence[Block]]) -> tuple[tuple[Any, ...], Sequence[Block]]:
+        i, groups, blocks = share
+        return (i, *(ALL,) * tiling.mixed, slice(*_relative(groups, held)), ...), blocks
+
+    return Made(tiling.shares(held), indexed)
 
 
 def _relative(part: Range, origin: Range) -> Range:

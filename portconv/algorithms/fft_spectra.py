@@ -6,10 +6,12 @@ Axes, in this order: n samples, g groups, c channels and f filters of a group, Q
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from ..backends import Array, Backend, Workspace
 from ..spec.geometry import Geometry
 from ..spec.ranges import ALL, Range
+from ..spec.sequences import Made
 from .fft_tiles import Tiling
 
 
@@ -125,8 +127,11 @@ class Spectra:
             return backend.write(target, (...,), array)
 
         index = (ALL,) * tiling.mixed
-        parts = tiling.filters(w.shape[0])
-        blocks = [((*index, slice(*groups), slice(*filters), ...), (groups, filters)) for groups, filters in parts]
+
+        def indexed(part: tuple[Range, Range]) -> tuple[tuple[Any, ...], tuple[Range, Range]]:
+            return (*index, slice(*part[0]), slice(*part[1]), ...), part
+
+        blocks = Made(tiling.filters(w.shape[0]), indexed)
         return backend.fill(self.empty(self.shape(w.shape[0])), blocks, compute, least)
 
     def taps(self, spectra: Array, geometry: Geometry) -> Array:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from itertools import product
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 from ..spec.geometry import Geometry
-from ..spec.ranges import Range, cut, pieces
+from ..spec.ranges import Range, Ranges, cut, pieces
+from ..spec.remembered import remembered
+from ..spec.sequences import Made, Product
 from .budget import Budget, Work
 
 FEWEST_POINTS = 64
@@ -32,15 +33,30 @@ class Side(NamedTuple):
         The distance from the first cell of the first output's window to the first cell of the segment.
     segment : int
         The cells of a segment.
-    tiles : tuple of (Range, Range, int)
-        For each tile its outputs, the cells of the input in its segment, and the place of the first of these cells.
+    size, out, before, extent : int
+        Those of the geometry along this dimension.
     """
 
     points: int
     tile: int
     offset: int
     segment: int
-    tiles: tuple[tuple[Range, Range, int], ...]
+    size: int
+    out: int
+    before: int
+    extent: int
+
+    @property
+    def tiles(self) -> Sequence[tuple[Range, Range, int]]:
+        """For each tile its outputs, the cells of the input in its segment, and the place of the first of them."""
+        return Made(range(0, self.out, max(1, self.tile)), self._tile)
+
+    def _tile(self, start: int) -> tuple[Range, Range, int]:
+        """Return the tile whose first output is `start`."""
+        end, first = min(self.out, start + self.tile), start - self.before + self.offset
+        lo = min(self.size, max(0, first))
+        hi = max(lo, min(self.size, end + self.extent - 1 - self.before))
+        return (start, end), (lo, hi), min(self.points, max(0, lo - first))
 
 
 class Tile(NamedTuple):
@@ -49,6 +65,10 @@ class Tile(NamedTuple):
     outputs: tuple[slice, ...]
     cells: tuple[slice, ...]
     inside: tuple[slice, ...]
+
+
+Block = tuple[Range, Range, Tile]
+"""The ranges of samples and groups, and the tile."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +80,7 @@ class Tiling:
     geometry : Geometry
     sides : tuple of Side
         One `Side` for each spatial dimension.
-    held : tuple of Range
+    held : Ranges
         Ranges of groups; the filters' spectra of one range are in memory at a time.
     samples : int
         The maximum number of samples in a block.
@@ -74,7 +94,7 @@ class Tiling:
 
     geometry: Geometry
     sides: tuple[Side, ...]
-    held: tuple[Range, ...]
+    held: Ranges
     samples: int
     groups: int
     filter_elements: int
@@ -86,42 +106,56 @@ class Tiling:
         return self.geometry.group_in > 1
 
     @cached_property
-    def tiles(self) -> tuple[Tile, ...]:
+    def tiles(self) -> Sequence[Tile]:
         """The tiles of all dimensions."""
-        tiles = []
-        for parts in product(*(side.tiles for side in self.sides)):
-            outputs = tuple(slice(*part[0]) for part in parts)
-            cells = tuple(slice(*part[1]) for part in parts)
-            inside = tuple(slice(at, at + end - start) for _, (start, end), at in parts)
-            tiles.append(Tile(outputs, cells, inside))
-        return tuple(tiles)
+        return Made(Product(*(side.tiles for side in self.sides)), _tile)
 
-    def blocks(self, held: Range) -> Iterator[tuple[Range, Range, Tile]]:
-        """Yield all blocks of a range of groups: samples, groups and a tile."""
-        groups = [(held[0] + start, held[0] + end) for start, end in pieces(held[1] - held[0], self.groups)]
-        yield from product(pieces(self.geometry.batch, self.samples), groups, self.tiles)
+    def samples_of_blocks(self) -> Ranges:
+        """Return the ranges of samples that blocks have."""
+        return pieces(self.geometry.batch, self.samples)
 
-    def filters(self, count: int) -> list[tuple[Range, Range]]:
+    def groups_of_blocks(self, held: Range) -> Sequence[Range]:
+        """Return the ranges of groups that blocks have, of a range of groups."""
+        first, last = held
+        return Made(pieces(last - first, self.groups), lambda some: (first + some[0], first + some[1]))
+
+    def blocks(self, held: Range) -> Sequence[Block]:
+        """Return all blocks of a range of groups: samples, groups and a tile."""
+        return Product(self.samples_of_blocks(), self.groups_of_blocks(held), self.tiles)
+
+    def filters(self, count: int) -> Sequence[tuple[Range, Range]]:
         """Return the ranges of groups and filters that are transformed at a time, of `count` groups."""
         one = 2 * self.geometry.group_in * self.points
         filters = pieces(self.geometry.group_out, self.filter_elements // one)
         groups = pieces(count, self.filter_elements // (one * self.geometry.group_out))
-        return list(product(groups, filters))
+        return Product(groups, filters)
 
     @cached_property
     def points(self) -> int:
         """The number of points of a tile, over all dimensions."""
         return math.prod(side.points for side in self.sides)
 
-    def shares(self, held: Range) -> list[tuple[int, Range, tuple[tuple[Range, Range, Tile], ...]]]:
+    def sums_of_samples(self) -> Sequence[Range]:
+        """Return, for each partial sum of a weight gradient, which of the ranges of samples it adds up."""
+        parts = len(self.samples_of_blocks())
+        return cut(parts, parts, self.sums)[: self.sums]
+
+    def shares(self, held: Range) -> Sequence[tuple[int, Range, Sequence[Block]]]:
         """Return the shares of a range of groups: the number of a partial sum, its groups, and its blocks."""
-        shares: dict[tuple[int, Range], list[tuple[Range, Range, Tile]]] = {}
-        parts = pieces(self.geometry.batch, self.samples)
-        sums = cut(len(parts), len(parts), self.sums)[: self.sums]
-        which = {parts[at]: i for i, (start, end) in enumerate(sums) for at in range(start, end)}
-        for block in self.blocks(held):
-            shares.setdefault((which[block[0]], block[1]), []).append(block)
-        return [(i, groups, tuple(blocks)) for (i, groups), blocks in shares.items()]
+        samples, sums = self.samples_of_blocks(), self.sums_of_samples()
+
+        def share(chosen: tuple[int, Range]) -> tuple[int, Range, Sequence[Block]]:
+            i, groups = chosen
+            return i, groups, Product(samples[slice(*sums[i])], (groups,), self.tiles)
+
+        return Made(Product(range(len(sums)), self.groups_of_blocks(held)), share)
+
+
+def _tile(parts: tuple[Any, ...]) -> Tile:
+    """Return the tile of one tile along each dimension."""
+    outputs = tuple(slice(*part[0]) for part in parts)
+    cells = tuple(slice(*part[1]) for part in parts)
+    return Tile(outputs, cells, tuple(slice(at, at + end - start) for _, (start, end), at in parts))
 
 
 def count_work(kind: str, geometry: Geometry, plan: Tiling, workspace: int) -> Work:
@@ -170,9 +204,10 @@ def count_workspace(kind: str, geometry: Geometry, plan: Tiling) -> int:
         each += (inputs + outputs) * points if plan.mixed else 0
         each += inputs * outputs * points
     block = plan.samples * plan.groups * each
-    held = max(end - start for start, end in plan.held)
+    held = plan.held.longest
     spectra = held * outputs * inputs * points
-    filters = max((g1 - g0) * (f1 - f0) for (g0, g1), (f0, f1) in plan.filters(held))
+    (_, groups_at_once), (_, filters_at_once) = plan.filters(held)[0]  # the first ranges are the longest
+    filters = groups_at_once * filters_at_once
     if kind == "forward":
         return spectra + max(block, filters * inputs * 4 * plan.points * dims)
     # The partial sums, their total, and the arrays of its transform back.
@@ -198,7 +233,7 @@ def cut_tiles(geometry: Geometry, budget: Budget, elements: int) -> Tiling:
     return Tiling(geometry, sides, held, samples, groups, elements, max(1, min(-(-least // shares), geometry.batch)))
 
 
-@lru_cache(maxsize=1024)
+@remembered()
 def cut_side(geometry: Geometry, dim: int, elements: int) -> Side:
     """Cut one dimension into the tiles that cost least."""
     size, out, extent = geometry.size[dim], geometry.out[dim], geometry.extent[dim]
@@ -207,26 +242,14 @@ def cut_side(geometry: Geometry, dim: int, elements: int) -> Side:
     first = min(size, max(0, -before))
     offset = first + before
     cells = max(1, min(size, out + extent - 1 - before) - first)
-    whole = Side(
-        smooth_size(max(cells + offset, out + extent - 1 - offset, out)),
-        out,
-        offset,
-        cells,
-        (((0, out), (first, max(first, min(size, out + extent - 1 - before))), 0),),
-    )
+    of_dim = size, out, before, extent
+    whole = Side(smooth_size(max(cells + offset, out + extent - 1 - offset, out)), out, offset, cells, *of_dim)
     best, least = whole, _cost(whole.points, 1)
     points = smooth_size(max(FEWEST_POINTS, 2 * extent))
     while points < whole.points and (points <= elements or best is whole):
         tile = points - extent + 1
-        count = -(-out // tile)
-        if (cost := _cost(points, count)) < least or best.points > elements:
-            tiles = []
-            for start in range(0, out, tile):
-                end = min(out, start + tile)
-                lo = min(size, max(0, start - before))
-                hi = max(lo, min(size, end + extent - 1 - before))
-                tiles.append(((start, end), (lo, hi), min(points, max(0, lo - (start - before)))))
-            best, least = Side(points, tile, 0, points, tuple(tiles)), cost
+        if (cost := _cost(points, -(-out // tile))) < least or best.points > elements:
+            best, least = Side(points, tile, 0, points, *of_dim), cost
         points = smooth_size(points + 1 + points // 8)
     return best
 

@@ -12,7 +12,8 @@ from ..backends import Array, Backend
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind
 from ..spec.ranges import boxes
-from .algorithm import Algorithm, remembered
+from ..spec.remembered import remembered
+from .algorithm import Algorithm
 from .budget import Budget, Work
 from .gemm_forward import by_positions, by_strips, by_windows
 from .gemm_gradients import input_grad_by_strips, weight_grad_by_blocks
@@ -105,7 +106,7 @@ def _few_windows(kind: str, geometry: Geometry, backend: Backend, budget: Budget
     return few_windows(geometry.unstrided.mirrored, left, geometry.stride)
 
 
-@remembered(1024)
+@remembered()
 def _roundings(gemm: Gemm, kind: str, geometry: Geometry, backend: Backend, budget: Budget) -> int:
     """Return what `Gemm.roundings` returns."""
     at_once = _few_windows(kind, geometry, backend, budget) is not None
@@ -121,5 +122,5 @@ def _roundings(gemm: Gemm, kind: str, geometry: Geometry, backend: Backend, budg
     plan: Plan = gemm.plan(kind, geometry, budget)[0]
     if kind == Kind.FORWARD:
         return geometry.group_in * plan.taps_together * geometry.other_taps + len(plan.taps)
-    runs = sum(1 for _ in boxes(geometry.out, plan.positions))
+    runs = len(boxes(geometry.out, plan.positions))
     return plan.largest_block.length + -(-len(plan.samples) // plan.sums) * runs + plan.sums

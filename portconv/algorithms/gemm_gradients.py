@@ -6,18 +6,20 @@ l positions of a block, flattened.
 
 from __future__ import annotations
 
-from itertools import product
+from collections.abc import Sequence
 from typing import Any
 
 from ..backends import Array, Backend, Workspace
 from ..spec.geometry import Geometry
-from ..spec.ranges import ALL, Range, pieces
+from ..spec.ranges import ALL, Range, Ranges, pieces
+from ..spec.remembered import remembered
+from ..spec.sequences import FEW, Made, Product, kept
 from .columns import Block, add_columns, columns_of, gather, no_strips, scatter
 from .gemm_forward import filter_matrices
 from .gemm_plan import Cut, Plan
 from .window_views import block_columns
 
-Share = tuple[tuple[Any, ...], tuple[Block, ...]]
+Share = tuple[tuple[Any, ...], Sequence[Block]]
 """The index of a part of a result, and the blocks whose results are added up to it."""
 
 
@@ -28,7 +30,7 @@ def input_grad_by_strips(cut: Cut, dout: Array, w: Array) -> Array:
     dout = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, *geometry.out))
     filters = [xp.permute_dims(matrix, (0, 2, 1)) for matrix in filter_matrices(geometry, backend, w, plan)]
 
-    def compute(blocks: tuple[Block, ...], target: Array, workspace: Workspace) -> Array:
+    def compute(blocks: Sequence[Block], target: Array, workspace: Workspace) -> Array:
         groups = slice(*blocks[0].groups)
         matrices = [
             matrix[groups, _rows(geometry, blocks[0], taps), :] for taps, matrix in zip(plan.taps, filters, strict=True)
@@ -44,13 +46,9 @@ def input_grad_by_strips(cut: Cut, dout: Array, w: Array) -> Array:
             grad = scatter(geometry, backend, strips, grad, block)
         return grad
 
-    shares: list[Share] = []
-    for blocks in plan.stacks():
-        block = blocks[0]
-        shares.append(((slice(*block.samples), slice(*block.groups), slice(*block.channels), ...), blocks))
     shape = (geometry.batch, geometry.groups, geometry.group_in, *geometry.size)
     grad = backend.empty(shape, like=dout, last=2 * geometry.channels_last)
-    return xp.reshape(backend.fill(grad, shares, compute, least), geometry.x_shape)
+    return xp.reshape(backend.fill(grad, _shares_of_cells(plan), compute, least), geometry.x_shape)
 
 
 def weight_grad_by_blocks(cut: Cut, dout: Array, x: Array) -> Array:
@@ -61,7 +59,7 @@ def weight_grad_by_blocks(cut: Cut, dout: Array, x: Array) -> Array:
     dout = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, *geometry.out))
     small = backend.strided and plan.small
 
-    def compute(blocks: tuple[Block, ...], target: Array, workspace: Workspace) -> Array:
+    def compute(blocks: Sequence[Block], target: Array, workspace: Workspace) -> Array:
         _, groups, channels = blocks[0].counts
         sums: list[Array] = []
         for block in blocks:
@@ -83,25 +81,49 @@ def weight_grad_by_blocks(cut: Cut, dout: Array, x: Array) -> Array:
                     sums[i] = backend.add(sums[i], (...,), backend.product(first, second, workspace("product", shape)))
         return _joined(cut, sums, target, (groups, channels), workspace)
 
-    parts, shares = _shares(geometry, plan)
+    parts, shares = len(_sums(plan)), _shares_of_filters(geometry, plan)
     shape = (parts, geometry.groups, geometry.group_out, geometry.group_in * geometry.taps)
     total = backend.fill(backend.empty(shape, like=x), shares, compute, least)
     return xp.reshape(total if parts == 1 else xp.sum(total, axis=0), geometry.w_shape)
 
 
-def _shares(geometry: Geometry, plan: Plan) -> tuple[int, list[Share]]:
-    """Divide the blocks of a weight gradient into shares; return the number of partial sums, and the shares.
+def _sums(plan: Plan) -> Ranges:
+    """Return, for each partial sum of a weight gradient, which of the ranges of samples it adds up."""
+    return pieces(len(plan.samples), -(-len(plan.samples) // plan.sums))
+
+
+@remembered(lambda shares: sum(kept(blocks) for _, blocks in shares[: kept(shares)]))
+def _shares_of_cells(plan: Plan) -> Sequence[Share]:
+    """Return the shares of an input gradient: one for each range of samples, groups and channels."""
+
+    def share(parts: tuple[Range, Range, Range]) -> Share:
+        return (*(slice(*part) for part in parts), ...), plan.stack((parts[0],), *parts[1:])
+
+    return _kept_if_few(Made(Product(plan.samples, plan.groups, plan.channels), share))
+
+
+@remembered(lambda shares: sum(kept(blocks) for _, blocks in shares[: kept(shares)]))
+def _shares_of_filters(geometry: Geometry, plan: Plan) -> Sequence[Share]:
+    """Return the shares of a weight gradient.
 
     If there are too few groups and channels for all threads, the samples are divided too, with one partial sum for each
     share of them.
     """
-    parts = pieces(len(plan.samples), -(-len(plan.samples) // plan.sums))
-    shares: list[Share] = []
-    for (i, part), groups, channels in product(enumerate(parts), plan.groups, plan.channels):
-        blocks = tuple(plan.stack(plan.samples[slice(*part)], groups, channels))
-        rows = _rows(geometry, blocks[0], (0, geometry.kernel[0]))
-        shares.append(((i, slice(*groups), ALL, rows), blocks))
-    return len(parts), shares
+    sums = _sums(plan)
+
+    def share(chosen: tuple[int, Range, Range]) -> Share:
+        i, groups, channels = chosen
+        blocks = plan.stack(plan.samples[slice(*sums[i])], groups, channels)
+        return (i, slice(*groups), ALL, _rows(geometry, blocks[0], (0, geometry.kernel[0]))), blocks
+
+    return _kept_if_few(Made(Product(range(len(sums)), plan.groups, plan.channels), share))
+
+
+def _kept_if_few(shares: Sequence[Share]) -> Sequence[Share]:
+    """Make all shares and their blocks now if these are few; the first share has the most."""
+    if not shares or len(shares) * len(shares[0][1]) > FEW:
+        return shares
+    return tuple((index, tuple(blocks)) for index, blocks in shares)
 
 
 def _filters_first(geometry: Geometry, taps: Range, channels: int) -> bool:

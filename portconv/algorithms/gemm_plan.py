@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
-from itertools import product
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 from ..backends import Backend
 from ..spec.geometry import Geometry
-from ..spec.ranges import ALL, Index, Range, boxes, cut, largest, pieces
-from .budget import Budget, Work, copied, longest, narrow
-from .columns import Block, strips_of
+from ..spec.ranges import ALL, Index, Range, Ranges, boxes, cut, largest, pieces
+from ..spec.remembered import remembered
+from ..spec.sequences import Made, Product, kept, kept_if_few
+from .budget import Budget, Work, copied, narrow
+from .columns import Block, lanes_of, strip_elements
 from .window_views import can_be_viewed
 
 FEWEST_COLUMNS = 64
@@ -38,7 +39,7 @@ class Plan:
     ----------
     out : tuple of int
         The sizes of the output.
-    samples, groups, channels, taps : tuple of Range
+    samples, groups, channels, taps : Ranges
         The ranges of samples, groups, channels of a group, and taps of the first dimension.
     positions : int
         The maximum number of positions in a block.
@@ -49,23 +50,23 @@ class Plan:
     """
 
     out: tuple[int, ...]
-    samples: tuple[Range, ...]
-    groups: tuple[Range, ...]
-    channels: tuple[Range, ...]
-    taps: tuple[Range, ...]
+    samples: Ranges
+    groups: Ranges
+    channels: Ranges
+    taps: Ranges
     positions: int
     sums: int = 1
     small: bool = False
 
-    @cached_property
+    @property
     def one_sample(self) -> bool:
         """Whether each block has one sample, so that its outputs are a matrix without a copy."""
-        return all(end - start == 1 for start, end in self.samples)
+        return self.samples.longest <= 1
 
-    @cached_property
+    @property
     def taps_together(self) -> int:
         """The maximum number of taps of the first dimension in one product."""
-        return longest(self.taps)
+        return self.taps.longest
 
     @property
     def blocks(self) -> int:
@@ -73,23 +74,25 @@ class Plan:
         runs = -(-math.prod(self.out) // max(1, self.positions))
         return len(self.samples) * len(self.groups) * len(self.channels) * runs
 
-    def stack(self, samples: tuple[Range, ...], groups: Range, channels: Range) -> Iterator[Block]:
-        """Yield the blocks that cover all positions of these samples, groups and channels."""
-        for part in samples:
-            for run, box in boxes(self.out, self.positions):
-                yield Block(part, groups, channels, run, box)
+    def stack(self, samples: Sequence[Range], groups: Range, channels: Range) -> Sequence[Block]:
+        """Return the blocks that cover all positions of these samples, groups and channels."""
+        return Made(
+            Product(samples, boxes(self.out, self.positions)),
+            lambda parts: Block(parts[0], groups, channels, *parts[1]),
+        )
 
-    def stacks(self) -> Iterator[tuple[Block, ...]]:
-        """Yield one stack for each range of samples, groups and channels."""
-        for samples, groups, channels in product(self.samples, self.groups, self.channels):
-            yield tuple(self.stack((samples,), groups, channels))
+    def stacks(self) -> Sequence[Sequence[Block]]:
+        """Return one stack for each range of samples, groups and channels."""
+        ranges = Product(self.samples, self.groups, self.channels)
+        return Made(ranges, lambda parts: self.stack((parts[0],), *parts[1:]))
 
     @cached_property
     def largest_block(self) -> Block:
         """A block of the largest size."""
         box = largest(self.out, self.positions)
         run = (0, math.prod(end for _, end in box))
-        return Block((0, longest(self.samples)), (0, longest(self.groups)), (0, longest(self.channels)), run, box)
+        samples, groups, channels = ((0, ranges.longest) for ranges in (self.samples, self.groups, self.channels))
+        return Block(samples, groups, channels, run, box)
 
 
 class Cut(NamedTuple):
@@ -111,20 +114,23 @@ def is_positionwise(geometry: Geometry) -> bool:
     return geometry.pointwise and geometry.positions >= POINTWISE_COLUMNS
 
 
-@lru_cache(maxsize=64)
-def indexed_blocks(geometry: Geometry, plan: Plan, whole: bool) -> list[tuple[Index, Block]]:
+@remembered(kept)
+def indexed_blocks(geometry: Geometry, plan: Plan, whole: bool) -> Sequence[tuple[Index, Block]]:
     """Return the blocks of a forward product, each with the index of its outputs.
 
     The index is for an array (N, G, F, positions) if blocks are `whole` samples or one sample each, and for an array
     (N, G, F, *P) otherwise.
     """
-    blocks: list[tuple[Index, Block]] = []
-    for stack in plan.stacks():
-        for block in stack:
-            samples = block.samples[0] if plan.one_sample and not whole else slice(*block.samples)
-            cells = (slice(*block.run),) if whole or plan.one_sample else tuple(slice(*side) for side in block.box)
-            blocks.append(((samples, slice(*block.groups), ALL, *cells), block))
-    return blocks
+    one_sample, of_run = plan.one_sample and not whole, plan.one_sample or whole
+
+    def indexed(parts: tuple[Any, ...]) -> tuple[Index, Block]:
+        (samples, groups, channels), (run, box) = parts[:3], parts[3]
+        cells = (slice(*run),) if of_run else tuple(slice(*side) for side in box)
+        index = samples[0] if one_sample else slice(*samples), slice(*groups), ALL, *cells
+        return index, Block(samples, groups, channels, run, box)
+
+    runs = boxes(geometry.out, plan.positions)
+    return kept_if_few(Made(Product(plan.samples, plan.groups, plan.channels, runs), indexed))
 
 
 def count_work(
@@ -168,10 +174,10 @@ def _columns_work(geometry: Geometry, plan: Plan) -> tuple[float, float]:
         elements += copied(geometry.batch * geometry.in_channels * math.prod(geometry.padded), geometry.padded[-1])
         calls += 2
     elif not geometry.pointwise or (block.counts[0] > 1 and not is_positionwise(geometry)):
-        strips = strips_of(geometry, block.box)
-        rows = strips.sizes[0] / max(1, block.rows) * strips.lanes
+        lanes = lanes_of(geometry, block.rows)
+        rows = lanes.rows / max(1, block.rows) * lanes.number
         elements += copied(geometry.in_channels * rest * rows * cells, row) * apart
-        calls += 2 * strips.lanes * rest
+        calls += 2 * lanes.number * rest
     if plan.taps_together > 1 and not plan.small:
         elements += geometry.in_channels * geometry.taps * cells
         calls += plan.taps_together * len(plan.taps)
@@ -185,7 +191,7 @@ def count_workspace(kind: str, geometry: Geometry, plan: Plan) -> int:
     rest, outputs, together = geometry.other_taps, groups * geometry.group_out * block.length, plan.taps_together
     columns = groups * channels * together * rest * block.length if together > 1 or kind == "input_grad" else 0
     uncopied = geometry.pointwise and samples == 1
-    strips = 0 if uncopied and kind != "input_grad" else strips_of(geometry, block.box).elements(block)
+    strips = 0 if uncopied and kind != "input_grad" else strip_elements(geometry, block)
     if plan.small:
         strips = max(strips, samples * groups * channels * math.prod(geometry.padded))
         columns = groups * channels * geometry.taps * block.length
@@ -215,7 +221,7 @@ def cut_blocks(kind: str, geometry: Geometry, budget: Budget, elements: int) -> 
     taps_in_product = geometry.other_taps * together
     groups = pieces(geometry.groups, rows // (geometry.group_in * taps_in_product))
     channels = geometry.group_in if kind == "forward" else max(1, min(geometry.group_in, rows // taps_in_product))
-    positions, samples = _block_sizes(kind, geometry, budget, elements, (longest(groups), channels, together))
+    positions, samples = _block_sizes(kind, geometry, budget, elements, (groups.longest, channels, together))
     taps = pieces(geometry.kernel[0], together)
     # If there are fewer blocks than threads need, cut the samples finer, and then the positions or channels.
     stacks = len(groups) * len(pieces(geometry.group_in, channels))
@@ -224,7 +230,7 @@ def cut_blocks(kind: str, geometry: Geometry, budget: Budget, elements: int) -> 
     if kind == "forward":
         blocks_of_positions = -(-least // max(1, len(groups) * len(cut_samples)))
         positions = min(positions, max(_fewest_columns(elements), -(-geometry.positions // blocks_of_positions)))
-        return _with_small(geometry, Plan(geometry.out, cut_samples, groups, ((0, channels),), taps, positions))
+        return _with_small(geometry, Plan(geometry.out, cut_samples, groups, Ranges(channels, 1), taps, positions))
     sums = len(cut_samples)
     if kind == "weight_grad":
         # Partial sums take memory: at most as much as four blocks.
@@ -290,7 +296,7 @@ def _with_small(geometry: Geometry, plan: Plan) -> Plan:
     whole = block.counts[0] > 1 and block.length == block.counts[0] * geometry.positions
     if not whole or geometry.kernel[0] == 1 or len(plan.taps) > 1 or not can_be_viewed(geometry):
         return plan
-    strips = strips_of(geometry, block.box)
+    lanes = lanes_of(geometry, block.rows)
     # Strips copy fewer rows, because taps of the first dimension share them; but they make rows of results shorter.
-    shared = geometry.kernel[0] - strips.lanes * strips.sizes[0] / geometry.out[0]
+    shared = geometry.kernel[0] - lanes.number * lanes.rows / geometry.out[0]
     return replace(plan, small=geometry.group_in * geometry.other_taps * shared < geometry.group_out)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ..backends import Array, Backend, Workspace
 from ..spec.geometry import Geometry
+from ..spec.remembered import remembered
 from .columns import Block
 
 FEW_CELLS = 1 << 15
@@ -62,7 +62,7 @@ def can_be_viewed(geometry: Geometry) -> bool:
     return steps_are_small and min(*geometry.before, *geometry.after) >= 0
 
 
-@lru_cache(maxsize=1024)
+@remembered()
 def windows_of(geometry: Geometry, counts: tuple[int, int, int], apart: tuple[int, ...] = ()) -> Windows:
     """Plan the windows of `counts`: samples, groups and channels.
 
@@ -89,7 +89,7 @@ def windows_of(geometry: Geometry, counts: tuple[int, int, int], apart: tuple[in
     )
 
 
-@lru_cache(maxsize=1024)
+@remembered()
 def few_windows(geometry: Geometry, elements: int, apart: tuple[int, ...] = ()) -> Windows | None:
     """Plan the view of all windows if they are few, and if `elements` of workspace suffice; else return None."""
     if not has_few_cells(geometry):

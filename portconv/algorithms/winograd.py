@@ -28,13 +28,15 @@ groups; c channels or f filters of a group; tiles (T1, n, T2, ..., Td) with n sa
 from __future__ import annotations
 
 import math
-from itertools import product
+from collections.abc import Sequence
+from typing import Any
 
 from ..backends import Array, Backend, Workspace
 from ..spec.dtypes import Dtype
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind
-from ..spec.ranges import ALL, pieces
+from ..spec.ranges import ALL, Range, pieces
+from ..spec.sequences import Made, Product
 from .algorithm import Algorithm, PlainProduct
 from .budget import Budget, Work
 from .mirrored import mirrored
@@ -129,9 +131,7 @@ class Winograd(Algorithm):
             return target if bias is None else backend.add(target, (...,), bias[block.writes[1], ...])
 
         plan: Cuts = self.plan(Kind.FORWARD, geometry, budget)[0]
-        blocks = [
-            (block.writes, block) for groups in plan.groups for block in grid.blocks(plan.samples, groups, plan.tiles)
-        ]
+        blocks = Made(grid.blocks(plan.samples, plan.groups, plan.tiles), lambda block: (block.writes, block))
         shape = (geometry.batch, geometry.groups, geometry.group_out, *geometry.out)
         out = backend.empty(shape, like=x, last=2 * geometry.channels_last)
         with backend.quiet():
@@ -143,11 +143,11 @@ class Winograd(Algorithm):
         cells = xp.reshape(x, (geometry.batch, geometry.groups, geometry.group_in, *geometry.size))
         values = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, *geometry.out))
 
-        def compute(blocks: tuple[Tiles, ...], target: Array, workspace: Workspace) -> Array:
+        def compute(blocks: Sequence[Tiles], target: Array, workspace: Workspace) -> Array:
             def of_dout(name: str, /, shape: tuple[int, ...], dtype: object = None) -> Array:
                 return workspace(f"{name} of dout", shape, dtype)
 
-            for block in blocks:
+            for number, block in enumerate(blocks):
                 sizes, ahead, _ = block.shape
                 length = math.prod(sizes)
                 halves = split(grid.halves, backend, cells, grid.reads(block), workspace)
@@ -162,16 +162,19 @@ class Winograd(Algorithm):
                     outputs = at_lead(backend, output_row, of_output, lead, length, of_dout)
                     products = workspace("products", (*outputs.shape[:3], geometry.group_in))
                     products = backend.product(outputs, xp.permute_dims(inputs, (0, 1, 3, 2)), products)
-                    write_or_add = backend.write if block is blocks[0] else backend.add
+                    write_or_add = backend.add if number else backend.write
                     target = write_or_add(target, (lead, ...), products)
             return target
 
         plan: Cuts = self.plan(Kind.WEIGHT_GRAD, geometry, budget)[0]
         parts = pieces(len(plan.samples), -(-len(plan.samples) // plan.sums))
-        shares = []
-        for (i, part), groups in product(enumerate(parts), plan.groups):
-            blocks = tuple(grid.blocks(plan.samples[slice(*part)], groups, plan.tiles))
-            shares.append(((i, ALL, ALL, slice(*groups), ALL, ALL), blocks))
+
+        def share(chosen: tuple[int, Range]) -> tuple[tuple[Any, ...], Sequence[Tiles]]:
+            i, groups = chosen
+            blocks = grid.blocks(plan.samples[slice(*parts[i])], (groups,), plan.tiles)
+            return (i, ALL, ALL, slice(*groups), ALL, ALL), blocks
+
+        shares = Made(Product(range(len(parts)), plan.groups), share)
         shape = (len(parts), 4, grid.inner, geometry.groups, geometry.group_out, geometry.group_in)
         with backend.quiet():
             places = backend.fill(backend.empty(shape, like=x), shares, compute, budget.least_blocks)

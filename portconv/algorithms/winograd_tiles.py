@@ -9,15 +9,17 @@ excess tile, so that the distance to the next tile along a dimension is the same
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..spec.geometry import Geometry
-from ..spec.ranges import ALL, Box, Index, Range, boxes, cut, largest, pieces
-from .budget import Budget, Work, copied, longest, narrow
+from ..spec.ranges import ALL, Box, Index, Range, Ranges, boxes, cut, largest, pieces
+from ..spec.remembered import remembered
+from ..spec.sequences import Made, Product
+from .budget import Budget, Work, copied, narrow
 from .columns import Block
 
 FEWEST_TILES = 64
@@ -114,17 +116,18 @@ class Tiling:
         """The even and the odd cells as the taps of a kernel."""
         return replace(self.geometry, kernel=self.steps, stride=self.steps)
 
-    def blocks(self, samples: Iterable[Range], groups: Range, tiles: int) -> Iterator[Tiles]:
-        """Yield blocks that cover these samples and groups, with at most `tiles` tiles of a sample each."""
-        for part, (run, box) in product(samples, boxes(self.counts, tiles)):
-            ranges = zip(box, self.steps, self.geometry.out, strict=True)
-            cells = tuple(slice(start * step, min(end * step, n)) for (start, end), step, n in ranges)
-            shape = _shape(self, part[1] - part[0], tuple(cell.stop - cell.start for cell in cells))
-            yield Tiles(
-                Block(part, groups, (0, self.geometry.group_in), run, box),
-                (slice(*part), slice(*groups), ALL, *cells),
-                shape,
-            )
+    def blocks(self, samples: Sequence[Range], groups: Sequence[Range], tiles: int) -> Sequence[Tiles]:
+        """Return blocks that cover these samples and groups, with at most `tiles` tiles of a sample each."""
+        return Made(Product(groups, samples, boxes(self.counts, tiles)), self._tiles)
+
+    def _tiles(self, parts: tuple[Any, ...]) -> Tiles:
+        """Return the block of a range of groups, one of samples, and a box of tiles."""
+        groups, samples, (run, box) = parts
+        ranges = zip(box, self.steps, self.geometry.out, strict=True)
+        cells = tuple(slice(start * step, min(end * step, n)) for (start, end), step, n in ranges)
+        shape = _shape(self, samples[1] - samples[0], tuple(cell.stop - cell.start for cell in cells))
+        block = Block(samples, groups, (0, self.geometry.group_in), run, box)
+        return Tiles(block, (slice(*samples), slice(*groups), ALL, *cells), shape)
 
     def reads(self, block: Tiles) -> Block:
         """Return the block of halves that a block reads: one tile more along each dimension of kernel 3."""
@@ -138,7 +141,7 @@ class Tiling:
         return replace(self.halves, size=ends, before=none, after=none), tiles
 
 
-@lru_cache(maxsize=1024)
+@remembered()
 def tiling(geometry: Geometry) -> Tiling:
     """Return the tiling of a geometry."""
     return Tiling(geometry)
@@ -149,7 +152,7 @@ def _longer(box: Box, dims: tuple[int, ...]) -> Box:
     return tuple((start, end + (dim in dims)) for dim, (start, end) in enumerate(box))
 
 
-@lru_cache(maxsize=1024)
+@remembered(lambda shape: len(shape.outputs))
 def _shape(grid: Tiling, samples: int, lengths: tuple[int, ...]) -> Shape:
     """Describe blocks of `samples` samples, and of `lengths` outputs along each dimension."""
     counts = [
@@ -171,15 +174,15 @@ class Cuts(NamedTuple):
 
     Attributes
     ----------
-    samples, groups : tuple of Range
+    samples, groups : Ranges
     tiles : int
         The maximum number of tiles of a sample in a block.
     sums : int
         The number of partial sums of a weight gradient.
     """
 
-    samples: tuple[Range, ...]
-    groups: tuple[Range, ...]
+    samples: Ranges
+    groups: Ranges
     tiles: int
     sums: int
 
@@ -195,7 +198,7 @@ def cut_tiles(geometry: Geometry, budget: Budget, elements: int) -> Cuts:
     tile_elements = grid.inner * (geometry.group_in + geometry.group_out)
     groups = pieces(geometry.groups, elements // (tile_elements * min(fast_columns, geometry.batch * total)))
     fewest = max(1, min(FEWEST_TILES, elements >> 10))
-    tiles = max(fewest, elements // (tile_elements * longest(groups)))
+    tiles = max(fewest, elements // (tile_elements * groups.longest))
     blocks_of_samples = -(-least // len(groups))
     samples = cut(geometry.batch, min(tiles // total, -(-fast_columns // total)), blocks_of_samples)
     tiles = min(tiles, max(fewest, -(-total // -(-blocks_of_samples // len(samples)))))
@@ -211,7 +214,7 @@ def count_work(kind: str, geometry: Geometry, plan: Cuts, workspace: int) -> Wor
     # Halves are copied from and to rows of every second cell.
     elements = STEPS * cells + copied(cells, geometry.out[-1] // 2) + STEPS_OF_A_WEIGHT * geometry.weights
     tiles, groups = math.prod(grid.counts), plan.groups[0][1]
-    samples = longest(plan.samples)
+    samples = plan.samples.longest
     count = len(plan.samples) * len(plan.groups) * -(-tiles // min(plan.tiles, tiles))
     if kind == "weight_grad":  # the products of all blocks are added up at each place
         elements += 2 * count / len(plan.groups) * 4 * grid.inner * geometry.weights / geometry.taps
@@ -223,7 +226,7 @@ def count_work(kind: str, geometry: Geometry, plan: Cuts, workspace: int) -> Wor
 def count_workspace(kind: str, geometry: Geometry, plan: Cuts) -> int:
     """Count the elements of workspace: those of one block, and those that all blocks share."""
     grid = tiling(geometry)
-    groups, samples = longest(plan.groups), longest(plan.samples)
+    groups, samples = plan.groups.longest, plan.samples.longest
     box = largest(grid.counts, plan.tiles)
     sizes = [end + (dim in grid.excess) for dim, (_, end) in enumerate(box)]
     tiles = samples * math.prod(sizes)

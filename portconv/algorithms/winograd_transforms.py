@@ -12,6 +12,7 @@ from typing import NamedTuple
 from ..backends import Array, Backend, Workspace
 from ..spec.geometry import Geometry
 from ..spec.ranges import ALL, Index, Range, cut
+from ..spec.sequences import Made
 from .columns import Block, gather
 from .winograd_tiles import tiling
 
@@ -110,7 +111,7 @@ def filters_at_places(geometry: Geometry, backend: Backend, least: int, w: Array
     def compute(part: Range, target: Array, workspace: Workspace) -> Array:
         return backend.product(matrix, columns[:, slice(*part)], target)
 
-    parts = [((ALL, slice(*part)), part) for part in cut(columns.shape[1], FILTERS, least)]
+    parts = Made(cut(columns.shape[1], FILTERS, least), lambda part: ((ALL, slice(*part)), part))
     places = backend.empty((matrix.shape[0], columns.shape[1]), like=w)
     # This runs in blocks, because threads that BLAS starts would keep waiting in a loop while later blocks run.
     places = backend.fill(places, parts, compute, least)
@@ -125,7 +126,7 @@ def weights_of_places(geometry: Geometry, backend: Backend, least: int, places: 
     def compute(part: Range, target: Array, workspace: Workspace) -> Array:
         return backend.product(columns[slice(*part), :], matrix, target)
 
-    parts = [((slice(*part), ALL), part) for part in cut(columns.shape[0], FILTERS, least)]
+    parts = Made(cut(columns.shape[0], FILTERS, least), lambda part: ((slice(*part), ALL), part))
     grad = backend.empty((columns.shape[0], matrix.shape[1]), like=places)
     grad = backend.fill(grad, parts, compute, least)
     return xp.reshape(grad, geometry.w_shape)

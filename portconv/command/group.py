@@ -92,8 +92,9 @@ def run(group: click.Group) -> NoReturn:
         status = group.main(prog_name="portconv", standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:
-        error.message = printable(error.message)
-        error.show()
+        words = io.StringIO()
+        error.show(words)
+        click.echo(printable(words.getvalue()), nl=False, err=True)
         status = error.exit_code
     except click.Abort:
         click.echo("Aborted!", err=True)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, NamedTuple
 
-from ..algorithms.algorithm import remembered
 from ..algorithms.choice import algorithms, named
 from ..backends import Array, Backend
 from ..spec import arguments, checked_geometry
@@ -15,6 +13,7 @@ from ..spec.dtypes import KINDS
 from ..spec.layout import Shape
 from ..spec.operation import Kind, Operation, Role
 from ..spec.options import PRECISIONS, Options
+from ..spec.remembered import remembered
 from .execution import run
 
 
@@ -142,7 +141,7 @@ def _checked(asked: Asked, x_shape: Shape, w_shape: Shape, options: Options) -> 
     )
 
 
-_known = lru_cache(maxsize=4096)(_checked)
+_known = remembered()(_checked)
 
 
 def check_memory(step: Operation, backend: Backend, like: Array, argument: tuple[str, Any]) -> None:
@@ -150,7 +149,7 @@ def check_memory(step: Operation, backend: Backend, like: Array, argument: tuple
     arguments.memory(backend, like, step.dtype, argument, *_shapes(step))
 
 
-@remembered(4096)
+@remembered()
 def _shapes(step: Operation) -> list[Shape]:
     """Return the shapes of the large arrays that a product makes."""
     geometry, algorithm = step.geometry, named(step.algorithm)

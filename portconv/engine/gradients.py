@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from functools import lru_cache
 from typing import NamedTuple
 
 from ..backends import Array
@@ -11,6 +10,7 @@ from ..errors import ConvTypeError
 from ..reproducible.magnitudes import remembering
 from ..spec import arguments
 from ..spec.operation import Operation, Role, changed
+from ..spec.remembered import remembered
 from .call import Forward, check_memory
 from .execution import run
 from .plan import Given, Plan, given, of_given
@@ -46,13 +46,13 @@ def backward(dout: Array, cache: Forward) -> ConvGrads:
     return ConvGrads(*grads, *(None,) * (cache.b is None))
 
 
-@lru_cache(maxsize=4096)
+@remembered()
 def _gradients(step: Operation, common: str, dtypes: tuple[str, ...]) -> list[tuple[Operation, tuple[int, ...]]]:
     """Return what `adjoint` returns for each operand, of these dtypes."""
     return [adjoint(step, place, common, dtype) for place, dtype in enumerate(dtypes)]
 
 
-@lru_cache(maxsize=4096)
+@remembered()
 def adjoint(step: Operation, place: int, common: str, dtype: str) -> tuple[Operation, tuple[int, ...]]:
     """Return the operation that is the gradient of the operand in that `place`, and where its operands are.
 

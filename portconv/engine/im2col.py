@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import product
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ..backends import Array, Backend, Workspace
@@ -12,7 +11,9 @@ from ..passes.layout import reordered
 from ..spec.dtypes import named
 from ..spec.geometry import Geometry
 from ..spec.operation import Operation, Role
-from ..spec.ranges import ALL, Index, cut, edges
+from ..spec.ranges import ALL, NO_SPAN, Index, Range, Span, cut, edges
+from ..spec.remembered import remembered
+from ..spec.sequences import Made, Product, kept, kept_if_few
 
 OPERATIONS = 16
 """How many operations of a product take as long as copying one element."""
@@ -21,7 +22,7 @@ OPERATIONS = 16
 def unfold(operation: Operation, backend: Backend, x: Array) -> Array:
     """Copy the windows of a batch into columns (N, C * prod(K), L)."""
     geometry = operation.geometry
-    taps = tuple(_taps(geometry))
+    taps = _taps(geometry)
 
     def compute(block: Index, target: Array, workspace: Workspace) -> Array:
         for tap in taps:
@@ -44,7 +45,7 @@ def unfold(operation: Operation, backend: Backend, x: Array) -> Array:
 def fold(operation: Operation, backend: Backend, columns: Array) -> Array:
     """Add columns up to the cells that they are windows of, (N, C, *S)."""
     geometry, dtype = operation.geometry, named(backend, operation.dtype)
-    taps = tuple(_taps(geometry))
+    taps = _taps(geometry)
     xp, shape = backend.xp, geometry.x_shape
 
     def compute(block: Index, target: Array, workspace: Workspace) -> Array:
@@ -85,20 +86,28 @@ class Tap(NamedTuple):
     padding: tuple[tuple[slice, ...], ...]
 
 
-def _taps(geometry: Geometry) -> Iterator[Tap]:
-    spans = [geometry.spans(dim, (0, n)) for dim, n in enumerate(geometry.out)]
-    for place in product(*(range(n) for n in geometry.kernel)):
-        along = [of_dimension[tap] for of_dimension, tap in zip(spans, place, strict=True)]
+@remembered(kept)
+def _taps(geometry: Geometry) -> Sequence[Tap]:
+    """Return the taps of the kernel."""
+    spans = [kept_if_few(geometry.spans(dim, (0, n))) for dim, n in enumerate(geometry.out)]
+
+    def of_place(place: tuple[int, ...]) -> Tap:
+        along: list[Span] = [of_dimension[tap] for of_dimension, tap in zip(spans, place, strict=True)]
         outputs = tuple(span.outputs for span in along)
-        empty = any(side.start == side.stop for side in outputs)
-        padding = tuple(tuple(edge) for edge in edges(outputs, geometry.out))
-        yield Tap(place, outputs, None if empty else tuple(span.inputs for span in along), padding)
+        cells = None if NO_SPAN in along else tuple(span.inputs for span in along)
+        return Tap(place, outputs, cells, tuple(tuple(edge) for edge in edges(outputs, geometry.out)))
+
+    return kept_if_few(Made(Product(*(range(n) for n in geometry.kernel)), of_place))
 
 
-def _blocks(geometry: Geometry, backend: Backend) -> list[tuple[tuple[Any, ...], Index]]:
+def _blocks(geometry: Geometry, backend: Backend) -> Sequence[tuple[tuple[Any, ...], Index]]:
     """Cut samples and channels into blocks for threads to share: an index of the result, and one of its source."""
     least = backend.least_blocks(OPERATIONS * geometry.operations // 2, geometry.batch)
     samples = cut(geometry.batch, geometry.batch, least)
     channels = cut(geometry.in_channels, geometry.in_channels, -(-least // max(1, len(samples))))
-    indices = [(slice(*some), slice(*few)) for some, few in product(samples, channels)]
-    return [((*index, ...), index) for index in indices]
+
+    def indexed(some: tuple[Range, Range]) -> tuple[tuple[Any, ...], Index]:
+        index = tuple(slice(*part) for part in some)
+        return (*index, ...), index
+
+    return Made(Product(samples, channels), indexed)

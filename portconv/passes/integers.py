@@ -12,11 +12,11 @@ applications" (Numerical Algorithms 59, 2012), section 3, of integers.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import NamedTuple
 
 from ..backends import Array, Backend
 from ..spec.dtypes import EXACT, Dtype
+from ..spec.remembered import remembered
 from .casts import summable, with_bias
 
 Product = Callable[[Array, Array, Array | None], Array]
@@ -40,7 +40,7 @@ class Slicing(NamedTuple):
         return weights
 
 
-@lru_cache(maxsize=1024)
+@remembered()
 def slicing(bits: int, bits_of_a: int, bits_of_b: int, terms: int, doubles: bool) -> Slicing | None:
     """Find the cheapest slices that are exact, for sums of `terms` products modulo 2**bits; None where there are none.
 

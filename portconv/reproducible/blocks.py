@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from itertools import product
+from collections.abc import Callable, Sequence
 
 from .. import limits
 from ..backends import Array, Backend, Workspace
-from ..spec.ranges import ALL, Index, pieces
+from ..spec.ranges import ALL, Index, Range, Ranges, pieces
+from ..spec.remembered import remembered
+from ..spec.sequences import Made, Product, kept, kept_if_few
 
 BYTES = 144
 """The bytes that an element takes while it is cut or rounded, intermediate arrays included."""
@@ -19,17 +20,28 @@ OPERATIONS = 32
 Block = tuple[slice, ...]
 
 
-def blocks(backend: Backend, shape: tuple[int, ...], element_bytes: int = BYTES) -> list[Block]:
+def blocks(backend: Backend, shape: tuple[int, ...], element_bytes: int = BYTES) -> Sequence[Block]:
     """Cut an array into blocks along its first three axes; an element takes `element_bytes` bytes of cache."""
+    return _blocks(shape, block_elements(backend, element_bytes))
+
+
+@remembered(kept)
+def _blocks(shape: tuple[int, ...], longest: int) -> Sequence[Block]:
+    """Cut an array into blocks of at most `longest` elements."""
+    rest = (ALL,) * (len(shape) - 3)
+    cuts = Product(*_cuts(shape, longest))
+    return kept_if_few(Made(cuts, lambda block: (*(slice(*piece) for piece in block), *rest)))
+
+
+def _cuts(shape: tuple[int, ...], longest: int) -> list[Ranges]:
+    """Return the ranges that the first three axes are cut into."""
     first, second, *cells = shape
-    longest = block_elements(backend, element_bytes)
     row, channel = math.prod(cells[1:]), math.prod(cells)
     sample = second * channel
     cuts = [pieces(first, max(1, longest // max(1, sample))), pieces(second, max(1, longest // max(1, channel)))]
     if cells:
         cuts.append(pieces(cells[0], max(1, longest // max(1, row))))
-    rest = (ALL,) * (len(cells) - 1)
-    return [(*(slice(*piece) for piece in block), *rest) for block in product(*cuts)]
+    return cuts
 
 
 def block_elements(backend: Backend, element_bytes: int = BYTES) -> int:
@@ -57,9 +69,8 @@ def reduce_planes(
     -------
     array, shape (blocks of a channel, count, N, C)
     """
-    cut = blocks(backend, tuple(array.shape), element_bytes)
-    starts = sorted({block[2].start for block in cut}) if array.ndim > 2 else [0]
-    shape = (max(1, len(starts)), count, *array.shape[:2])
+    first, second, *cells = _cuts(tuple(array.shape), block_elements(backend, element_bytes))
+    shape = (max(1, len(cells[0])) if cells else 1, count, *array.shape[:2])
     out = backend.zeros(shape, backend.empty((), array, dtype=backend.dtype("float64")))
 
     def compute(block: Index, target: Array, workspace: Workspace) -> Array:
@@ -67,5 +78,10 @@ def reduce_planes(
             target = backend.write(target, (i, ...), value)
         return target
 
-    indices = [(starts.index(block[2].start) if array.ndim > 2 else 0, ALL, *block[:2]) for block in cut]
-    return backend.fill(out, list(zip(indices, cut, strict=True)), compute, least_blocks(backend, tuple(array.shape)))
+    def indexed(numbers: tuple[Range, Range, int]) -> tuple[Index, Index]:
+        sample, channel, number = slice(*numbers[0]), slice(*numbers[1]), numbers[2]
+        block = sample, channel, *(slice(*some[number]) for some in cells), *(ALL,) * (array.ndim - 3)
+        return (number, ALL, sample, channel), block
+
+    cuts = Made(Product(first, second, range(len(cells[0]) if cells else 1)), indexed)
+    return backend.fill(out, cuts, compute, least_blocks(backend, tuple(array.shape)))

@@ -18,6 +18,7 @@ from ..backends import Array, Backend, Workspace
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind
 from ..spec.ranges import pieces
+from ..spec.sequences import Made
 from .bias import addend
 from .blocks import OPERATIONS, Block, block_elements, blocks, least_blocks
 from .limbs import round_limbs, round_range
@@ -86,7 +87,7 @@ class BoundedSums:
                 undecided.extend(_places(block, xp.nonzero(xp.logical_not(same))))
             return backend.elementwise("add", part, (...,), part, added[:, block[1], ...])
 
-        cut = [(block, block) for block in blocks(backend, tuple(out.shape))]
+        cut = Made(blocks(backend, tuple(out.shape)), lambda block: (block, block))
         out = backend.fill(out, cut, compute, least_blocks(backend, out.shape))
         if len(undecided) > allowed:
             return None
@@ -106,7 +107,7 @@ class BoundedSums:
             return values[:, 0] + addends[block]
 
         at_once = max(1, block_elements(backend) // self.terms)
-        cut = [((slice(*piece),), (slice(*piece),)) for piece in pieces(len(places), at_once)]
+        cut = Made(pieces(len(places), at_once), lambda piece: ((slice(*piece),), (slice(*piece),)))
         least = backend.least_blocks(OPERATIONS * len(places) * self.terms, 2)
         out = target.array
         values = backend.fill(backend.empty((len(places),), out), cut, compute, least)

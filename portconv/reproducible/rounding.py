@@ -8,6 +8,7 @@ from ..backends import Array, Workspace
 from ..spec.dtypes import LEAST_NORMAL, real
 from ..spec.operation import Kind
 from ..spec.ranges import ALL, Index
+from ..spec.sequences import Made
 from .bias import add_bias, addend, keeps_normal
 from .blocks import Block, blocks, least_blocks
 from .cutting import slot, sum_by_weight
@@ -87,7 +88,7 @@ def round_products(sliced: SlicedProduct, target: Target, products: Array, count
         value = rounding.round(limbs, target.exponents[block[:2]], of_block)
         return value if target.bias is None else add_bias(backend, value, target.bias[block[1]], rounding.dtype)
 
-    cut = [(block, block) for block in blocks(backend, tuple(target.array.shape))]
+    cut = Made(blocks(backend, tuple(target.array.shape)), lambda block: (block, block))
     return backend.fill(target.array, cut, compute, least_blocks(backend, target.array.shape))
 
 
@@ -110,7 +111,7 @@ def _round_normal(sliced: SlicedProduct, target: Target, products: Array) -> Arr
             out = backend.write(out, (...,), exact)
         return backend.elementwise("add", out, (...,), out, added[:, block[1], ...])
 
-    cut = [(block, block) for block in blocks(backend, tuple(target.array.shape))]
+    cut = Made(blocks(backend, tuple(target.array.shape)), lambda block: (block, block))
     return backend.fill(target.array, cut, compute, least_blocks(backend, target.array.shape))
 
 

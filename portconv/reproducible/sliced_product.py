@@ -17,6 +17,7 @@ from ..spec.dtypes import PARTS_OF
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind, Operation, Role
 from ..spec.ranges import ALL, Index, pieces
+from ..spec.sequences import Made
 from .blocks import blocks, least_blocks
 from .cutting import SliceWriter, slot, sum_by_weight
 from .operands import SCALE_GROUPS, Operand, operand
@@ -220,5 +221,5 @@ def fill_stack(
     def compute(block: Index, target: Array, workspace: Workspace) -> Array:
         return put(target, block, workspace)
 
-    cut = [((*block[:axis], ALL, *block[axis:]), block) for block in blocks(backend, tuple(like.shape))]
+    cut = Made(blocks(backend, tuple(like.shape)), lambda block: ((*block[:axis], ALL, *block[axis:]), block))
     return backend.fill(stack, cut, compute, least_blocks(backend, stack.shape))

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import NamedTuple
 
 from ..backends import Backend
 from ..passes.padding import most_terms
-from ..passes.partition import Copies, Part, parts, whole
+from ..passes.partition import Parts, in_rows, whole_of
 from ..spec.dtypes import EXACT, PARTS_OF
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind
-from ..spec.ranges import Range, pieces
+from ..spec.ranges import Ranges, pieces
+from ..spec.remembered import remembered
 
 SIGNIFICANT_BITS = {"float16": 40, "bfloat16": 40, "float32": 40, "float64": 60, "complex64": 40, "complex128": 60}
 """The bits, sign included, that operands are quantised to, by their common dtype."""
@@ -75,7 +76,7 @@ UNCUT = Slicing(SIGNIFICANT_BITS["float32"], SIGNIFICANT_BITS["float32"], 1, 1)
 """Quantised float32 operands that are multiplied whole, whose products are not exact."""
 
 
-@lru_cache(maxsize=1024)
+@remembered()
 def slicing(dtype: str, terms: int) -> Slicing:
     """Plan the fewest slices whose sums of `terms` products are exact."""
     bits, part_products = SIGNIFICANT_BITS[dtype], 4 if dtype in PARTS_OF else 1
@@ -98,7 +99,7 @@ def addition_slicing(bits: int, terms: int) -> Slicing:
     return Slicing(bits, -(-bits // slices), slices, 1)
 
 
-@lru_cache(maxsize=1024)
+@remembered()
 def in_slices(geometry: Geometry, count: int) -> Geometry:
     """Return the convolution of `count` slices side by side, as groups, with channels first in memory."""
     return replace(
@@ -129,20 +130,20 @@ class Chunks(NamedTuple):
     ----------
     samples : int
         The samples of a chunk.
-    calls : tuple of (int, int)
+    calls : Ranges
         The range of chunks that each convolution computes.
-    rows : tuple of Part
+    rows : Parts
         The rows of a sample that one convolution computes.
     """
 
     samples: int
-    calls: tuple[Range, ...]
-    rows: tuple[Part, ...]
+    calls: Ranges
+    rows: Parts
 
     @property
     def terms(self) -> int:
         """How many products one exact sum has at most."""
-        return self.samples * max(part.geometry.positions for part in self.rows)
+        return self.samples * max(geometry.positions for geometry in self.rows.geometries())
 
     @property
     def several(self) -> bool:
@@ -160,18 +161,18 @@ def chunks(backend: Backend, geometry: Geometry, dtype: str) -> Chunks:
     return _chunks(geometry.extended, dtype, slice_elements(backend, slicing(dtype, 1)))
 
 
-@lru_cache(maxsize=256)
+@remembered()
 def _chunks(geometry: Geometry, dtype: str, elements: int) -> Chunks:
     """Plan chunks of which each has few enough terms; the slices of one call have at most `elements` elements."""
     most = longest_sum(dtype)
     one = replace(geometry, batch=1)
-    rows = parts(one, Kind.WEIGHT_GRAD, Copies(geometry.positions, 0, 0, 0), most) or (whole(one),)
+    rows = in_rows(one, most) or whole_of(one, Kind.WEIGHT_GRAD)
     samples_of_call = elements // max(1, larger_operand(geometry))
     samples_of_chunk = max(1, most // max(1, geometry.positions))
     # Of filters larger than a sample, adding up chunks would take longer than making slices of fresh memory.
     if geometry.weights < larger_operand(geometry):
         samples_of_chunk = max(1, min(samples_of_chunk, samples_of_call))
-    samples = max((n for n in range(1, samples_of_chunk + 1) if geometry.batch % n == 0), default=1)
+    samples = next((n for n in range(samples_of_chunk, 0, -1) if geometry.batch % n == 0), 1)
     chunks_of_call = max(1, min(CHUNK_ELEMENTS // geometry.weights, samples_of_call // samples))
     return Chunks(samples, pieces(max(1, geometry.batch // samples), chunks_of_call), rows)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from itertools import product
 from typing import NamedTuple
 
 from ..algorithms.mirrored import mirrored
@@ -14,6 +12,8 @@ from ..spec.dtypes import gamma
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind
 from ..spec.ranges import ALL, pieces
+from ..spec.remembered import remembered
+from ..spec.sequences import Made, Product
 from .blocks import Block, block_elements, least_blocks
 from .certified import BoundedSums, Place
 from .cutting import cut
@@ -130,7 +130,7 @@ def _window_squares(sliced: SlicedProduct, geometry: Geometry, cells: Array) -> 
     backend, xp, groups = sliced.backend, sliced.backend.xp, geometry.groups
     channels, size = cells.shape[1] // groups, tuple(cells.shape[2:])
     least, elements = least_blocks(backend, tuple(cells.shape)), block_elements(backend)
-    row = math.prod(size[1:])
+    row = max(1, math.prod(size[1:]))
     rows = max(1, min(elements // row, -(-size[0] * cells.shape[0] * groups // least)))
     channels_at_once = max(1, elements // (rows * row))
 
@@ -145,10 +145,10 @@ def _window_squares(sliced: SlicedProduct, geometry: Geometry, cells: Array) -> 
             target = backend.add(target, (...,), sums) if i else backend.write(target, (...,), sums)
         return target
 
-    cuts = product(pieces(cells.shape[0], 1), pieces(groups, 1), pieces(size[0], rows))
-    indices = [tuple(slice(*piece) for piece in block) for block in cuts]
+    cuts = Product(pieces(cells.shape[0], 1), pieces(groups, 1), pieces(size[0], rows))
+    indices = Made(cuts, lambda block: tuple(slice(*piece) for piece in block))
     sums = backend.empty((cells.shape[0], groups, *size), cells)
-    sums = backend.fill(sums, [((*block, ...), block) for block in indices], compute, least)
+    sums = backend.fill(sums, Made(indices, lambda block: ((*block, ...), block)), compute, least)
     one = replace(geometry, in_channels=groups, out_channels=groups)
     ones = xp.ones((1, *one.w_shape), dtype=cells.dtype, device=backend.device_of(cells))
     return sliced.convolve(one, 1, xp.reshape(sums, (sums.shape[0], 1, *sums.shape[1:])), ones)[:, 0, ...]
@@ -165,7 +165,7 @@ def _dimensions(geometry: Geometry, spacing: tuple[int, ...]) -> list[Dimension]
     return [Dimension(*each) for each in zip(*sizes, strict=True)]
 
 
-@lru_cache(maxsize=8192)
+@remembered()
 def _taps_and_cells(position: int, dimension: Dimension) -> tuple[slice, slice]:
     """Return the taps of a dimension through which an output reads cells that are no zeros between, and those cells."""
     size, kernel, stride, dilation, before, spacing = dimension

@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 from .. import backends
 from ..backends import Array, Backend
 from ..errors import BackendError, ConvShapeError, ConvTypeError, ConvValueError, in_a_line
 from .dtypes import KINDS, Dtype
+from .remembered import remembered
 
 MOST_BYTES = 16
 """The bytes of an element of the largest dtype, complex128."""
@@ -115,7 +115,7 @@ def arrays(**named: Array) -> tuple[Backend, Dtype]:
     return backend, _common(backend, tuple(dtypes))
 
 
-@lru_cache(maxsize=1024)
+@remembered()
 def _common(backend: Backend, dtypes: tuple[tuple[str, Any], ...]) -> Dtype:
     """Check the dtypes of arrays, which come with the arrays' names; return the dtype to which they are promoted."""
     first, first_dtype = dtypes[0][0], backend.dtype_name(dtypes[0][1])

@@ -6,8 +6,6 @@ Nothing here takes time that grows with the sizes; messages read "argument: got 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from functools import lru_cache, wraps
 from typing import Any, NamedTuple
 
 from ..errors import ConvShapeError, ConvTypeError, ConvValueError
@@ -15,6 +13,7 @@ from .arguments import integer, option, per_dimension
 from .geometry import Geometry
 from .layout import Shape
 from .options import DATA_FORMATS, NAMED_PADDINGS, PADDING_MODES, Options
+from .remembered import remembered
 
 Pairs = tuple[tuple[int, int], ...]
 NAMES = ("x", "w")
@@ -38,18 +37,6 @@ class _Steps(NamedTuple):
     groups: int
 
 
-def _remembered(check: Callable[..., Checked]) -> Callable[..., Checked]:
-    """Look a call up that was checked before, where its options tell apart what they must."""
-    known = lru_cache(maxsize=1024)(check)
-
-    @wraps(check)
-    def look_up(x_shape: Any, w_shape: Any, options: Options, names: tuple[str, str] = NAMES) -> Checked:
-        return (known if options.plain else check)(tuple(x_shape), tuple(w_shape), options, names)
-
-    return look_up
-
-
-@_remembered
 def convolution(x_shape: Shape, w_shape: Shape, options: Options, names: tuple[str, str] = NAMES) -> Checked:
     """Check the shapes and options of a convolution.
 
@@ -83,7 +70,7 @@ def convolution(x_shape: Shape, w_shape: Shape, options: Options, names: tuple[s
     return Checked(_convolution((canonical, w_shape), steps, names, (mode, channels_last)), unbatched)
 
 
-@lru_cache(maxsize=1024)
+@remembered()
 def _convolution(
     shapes: tuple[Shape, Shape], steps: _Steps, names: tuple[str, str], memory: tuple[str, bool]
 ) -> Geometry:
@@ -112,7 +99,6 @@ def _convolution(
     return geometry
 
 
-@_remembered
 def transposed(x_shape: Shape, w_shape: Shape, options: Options, names: tuple[str, str] = NAMES) -> Checked:
     """Check the shapes and options of a transposed convolution.
 
@@ -136,7 +122,7 @@ def transposed(x_shape: Shape, w_shape: Shape, options: Options, names: tuple[st
     return Checked(_transposed((canonical, w_shape), steps, added, channels_last), unbatched)
 
 
-@lru_cache(maxsize=1024)
+@remembered()
 def _transposed(shapes: tuple[Shape, Shape], steps: _Steps, added: Shape, channels_last: bool) -> Geometry:
     x_shape, w_shape = shapes
     batch, channels, *size = x_shape

@@ -8,6 +8,7 @@ Output `o` of one dimension reads, through kernel tap `k`, the input cell `o * s
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
@@ -167,6 +168,6 @@ class Geometry:
             for o, s, e, d in zip(position, self.stride, self.extent, self.dilation, strict=True)
         )
 
-    def spans(self, dim: int, outputs: Range) -> tuple[Span, ...]:
+    def spans(self, dim: int, outputs: Range) -> Sequence[Span]:
         """Return, for each tap of dimension `dim`, which of `outputs` read input cells through it, and which cells."""
         return spans(self.size[dim], self.kernel[dim], self.stride[dim], self.dilation[dim], self.before[dim], outputs)

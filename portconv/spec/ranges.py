@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
-from itertools import product
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
+
+from .sequences import Computed, Made, Product
 
 Range = tuple[int, int]
 """The first integer, and one past the last."""
@@ -14,8 +15,6 @@ Box = tuple[Range, ...]
 Index = tuple[int | slice, ...]
 """What an array is indexed by."""
 ALL = slice(None)
-MANY_TAPS = 1024
-"""Kernels with so many taps along a dimension have spans that are too long to remember for many calls."""
 
 
 class Span(NamedTuple):
@@ -29,29 +28,26 @@ class Span(NamedTuple):
     inputs: slice
 
 
-def spans(size: int, kernel: int, stride: int, dilation: int, before: int, outputs: Range) -> tuple[Span, ...]:
+NO_SPAN = Span(slice(0, 0), slice(0, 0))
+"""That of a tap which reads only padding."""
+
+
+def span(size: int, stride: int, offset: int, outputs: Range) -> Span:
+    """Return what a tap reads that is `offset` cells from the first cell of the first output's window."""
+    start, end = outputs
+    first = max(start, -(offset // stride))  # the ceiling of -offset / stride
+    last = min(end, (size - 1 - offset) // stride + 1)
+    if first >= last:
+        return NO_SPAN
+    # One cell needs no step, and libraries multiply steps by strides of memory, which may overflow.
+    step = stride if last - first > 1 else 1
+    inputs = slice(first * stride + offset, (last - 1) * stride + offset + 1, step)
+    return Span(slice(first - start, last - start), inputs)
+
+
+def spans(size: int, kernel: int, stride: int, dilation: int, before: int, outputs: Range) -> Sequence[Span]:
     """Return one `Span` for each tap; both slices are empty where a tap reads only padding."""
-    remembered = _few_spans if kernel < MANY_TAPS else _many_spans
-    return remembered(size, kernel, stride, dilation, before, outputs)
-
-
-def _spans(size: int, kernel: int, stride: int, dilation: int, before: int, outputs: Range) -> tuple[Span, ...]:
-    (start, end), by_tap = outputs, []
-    for tap in range(kernel):
-        offset = tap * dilation - before
-        first = max(start, -(offset // stride))  # the ceiling of -offset / stride
-        last = min(end, (size - 1 - offset) // stride + 1)
-        if first < last:
-            # One cell needs no step, and libraries multiply steps by strides of memory, which may overflow.
-            step = stride if last - first > 1 else 1
-            inputs = slice(first * stride + offset, (last - 1) * stride + offset + 1, step)
-            by_tap.append(Span(slice(first - start, last - start), inputs))
-        else:
-            by_tap.append(Span(slice(0, 0), slice(0, 0)))
-    return tuple(by_tap)
-
-
-_few_spans, _many_spans = lru_cache(maxsize=4096)(_spans), lru_cache(maxsize=8)(_spans)
+    return Made(range(kernel), lambda tap: span(size, stride, tap * dilation - before, outputs))
 
 
 def edges(inside: Sequence[slice], sizes: Sequence[int]) -> list[list[slice]]:
@@ -64,48 +60,69 @@ def edges(inside: Sequence[slice], sizes: Sequence[int]) -> list[list[slice]]:
     return outside
 
 
-def pieces(total: int, most: int) -> tuple[Range, ...]:
+@dataclass(frozen=True)
+class Ranges(Computed[Range]):
+    """`range(total)`, cut into so many `ranges` of nearly one length, the longest first."""
+
+    total: int
+    ranges: int
+
+    def __len__(self) -> int:
+        return self.ranges
+
+    def at(self, number: int) -> Range:
+        return -(-self.total * number // self.ranges), -(-self.total * (number + 1) // self.ranges)
+
+    @property
+    def longest(self) -> int:
+        """The length of the longest range; 0 if there is none."""
+        return -(-self.total // self.ranges) if self.ranges else 0
+
+
+def pieces(total: int, most: int) -> Ranges:
     """Cut `range(total)` into the fewest ranges of at most `most`, of nearly one length, with the longest first."""
-    count = -(-total // max(1, most))
-    return tuple((-(-total * i // count), -(-total * (i + 1) // count)) for i in range(count))
+    return Ranges(total, -(-total // max(1, most)))
 
 
-def cut(total: int, most: int, least: int) -> tuple[Range, ...]:
+def cut(total: int, most: int, least: int) -> Ranges:
     """Cut `range(total)` into ranges of at most `most`, and into at least `least` ranges where it has so many."""
     return pieces(total, max(1, min(most, -(-total // least))))
 
 
-def boxes(out: tuple[int, ...], most: int) -> Iterator[tuple[Range, Box]]:
+def boxes(out: tuple[int, ...], most: int) -> Sequence[tuple[Range, Box]]:
     """Cut the output positions into boxes of at most `most`; each box is one run of the flattened positions.
 
-    Yields
-    ------
-    run : Range
-    box : Box
+    Returns
+    -------
+    sequence of (Range, Box)
+        Each run, and its box.
     """
     ranges, dims, inner = _cut_one_dimension(out, most)
     full = tuple((0, n) for n in out[dims:])
-    start = 0
-    for lead in product(*(range(n) for n in out[: dims - 1])):
-        for first, last in ranges:
-            end = start + (last - first) * inner
-            yield (start, end), (*((i, i + 1) for i in lead), (first, last), *full)
-            start = end
+    lead = tuple(Ranges(n, n) for n in out[: dims - 1])
+
+    def box(sides: tuple[Range, ...]) -> tuple[Range, Box]:
+        start = 0
+        for (first, _), n in zip(sides, out, strict=False):
+            start = start * n + first
+        first, last = sides[-1]
+        return (start * inner, (start + last - first) * inner), (*sides, *full)
+
+    return Made(Product(*lead, ranges), box)
 
 
 def largest(out: tuple[int, ...], most: int) -> Box:
-    """Return the sizes of the largest of the boxes that `boxes` yields, as a box that starts at 0."""
+    """Return the sizes of the largest of the boxes that `boxes` returns, as a box that starts at 0."""
     ranges, dims, _ = _cut_one_dimension(out, most)
-    length = max((end - start for start, end in ranges), default=0)
-    return (*((0, 1) for _ in out[: dims - 1]), (0, length), *((0, n) for n in out[dims:]))
+    return (*((0, 1) for _ in out[: dims - 1]), (0, ranges.longest), *((0, n) for n in out[dims:]))
 
 
-def _cut_one_dimension(out: tuple[int, ...], most: int) -> tuple[Box, int, int]:
+def _cut_one_dimension(out: tuple[int, ...], most: int) -> tuple[Ranges, int, int]:
     """Cut the first dimension for which the later ones fit into `most` positions.
 
     Returns
     -------
-    ranges : tuple of Range
+    ranges : Ranges
     dims : int
         The number of dimensions up to the one that is cut, with it.
     inner : int

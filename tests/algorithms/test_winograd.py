@@ -57,7 +57,7 @@ def test_blocks_cover_each_output_once_and_stay_bounded(shape, elements, fast_co
     convolution = unit_stride(*shape)
     grid, cuts = tiling(convolution), cut_tiles(convolution, Budget(elements, fast_columns, least, 1 << 62), elements)
     times_covered = np.zeros((convolution.batch, convolution.groups, 1, *convolution.out), int)
-    blocks = [block for groups in cuts.groups for block in grid.blocks(cuts.samples, groups, cuts.tiles)]
+    blocks = grid.blocks(cuts.samples, cuts.groups, cuts.tiles)
     for block in blocks:
         part = np.zeros(times_covered[block.writes].shape, int)
         for output in block.shape.outputs:

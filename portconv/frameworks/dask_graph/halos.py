@@ -9,12 +9,15 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from itertools import accumulate, pairwise, product
 from typing import NamedTuple
 
 from ...spec.geometry import Geometry
 from ...spec.ranges import Range, spans
+from ...spec.remembered import remembered
+
+PICKED_OF_ITEM = 16
+"""So many integers take about as much memory as one item of other sequences."""
 
 
 class Reading(NamedTuple):
@@ -126,7 +129,7 @@ def boxes(out: tuple[int, ...], limit: int) -> tuple[tuple[Range, ...], ...]:
     return tuple(product(*sides))
 
 
-@lru_cache(maxsize=4096)
+@remembered(lambda reading: len(reading.picked or ()) // PICKED_OF_ITEM)
 def read(geometry: Geometry, dim: int, some: Range) -> Reading:
     """Return what one or more outputs read along a dimension."""
     size, before, stride = geometry.size[dim], geometry.before[dim], geometry.stride[dim]
@@ -161,7 +164,7 @@ def convolved(geometry: Geometry, reads: Sequence[Reading]) -> Geometry:
     )
 
 
-@lru_cache(maxsize=4096)
+@remembered()
 def touching(geometry: Geometry, dim: int, cells: Range) -> Touching:
     """Return what the gradient of the cells of a block depends on; the block is one of `inputs`."""
     start, end = cells
