@@ -51,7 +51,8 @@ def _by_plan(plan: Plan, *operands: Array) -> Array:
         return _reproducible(plan, *operands)
     if plan.is_cut:
         return _in_parts(plan, *operands)
-    return _narrow(plan, _part(plan, whole(plan.geometry), operands))
+    result = _part(plan, whole(plan.geometry), operands)
+    return result if plan.operation.result_dtype == plan.operation.dtype else _narrow(plan, result)
 
 
 def _bare(plan: Plan, choice: Choice, a: Array, b: Array, bias: Array | None = None) -> Array:

@@ -7,8 +7,8 @@ dilation 1. Its input gradient is that of the cells that are read; that of all o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
+from functools import lru_cache
 from itertools import pairwise, product
 from typing import NamedTuple
 
@@ -27,10 +27,15 @@ class Run(NamedTuple):
 
 
 def gathered(geometry: Geometry) -> Geometry:
-    """Return the convolution of the cells that windows read; the same convolution where windows touch."""
+    """Return the convolution of the cells that windows read; the very same convolution where windows touch."""
+    return _gathered(geometry) or geometry
+
+
+@lru_cache(maxsize=1024)
+def _gathered(geometry: Geometry) -> Geometry | None:
     apart = [_apart(geometry, dim) for dim in range(geometry.dims)]
     if not any(apart):
-        return geometry
+        return None
     lines = [_line(geometry, dim) if each else _given_line(geometry, dim) for dim, each in enumerate(apart)]
     size, stride, dilation, before, after = (tuple(line) for line in zip(*lines, strict=True))
     return replace(geometry, size=size, stride=stride, dilation=dilation, before=before, after=after)
@@ -58,7 +63,7 @@ def take(geometry: Geometry, backend: Backend, x: Array, at: Slices) -> Array:
     """Return a part of the gathered input of a convolution, of its input (N, C, *S)."""
     if gathered(geometry) is geometry:
         return x[(*at, ...)]
-    runs, x = list(_runs(geometry, at)), x[(*at[:2], ...)]
+    runs, x = _runs(geometry, _ranges(geometry, at)), x[(*at[:2], ...)]
     if len(runs) == 1:
         return x[(..., *(run.source for run in runs[0]))]
     shape = tuple(end - start for start, end in _ranges(geometry, at))
@@ -72,7 +77,7 @@ def put(geometry: Geometry, backend: Backend, result: Array, at: Slices, value: 
     """Write a part of a gathered input gradient where it belongs in that of the whole input (N, C, *S)."""
     if gathered(geometry) is geometry:
         return backend.write(result, (*at, ...), value)
-    for lines in _runs(geometry, at):
+    for lines in _runs(geometry, _ranges(geometry, at)):
         cells, source = ([getattr(run, name) for run in lines] for name in Run._fields)
         result = backend.write(result, (*at[:2], *source), value[(..., *cells)])
     return result
@@ -91,7 +96,7 @@ def _read_before(geometry: Geometry, dim: int, cell: int) -> int:
     return min(window * taps + min(taps, -(-rest // geometry.dilation[dim])), geometry.out[dim] * taps)
 
 
-def _ranges(geometry: Geometry, at: Slices) -> list[Range]:
+def _ranges(geometry: Geometry, at: Slices) -> tuple[Range, ...]:
     """Return the ranges of cells of the gathered input that a part has."""
     sizes = gathered(geometry).size
     # A range may reach beyond the input, into padding that is filled in.
@@ -99,13 +104,13 @@ def _ranges(geometry: Geometry, at: Slices) -> list[Range]:
         (0, size) if cells.stop is None else (cells.start, cells.stop)
         for cells, size in zip(at[2:], sizes, strict=False)
     ]
-    return named + [(0, size) for size in sizes[len(named) :]]
+    return *named, *((0, size) for size in sizes[len(named) :])
 
 
-def _runs(geometry: Geometry, at: Slices) -> Iterator[tuple[Run, ...]]:
-    """Yield the runs of all dimensions that make up a part of the gathered input."""
-    ranges = _ranges(geometry, at)
-    return product(*(_runs_along(geometry, dim, cells) for dim, cells in enumerate(ranges)))
+@lru_cache(maxsize=64)
+def _runs(geometry: Geometry, ranges: tuple[Range, ...]) -> list[tuple[Run, ...]]:
+    """Return the runs of all dimensions that make up a part of the gathered input."""
+    return list(product(*(_runs_along(geometry, dim, cells) for dim, cells in enumerate(ranges))))
 
 
 def _runs_along(geometry: Geometry, dim: int, cells: Range) -> list[Run]:

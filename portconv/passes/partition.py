@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
 from math import prod
 from typing import NamedTuple
@@ -132,14 +133,14 @@ class Parts:
     dim: int = 0
 
     def __len__(self) -> int:
-        return prod(self._cuts())
+        return self._count
 
     def __iter__(self) -> Iterator[Part]:
-        filters, samples, rows = map(range, self._cuts())
+        filters, samples, rows = map(range, self._cuts)
         # `itertools.product` would make lists of the ranges.
         return (self._part(i, j, k) for i in filters for j in samples for k in rows)
 
-    @property
+    @cached_property
     def fills(self) -> bool:
         """Whether the rows of parts are those of the input with its padding, which is not of zeros."""
         return self.rows is not None and _is_filled(self.geometry, self.dim)
@@ -152,6 +153,11 @@ class Parts:
         numbers = product(self.filters.near(), self.samples.near(), rows)
         return list(dict.fromkeys(self._part(*each).geometry for each in numbers))
 
+    @cached_property
+    def _count(self) -> int:
+        return prod(self._cuts)
+
+    @cached_property
     def _cuts(self) -> tuple[int, int, int]:
         return self.filters.cuts, self.samples.cuts, self.rows.cuts if self.rows else 1
 
