@@ -104,6 +104,12 @@ class NumpyBackend(NumpyLike):
         # BLAS is slow if sums have one term, as in the input gradient of a depthwise convolution.
         return np.multiply(a, b, out=out) if a.shape[-1] == 1 else np.matmul(a, b, out=out)
 
+    def total(self, array: Array, axis: int, dtype: Any = None, keepdims: bool = False) -> Array:
+        if array.strides[axis] != array.itemsize:
+            return super().total(array, axis, dtype, keepdims)
+        # NumPy adds up in pairs what lies side by side.
+        return np.sum(array, axis=axis, dtype=dtype or array.dtype, keepdims=keepdims)
+
     def during_call(self, like: Array, precision: str) -> AbstractContextManager[Any]:
         # Work that is not in blocks may use the threads of BLAS.
         threads = limits.threads()

@@ -33,6 +33,7 @@ from .algorithm import Algorithm, PlainProduct
 from .budget import Budget, Work
 from .fft_spectra import Spectra
 from .fft_tiles import Tile, Tiling, count_work, count_workspace, cut_tiles
+from .summing import in_runs
 
 STAGES = 12
 """The error bound has this many unit roundoffs for each doubling of a transform's points. This is more than the error
@@ -139,7 +140,7 @@ class Fft(Algorithm):
                 axis = 2 if tiling.mixed else 1
                 indices = [(i, *(ALL,) * (axis - 1), slice(*_relative(groups, held)), ...) for i, groups, _ in shares]
                 shared = [(index, blocks) for index, (_, _, blocks) in zip(indices, shares, strict=True)]
-                sums = backend.fill(sums, shared, compute, budget.least_blocks)
+                sums = backend.fill(sums, shared, in_runs(backend, compute), budget.least_blocks)
                 part = spectra.taps(xp.sum(sums, axis=0), geometry)
                 taps = part if taps is None else xp.concat([taps, part], axis=0)
                 sums = None  # otherwise they would lie in memory beside those of the next groups
@@ -176,13 +177,12 @@ class Fft(Algorithm):
 def _norms(backend: Backend, array: Array) -> Array:
     """Return the 2-norm of each plane, with a last axis of one cell."""
     planes = backend.xp.reshape(array, (*array.shape[:2], 1, math.prod(array.shape[2:])))
-    return backend.xp.sqrt(backend.xp.sum(planes * planes, axis=3))
+    return backend.xp.sqrt(backend.total(planes * planes, 3))
 
 
 def _sums(backend: Backend, array: Array) -> Array:
     """Return the sum of each plane, with a last axis of one cell."""
-    sums = backend.xp.sum(array, axis=tuple(range(2, array.ndim)))
-    return backend.xp.reshape(sums, (*array.shape[:2], 1))
+    return backend.total(backend.xp.reshape(array, (*array.shape[:2], math.prod(array.shape[2:]))), 2, keepdims=True)
 
 
 def _transform_terms(geometry: Geometry) -> int:

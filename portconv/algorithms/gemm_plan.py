@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 from ..backends import Backend
 from ..spec.geometry import Geometry
-from ..spec.ranges import ALL, Index, Range, boxes, cut, largest, pieces
+from ..spec.ranges import ALL, Index, Range, boxes, count_boxes, cut, largest, pieces
 from .budget import Budget, Work, copied, longest, narrow
 from .columns import Block, strips_of
+from .summing import correlated, runs_take
 from .window_views import can_be_viewed, has_few_cells
 
 FEWEST_COLUMNS = 64
@@ -72,6 +73,11 @@ class Plan:
         """The number of blocks."""
         runs = -(-math.prod(self.out) // max(1, self.positions))
         return len(self.samples) * len(self.groups) * len(self.channels) * runs
+
+    @cached_property
+    def blocks_of_share(self) -> int:
+        """The most blocks that are added up to one partial sum of a weight gradient."""
+        return -(-len(self.samples) // self.sums) * count_boxes(self.out, self.positions)
 
     def stack(self, samples: tuple[Range, ...], groups: Range, channels: Range) -> Iterator[Block]:
         """Yield the blocks that cover all positions of these samples, groups and channels."""
@@ -196,7 +202,9 @@ def count_workspace(kind: str, geometry: Geometry, plan: Plan) -> int:
     if kind == "input_grad":
         return strips + columns + values + copies
     weights = groups * geometry.group_out * channels * rest
-    sums = weights * geometry.kernel[0] * (2 if len(plan.taps) > 1 else 1) + weights * together
+    several = runs_take(plan.blocks_of_share)
+    sums = weights * geometry.kernel[0] * (several + (2 if len(plan.taps) > 1 else 1))
+    sums += weights * together * correlated(block.length)
     parts = plan.sums * geometry.weights if plan.sums > 1 else 0
     return strips + columns + values + sums + parts
 

@@ -38,6 +38,7 @@ from ..spec.ranges import ALL, pieces
 from .algorithm import Algorithm, PlainProduct
 from .budget import Budget, Work
 from .mirrored import mirrored
+from .summing import correlate, in_runs
 from .winograd_magnitudes import of_outputs, of_weights, tile_counts
 from .winograd_tiles import Cuts, Tiles, count_work, count_workspace, cut_tiles, tiling
 from .winograd_transforms import (
@@ -161,7 +162,7 @@ class Winograd(Algorithm):
                     inputs = at_lead(backend, input_row, of_input, lead, length, workspace)
                     outputs = at_lead(backend, output_row, of_output, lead, length, of_dout)
                     products = workspace("products", (*outputs.shape[:3], geometry.group_in))
-                    products = backend.product(outputs, xp.permute_dims(inputs, (0, 1, 3, 2)), products)
+                    products = correlate(backend, outputs, inputs, products)
                     write_or_add = backend.write if block is blocks[0] else backend.add
                     target = write_or_add(target, (lead, ...), products)
             return target
@@ -174,7 +175,7 @@ class Winograd(Algorithm):
             shares.append(((i, ALL, ALL, slice(*groups), ALL, ALL), blocks))
         shape = (len(parts), 4, grid.inner, geometry.groups, geometry.group_out, geometry.group_in)
         with backend.quiet():
-            places = backend.fill(backend.empty(shape, like=x), shares, compute, budget.least_blocks)
+            places = backend.fill(backend.empty(shape, like=x), shares, in_runs(backend, compute), budget.least_blocks)
             grad = weights_of_places(geometry, backend, budget.least_blocks, xp.sum(places, axis=0))
             return grad if backend.all_finite(grad) else None
 

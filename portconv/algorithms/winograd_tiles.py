@@ -16,9 +16,10 @@ from itertools import product
 from typing import NamedTuple
 
 from ..spec.geometry import Geometry
-from ..spec.ranges import ALL, Box, Index, Range, boxes, cut, largest, pieces
+from ..spec.ranges import ALL, Box, Index, Range, boxes, count_boxes, cut, largest, pieces
 from .budget import Budget, Work, copied, longest, narrow
 from .columns import Block
+from .summing import correlated, runs_take
 
 FEWEST_TILES = 64
 """With fewer tiles in a block, a product spends its time on preparing the filters."""
@@ -244,5 +245,7 @@ def count_workspace(kind: str, geometry: Geometry, plan: Cuts) -> int:
     of_both = ((1 << dims) + sum(places)) * reached + grid.inner * tiles
     parts = plan.sums * weights
     products = grid.inner * geometry.group_in * outputs
+    blocks = -(-len(plan.samples) // plan.sums) * count_boxes(grid.counts, plan.tiles)
+    sums = products * (correlated(tiles) + 4 * runs_take(blocks))
     # `parts` are the partial sums, and `weights` is their total.
-    return of_both * (inputs + outputs) + products + parts + weights
+    return of_both * (inputs + outputs) + sums + parts + weights

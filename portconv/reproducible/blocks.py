@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
+from typing import TypeVar
 
 from .. import limits
 from ..backends import Array, Backend, Workspace
 from ..spec.ranges import ALL, Index, pieces
+from .probe import check_rounding
 
 BYTES = 144
 """The bytes that an element takes while it is cut or rounded, intermediate arrays included."""
@@ -17,6 +19,7 @@ BYTES_TO_READ = 36
 OPERATIONS = 32
 """The operations that cutting or rounding an element takes."""
 Block = tuple[slice, ...]
+Piece = TypeVar("Piece")
 
 
 def blocks(backend: Backend, shape: tuple[int, ...], element_bytes: int = BYTES) -> list[Block]:
@@ -40,6 +43,22 @@ def block_elements(backend: Backend, element_bytes: int = BYTES) -> int:
 def least_blocks(backend: Backend, shape: tuple[int, ...]) -> int:
     """Count the blocks that an array of this shape should be cut into at least, so that all threads have work."""
     return backend.least_blocks(OPERATIONS * math.prod(shape), 2)
+
+
+def fill(
+    backend: Backend,
+    out: Array,
+    cut: Sequence[tuple[Index, Piece]],
+    compute: Callable[[Piece, Array, Workspace], Array],
+    least: int,
+) -> Array:
+    """Fill an array as `Backend.fill` does, on threads that are known to round to nearest."""
+
+    def checked(block: Piece, target: Array, workspace: Workspace) -> Array:
+        check_rounding()
+        return compute(block, target, workspace)
+
+    return backend.fill(out, cut, checked, least)
 
 
 def reduce_planes(
@@ -68,4 +87,4 @@ def reduce_planes(
         return target
 
     indices = [(starts.index(block[2].start) if array.ndim > 2 else 0, ALL, *block[:2]) for block in cut]
-    return backend.fill(out, list(zip(indices, cut, strict=True)), compute, least_blocks(backend, tuple(array.shape)))
+    return fill(backend, out, list(zip(indices, cut, strict=True)), compute, least_blocks(backend, tuple(array.shape)))

@@ -14,7 +14,7 @@ from ..spec.dtypes import gamma
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind
 from ..spec.ranges import ALL, pieces
-from .blocks import Block, block_elements, least_blocks
+from .blocks import Block, block_elements, fill, least_blocks
 from .certified import BoundedSums, Place
 from .cutting import cut
 from .limbs import carry
@@ -148,7 +148,7 @@ def _window_squares(sliced: SlicedProduct, geometry: Geometry, cells: Array) -> 
     cuts = product(pieces(cells.shape[0], 1), pieces(groups, 1), pieces(size[0], rows))
     indices = [tuple(slice(*piece) for piece in block) for block in cuts]
     sums = backend.empty((cells.shape[0], groups, *size), cells)
-    sums = backend.fill(sums, [((*block, ...), block) for block in indices], compute, least)
+    sums = fill(backend, sums, [((*block, ...), block) for block in indices], compute, least)
     one = replace(geometry, in_channels=groups, out_channels=groups)
     ones = xp.ones((1, *one.w_shape), dtype=cells.dtype, device=backend.device_of(cells))
     return sliced.convolve(one, 1, xp.reshape(sums, (sums.shape[0], 1, *sums.shape[1:])), ones)[:, 0, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import product
@@ -91,6 +92,12 @@ def boxes(out: tuple[int, ...], most: int) -> Iterator[tuple[Range, Box]]:
             end = start + (last - first) * inner
             yield (start, end), (*((i, i + 1) for i in lead), (first, last), *full)
             start = end
+
+
+def count_boxes(out: tuple[int, ...], most: int) -> int:
+    """Count the boxes that `boxes` yields."""
+    ranges, dims, _ = _cut_one_dimension(out, most)
+    return len(ranges) * math.prod(out[: dims - 1])
 
 
 def largest(out: tuple[int, ...], most: int) -> Box:

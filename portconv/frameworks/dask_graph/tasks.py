@@ -22,7 +22,7 @@ from ...reproducible.magnitudes import magnitudes as magnitudes_of
 from ...reproducible.magnitudes import remembering
 from ...reproducible.slicing import longest_sum
 from ...reproducible.weight_grad import add_weight_sums, round_weight_sums
-from ...spec.dtypes import KINDS, real
+from ...spec.dtypes import KINDS
 from ...spec.geometry import Geometry
 from ...spec.operation import Kind, Operation
 from ...spec.operation import operation as operation_of
@@ -260,7 +260,7 @@ def magnitudes(limited: LimitedOperation, chunk: Array) -> Array:
     """Return the largest magnitude of each channel of each sample, and whether all elements are finite."""
     backend = backends.of(chunk)
     with limited.limited(), backend.during_call(chunk, "reproducible"), backend.quiet():
-        return magnitudes_of(backend, chunk, real(backend.dtype_name(chunk.dtype)))
+        return magnitudes_of(backend, chunk)
 
 
 def largest(parts: list[Array]) -> Array:
