@@ -312,6 +312,13 @@ class Backend:
         """Return a context in which the library does not warn of infinities and nans."""
         return nullcontext()
 
+    def is_suspect(self, result: Array) -> bool:
+        """Return whether a result may be one that `warn_of` warns of; True means nothing more."""
+        return False
+
+    def warn_of(self, result: Array, operands: tuple[Array, ...]) -> None:
+        """Warn of an overflow where a result is infinite and no operand is, and of an invalid value where it is nan."""
+
     def same_device(self, array: Array, other: Array) -> bool:
         """Return whether two arrays are on the same device."""
         return bool(self.device_of(array) == self.device_of(other))
