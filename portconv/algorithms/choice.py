@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -226,7 +226,7 @@ def choose(problem: Problem, name: str, workspace: int, strict: bool) -> Choice:
         budget = budget._replace(workspace_elements=max(budget.workspace_elements, least))
     best = min((weigh(one, problem, budget) for one in candidates), key=lambda weighed: weighed.cost)
     if best.work is None or best.why_not is not None:
-        raise _refusal(problem, name, workspace, best.why_not)
+        raise refusal(problem, name, workspace, best.why_not)
     return Choice(problem, best.algorithm, budget, best.work)
 
 
@@ -235,14 +235,20 @@ def consider(problem: Problem, budget: Budget) -> tuple[Weighed, ...]:
     return tuple(weigh(one, problem, budget) for one in _candidates(AUTO))
 
 
+def objection(algorithm: Algorithm, problem: Problem) -> str | None:
+    """Return None if an algorithm serves a product with enough memory; otherwise say what it does serve."""
+    _, geometry, dtype, backend = problem
+    if dtype.kind != SLICED:
+        return algorithm.objection(geometry, dtype, backend)
+    # Slices are whole numbers in float64, whose plain sums are exact.
+    why_not = algorithm.objection(geometry, dtype._replace(kind="real floating"), backend)
+    return why_not if algorithm.plain_sums else "a precision other than 'reproducible'"
+
+
 def weigh(algorithm: Algorithm, problem: Problem, budget: Budget, step: int = 1) -> Weighed:
     """Estimate the time of a product by an algorithm; for a library that compiles, each step counts `step` times."""
-    kind, geometry, dtype, backend = problem
-    if dtype.kind == SLICED:  # slices are whole numbers in float64, whose plain sums are exact
-        why_not = algorithm.objection(geometry, dtype._replace(kind="real floating"), backend)
-        why_not = why_not if algorithm.plain_sums else "a precision other than 'reproducible'"
-    else:
-        why_not = algorithm.objection(geometry, dtype, backend)
+    kind, geometry, _, backend = problem
+    why_not = objection(algorithm, problem)
     if why_not is not None:
         return Weighed(algorithm, math.inf, None, why_not)
     if 0 in geometry.x_shape and (kind == Kind.INPUT_GRAD or not geometry.batch):  # there is no work to plan
@@ -271,8 +277,11 @@ def fall_back(problem: Problem, budget: Budget) -> Algorithm:
     return min(supported, key=lambda one: (one.cost, one.work.workspace_elements if one.work else 0)).algorithm
 
 
-def explanation(choice: Choice, more: int) -> Explanation:
-    """Explain a choice; the product takes `more` bytes of memory in addition to the algorithm's workspace."""
+def explanation(choice: Choice, more: int, least: Callable[[str], int | None]) -> Explanation:
+    """Explain a choice; the product takes `more` bytes of memory in addition to the algorithm's workspace.
+
+    `least` returns the least limit under which the algorithm of a name serves the call, or None.
+    """
     weighed = {one.name: one for one in consider(choice.problem, choice.budget)}
     taken = choice.algorithm.name
     cost = weighed[taken].cost if taken in weighed else None
@@ -281,8 +290,10 @@ def explanation(choice: Choice, more: int) -> Explanation:
         if name not in weighed:
             candidates.append(Candidate(name, None, None if name == taken else "by name only: it is slow"))
         elif weighed[name].why_not is not None:
-            verb = "serves" if weighed[name].work is None else "needs"
-            candidates.append(Candidate(name, None, f"{verb} {weighed[name].why_not}"))
+            why_not = f"serves {weighed[name].why_not}"
+            if weighed[name].work is not None:
+                why_not = f"needs a workspace_limit of at least {least(name)} bytes"
+            candidates.append(Candidate(name, None, why_not))
         else:
             candidates.append(Candidate(name, weighed[name].cost / cost if cost and cost < math.inf else None, None))
     workspace = choice.work.workspace_elements * choice.problem.bits // 8 + more
@@ -302,7 +313,7 @@ def _least_workspace(problem: Problem, candidates: Iterable[Algorithm]) -> int:
     return min((one.work.workspace_elements for one in weighed if one.work is not None), default=0)
 
 
-def _refusal(problem: Problem, name: str, workspace: int, why_not: str | None) -> ConvValueError:
+def refusal(problem: Problem, name: str, workspace: int, why_not: str | None) -> ConvValueError:
     """Return the error that says what would be accepted."""
     if name in known():
         geometry = problem.geometry

@@ -32,12 +32,10 @@ class Direct(Algorithm):
     automatic = False
     vouches = True
     slices_integers = False
-    pads_input = True
 
     def work(self, kind: str, geometry: Geometry, budget: Budget, backend: Backend) -> Work:
-        """Count the work of a product; its memory holds a padded input, the windows at one position, and filters."""
-        sizes = (max(size, padded) for size, padded in zip(geometry.size, geometry.padded, strict=True))
-        workspace = geometry.batch * geometry.in_channels * (math.prod(sizes) + 2 * geometry.taps)
+        """Count the work of a product; its memory holds the windows at one position, filters, and an output of each."""
+        workspace = 3 * geometry.batch * geometry.in_channels * geometry.taps
         workspace += 3 * math.prod(geometry.w_shape) + 3 * geometry.batch * geometry.out_channels
         return Work(geometry.operations, 0, 0, 10 * geometry.positions, workspace, {"positions": 1})
 
@@ -45,11 +43,10 @@ class Direct(Algorithm):
         self, geometry: Geometry, backend: Backend, budget: Budget, x: Array, w: Array, b: Array | None
     ) -> Array:
         xp = backend.xp
-        padded = _pad(geometry, backend, x)
         filters = _filters(geometry, backend, w)
         out = backend.empty(geometry.out_shape, like=x, last=geometry.channels_last)
         for position in _positions(geometry):
-            rows = _rows(geometry, backend, padded, position)
+            rows = _rows(geometry, backend, x, position)
             values = xp.matmul(rows, filters)  # (G, N, F)
             values = xp.reshape(xp.permute_dims(values, (1, 0, 2)), (geometry.batch, geometry.out_channels))
             out = _extra().at(out)[(..., *position)].set(values if b is None else values + b)
@@ -58,24 +55,21 @@ class Direct(Algorithm):
     def input_grad(self, geometry: Geometry, backend: Backend, budget: Budget, dout: Array, w: Array) -> Array:
         xp = backend.xp
         filters = xp.permute_dims(_filters(geometry, backend, w), (0, 2, 1))
-        # Windows need not reach the end of the input: cells that no window reads have a gradient of 0.
-        sides = zip(geometry.before, geometry.size, geometry.after, strict=True)
-        sizes = tuple(lo + size + max(hi, 0) for lo, size, hi in sides)
-        padded = backend.zeros((geometry.batch, geometry.in_channels, *sizes), like=dout)
+        grad = backend.zeros(geometry.x_shape, like=dout)
         shape = (geometry.batch, geometry.in_channels, *geometry.kernel)
         for position in _positions(geometry):
             rows = xp.matmul(_values(geometry, backend, dout, position), filters)  # (G, N, R)
             window = xp.reshape(xp.permute_dims(rows, (1, 0, 2)), shape)
-            padded = _extra().at(padded)[(..., *geometry.window(position))].add(window)
-        return padded[(..., *_inside(geometry))]
+            taps, cells = _inside(geometry, position)
+            grad = _extra().at(grad)[(..., *cells)].add(window[(..., *taps)])
+        return grad
 
     def weight_grad(self, geometry: Geometry, backend: Backend, budget: Budget, dout: Array, x: Array) -> Array:
         xp = backend.xp
-        padded = _pad(geometry, backend, x)
         grad = backend.zeros((geometry.groups, geometry.group_out, geometry.group_in * geometry.taps), like=x)
         for position in _positions(geometry):
             values = xp.permute_dims(_values(geometry, backend, dout, position), (0, 2, 1))  # (G, F, N)
-            rows = _rows(geometry, backend, padded, position)
+            rows = _rows(geometry, backend, x, position)
             grad = grad + xp.matmul(values, rows)
         return xp.reshape(grad, geometry.w_shape)
 
@@ -91,15 +85,18 @@ def _positions(geometry: Geometry) -> Any:
     return product(*(range(n) for n in geometry.out))
 
 
-def _inside(geometry: Geometry) -> tuple[slice, ...]:
-    """Return the index of the input in the padded input."""
-    return tuple(slice(lo, lo + n) for lo, n in zip(geometry.before, geometry.size, strict=True))
-
-
-def _pad(geometry: Geometry, backend: Backend, x: Array) -> Array:
-    """Return the input with its padding."""
-    widths = [(lo, max(hi, 0)) for lo, hi in zip(geometry.before, geometry.after, strict=True)]
-    return _extra().pad(x, [(0, 0), (0, 0), *widths], xp=backend.xp) if any(map(any, widths)) else x
+def _inside(geometry: Geometry, position: tuple[int, ...]) -> tuple[list[slice], list[slice]]:
+    """Return which taps of the window at one position lie inside the input, and the cells that they read."""
+    taps, cells = [], []
+    for dim, output in enumerate(position):
+        start, step = output * geometry.stride[dim] - geometry.before[dim], geometry.dilation[dim]
+        inside = [tap for tap in range(geometry.kernel[dim]) if 0 <= start + tap * step < geometry.size[dim]]
+        first, count = (inside[0], len(inside)) if inside else (0, 0)
+        taps.append(slice(first, first + count))
+        cell = start + first * step
+        # One tap reads a single cell, however large the dilation.
+        cells.append(slice(cell, cell + (count - 1) * step + 1, step if count > 1 else 1) if count else slice(0, 0))
+    return taps, cells
 
 
 def _filters(geometry: Geometry, backend: Backend, w: Array) -> Array:
@@ -108,9 +105,13 @@ def _filters(geometry: Geometry, backend: Backend, w: Array) -> Array:
     return backend.xp.permute_dims(columns, (0, 2, 1))
 
 
-def _rows(geometry: Geometry, backend: Backend, padded: Array, position: tuple[int, ...]) -> Array:
-    """Return the windows at one position as rows: (G, N, R)."""
-    window = padded[(..., *geometry.window(position))]
+def _rows(geometry: Geometry, backend: Backend, x: Array, position: tuple[int, ...]) -> Array:
+    """Return the windows at one position as rows, with zeros in the padding: (G, N, R)."""
+    taps, cells = _inside(geometry, position)
+    window = x[(..., *cells)]
+    shape = (geometry.batch, geometry.in_channels, *geometry.kernel)
+    if tuple(window.shape) != shape:
+        window = _extra().at(backend.zeros(shape, like=x))[(..., *taps)].set(window)
     rows = backend.xp.reshape(window, (geometry.batch, geometry.groups, geometry.group_in * geometry.taps))
     return backend.xp.permute_dims(rows, (1, 0, 2))
 

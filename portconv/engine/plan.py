@@ -5,18 +5,31 @@ What computes a product, what explains it and what bounds its error read the sam
 
 from __future__ import annotations
 
-import math
+import sys
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .. import limits
 from ..algorithms.algorithm import Algorithm, remembered
-from ..algorithms.choice import SLICED, Choice, Explanation, Problem, choose, explanation
+from ..algorithms.choice import (
+    AUTO,
+    PLAIN,
+    SLICED,
+    Choice,
+    Explanation,
+    Problem,
+    choose,
+    explanation,
+    objection,
+    refusal,
+)
 from ..algorithms.choice import named as algorithm_named
 from ..backends import Array, Backend
 from ..errors import ConvValueError
 from ..passes.arithmetic import Arithmetic
+from ..passes.gathering import gathered, is_copied
 from ..passes.padding import most_terms
-from ..passes.partition import Copies, Part, parts, whole
+from ..passes.partition import Bytes, Copies, Parts, parts, whole_of
 from ..spec.dtypes import HALVES, KINDS, Dtype, named
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind, Operation, Role, changed
@@ -37,7 +50,9 @@ class Plan(NamedTuple):
     dtypes : tuple
         The dtypes of the operands.
     copies : Copies
-        The bytes that the whole product takes for copies of its operands and its result.
+        The bytes that the product takes for copies of its operands and its result.
+    geometry : Geometry
+        The convolution that parts are cut from: where copies are made, that of the cells that windows read.
     workspace : int
         The bytes of workspace that an algorithm may take, a thread.
     limited : bool
@@ -46,8 +61,10 @@ class Plan(NamedTuple):
         Whether operands are cut into slices, so that the bits are the same everywhere; integers are exact without.
     precision : str
         The precision that the library is held to.
-    parts : tuple of (Part, Choice)
-        What the product is cut into, and the algorithm that serves each part.
+    parts : Parts
+        What the product is cut into.
+    choices : dict of Geometry to Choice
+        The algorithm that serves each part, by its geometry.
     """
 
     operation: Operation
@@ -55,16 +72,18 @@ class Plan(NamedTuple):
     arithmetic: Arithmetic
     dtypes: tuple[Any, Any]
     copies: Copies
+    geometry: Geometry
     workspace: int
     limited: bool
     in_slices: bool
     precision: str
-    parts: tuple[tuple[Part, Choice], ...] = ()
+    parts: Parts
+    choices: dict[Geometry, Choice]
 
     @property
-    def largest(self) -> tuple[Part, Choice]:
-        """The part with the most work, and its algorithm."""
-        return max(self.parts, key=lambda planned: planned[0].geometry.operations)
+    def largest(self) -> tuple[Geometry, Choice]:
+        """The geometry of the part with the most work, and its algorithm."""
+        return max(self.choices.items(), key=lambda planned: planned[0].operations)
 
     @property
     def algorithm(self) -> str:
@@ -74,7 +93,22 @@ class Plan(NamedTuple):
     @property
     def algorithms(self) -> tuple[Algorithm, ...]:
         """The algorithms of all parts, each once."""
-        return tuple(dict.fromkeys(choice.algorithm for _, choice in self.parts))
+        return tuple(dict.fromkeys(choice.algorithm for choice in self.choices.values()))
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether results are put where they belong in a result of their own."""
+        return len(self.parts) > 1 or self.scatters
+
+    @property
+    def scatters(self) -> bool:
+        """Whether the result is an input gradient, of which windows do not reach all cells."""
+        return self.gathers and self.operation.kind == Kind.INPUT_GRAD
+
+    @property
+    def gathers(self) -> bool:
+        """Whether only cells that windows read are copied."""
+        return self.geometry is not self.operation.geometry
 
     def asked(self, geometry: Geometry) -> tuple[Geometry, Dtype]:
         """Return the convolution that an algorithm computes for a part, and the dtype that it computes in."""
@@ -91,8 +125,14 @@ class Plan(NamedTuple):
 
     def choose(self, geometry: Geometry, dtype: Dtype) -> Choice:
         """Choose the algorithm for a convolution that is computed in that dtype."""
-        problem = Problem(self.operation.kind, geometry, dtype, self.backend)
-        return choose(problem, self.operation.algorithm, self.workspace, self.limited)
+        name, problem = self.operation.algorithm, Problem(self.operation.kind, geometry, dtype, self.backend)
+        if name == AUTO and self.gathers:
+            name = PLAIN  # the others may serve what is gathered, but not the call itself
+        return choose(problem, name, self.workspace, self.limited)
+
+    def choice(self, geometry: Geometry) -> Choice:
+        """Return the algorithm of a part."""
+        return self.choices.get(geometry) or self.choose(*self.asked(geometry))
 
     def choose_for_slices(self, geometry: Geometry) -> Choice:
         """Choose the algorithm for a convolution of slices."""
@@ -100,12 +140,16 @@ class Plan(NamedTuple):
 
     def explain(self) -> Explanation:
         """Say which algorithm computes the largest part, in what blocks and memory, and what the others would cost."""
-        part, choice = self.largest
-        copies = _copies(changed(self.operation, geometry=part.geometry), self.backend, self.arithmetic, self.dtypes)
-        size = copies.bytes(part.geometry, cut=len(self.parts) > 1)
+        geometry, choice = self.largest
+        size = self.copies.bytes(geometry, self.is_cut)
         if self.in_slices:
             size += limits.reproducible_block_bytes(self.backend.block_bytes, limits.workspace())
-        return explanation(choice, size)
+        limit = limits.workspace() or self.workspace
+
+        def least(name: str) -> int | None:
+            return _least_limit(changed(self.operation, algorithm=name), self.backend, self.dtypes, limit)
+
+        return explanation(choice, size, least)
 
 
 def of(operation: Operation, backend: Backend, a: Array, b: Array) -> Plan:
@@ -134,58 +178,99 @@ def held_precision(operation: Operation) -> str:
     return "standard" if KINDS[operation.dtype] == "integral" else operation.precision
 
 
+def has_no_terms(operation: Operation) -> bool:
+    """Return whether a product has no element, or only sums of no term."""
+    geometry = operation.geometry
+    return not geometry.batch or (operation.kind == Kind.INPUT_GRAD and 0 in geometry.size)
+
+
 @remembered(1024)
 def _planned(operation: Operation, backend: Backend, dtypes: tuple[Any, Any], limit: int | None, default: int) -> Plan:
-    geometry = operation.geometry
-    asked = algorithm_named(operation.algorithm)
-    arithmetic = Arithmetic(
-        named(backend, operation.dtype), most_terms(geometry, operation.kind), asked is None or asked.slices_integers
-    )
-    copies = _copies(operation, backend, arithmetic, dtypes)
-    bare = Plan(
-        *(operation, backend, arithmetic, dtypes, copies, 0, limit is not None),
-        uses_slices(operation),
-        held_precision(operation),
-    )
-
-    def workspace(limit: int | None) -> int:
-        return _workspace(bare, limit or default * (SLICES if bare.in_slices else 1), limit)
-
-    cut = parts(geometry, operation.kind, copies, workspace(limit))
-    if cut is None and limit is not None:
-        least = _least(lambda more: parts(geometry, operation.kind, copies, workspace(more)) is not None, limit)
+    try:
+        return _attempt(operation, backend, dtypes, limit, default)
+    except ConvValueError:
+        least = None if limit is None else _least_limit(operation, backend, dtypes, limit)
+        if least is None:
+            raise
+    name = operation.algorithm
+    if name != AUTO and _serves(changed(operation, algorithm=AUTO), backend, dtypes, limit):
         raise ConvValueError(
-            f"workspace_limit: got {limit} bytes, expected at least {least}, for copies of a sample, or of some rows "
-            "of one, and of some filters, and as much again"
+            f"algorithm: got {name!r} under a workspace_limit of {limit} bytes, expected 'auto', or a workspace_limit "
+            f"of at least {least} bytes, which {name!r} needs for this call"
         )
-    plan = bare._replace(workspace=workspace(limit))
-    return plan._replace(
-        parts=tuple((part, plan.choose(*plan.asked(part.geometry))) for part in cut or (whole(geometry),))
+    raise ConvValueError(
+        f"workspace_limit: got {limit} bytes, expected at least {least}, which this call needs"
+        f"{'' if name == AUTO else f' by {name!r}'}"
     )
 
 
-def _workspace(plan: Plan, most: int, limit: int | None) -> int:
-    """Return the bytes for copies, where there are any, and as many for an algorithm's workspaces."""
-    if plan.in_slices:
-        most -= limits.reproducible_block_bytes(plan.backend.block_bytes, limit)
-    return most // 2 if plan.copies else most
+def _attempt(operation: Operation, backend: Backend, dtypes: tuple[Any, Any], limit: int | None, default: int) -> Plan:
+    """Make a plan; raise a ConvValueError if no algorithm serves, or the limit is too small."""
+    kind, geometry = operation.kind, operation.geometry
+    asked, slices = algorithm_named(operation.algorithm), uses_slices(operation)
+    terms = most_terms(geometry, kind)
+    arithmetic = Arithmetic(named(backend, operation.dtype), terms, asked is None or asked.slices_integers)
+    copies = _copies(operation, backend, arithmetic, dtypes)
+    plan = Plan(
+        *(operation, backend, arithmetic, dtypes, copies, geometry, 0),
+        *(limit is not None, slices, held_precision(operation), whole_of(geometry, kind), {}),
+    )
+    if asked is not None:
+        problem = Problem(kind, *plan.asked(geometry), backend)
+        if (why_not := objection(asked, problem)) is not None:
+            raise refusal(problem, asked.name, 0, why_not)
+    if copies and not slices:
+        geometry = gathered(geometry)
+        copies = _copies(changed(operation, geometry=geometry), backend, arithmetic, dtypes)
+    most = limit or default * (SLICES if slices else 1)
+    if slices:
+        most -= limits.reproducible_block_bytes(backend.block_bytes, limit)
+    # Copies and an algorithm's workspaces take half each.
+    most = most // 2 if copies else most
+    cut = parts(geometry, kind, copies, most)
+    if cut is None and limit is None:
+        cut = parts(geometry, kind, copies, _least(lambda more: parts(geometry, kind, copies, more) is not None, most))
+    if cut is None:
+        raise ConvValueError(f"workspace_limit: got {limit} bytes, expected more, for copies of operands")
+    plan = plan._replace(copies=copies, geometry=geometry, workspace=most, parts=cut)
+    return plan._replace(choices={each: plan.choose(*plan.asked(each)) for each in cut.geometries()})
+
+
+def _serves(operation: Operation, backend: Backend, dtypes: tuple[Any, Any], limit: int | None) -> bool:
+    """Return whether a limit is enough for a product."""
+    try:
+        _attempt(operation, backend, dtypes, limit, 0)
+    except ConvValueError:
+        return False
+    return True
+
+
+def _least_limit(operation: Operation, backend: Backend, dtypes: tuple[Any, Any], limit: int) -> int | None:
+    """Return a limit beyond `limit` that is enough, the least if all larger ones are; None if none is enough."""
+    if not _serves(operation, backend, dtypes, sys.maxsize):
+        return None
+    return _least(lambda more: _serves(operation, backend, dtypes, more), limit)
 
 
 def _copies(operation: Operation, backend: Backend, arithmetic: Arithmetic, dtypes: tuple[Any, Any]) -> Copies:
-    """Count the bytes of copies that a product makes before and after an algorithm works on it."""
+    """Count the bytes of copies that a product makes before and after an algorithm works on it, for each element."""
+    if has_no_terms(operation):
+        return Copies()
     kind, geometry = operation.kind, operation.geometry
     size = backend.bits(arithmetic.dtype.dtype) // 8
     operands, result, wide = _copied(operation, backend, arithmetic, dtypes)
-    elements = {role: math.prod(geometry.shape(role)[role != Role.W :]) for role in (Role.X, Role.W, Role.OUT)}
-    copied = dict(zip(kind.operands, operands, strict=True)) | {kind.result: result}
-    sample = sum(elements[role] * copied[role] for role in (Role.X, Role.OUT))
-    if geometry.extended is not geometry:
-        sample += geometry.in_channels * math.prod(geometry.padded) * max(wide, size)
-    filters = elements[Role.W] * copied[Role.W]
+    # The result before it is rounded to a dtype of its own.
+    narrow = backend.bits(backend.dtype(operation.result_dtype)) // 8
+    is_narrowed = operation.result_dtype != operation.dtype and not uses_slices(operation)
+    each: dict[str, int] = dict(zip(kind.operands, operands, strict=True))
+    each[kind.result] = result + size * is_narrowed
+    if is_copied(geometry) and Role.X in kind.operands:
+        each[Role.X] += backend.bits(dtypes[kind.operands.index(Role.X)]) // 8
+    each["padded"] = max(wide, size) if geometry.extended is not geometry else 0
     # A part's own result, before it is put where it belongs; of filters, what it is added to as well.
-    if kind == Kind.WEIGHT_GRAD:
-        return Copies(sample, filters, 0, 2 * elements[Role.W] * wide)
-    return Copies(sample, filters, elements[kind.result] * size, 0)
+    own = 2 * wide if kind == Kind.WEIGHT_GRAD else size
+    part = each | {kind.result: result + own + narrow * (kind == Kind.WEIGHT_GRAD or is_narrowed)}
+    return Copies(Bytes(**each), Bytes(**part))
 
 
 def _copied(
@@ -195,9 +280,9 @@ def _copied(
     dtype, computed = arithmetic.dtype, arithmetic.computed_in(backend).dtype
     size, wide = backend.bits(dtype.dtype) // 8, backend.bits(computed) // 8
     if uses_slices(operation):
-        # Slices and their products are in float64.
+        # Slices and their products are in float64, and so are the sums of two products of a complex number's parts.
         number = 8 * reproducible("slicing").slots(backend, operation.geometry, operation.kind, operation.dtype)
-        return [number] * 2, number, number
+        return [number] * 2, number + number // 4 * operation.is_complex, number
     if dtype.kind != "integral":
         conjugates = (dtype.kind == "complex floating" and each for each in operation.conjugated)
         both = zip(conjugates, dtypes, strict=True)
@@ -210,8 +295,8 @@ def _copied(
     return [size + most * (wide + 2 * size)] * 2, 3 * wide + 3 * size, wide
 
 
-def _least(enough: Any, limit: int) -> int:
-    """Return the smallest limit beyond `limit` that is enough."""
+def _least(enough: Callable[[int], bool], limit: int) -> int:
+    """Return a number beyond `limit` that is enough: the smallest, if all larger ones are enough."""
     low, high = limit, 2 * limit
     while not enough(high):
         low, high = high, 2 * high

@@ -6,16 +6,19 @@ is into that form, and the result back from it.
 
 from __future__ import annotations
 
-from ..algorithms.choice import Choice
+from collections.abc import Iterator
+from itertools import groupby
+
 from ..backends import Array, Backend
 from ..passes.casts import conjugate, narrow, with_bias
+from ..passes.gathering import put, take
 from ..passes.layout import as_given, canonical
 from ..passes.padding import extend, fold
-from ..passes.partition import Part, place
+from ..passes.partition import Part, whole
 from ..spec.operation import Kind, Operation, Role
 from . import plan as plans
 from .late import reproducible
-from .plan import Plan
+from .plan import Plan, has_no_terms
 
 
 def product(operation: Operation, backend: Backend, *operands: Array) -> Array:
@@ -25,9 +28,7 @@ def product(operation: Operation, backend: Backend, *operands: Array) -> Array:
         result = _by_plan(plan, *_canonical(operation, backend, operands))
         if not operation.is_canonical:
             result = as_given(operation, backend, operation.result, result)
-    if operation.result_dtype == operation.dtype:
-        return result
-    return narrow(backend, result, backend.dtype(operation.result_dtype))
+    return result
 
 
 def _canonical(operation: Operation, backend: Backend, operands: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -40,38 +41,59 @@ def _canonical(operation: Operation, backend: Backend, operands: tuple[Array, ..
 
 def _by_plan(plan: Plan, *operands: Array) -> Array:
     """Compute a product of canonical arrays: exactly, in one part or in several."""
+    if has_no_terms(plan.operation):
+        return plan.backend.zeroed(_empty(plan, operands[0]))
     if plan.in_slices:
         return _reproducible(plan, *operands)
-    return _part(plan, *plan.parts[0], operands) if len(plan.parts) == 1 else _in_parts(plan, *operands)
+    if plan.is_cut:
+        return _in_parts(plan, *operands)
+    return _narrow(plan, _part(plan, whole(plan.geometry), operands))
 
 
 def _in_parts(plan: Plan, *operands: Array) -> Array:
     """Compute each part, and put it where it belongs."""
+    backend, kind = plan.backend, plan.operation.kind
+    result = _empty(plan, operands[0])
+    if plan.scatters:
+        result = backend.zeroed(result)
+        for bias in operands[2:]:
+            result = with_bias(backend, result, _narrow(plan, bias))
+    if kind == Kind.WEIGHT_GRAD and plan.arithmetic.dtype.kind != "integral":
+        # Parts that add up to a gradient of filters are rounded at the end, as in one sum.
+        wide = plan.arithmetic.computed_in(backend)
+        plan = plan._replace(arithmetic=plan.arithmetic._replace(dtype=wide))
+    for at, same in groupby(plan.parts, key=lambda part: part.at(kind.result)):
+        total: Array = None
+        for part in same:
+            value = _part(plan, part, operands)
+            total = value if total is None else backend.add(total, (...,), value)
+            del value  # or the next part's would be one more
+        total = _narrow(plan, total)
+        if plan.scatters:
+            result = put(plan.operation.geometry, backend, result, at, total)
+        else:
+            result = backend.write(result, (*at, ...), total)
+    return result
+
+
+def _empty(plan: Plan, like: Array) -> Array:
+    """Return an array for a result of any contents."""
     operation, backend = plan.operation, plan.backend
-    kind, geometry, arithmetic = operation.kind, operation.geometry, plan.arithmetic
-    # Parts that add up to a gradient of filters are rounded at the end, as in one sum.
-    wide = arithmetic.computed_in(backend) if kind == Kind.WEIGHT_GRAD else arithmetic.dtype
-    if arithmetic.dtype.kind == "integral":
-        wide = arithmetic.dtype
-    plan = plan._replace(arithmetic=arithmetic._replace(dtype=wide))
-    result = backend.empty(
-        geometry.shape(operation.result),
-        operands[0],
-        last=geometry.channels_last and kind != Kind.WEIGHT_GRAD,
-        dtype=wide.dtype,
-    )
-    begun: set[tuple[int, ...]] = set()
-    for part, choice in plan.parts:
-        value = _part(plan, part, choice, part.operands(kind, operands))
-        result = place(backend, result, part.at(kind.result), value, begun)
-        del value  # or the next part's would be one more
-    return backend.astype(result, arithmetic.dtype.dtype)
+    last = operation.geometry.channels_last and operation.kind != Kind.WEIGHT_GRAD
+    shape, dtype = operation.geometry.shape(operation.result), backend.dtype(operation.result_dtype)
+    return backend.empty(shape, like, last=last, dtype=dtype)
 
 
-def _part(plan: Plan, part: Part, choice: Choice, operands: tuple[Array, ...]) -> Array:
+def _narrow(plan: Plan, result: Array) -> Array:
+    """Round a result, or a part of one, to its dtype."""
+    return narrow(plan.backend, result, plan.backend.dtype(plan.operation.result_dtype))
+
+
+def _part(plan: Plan, part: Part, operands: tuple[Array, ...]) -> Array:
     """Compute one part: conjugate, cast, fill the padding, multiply, fold the padding, add a bias, cast back."""
     kind, backend, geometry = plan.operation.kind, plan.backend, part.geometry
-    a, b, *bias = operands
+    choice = plan.choice(geometry)
+    a, b, *bias = _operands_of(plan, part, operands)
     if plan.operation.is_complex:
         a, b = (
             conjugate(backend, array) if conjugated else array
@@ -89,9 +111,20 @@ def _part(plan: Plan, part: Part, choice: Choice, operands: tuple[Array, ...]) -
     return plan.arithmetic.compute(backend, multiply, a, b, *bias)
 
 
+def _operands_of(plan: Plan, part: Part, operands: tuple[Array, ...]) -> Iterator[Array]:
+    """Cut a part out of the operands of a product; of a bias, the channels that the part computes."""
+    kind = plan.operation.kind
+    for role, array in zip((*kind.operands, Role.B), operands, strict=False):
+        at = part.at(kind.result)[1:2] if role == Role.B else part.at(role)
+        if role == Role.X and plan.gathers:
+            yield take(plan.operation.geometry, plan.backend, array, at)
+        else:
+            yield array if part.is_whole else array[(*at, ...)]
+
+
 def _reproducible(plan: Plan, *operands: Array) -> Array:
     """Compute a product whose bits are the same everywhere."""
-    parts = tuple(part for part, _ in plan.parts)
+    parts = tuple(plan.parts)
     with plan.backend.quiet():
         return reproducible("product").product(plan.operation, plan.backend, plan.choose_for_slices, parts, operands)
 

@@ -1,53 +1,64 @@
 """A convolution cut into parts, where copies of whole operands would take more memory than a call may.
 
 A call copies operands of another dtype, and operands whose padding is not of zeros, before an algorithm computes. A
-part has some of the samples, or some rows of one sample's result. It has some of the filters, or some of the input's
-channels where the result is a gradient of these. So the results of parts do not overlap, but for those of a weight
-gradient, which are added up.
+part has some of the samples, or some rows of one sample's result: cells along one dimension. It has some of the
+filters, or some of the input's channels where the result is a gradient of these. So the results of parts do not
+overlap, but for those of a weight gradient, which are added up.
+
+Parts are made one at a time. However many there are, they have few geometries: that of most, and those of the parts at
+the ends of the dimensions that are cut.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
+from math import prod
 from typing import NamedTuple
 
-from ..backends import Array, Backend
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind, Role
-from ..spec.ranges import ALL, Range, pieces
+from ..spec.ranges import ALL, Range
 
 Slices = tuple[slice, ...]
 EVERY: Slices = (ALL, ALL)
+AT_AN_END = 4
+"""So many parts on either side of an end of the input may have a geometry of their own: parts are no shorter than half
+a window."""
+
+
+class Bytes(NamedTuple):
+    """The bytes of copies for each element of the arrays of three roles, and of the padded input."""
+
+    x: int = 0
+    w: int = 0
+    out: int = 0
+    padded: int = 0
+
+    def of(self, batch: int, cells: tuple[int, int, int], weights: int) -> int:
+        """Add up the copies of samples of so many cells of the input, of the padded one and of the output."""
+        x, padded, out = cells
+        return batch * (x * self.x + padded * self.padded + out * self.out) + weights * self.w
+
+    def __bool__(self) -> bool:
+        return any(self[:])
 
 
 class Copies(NamedTuple):
-    """The bytes of the copies that a product makes.
+    """The bytes of the copies that a product makes: as a whole, and those of a part, with the part's own result."""
 
-    Attributes
-    ----------
-    sample : int
-        For each sample.
-    filters : int
-        For the filters.
-    more_sample, more_filters : int
-        What is added to both where the product is cut: the results of parts.
-    """
-
-    sample: int
-    filters: int
-    more_sample: int
-    more_filters: int
+    whole: Bytes = Bytes()
+    part: Bytes = Bytes()
 
     def __bool__(self) -> bool:
-        return self.sample + self.filters > 0
+        return bool(self.whole)
 
     def bytes(self, geometry: Geometry, cut: bool) -> int:
         """Add up all copies, for the whole of a geometry or for a part."""
-        more = self.more_sample * geometry.batch + self.more_filters if cut else 0
-        return self.sample * geometry.batch + self.filters + more
+        each = self.part if cut else self.whole
+        return each.of(geometry.batch, _cells(geometry), geometry.weights)
 
 
 class Part(NamedTuple):
@@ -62,10 +73,10 @@ class Part(NamedTuple):
         """Return where the part lies in the array of a role."""
         return {Role.X: self.of_x, Role.W: self.of_w, Role.OUT: self.of_out}[role]
 
-    def operands(self, kind: Kind, operands: tuple[Array, ...]) -> tuple[Array, ...]:
-        """Cut the part out of the operands of a product; of a bias, the channels that the part computes."""
-        arrays = tuple(array[(*self.at(role), ...)] for role, array in zip(kind.operands, operands, strict=False))
-        return *arrays, *(bias[self.at(kind.result)[1]] for bias in operands[2:])
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is the convolution that was to be cut."""
+        return self.of_x is self.of_w is self.of_out is EVERY
 
 
 def whole(geometry: Geometry) -> Part:
@@ -73,60 +84,198 @@ def whole(geometry: Geometry) -> Part:
     return Part(geometry, EVERY, EVERY, EVERY)
 
 
+class Pieces(NamedTuple):
+    """`range(total)` in pieces of `length`, of which the last may be shorter."""
+
+    total: int
+    length: int
+
+    @property
+    def cuts(self) -> int:
+        """How many pieces there are."""
+        return -(-self.total // self.length) if self.total else 1
+
+    def piece(self, number: int) -> Range:
+        """Return the piece of that number."""
+        return number * self.length, min(self.total, (number + 1) * self.length)
+
+    def near(self, *places: int) -> list[int]:
+        """Return the numbers of the pieces at both ends and about some places."""
+        numbers = {0, self.cuts - 1}
+        for place in places:
+            middle = place // self.length
+            numbers.update(range(middle - AT_AN_END, middle + AT_AN_END + 1))
+        return sorted(number for number in numbers if 0 <= number < self.cuts)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a product, in an order in which those of the same filters follow one another.
+
+    Attributes
+    ----------
+    geometry : Geometry
+    kind : Kind
+    filters : Pieces
+        Of the groups, the filters or the input's channels.
+    samples : Pieces
+    rows : Pieces or None
+        Of the cells of the result along `dim`, which are cut for one sample at a time.
+    dim : int
+    """
+
+    geometry: Geometry
+    kind: Kind
+    filters: Pieces
+    samples: Pieces
+    rows: Pieces | None = None
+    dim: int = 0
+
+    def __len__(self) -> int:
+        return prod(self._cuts())
+
+    def __iter__(self) -> Iterator[Part]:
+        return (self._part(*numbers) for numbers in product(*map(range, self._cuts())))
+
+    def geometries(self) -> list[Geometry]:
+        """Return the geometries of all parts, each once."""
+        rows = [0]
+        if self.rows:
+            rows = self.rows.near(*self._ends())
+        numbers = product(self.filters.near(), self.samples.near(), rows)
+        return list(dict.fromkeys(self._part(*each).geometry for each in numbers))
+
+    def _cuts(self) -> tuple[int, int, int]:
+        return self.filters.cuts, self.samples.cuts, self.rows.cuts if self.rows else 1
+
+    def _ends(self) -> tuple[int, int]:
+        """Return about which rows the parts are at an end of the input, or of the cells that windows reach."""
+        geometry, dim = self.geometry, self.dim
+        before, stride = geometry.before[dim], geometry.stride[dim]
+        if self.kind == Kind.INPUT_GRAD:
+            return 0, (geometry.out[dim] - 1) * stride + geometry.extent[dim] - before
+        return before // stride, (before + geometry.size[dim]) // stride
+
+    def _part(self, filters: int, samples: int, rows: int) -> Part:
+        part = whole(self.geometry)
+        if self.filters.cuts > 1:
+            part = _with_filters(part, self.kind, self.filters.piece(filters))
+        if self.samples.cuts > 1:
+            part = with_samples(part, self.samples.piece(samples))
+        if self.rows:
+            cut = _rows_of_x if self.kind == Kind.INPUT_GRAD else _rows_of_out
+            part = cut(part, self.dim, self.rows.piece(rows))
+        return part
+
+
+def whole_of(geometry: Geometry, kind: Kind) -> Parts:
+    """Return a product as one part."""
+    of_one_group = geometry.in_channels if kind == Kind.INPUT_GRAD else geometry.out_channels
+    filters = geometry.groups if geometry.groups > 1 else of_one_group
+    return Parts(geometry, kind, Pieces(filters, filters), Pieces(geometry.batch, max(1, geometry.batch)))
+
+
 @lru_cache(maxsize=256)
-def parts(geometry: Geometry, kind: Kind, copies: Copies, most: int) -> tuple[Part, ...] | None:
+def parts(geometry: Geometry, kind: Kind, copies: Copies, most: int) -> Parts | None:
     """Cut a product so that its copies take at most `most` bytes; return None where no cut does."""
-    if not copies or copies.bytes(geometry, cut=False) <= most:
-        return (whole(geometry),)
-    if most < 1:
-        return None
-    of_filters, of_sample = copies.filters + copies.more_filters, copies.sample + copies.more_sample
-    cuts = 1 if of_filters <= most // 2 else -(-2 * of_filters // most)
-    by_filters = list(_by_filters(geometry, kind, cuts))
-    if len(by_filters) < cuts:
-        return None
-    # The longest range of filters may be nearly twice as long as they are on average.
-    left = most - -(-of_filters // len(by_filters)) * (1 if len(by_filters) == 1 else 2)
-    if of_sample <= left:
-        by_samples = pieces(geometry.batch, left // max(1, of_sample))
-        return tuple(with_samples(part, samples) for part, samples in product(by_filters, by_samples))
-    return _by_rows(geometry, kind, by_filters, left, of_sample)
+    every = whole_of(geometry, kind)
+    if copies.bytes(geometry, cut=False) <= most:
+        return every
+    length = every.filters.length
+    while True:
+        filters = Pieces(every.filters.total, length)
+        some = _with_filters(whole(geometry), kind, filters.piece(0)).geometry
+        of_filters = copies.part.w * some.weights
+        # Some of the samples need all filters again: if these take more than half, they are cut further.
+        if of_filters <= most // 2 or length == 1:
+            of_sample = copies.bytes(replace(some, batch=1), cut=True) - of_filters
+            at_once = (most - of_filters) // max(1, of_sample)
+            if at_once > 0:
+                return Parts(geometry, kind, filters, _even(geometry.batch, at_once))
+            cut = _by_rows(some, kind, copies.part, most)
+            if cut is not None:
+                return Parts(geometry, kind, filters, Pieces(geometry.batch, 1), cut[1], cut[0])
+        if length == 1:
+            return None
+        length = -(-length // 2)
 
 
-def _by_filters(geometry: Geometry, kind: Kind, cuts: int) -> Iterator[Part]:
-    """Cut into groups; cut a single group into filters, or into channels where the result is a gradient of them."""
+def in_rows(geometry: Geometry, most: int) -> Parts | None:
+    """Cut the weight gradient of one sample into rows of at most `most` positions; return None where no cut does."""
+    if geometry.positions <= most:
+        return None
+    cut = _by_rows(geometry, Kind.WEIGHT_GRAD, Bytes(out=1), most * geometry.out_channels)
+    if cut is None:
+        return None
+    return replace(whole_of(geometry, Kind.WEIGHT_GRAD), rows=cut[1], dim=cut[0])
+
+
+def _by_rows(geometry: Geometry, kind: Kind, each: Bytes, most: int) -> tuple[int, Pieces] | None:
+    """Cut a sample along the first dimension that can be cut into rows of at most `most` bytes; None where none can."""
+
+    def fit(dim: int, rows: int) -> bool:
+        return each.of(1, _cells_of_rows(geometry, kind, dim, rows), geometry.weights) <= most
+
+    for dim in range(geometry.dims):
+        unit = geometry.stride[dim] if kind == Kind.INPUT_GRAD else 1
+        total = geometry.size[dim] if kind == Kind.INPUT_GRAD else geometry.out[dim]
+        # Shorter rows would read most cells several times.
+        least = -(-geometry.extent[dim] // geometry.stride[dim]) * unit
+        unpadded = geometry.mode == "zeros" or geometry.before[dim] == geometry.after[dim] == 0
+        low, high = least // unit, -(-total // unit)
+        if not unpadded or least >= total or not fit(dim, least):
+            continue
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fit(dim, middle * unit) else (low, middle)
+        even = _even(-(-total // unit), low)
+        return dim, Pieces(total, even.length * unit)
+    return None
+
+
+def _even(total: int, most: int) -> Pieces:
+    """Cut a range into the fewest pieces of at most `most`, of nearly one length."""
+    return Pieces(total, max(1, -(-total // -(-max(1, total) // most))))
+
+
+def _cells(geometry: Geometry) -> tuple[int, int, int]:
+    """Count the cells of a sample of the input, of the padded input and of the output."""
+    channels = geometry.in_channels
+    return channels * prod(geometry.size), channels * prod(geometry.padded), geometry.out_channels * geometry.positions
+
+
+def _cells_of_rows(geometry: Geometry, kind: Kind, dim: int, rows: int) -> tuple[int, int, int]:
+    """Count, as `_cells` does, what so many rows of a result have and read at most."""
+    stride, extent = geometry.stride[dim], geometry.extent[dim]
+    cells, outputs = (rows - 1) * stride + extent, rows
+    if kind == Kind.INPUT_GRAD:
+        cells, outputs = rows, (rows + extent - 2) // stride + 1
+    cells, outputs = min(cells, geometry.size[dim]), min(outputs, geometry.out[dim])
+
+    def others(sizes: tuple[int, ...]) -> int:
+        return prod(sizes[:dim]) * prod(sizes[dim + 1 :])
+
+    inputs = geometry.in_channels * cells
+    return (
+        inputs * others(geometry.size),
+        inputs * others(geometry.padded),
+        geometry.out_channels * outputs * others(geometry.out),
+    )
+
+
+def _with_filters(part: Part, kind: Kind, some: Range) -> Part:
+    """Return the part with only some groups; of a single group, with some filters or channels of the gradient."""
+    geometry, (first, end) = part.geometry, some
     if geometry.groups > 1:
-        for first, end in pieces(geometry.groups, geometry.groups // cuts):
-            count = end - first
-            channels = slice(first * geometry.group_in, end * geometry.group_in)
-            filters = slice(first * geometry.group_out, end * geometry.group_out)
-            ins, outs = count * geometry.group_in, count * geometry.group_out
-            some = replace(geometry, groups=count, in_channels=ins, out_channels=outs)
-            yield Part(some, (ALL, channels), (filters, ALL), (ALL, filters))
-    elif kind == Kind.INPUT_GRAD:
-        for first, end in pieces(geometry.in_channels, geometry.in_channels // cuts):
-            channels = slice(first, end)
-            yield Part(replace(geometry, in_channels=end - first), (ALL, channels), (ALL, channels), EVERY)
-    else:
-        for first, end in pieces(geometry.out_channels, geometry.out_channels // cuts):
-            filters = slice(first, end)
-            yield Part(replace(geometry, out_channels=end - first), EVERY, (filters, ALL), (ALL, filters))
-
-
-def _by_rows(
-    geometry: Geometry, kind: Kind, by_filters: list[Part], left: int, of_sample: int
-) -> tuple[Part, ...] | None:
-    """Cut parts into single samples, and these into rows, so that a part takes `left` of the bytes of a sample."""
-    cells, results = geometry.size[0], geometry.size[0] if kind == Kind.INPUT_GRAD else geometry.out[0]
-    longest = max(results, cells, 1)
-    # A part reads at most a window's length of the other array beyond its share.
-    reach = geometry.extent[0] + geometry.stride[0]
-    rows = (left * longest // of_sample - 2 * reach) * results // longest
-    if rows < 1 or geometry.mode != "zeros":
-        return None
-    cut = _rows_of_x if kind == Kind.INPUT_GRAD else _rows_of_out
-    every = product(by_filters, range(geometry.batch), pieces(results, rows))
-    return tuple(cut(with_samples(part, (sample, sample + 1)), piece) for part, sample, piece in every)
+        ins, outs = geometry.group_in, geometry.group_out
+        channels, filters = slice(first * ins, end * ins), slice(first * outs, end * outs)
+        count = end - first
+        groups = replace(geometry, groups=count, in_channels=count * ins, out_channels=count * outs)
+        return Part(groups, (ALL, channels), (filters, ALL), (ALL, filters))
+    chosen = slice(first, end)
+    if kind == Kind.INPUT_GRAD:
+        return Part(replace(geometry, in_channels=end - first), (ALL, chosen), (ALL, chosen), EVERY)
+    return Part(replace(geometry, out_channels=end - first), EVERY, (chosen, ALL), (ALL, chosen))
 
 
 def with_samples(part: Part, samples: Range) -> Part:
@@ -135,47 +284,45 @@ def with_samples(part: Part, samples: Range) -> Part:
     return Part(geometry, (slice(*samples), *part.of_x[1:]), part.of_w, (slice(*samples), *part.of_out[1:]))
 
 
-def _rows_of_out(part: Part, rows: Range) -> Part:
-    """Return the part with only these outputs of the first dimension, and the cells that they read."""
+def _rows_of_out(part: Part, dim: int, rows: Range) -> Part:
+    """Return the part with only these outputs of a dimension, and the cells that they read."""
     geometry, (start, end) = part.geometry, rows
-    first = start * geometry.stride[0] - geometry.before[0]
-    last = (end - 1) * geometry.stride[0] + geometry.extent[0] - geometry.before[0]
-    lo = min(max(first, 0), geometry.size[0])
-    hi = min(max(last, lo), geometry.size[0])
-    return _with_rows(part, (lo, hi), rows, (lo - first, last - hi))
+    first = start * geometry.stride[dim] - geometry.before[dim]
+    last = (end - 1) * geometry.stride[dim] + geometry.extent[dim] - geometry.before[dim]
+    lo, hi = max(first, 0), min(last, geometry.size[dim])
+    if lo >= hi:  # all of them read nothing but padding
+        return _with_rows(part, dim, ((0, 0), rows), (last - first, 0))
+    return _with_rows(part, dim, ((lo, hi), rows), (lo - first, last - hi))
 
 
-def _rows_of_x(part: Part, cells: Range) -> Part:
-    """Return the part with only these cells of the first dimension, and the outputs that read them."""
+def _rows_of_x(part: Part, dim: int, cells: Range) -> Part:
+    """Return the part with only these cells of a dimension, and the outputs that read them, or one that does not."""
     geometry, (start, end) = part.geometry, cells
-    stride, before, extent = geometry.stride[0], geometry.before[0], geometry.extent[0]
+    stride, before, extent = geometry.stride[dim], geometry.before[dim], geometry.extent[dim]
     first = max(0, -((extent - 1 - before - start) // stride))
-    last = min(geometry.out[0], (end - 1 + before) // stride + 1)
-    last = max(first + 1, last) if first < geometry.out[0] else geometry.out[0]
-    first = min(first, last - 1)
+    last = min(geometry.out[dim], (end - 1 + before) // stride + 1)
+    if first >= last:  # the window lies just beyond the cells
+        first = min(first, geometry.out[dim] - 1)
+        ahead = extent if first * stride - before < start else start - end
+        return _with_rows(part, dim, (cells, (first, first + 1)), (ahead, extent - ahead - (end - start)))
     ahead = before + start - first * stride
     after = (last - 1 - first) * stride + extent - ahead - (end - start)
-    return _with_rows(part, cells, (first, last), (ahead, after))
+    return _with_rows(part, dim, (cells, (first, last)), (ahead, after))
 
 
-def _with_rows(part: Part, cells: Range, outputs: Range, padding: tuple[int, int]) -> Part:
-    """Return the part with only these cells and outputs of the first dimension, and that padding of the cells."""
+def _with_rows(part: Part, dim: int, ranges: tuple[Range, Range], padding: tuple[int, int]) -> Part:
+    """Return the part with only these cells and outputs of a dimension, and that padding of the cells."""
+    whole, (cells, outputs) = part.geometry, ranges
+
+    def changed(line: tuple[int, ...], entry: int) -> tuple[int, ...]:
+        return (*line[:dim], entry, *line[dim + 1 :])
+
     geometry = replace(
-        part.geometry,
-        size=(cells[1] - cells[0], *part.geometry.size[1:]),
-        before=(padding[0], *part.geometry.before[1:]),
-        after=(padding[1], *part.geometry.after[1:]),
+        whole,
+        size=changed(whole.size, cells[1] - cells[0]),
+        before=changed(whole.before, padding[0]),
+        after=changed(whole.after, padding[1]),
     )
-    assert geometry.out[0] == outputs[1] - outputs[0]
-    return Part(geometry, (*part.of_x, slice(*cells)), part.of_w, (*part.of_out, slice(*outputs)))
-
-
-def place(backend: Backend, result: Array, at: Slices, value: Array, begun: set[tuple[int, ...]]) -> Array:
-    """Put the value of a part where it belongs in a result; parts that belong in the same place are added up.
-
-    `begun` holds the places that have a value, and gains this one.
-    """
-    start = tuple(side.start or 0 for side in at)
-    put = backend.add if start in begun else backend.write
-    begun.add(start)
-    return put(result, (*at, ...), value)
+    assert geometry.out[dim] == outputs[1] - outputs[0]
+    rest = (ALL,) * dim
+    return Part(geometry, (*part.of_x, *rest, slice(*cells)), part.of_w, (*part.of_out, *rest, slice(*outputs)))

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from ..backends import Backend
 from ..passes.padding import most_terms
-from ..passes.partition import Copies, Part, parts, whole
+from ..passes.partition import Part, in_rows, whole
 from ..spec.dtypes import EXACT, PARTS_OF
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind
@@ -165,7 +165,7 @@ def _chunks(geometry: Geometry, dtype: str, elements: int) -> Chunks:
     """Plan chunks of which each has few enough terms; the slices of one call have at most `elements` elements."""
     most = longest_sum(dtype)
     one = replace(geometry, batch=1)
-    rows = parts(one, Kind.WEIGHT_GRAD, Copies(geometry.positions, 0, 0, 0), most) or (whole(one),)
+    rows = tuple(in_rows(one, most) or (whole(one),))
     samples_of_call = elements // max(1, larger_operand(geometry))
     samples_of_chunk = max(1, most // max(1, geometry.positions))
     # Of filters larger than a sample, adding up chunks would take longer than making slices of fresh memory.

@@ -1,0 +1,133 @@
+"""Only the cells that windows read, where windows lie apart: copies of the input need not hold the others.
+
+Where the stride along a dimension is larger than the extent of the kernel, windows do not touch. The convolution of the
+cells that they read, one window after the other, has the same outputs: its stride is the number of taps, and its
+dilation 1. Its input gradient is that of the cells that are read; that of all other cells is 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
+from itertools import pairwise, product
+from typing import NamedTuple
+
+from ..backends import Array, Backend
+from ..spec.geometry import Geometry
+from ..spec.ranges import Range
+
+Slices = tuple[slice, ...]
+
+
+class Run(NamedTuple):
+    """Some cells of the gathered input along one dimension, and where they lie in the input."""
+
+    cells: slice
+    source: slice
+
+
+@lru_cache(maxsize=1024)
+def gathered(geometry: Geometry) -> Geometry:
+    """Return the convolution of the cells that windows read; the same convolution where windows touch."""
+    apart = [_apart(geometry, dim) for dim in range(geometry.dims)]
+    if not any(apart):
+        return geometry
+    lines = [_line(geometry, dim) if each else _given_line(geometry, dim) for dim, each in enumerate(apart)]
+    size, stride, dilation, before, after = (tuple(line) for line in zip(*lines, strict=True))
+    return replace(geometry, size=size, stride=stride, dilation=dilation, before=before, after=after)
+
+
+def _given_line(geometry: Geometry, dim: int) -> tuple[int, ...]:
+    """Return the size, the stride, the dilation and the padding of one dimension."""
+    lines = geometry.size, geometry.stride, geometry.dilation, geometry.before, geometry.after
+    return tuple(line[dim] for line in lines)
+
+
+def _line(geometry: Geometry, dim: int) -> tuple[int, ...]:
+    """Return the same of the cells that windows read, which lie apart."""
+    before, taps = geometry.before[dim], geometry.kernel[dim]
+    first, end = (_read_before(geometry, dim, cell) for cell in (before, before + geometry.size[dim]))
+    return end - first, taps, 1, first, geometry.out[dim] * taps - end
+
+
+def is_copied(geometry: Geometry) -> bool:
+    """Return whether gathering copies cells: those of windows of a single cell are a view of the input."""
+    return any(_apart(geometry, dim) and geometry.kernel[dim] > 1 for dim in range(geometry.dims))
+
+
+def take(geometry: Geometry, backend: Backend, x: Array, at: Slices) -> Array:
+    """Return a part of the gathered input of a convolution, of its input (N, C, *S)."""
+    if gathered(geometry) is geometry:
+        return x[(*at, ...)]
+    runs, x = list(_runs(geometry, at)), x[(*at[:2], ...)]
+    if len(runs) == 1:
+        return x[(..., *(run.source for run in runs[0]))]
+    shape = tuple(end - start for start, end in _ranges(geometry, at))
+    out = backend.empty((*x.shape[:2], *shape), like=x, last=geometry.channels_last)
+    for lines in runs:
+        out = backend.write(out, (..., *(run.cells for run in lines)), x[(..., *(run.source for run in lines))])
+    return out
+
+
+def put(geometry: Geometry, backend: Backend, result: Array, at: Slices, value: Array) -> Array:
+    """Write a part of a gathered input gradient where it belongs in that of the whole input (N, C, *S)."""
+    if gathered(geometry) is geometry:
+        return backend.write(result, (*at, ...), value)
+    for lines in _runs(geometry, at):
+        cells, source = ([getattr(run, name) for run in lines] for name in Run._fields)
+        result = backend.write(result, (*at[:2], *source), value[(..., *cells)])
+    return result
+
+
+def _apart(geometry: Geometry, dim: int) -> bool:
+    """Return whether windows lie apart along a dimension; padding that is not of zeros is filled in first."""
+    unpadded = geometry.mode == "zeros" or geometry.before[dim] == geometry.after[dim] == 0
+    return unpadded and geometry.stride[dim] > geometry.extent[dim]
+
+
+def _read_before(geometry: Geometry, dim: int, cell: int) -> int:
+    """Count the cells that windows read before a cell of the padded input."""
+    taps = geometry.kernel[dim]
+    window, rest = divmod(cell, geometry.stride[dim])
+    return min(window * taps + min(taps, -(-rest // geometry.dilation[dim])), geometry.out[dim] * taps)
+
+
+def _ranges(geometry: Geometry, at: Slices) -> list[Range]:
+    """Return the ranges of cells of the gathered input that a part has."""
+    sizes = gathered(geometry).size
+    named = [cells.indices(size)[:2] for cells, size in zip(at[2:], sizes, strict=False)]
+    return named + [(0, size) for size in sizes[len(named) :]]
+
+
+def _runs(geometry: Geometry, at: Slices) -> Iterator[tuple[Run, ...]]:
+    """Yield the runs of all dimensions that make up a part of the gathered input."""
+    ranges = _ranges(geometry, at)
+    return product(*(_runs_along(geometry, dim, cells) for dim, cells in enumerate(ranges)))
+
+
+def _runs_along(geometry: Geometry, dim: int, cells: Range) -> list[Run]:
+    """Cut a range of cells of the gathered input into the fewest runs: of one tap each, or of one window each."""
+    start, end = cells
+    if not _apart(geometry, dim) or start == end:
+        return [Run(slice(0, end - start), slice(start, end))]
+    taps, stride, dilation = geometry.kernel[dim], geometry.stride[dim], geometry.dilation[dim]
+    padding = _read_before(geometry, dim, geometry.before[dim])
+    start, end = start + padding, end + padding
+
+    def run(cell: int, count: int, steps: tuple[int, int]) -> Run:
+        window, tap = divmod(cell, taps)
+        source = window * stride + tap * dilation - geometry.before[dim]
+        return Run(_spaced(cell - start, count, steps[0]), _spaced(source, count, steps[1]))
+
+    if taps <= -(-end // taps) - start // taps:
+        firsts = range(start, min(start + taps, end))
+        return [run(first, (end - 1 - first) // taps + 1, (taps, stride)) for first in firsts]
+    edges = [start, *range(start - start % taps + taps, end, taps), end]
+    return [run(first, last - first, (1, dilation)) for first, last in pairwise(edges)]
+
+
+def _spaced(start: int, count: int, step: int) -> slice:
+    """Return the slice of `count` cells, `step` apart."""
+    # One cell needs no step, and libraries multiply steps by strides of memory, which may overflow.
+    return slice(start, start + (count - 1) * step + 1, step if count > 1 else 1)
