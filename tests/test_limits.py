@@ -188,7 +188,7 @@ def test_what_a_limit_serves_larger_ones_do(algorithm, precision):
             partial(portconv.conv_weight_grad, dout, x, w_shape, **own),
         )
         for call in calls:
-            served = False
+            served, enough = False, set()
             for step in range(8, 48):
                 limit = int(2 ** (step / 2))
                 try:
@@ -199,8 +199,10 @@ def test_what_a_limit_serves_larger_ones_do(algorithm, precision):
                     assert not served, (x_shape, w_shape, options, limit)
                     least = int(str(error).split("at least ")[1].split(maxsplit=1)[0].rstrip(","))
                     assert least > limit
-                    with portconv.workspace_limit(least):
-                        call()
+                    if least not in enough:
+                        with portconv.workspace_limit(least):
+                            call()
+                    enough.add(least)
             assert served
 
 

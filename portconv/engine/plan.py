@@ -38,6 +38,10 @@ from .late import reproducible
 SLICES = 4
 """How many times as much memory a reproducible call may take: its operands are several, in float64."""
 
+GROWTH, CLOSE = 8, 256
+"""To find the least limit that is enough, limits are tried that grow by this factor, and then others between them,
+until that least is known to one part in so many."""
+
 
 class Plan(NamedTuple):
     """How one of the three products is computed on arrays of a backend.
@@ -246,7 +250,15 @@ def _serves(operation: Operation, backend: Backend, dtypes: tuple[Any, Any], lim
 
 
 def _least_limit(operation: Operation, backend: Backend, dtypes: tuple[Any, Any], limit: int) -> int | None:
-    """Return a limit beyond `limit` that is enough, the least if all larger ones are; None if none is enough."""
+    """Return a limit beyond `limit` that is enough, and little more than the least; None if none is enough."""
+    least = _enough(operation, backend, dtypes, 1)
+    # A plan may fit under a limit and none under a larger one, whose parts are larger.
+    return least if least is None or least > limit else _enough(operation, backend, dtypes, limit)
+
+
+@remembered(1024)
+def _enough(operation: Operation, backend: Backend, dtypes: tuple[Any, Any], limit: int) -> int | None:
+    """Return what `_least_limit` does, by trying."""
     if not _serves(operation, backend, dtypes, sys.maxsize):
         return None
     return _least(lambda more: _serves(operation, backend, dtypes, more), limit)
@@ -296,11 +308,11 @@ def _copied(
 
 
 def _least(enough: Callable[[int], bool], limit: int) -> int:
-    """Return a number beyond `limit` that is enough: the smallest, if all larger ones are enough."""
-    low, high = limit, 2 * limit
+    """Return a number beyond `limit` that is enough: nearly the smallest, if all larger ones are enough."""
+    low, high = limit, GROWTH * limit
     while not enough(high):
-        low, high = high, 2 * high
-    while high - low > 1:
+        low, high = high, GROWTH * high
+    while high - low > max(1, low // CLOSE):
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
     return high
