@@ -130,7 +130,7 @@ def _window_squares(sliced: SlicedProduct, geometry: Geometry, cells: Array) -> 
     backend, xp, groups = sliced.backend, sliced.backend.xp, geometry.groups
     channels, size = cells.shape[1] // groups, tuple(cells.shape[2:])
     least, elements = least_blocks(backend, tuple(cells.shape)), block_elements(backend)
-    row = math.prod(size[1:])
+    row = max(1, math.prod(size[1:]))
     rows = max(1, min(elements // row, -(-size[0] * cells.shape[0] * groups // least)))
     channels_at_once = max(1, elements // (rows * row))
 
