@@ -106,13 +106,17 @@ class NumpyBackend(NumpyLike):
             # A sum of squares is finite only if all are, and takes a fourth of the time of `isfinite`.
             flat = result.ravel("K")
             return not math.isfinite(abs(np.dot(flat, flat)))
-        return result.dtype.kind not in "iu" and not np.isfinite(result).all()
+        return result.dtype.kind not in "iu" and not _are_finite(result)
 
     def warn_of(self, result: Array, operands: tuple[Array, ...]) -> None:
+        with np.errstate(all="ignore"):
+            is_infinite = np.isinf(_extremes(result, np.fmax, np.fmin)).any()
+            overflows = is_infinite and all(map(_are_finite, operands))
+            is_invalid = _have_nan(result) and not any(map(_have_nan, operands))
         # By np.errstate, NumPy itself warns of these two sums, raises an error, or does nothing.
-        if np.isinf(result).any() and all(np.isfinite(each).all() for each in operands):
+        if overflows:
             np.add(LARGEST, LARGEST)
-        if np.isnan(result).any() and not any(np.isnan(each).any() for each in operands):
+        if is_invalid:
             np.add(INFINITE, -INFINITE)
 
     def product(self, a: Array, b: Array, out: Array | None = None) -> Array:
@@ -298,6 +302,20 @@ class _Blas:
             release(force=True)
             library.set_num_threads(count)
             release(force=True)
+
+
+def _extremes(array: Array, *functions: Any) -> Any:
+    """Return the largest and the smallest number of an array, or of its parts, as two ufuncs find them."""
+    parts = (array.real, array.imag) if array.dtype.kind == "c" else (array,)
+    return np.array([function.reduce(part, axis=None, initial=0) for part in parts for function in functions])
+
+
+def _are_finite(array: Array) -> bool:
+    return bool(np.isfinite(_extremes(array, np.maximum, np.minimum)).all())
+
+
+def _have_nan(array: Array) -> bool:
+    return bool(np.isnan(_extremes(array, np.maximum)).any())
 
 
 @cache

@@ -42,6 +42,9 @@ from threadpoolctl import threadpool_info
 
 import portconv
 
+# NumPy warns of results that are too large or nan: tests/test_warnings.py says of which.
+pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered in add:RuntimeWarning")
+
 
 class Sum(NamedTuple):
     """One output of one window: x and w, its bias, and what it is, all in one dtype."""
