@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import product
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from .. import limits
 from ..backends import Array, Backend, Workspace
@@ -48,7 +48,7 @@ def least_blocks(backend: Backend, shape: tuple[int, ...]) -> int:
 def fill(
     backend: Backend,
     out: Array,
-    cut: Sequence[tuple[Index, Piece]],
+    cut: Sequence[tuple[tuple[Any, ...], Piece]],
     compute: Callable[[Piece, Array, Workspace], Array],
     least: int,
 ) -> Array:
