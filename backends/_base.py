@@ -19,10 +19,7 @@ from functools import cache, cached_property
 from typing import Any
 
 from ..errors import BackendError, PortconvError, in_a_line
-from ._terms import CPU_WORKSPACE, Array, Block, Costs, Unavailable, Workspace
-
-RUN = 128
-"""The most terms that a library adds up in one sum, one by one or not."""
+from ._terms import CPU_WORKSPACE, RUN, Array, Block, Costs, Unavailable, Workspace
 
 
 def bfloat16() -> Any:
@@ -333,16 +330,15 @@ class Backend:
 
     def total(self, array: Array, axis: int, dtype: Any = None, keepdims: bool = False) -> Array:
         """Add up along an axis, in runs of `RUN` whose sums are added up, as a library may add up one by one."""
-        xp, count, dtype = self.xp, array.shape[axis], dtype or array.dtype
-        before = (slice(None),) * axis
-        while count > RUN:
+        xp, dtype, before = self.xp, dtype or array.dtype, (slice(None),) * axis
+        while (count := array.shape[axis]) > RUN:
             whole = count // RUN * RUN
             runs = (*array.shape[:axis], whole // RUN, RUN, *array.shape[axis + 1 :])
             sums = xp.sum(xp.reshape(array[(*before, slice(whole), ...)], runs), axis=axis + 1, dtype=dtype)
             if whole < count:
                 rest = xp.sum(array[(*before, slice(whole, None), ...)], axis=axis, dtype=dtype, keepdims=True)
                 sums = xp.concat([sums, rest], axis=axis)
-            array, count = sums, sums.shape[axis]
+            array = sums
         return xp.sum(array, axis=axis, dtype=dtype, keepdims=keepdims)
 
     def write_product(self, target: Array, index: tuple[Any, ...], a: Array, b: Array) -> Array:
