@@ -59,5 +59,6 @@ def error_bound(
     """
     options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
     cache = call.convolution(x, w, b, options)
+    call.check_memory(cache.operation, cache.backend, x, ("x", x.shape))
     step = changed(cache.operation, kind=Kind.ERROR_BOUND, result_dtype=real(cache.operation.dtype))
     return run(step, cache.backend, *cache.operands)

@@ -206,6 +206,77 @@ def test_rows_of_one_sample_are_parts_where_it_is_too_large(purpose, stride):
         assert np.array_equal(call(), whole)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "float16"])
+def test_only_cells_that_windows_read_are_copied(dtype):
+    x, w = np.ones((1, 1, 2**22 + 64), dtype), np.ones((1, 1, 2), dtype)
+    out = portconv.conv(x, w, stride=2**19)
+    assert np.array_equal(out, np.full((1, 1, 9), 2, dtype))
+    expected = np.zeros(x.shape, dtype)
+    expected[..., :: 2**19] = expected[..., 1 :: 2**19] = 2
+    with portconv.workspace_limit(2**14):
+        calls = {
+            lambda: portconv.conv(x, w, stride=2**19): out,
+            lambda: portconv.conv_input_grad(out, w, x.shape, stride=2**19): expected,
+            lambda: portconv.conv_weight_grad(out, x, w.shape, stride=2**19): np.full((1, 1, 2), 18, dtype),
+        }
+        for call, result in calls.items():
+            assert np.array_equal(call(), result)
+            assert peak(lambda: [call()]) <= 2**14 + SLACK  # noqa: B023
+
+
+def test_a_gradient_narrower_than_its_arithmetic_is_rounded_a_part_at_a_time():
+    # In float32, 4 MiB of the gradient of x; and in float32 too, 2.5 MiB of the gradient of w.
+    x, w = np.ones((4, 16, 128, 128), "float16"), np.ones((8, 16, 3, 3), "float32")
+    wide, filters = np.ones((1, 16, 32, 32), "float32"), np.ones((512, 16, 9, 9), "float16")
+    for arrays, padding in ((x, w), 1), ((wide, filters), 4):
+        out, cache = portconv.conv_forward(*arrays, padding=padding)
+        dout = np.full_like(out, 2**-10)
+        whole = portconv.conv_backward(dout, cache)
+        with portconv.workspace_limit(2 * MIB):
+            assert peak(lambda: portconv.conv_backward(dout, cache)) <= 2 * MIB + SLACK  # noqa: B023
+            found = portconv.conv_backward(dout, cache)
+        # Multiples of 2**-10 up to 1 in float16, and up to 64 in float32, which are exact.
+        for result, expected in zip(found[:2], whole[:2], strict=True):
+            assert np.array_equal(result, expected)
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_padding_is_filled_in_for_some_rows_at_a_time(mode):
+    rng = np.random.default_rng(5)
+    # 16 MiB, of which parts may take 2.
+    x, w = rng.integers(-4, 5, (1, 1, 64, 256, 256)).astype("float32"), np.ones((1, 1, 3, 3, 3), "float32")
+    options = {"padding": ((2, 1), (1, 1), (1, 1)), "padding_mode": mode}
+    out = portconv.conv(x, w, **options)
+    dout = (rng.random(out.shape) < 0.01).astype("float32")
+    grad = portconv.conv_weight_grad(dout, x, w.shape, **options)
+    with portconv.workspace_limit(4 * MIB):
+        assert peak(lambda: [portconv.conv(x, w, **options)]) <= 4 * MIB + SLACK
+        assert peak(lambda: [portconv.conv_weight_grad(dout, x, w.shape, **options)]) <= 4 * MIB + SLACK
+        # Whole numbers, of which sums are exact: at most 27 of them, or about 40,000.
+        assert np.array_equal(portconv.conv(x, w, **options), out)
+        assert np.array_equal(portconv.conv_weight_grad(dout, x, w.shape, **options), grad)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8", "float16"])
+def test_what_cannot_be_held_is_refused_in_the_same_words_by_all_that_plan_it(dtype):
+    x, w = np.ones((1, 1, 5), dtype), np.ones((1, 1, 3), dtype)
+    cases = (
+        ((x, w), {"padding": 10**13}),
+        ((x, w), {"padding": 10**13, "padding_mode": "reflect"}),
+        ((np.broadcast_to(x, (2**40, 1, 5)), w), {}),
+    )
+    for arrays, options in cases:
+        said = set()
+        for call in (portconv.conv, portconv.explain, portconv.error_bound):
+            with pytest.raises(portconv.ConvShapeError) as caught:
+                call(*arrays, **options)
+            said.add(str(caught.value))
+        assert len(said) == 1
+    empty = np.ones((0, 1, 10**6, 10**6), dtype), np.ones((1, 1, 3, 3), dtype)
+    assert portconv.conv(*empty).shape == portconv.error_bound(*empty).shape == (0, 1, 10**6 - 2, 10**6 - 2)
+    assert portconv.explain(*empty).workspace_bytes == 0
+
+
 def test_a_limit_that_no_algorithm_can_do_with_is_an_error_that_says_what_it_takes():
     x, w = np.ones((1, 64, 9, 9), "float32"), np.ones((64, 64, 5, 5), "float32")
     for arrays in ((x, w), (x.astype("float16"), w.astype("float16"))):

@@ -231,9 +231,13 @@ def _attempt(operation: Operation, backend: Backend, dtypes: tuple[Any, Any], li
         most -= limits.reproducible_block_bytes(backend.block_bytes, limit)
     # Copies and an algorithm's workspaces take half each.
     most = most // 2 if copies else most
-    cut = parts(geometry, kind, copies, most)
+
+    def cut_to(most: int) -> Parts | None:
+        return parts(geometry, kind, copies, most, fills=not slices)
+
+    cut = cut_to(most)
     if cut is None and limit is None:
-        cut = parts(geometry, kind, copies, _least(lambda more: parts(geometry, kind, copies, more) is not None, most))
+        cut = cut_to(_least(lambda more: cut_to(more) is not None, most))
     if cut is None:
         raise ConvValueError(f"workspace_limit: got {limit} bytes, expected more, for copies of operands")
     plan = plan._replace(copies=copies, geometry=geometry, workspace=most, parts=cut)
@@ -281,7 +285,10 @@ def _copies(operation: Operation, backend: Backend, arithmetic: Arithmetic, dtyp
     each["padded"] = max(wide, size) if geometry.extended is not geometry else 0
     # A part's own result, before it is put where it belongs; of filters, what it is added to as well.
     own = 2 * wide if kind == Kind.WEIGHT_GRAD else size
-    part = each | {kind.result: result + own + narrow * (kind == Kind.WEIGHT_GRAD or is_narrowed)}
+    part = each | {kind.result: each[kind.result] + own + narrow * (kind == Kind.WEIGHT_GRAD or is_narrowed)}
+    if each["padded"] and Role.X in kind.operands:
+        # Some rows with their padding filled in, before that of other dimensions is.
+        part[Role.X] += backend.bits(dtypes[kind.operands.index(Role.X)]) // 8
     return Copies(Bytes(**each), Bytes(**part))
 
 

@@ -13,9 +13,10 @@ from ..backends import Array, Backend
 from ..passes.casts import conjugate, narrow, with_bias
 from ..passes.gathering import put, take
 from ..passes.layout import as_given, canonical
-from ..passes.padding import extend, fold
-from ..passes.partition import Part, whole
+from ..passes.padding import extend, filled_rows, fold
+from ..passes.partition import EVERY, Part, whole
 from ..spec.operation import Kind, Operation, Role
+from ..spec.ranges import ALL
 from . import plan as plans
 from .late import reproducible
 from .plan import Plan, has_no_terms
@@ -116,6 +117,10 @@ def _operands_of(plan: Plan, part: Part, operands: tuple[Array, ...]) -> Iterato
     kind = plan.operation.kind
     for role, array in zip((*kind.operands, Role.B), operands, strict=False):
         at = part.at(kind.result)[1:2] if role == Role.B else part.at(role)
+        if role == Role.X and (dim := plan.parts.filled_dim) is not None:
+            rows = at[2 + dim]
+            array = filled_rows(plan.geometry, plan.backend, array[(*at[:2], ...)], dim, (rows.start, rows.stop))
+            at = (*EVERY, *(ALL,) * dim, slice(0, rows.stop - rows.start))
         if role == Role.X and plan.gathers:
             yield take(plan.operation.geometry, plan.backend, array, at)
         else:

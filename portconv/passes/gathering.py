@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import lru_cache
 from itertools import pairwise, product
 from typing import NamedTuple
 
@@ -27,7 +26,6 @@ class Run(NamedTuple):
     source: slice
 
 
-@lru_cache(maxsize=1024)
 def gathered(geometry: Geometry) -> Geometry:
     """Return the convolution of the cells that windows read; the same convolution where windows touch."""
     apart = [_apart(geometry, dim) for dim in range(geometry.dims)]
@@ -96,7 +94,11 @@ def _read_before(geometry: Geometry, dim: int, cell: int) -> int:
 def _ranges(geometry: Geometry, at: Slices) -> list[Range]:
     """Return the ranges of cells of the gathered input that a part has."""
     sizes = gathered(geometry).size
-    named = [cells.indices(size)[:2] for cells, size in zip(at[2:], sizes, strict=False)]
+    # A range may reach beyond the input, into padding that is filled in.
+    named = [
+        (0, size) if cells.stop is None else (cells.start, cells.stop)
+        for cells, size in zip(at[2:], sizes, strict=False)
+    ]
     return named + [(0, size) for size in sizes[len(named) :]]
 
 

@@ -7,6 +7,7 @@ that corners have the right cells. The fold is the adjoint of that, in reverse o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -80,6 +81,41 @@ def extend(geometry: Geometry, backend: Backend, x: Array) -> Array:
             values = out[_at(geometry, dim, piece.source)]
             out = backend.write(out, _at(geometry, dim, piece.cells), _flipped(backend, values, dim, piece))
     return out
+
+
+def filled_rows(geometry: Geometry, backend: Backend, x: Array, dim: int, rows: Range) -> Array:
+    """Return some rows along a dimension of the input (N, C, *S), whose rows are counted with those of the padding."""
+    lead = (ALL,) * (2 + dim)
+    shape = (*x.shape[: 2 + dim], rows[1] - rows[0], *x.shape[3 + dim :])
+    out = backend.empty(shape, like=x, last=geometry.channels_last)
+    before = geometry.before[dim]
+    for piece in _sources(geometry.mode, geometry.size[dim], (rows[0] - before, rows[1] - before)):
+        values = _flipped(backend, x[(*lead, slice(*piece.source), ...)], dim, piece)
+        out = backend.write(out, (*lead, slice(*piece.cells), ...), values)
+    return out
+
+
+def _sources(mode: str, size: int, cells: Range) -> Iterator[Piece]:
+    """Cut cells, which are counted from the first of the input, into pieces that each repeat cells of the input."""
+    first, end = cells
+    start, period = first, size if mode == "circular" else 2 * (size - 1)
+    while start < end:
+        if mode == "replicate" or size == 1:
+            stop, cell, flipped = (
+                (0 if start < 0 else size if start < size else end),
+                min(max(start, 0), size - 1),
+                False,
+            )
+        elif mode == "circular" or start % period < size - 1:
+            cell, flipped = start % period, False
+            stop = start + (size if mode == "circular" else size - 1) - cell
+        else:
+            stop, cell, flipped = start + period - start % period, period - start % period, True
+        stop = min(stop, end)
+        count = stop - start if mode != "replicate" or 0 <= start < size else 1
+        source = (cell + 1 - count, cell + 1) if flipped else (cell, cell + count)
+        yield Piece((start - first, stop - first), source, flipped)
+        start = stop
 
 
 def fold(geometry: Geometry, backend: Backend, grad: Array) -> Array:

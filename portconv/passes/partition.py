@@ -135,7 +135,22 @@ class Parts:
         return prod(self._cuts())
 
     def __iter__(self) -> Iterator[Part]:
-        return (self._part(*numbers) for numbers in product(*map(range, self._cuts())))
+        # `itertools.product` would make lists of the ranges.
+        return (self._part(*self._numbers(number)) for number in range(len(self)))
+
+    def _numbers(self, number: int) -> list[int]:
+        """Return the number of each piece of the part of that number."""
+        numbers: list[int] = []
+        for cuts in reversed(self._cuts()):
+            number, piece = divmod(number, cuts)
+            numbers.insert(0, piece)
+        return numbers
+
+    @property
+    def filled_dim(self) -> int | None:
+        """The dimension whose rows in parts are those of the input with its padding, which is not of zeros."""
+        cut = (dim for dim, pieces in enumerate(self.box) if pieces.cuts > 1 and _is_filled(self.geometry, dim))
+        return next(cut, None)
 
     def geometries(self) -> list[Geometry]:
         """Return the geometries of all parts, each once."""
@@ -186,8 +201,11 @@ def whole_of(geometry: Geometry, kind: Kind) -> Parts:
 
 
 @lru_cache(maxsize=256)
-def parts(geometry: Geometry, kind: Kind, copies: Copies, most: int) -> Parts | None:
-    """Cut a product so that its copies take at most `most` bytes; return None where no cut does."""
+def parts(geometry: Geometry, kind: Kind, copies: Copies, most: int, fills: bool = True) -> Parts | None:
+    """Cut a product so that its copies take at most `most` bytes; return None where no cut does.
+
+    `fills` says whether padding that is not of zeros may be filled in for some rows at a time.
+    """
     every = whole_of(geometry, kind)
     if copies.bytes(geometry, cut=False) <= most:
         return every
@@ -202,7 +220,7 @@ def parts(geometry: Geometry, kind: Kind, copies: Copies, most: int) -> Parts | 
             at_once = (most - of_filters) // max(1, of_sample)
             if at_once > 0:
                 return Parts(geometry, kind, filters, _even(geometry.batch, at_once))
-            box = _box(some, kind, copies.part, most)
+            box = _box(some, kind, copies.part, most, fills)
             if box is not None:
                 return Parts(geometry, kind, filters, Pieces(geometry.batch, 1), box)
         if length == 1:
@@ -218,44 +236,47 @@ def in_rows(geometry: Geometry, most: int) -> Parts | None:
     return None if box is None else replace(whole_of(geometry, Kind.WEIGHT_GRAD), box=box)
 
 
-def _box(geometry: Geometry, kind: Kind, each: Bytes, most: int) -> tuple[Pieces, ...] | None:
+def _box(geometry: Geometry, kind: Kind, each: Bytes, most: int, fills: bool = True) -> tuple[Pieces, ...] | None:
     """Cut a sample into boxes of at most `most` bytes, along as few dimensions as that takes; None where none can."""
+    if kind == Kind.INPUT_GRAD and geometry.extended is not geometry:
+        return None  # a cell would get what its copies in the padding of other parts do
     sizes = geometry.size if kind == Kind.INPUT_GRAD else geometry.out
 
     def fits(lengths: list[int]) -> bool:
         return each.of(1, _cells_of_box(geometry, kind, lengths), geometry.weights) <= most
 
     for share in (1, SHARE_OF_A_WINDOW):
-        lengths = [*sizes]
+        cut = [*sizes]
         for dim, total in enumerate(sizes):
             unit = geometry.stride[dim] if kind == Kind.INPUT_GRAD else 1
             least = -(-geometry.extent[dim] // (geometry.stride[dim] * share)) * unit
-            if least >= total or not _can_be_cut(geometry, kind, dim):
+            is_filled = _is_filled(geometry, dim)
+            if least >= total or (is_filled and not fills):
                 continue
-            uncut, lengths[dim] = lengths[:], least
-            if fits(lengths):
-                low, high = least // unit, -(-total // unit)
-                while high - low > 1:
-                    middle = (low + high) // 2
-                    uncut[dim] = middle * unit
-                    low, high = (middle, high) if fits(uncut) else (low, middle)
-                lengths[dim] = _even(-(-total // unit), low).length * unit
-                return tuple(Pieces(size, max(1, length)) for size, length in zip(sizes, lengths, strict=True))
+            # Where padding is filled in for some rows at a time, no other dimension is cut.
+            lengths = [*sizes] if is_filled else cut[:]
+            low, high = least // unit, -(-total // unit)
+            lengths[dim] = least
+            if not fits(lengths):
+                cut = cut if is_filled else lengths
+                continue
+            while high - low > 1:
+                middle = (low + high) // 2
+                lengths[dim] = middle * unit
+                low, high = (middle, high) if fits(lengths) else (low, middle)
+            lengths[dim] = _even(-(-total // unit), low).length * unit
+            return tuple(Pieces(size, max(1, length)) for size, length in zip(sizes, lengths, strict=True))
     return None
-
-
-def _can_be_cut(geometry: Geometry, kind: Kind, dim: int) -> bool:
-    """Return whether a dimension can be cut: its parts have padding of zeros where the others' padding has no mode.
-
-    Some outputs read cells alone where there is no padding, but windows reach beyond some cells anyhow.
-    """
-    unpadded = geometry.before[dim] == geometry.after[dim] == 0
-    return geometry.extended is geometry or (kind != Kind.INPUT_GRAD and unpadded)
 
 
 def _even(total: int, most: int) -> Pieces:
     """Cut a range into the fewest pieces of at most `most`, of nearly one length."""
     return Pieces(total, max(1, -(-total // -(-max(1, total) // most))))
+
+
+def _is_filled(geometry: Geometry, dim: int) -> bool:
+    """Return whether a dimension has padding that is not of zeros."""
+    return geometry.mode != "zeros" and not geometry.before[dim] == geometry.after[dim] == 0
 
 
 def _cells(geometry: Geometry) -> tuple[int, int, int]:
@@ -277,7 +298,8 @@ def _cells_of_box(geometry: Geometry, kind: Kind, lengths: list[int]) -> tuple[i
             cells, results = length, min(out, (length + extent - 2) // stride + 1)
             filled = cells
         else:
-            cells, results = min(size, (length - 1) * stride + extent), length
+            reached = geometry.padded[dim] if _is_filled(geometry, dim) else size
+            cells, results = min(reached, (length - 1) * stride + extent), length
             filled = cells
         inputs, padded, outputs = inputs * cells, padded * filled, outputs * results
     return inputs, padded, outputs
@@ -309,6 +331,9 @@ def _rows_of_out(part: Part, dim: int, rows: Range) -> Part:
     geometry, (start, end) = part.geometry, rows
     first = start * geometry.stride[dim] - geometry.before[dim]
     last = (end - 1) * geometry.stride[dim] + geometry.extent[dim] - geometry.before[dim]
+    if _is_filled(geometry, dim):
+        before = geometry.before[dim]
+        return _with_rows(part, dim, ((first + before, last + before), rows), (0, 0))
     lo, hi = max(first, 0), min(last, geometry.size[dim])
     if lo >= hi:  # all of them read nothing but padding
         return _with_rows(part, dim, ((0, 0), rows), (last - first, 0))
@@ -342,6 +367,7 @@ def _with_rows(part: Part, dim: int, ranges: tuple[Range, Range], padding: tuple
         size=changed(whole.size, cells[1] - cells[0]),
         before=changed(whole.before, padding[0]),
         after=changed(whole.after, padding[1]),
+        # Zeros stand for the cells of other parts where there is no padding.
         mode="zeros" if whole.extended is whole else whole.mode,
     )
     assert geometry.out[dim] == outputs[1] - outputs[0]
