@@ -19,7 +19,7 @@ from functools import cache, cached_property
 from typing import Any
 
 from ..errors import BackendError, PortconvError, in_a_line
-from ._terms import CPU_WORKSPACE, Array, Block, Costs, Unavailable, Workspace
+from ._terms import CPU_WORKSPACE, RUN, Array, Block, Costs, Unavailable, Workspace
 
 
 def bfloat16() -> Any:
@@ -320,6 +320,13 @@ class Backend:
         """Return a context in which the library does not warn of infinities and nans."""
         return nullcontext()
 
+    def is_suspect(self, result: Array) -> bool:
+        """Return whether a result may be one that `warn_of` warns of; True means nothing more."""
+        return False
+
+    def warn_of(self, result: Array, operands: tuple[Array, ...]) -> None:
+        """Warn of an overflow where a result is infinite and no operand is, and of an invalid value where it is nan."""
+
     def same_device(self, array: Array, other: Array) -> bool:
         """Return whether two arrays are on the same device."""
         return bool(self.device_of(array) == self.device_of(other))
@@ -331,6 +338,19 @@ class Backend:
     def product(self, a: Array, b: Array, out: Array | None = None) -> Array:
         """Multiply two stacks of matrices, `(..., i, j) @ (..., j, k)`; the result may be written into `out`."""
         return self.xp.matmul(a, b)
+
+    def total(self, array: Array, axis: int, dtype: Any = None, keepdims: bool = False) -> Array:
+        """Add up along an axis, in runs of `RUN` whose sums are added up, as a library may add up one by one."""
+        xp, dtype, before = self.xp, dtype or array.dtype, (slice(None),) * axis
+        while (count := array.shape[axis]) > RUN:
+            whole = count // RUN * RUN
+            runs = (*array.shape[:axis], whole // RUN, RUN, *array.shape[axis + 1 :])
+            sums = xp.sum(xp.reshape(array[(*before, slice(whole), ...)], runs), axis=axis + 1, dtype=dtype)
+            if whole < count:
+                rest = xp.sum(array[(*before, slice(whole, None), ...)], axis=axis, dtype=dtype, keepdims=True)
+                sums = xp.concat([sums, rest], axis=axis)
+            array = sums
+        return xp.sum(array, axis=axis, dtype=dtype, keepdims=keepdims)
 
     def write_product(self, target: Array, index: tuple[Any, ...], a: Array, b: Array) -> Array:
         """Set `target[index] = a @ b`; return the result."""

@@ -34,6 +34,16 @@ class JaxBackend(Backend):
 
         return list(jax.devices())
 
+    def total(self, array: Array, axis: int, dtype: Any = None, keepdims: bool = False) -> Array:
+        dtype = dtype or array.dtype
+        if self.dtype_name(dtype).startswith("complex"):
+            # XLA makes one sum of several, and adds up real numbers pairwise but complex ones one by one.
+            real, imag = (
+                super(JaxBackend, self).total(part, axis, None, keepdims) for part in (array.real, array.imag)
+            )
+            return self.complex(real, imag)
+        return super().total(array, axis, dtype, keepdims)
+
     def device_of(self, array: Array) -> Any:
         import jax
 

@@ -30,6 +30,7 @@ BUFFER = 512
 """How many elements NumPy may buffer. With its default of 8192 it first copies rows that are shorter into a buffer, and
 that takes longer than their addition."""
 BACKWARDS = slice(None, None, -1)
+LARGEST, INFINITE = np.array(np.finfo(np.float64).max), np.array(np.inf)
 AVX2_KERNELS = {"Haswell", "Zen", "Excavator"}
 """The kernels of OpenBLAS that use AVX2 and not AVX-512."""
 
@@ -129,9 +130,33 @@ class NumpyBackend(NumpyLike):
     def quiet(self) -> AbstractContextManager[Any]:
         return np.errstate(all="ignore")
 
+    def is_suspect(self, result: Array) -> bool:
+        if result.dtype.char in "fdFD":
+            # A sum of squares is finite only if all are, and takes a fourth of the time of `isfinite`.
+            flat = result.ravel("K")
+            return not math.isfinite(abs(np.dot(flat, flat)))
+        return result.dtype.kind not in "iu" and not _are_finite(result)
+
+    def warn_of(self, result: Array, operands: tuple[Array, ...]) -> None:
+        with np.errstate(all="ignore"):
+            is_infinite = np.isinf(_extremes(result, np.fmax, np.fmin)).any()
+            overflows = is_infinite and all(map(_are_finite, operands))
+            is_invalid = _have_nan(result) and not any(map(_have_nan, operands))
+        # By np.errstate, NumPy itself warns of these two sums, raises an error, or does nothing.
+        if overflows:
+            np.add(LARGEST, LARGEST)
+        if is_invalid:
+            np.add(INFINITE, -INFINITE)
+
     def product(self, a: Array, b: Array, out: Array | None = None) -> Array:
         # BLAS is slow if sums have one term, as in the input gradient of a depthwise convolution.
         return np.multiply(a, b, out=out) if a.shape[-1] == 1 else np.matmul(a, b, out=out)
+
+    def total(self, array: Array, axis: int, dtype: Any = None, keepdims: bool = False) -> Array:
+        if array.strides[axis] != array.itemsize:
+            return super().total(array, axis, dtype, keepdims)
+        # NumPy adds up in pairs what lies side by side.
+        return np.sum(array, axis=axis, dtype=dtype or array.dtype, keepdims=keepdims)
 
     def during_call(self, like: Array, precision: str) -> AbstractContextManager[Any]:
         # Work that is not in blocks may use the threads of BLAS.
@@ -307,6 +332,20 @@ class _Blas:
             release(force=True)
             library.set_num_threads(count)
             release(force=True)
+
+
+def _extremes(array: Array, *functions: Any) -> Any:
+    """Return the largest and the smallest number of an array, or of its parts, as two ufuncs find them."""
+    parts = (array.real, array.imag) if array.dtype.kind == "c" else (array,)
+    return np.array([function.reduce(part, axis=None, initial=0) for part in parts for function in functions])
+
+
+def _are_finite(array: Array) -> bool:
+    return bool(np.isfinite(_extremes(array, np.maximum, np.minimum)).all())
+
+
+def _have_nan(array: Array) -> bool:
+    return bool(np.isnan(_extremes(array, np.maximum)).any())
 
 
 @cache

@@ -12,6 +12,9 @@ Block = TypeVar("Block")
 CPU_WORKSPACE, GPU_WORKSPACE = 64 << 20, 512 << 20
 """How many bytes a call may use on each thread beside its result, unless the user sets a limit."""
 
+RUN = 128
+"""The most terms that a library adds up in one sum, one by one or not."""
+
 
 class Workspace(Protocol):
     """Return an uninitialised array; the next call with the same name may return the same memory."""

@@ -16,6 +16,11 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 import portconv
 from portconv import backends
+from portconv.benchmark.zoo import ZOO
+from portconv.engine import plan
+from portconv.engine.call import Asked, operation_of
+from portconv.spec.operation import Kind
+from portconv.spec.options import Options
 
 MIB = 1 << 20
 SLACK = 192 << 10
@@ -131,6 +136,52 @@ def test_reproducible_calls_take_no_more_than_their_limit(dtype):
         for (call, expected), most in zip(calls, (told, 8 * MIB, 8 * MIB), strict=True):
             assert peak(lambda: [call()]) <= most + SLACK  # noqa: B023
             assert call().tobytes() == expected.tobytes()
+
+
+LAYERS = {
+    "dense 3x3": ((1, 128, 20, 112), (128, 128, 3, 3), {"padding": 1}),
+    "1x1": ((1, 256, 28, 28), (64, 256, 1, 1), {}),
+    "strided": ((1, 64, 56, 56), (64, 64, 3, 3), {"padding": 1, "stride": 2}),
+    "depthwise": ((1, 96, 56, 56), (96, 1, 7, 7), {"padding": 3, "groups": 96}),
+    "3-D": ((1, 64, 4, 28, 28), (64, 64, 3, 3, 3), {"padding": 1}),
+    "dilated": ((1, 64, 4000), (64, 64, 2), {"dilation": 512}),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_reproducible_calls_of_ordinary_layers_do_with_4_mib(name):
+    x_shape, w_shape, options = LAYERS[name]
+    options = {**options, "precision": "reproducible"}
+    rng = np.random.default_rng(3)
+    x, w = (rng.standard_normal(shape, dtype="float32") for shape in (x_shape, w_shape))
+    out, cache = portconv.conv_forward(x, w, **options)
+    grads = portconv.conv_backward(out, cache)
+    calls = [
+        (partial(portconv.conv, x, w, **options), out),
+        (partial(portconv.conv_input_grad, out, w, x.shape, **options), grads.dx),
+        (partial(portconv.conv_weight_grad, out, x, w.shape, **options), grads.dw),
+    ]
+    if name != "strided":  # the windows of the others reach the last cell
+        calls.append((partial(portconv.conv_transpose, out, w, **options), grads.dx))
+    with portconv.workspace_limit(4 * MIB):
+        for call, expected in calls:
+            assert peak(lambda: [call()]) <= 4 * MIB + SLACK  # noqa: B023
+            assert call().tobytes() == expected.tobytes()
+
+
+def test_nearly_all_layers_of_the_zoo_do_with_4_mib():
+    backend, like, refused = backends.get("numpy"), np.ones(1, "float32"), []
+    for layer in ZOO:
+        options = Options(layer.stride, layer.padding, layer.dilation, layer.groups, precision="reproducible")
+        for kind in (Kind.FORWARD, Kind.INPUT_GRAD, Kind.WEIGHT_GRAD):
+            step = operation_of(Asked(kind, "float32"), layer.x_shape, layer.w_shape, options)
+            with portconv.workspace_limit(4 * MIB):
+                try:
+                    plan.of_dtypes(step, backend, (like.dtype, like.dtype), like)
+                except portconv.ConvValueError:
+                    refused.append((layer.name, kind))
+    # A cell of this gradient is a sum over 16 filters of 1024 taps, of which each is 48 bytes in slices.
+    assert refused == [("filterbank 1024 1-16@16000", Kind.INPUT_GRAD)]
 
 
 @pytest.mark.parametrize("purpose", ["forward", "input_grad", "weight_grad"])

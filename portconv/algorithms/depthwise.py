@@ -35,6 +35,7 @@ from .budget import Budget, Work
 from .columns import gather, no_strips, scatter
 from .depthwise_plan import count_work, count_workspace, cut_planes
 from .depthwise_planes import Lines, Planes, Task, stack_of, tasks_of
+from .summing import correlate, in_runs
 
 MANY_TAPS = 1024
 """With so many taps, their indices would take too much memory."""
@@ -153,13 +154,12 @@ class Depthwise(Algorithm):
             for task in tasks:
                 lines = task.lines
                 grads = planes.grads_at_places(backend, values, task, workspace)
-                grads = xp.permute_dims(grads, (0, 1, 3, 2))
                 strips = _strips(backend, planes, cells, task, workspace)
                 for taps in planes.parts(backend):
                     cells_of_taps = _cells_of_taps(backend, planes, strips, lines, taps)
                     product = workspace("product", (*lines.sums[:2], cells_of_taps.shape[2], geometry.group_out))
-                    product = backend.product(cells_of_taps, grads, product)
-                    product = product[:, 0, ...] if lines.sums[1] == 1 else xp.sum(product, axis=1)
+                    product = correlate(backend, cells_of_taps, grads, product)
+                    product = product[:, 0, ...] if lines.sums[1] == 1 else backend.total(product, 1)
                     shape = (lines.sums[0], geometry.group_out, *planes.kernel(taps))
                     product = xp.reshape(xp.permute_dims(product, (0, 2, 1)), shape)
                     target = write_or_add(target, (ALL, ALL, slice(*taps), ...), product)
@@ -169,7 +169,7 @@ class Depthwise(Algorithm):
         parts, shares = _shares(planes)
         shape = (parts, geometry.groups, geometry.group_out, *geometry.kernel)
         with backend.quiet():
-            total = backend.fill(backend.empty(shape, like=x), shares, compute, budget.least_blocks)
+            total = backend.fill(backend.empty(shape, like=x), shares, in_runs(backend, compute), budget.least_blocks)
             grad = xp.reshape(total if parts == 1 else xp.sum(total, axis=0), geometry.w_shape)
             return grad if backend.all_finite(grad) else None
 

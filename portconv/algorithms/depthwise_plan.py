@@ -9,6 +9,7 @@ from ..spec.geometry import Geometry
 from ..spec.ranges import Ranges, cut, pieces
 from .budget import Budget, Work, copied, narrow
 from .depthwise_planes import Planes
+from .summing import correlated, runs_take
 
 LONG = 4096
 """With this many places in a line or more, the start of a call takes little of its time."""
@@ -69,7 +70,10 @@ def count_workspace(kind: str, geometry: Geometry, plan: Planes) -> int:
     if kind == "input_grad":
         return planes + strips + whole * plan.taps + grads
     parts = plan.sums * geometry.weights if plan.sums > 1 else 0
-    return planes + strips + grads + 2 * groups * lines.sums[1] * geometry.taps * filters + parts
+    blocks = -(-len(plan.samples) // plan.sums) * len(pieces(geometry.out[0], plan.height))
+    weights = groups * geometry.taps * filters
+    sums = weights * (lines.sums[1] * (1 + correlated(lines.length)) + runs_take(blocks))
+    return planes + strips + grads + sums + parts
 
 
 def cut_planes(kind: str, geometry: Geometry, budget: Budget, elements: int) -> Planes:

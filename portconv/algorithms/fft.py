@@ -36,6 +36,7 @@ from .algorithm import Algorithm, PlainProduct
 from .budget import Budget, Work
 from .fft_spectra import Spectra
 from .fft_tiles import Block, Tile, Tiling, count_work, count_workspace, cut_tiles
+from .summing import in_runs
 
 STAGES = 12
 """The error bound has this many unit roundoffs for each doubling of a transform's points. This is more than the error
@@ -131,7 +132,7 @@ class Fft(Algorithm):
             for held in tiling.held:
                 shape = (len(tiling.sums_of_samples()), *spectra.shape(held[1] - held[0]))
                 sums: Array = spectra.empty(shape)
-                sums = backend.fill(sums, _shares(tiling, held), compute, budget.least_blocks)
+                sums = backend.fill(sums, _shares(tiling, held), in_runs(backend, compute), budget.least_blocks)
                 part = spectra.taps(xp.sum(sums, axis=0), geometry)
                 taps = part if taps is None else xp.concat([taps, part], axis=0)
                 sums = None  # otherwise they would lie in memory beside those of the next groups
@@ -168,13 +169,12 @@ class Fft(Algorithm):
 def _norms(backend: Backend, array: Array) -> Array:
     """Return the 2-norm of each plane, with a last axis of one cell."""
     planes = backend.xp.reshape(array, (*array.shape[:2], 1, math.prod(array.shape[2:])))
-    return backend.xp.sqrt(backend.xp.sum(planes * planes, axis=3))
+    return backend.xp.sqrt(backend.total(planes * planes, 3))
 
 
 def _sums(backend: Backend, array: Array) -> Array:
     """Return the sum of each plane, with a last axis of one cell."""
-    sums = backend.xp.sum(array, axis=tuple(range(2, array.ndim)))
-    return backend.xp.reshape(sums, (*array.shape[:2], 1))
+    return backend.total(backend.xp.reshape(array, (*array.shape[:2], math.prod(array.shape[2:]))), 2, keepdims=True)
 
 
 def _transform_terms(geometry: Geometry) -> int:

@@ -13,6 +13,8 @@ from ..spec.geometry import Geometry
 from ..spec.ranges import ALL, Range
 from ..spec.sequences import Made
 from .fft_tiles import Tiling
+from .summing import correlate
+from .summing import runs_of as runs_of_blocks
 
 
 class Spectra:
@@ -86,19 +88,17 @@ class Spectra:
         backend = self.backend
         if self.tiling.mixed:
             inputs, grads = self._points_first(inputs, workspace, "x"), self._points_first(grads, workspace, "dout")
-            grads = backend.xp.permute_dims(grads, (0, 1, 3, 2))
+            inputs, grads = (backend.xp.permute_dims(each, (0, 1, 3, 2)) for each in (inputs, grads))
             products = workspace("products at points", target.shape, self.dtype)
-            products = backend.product(grads, inputs, products)
+            products = correlate(backend, grads, inputs, products)
             return (backend.write if first else backend.add)(target, (...,), products)
-        for sample in range(inputs.shape[0]):
+        for start, end in runs_of_blocks(inputs.shape[0]):
             # One axis is the filters of a group, another its single channel.
-            one, other = inputs[sample, :, None, ...], grads[sample, :, :, None, ...]
-            if first and sample == 0:
-                target = backend.elementwise("multiply", target, (...,), one, other)
-            else:
-                product = workspace("products", target.shape, self.dtype)
-                product = backend.elementwise("multiply", product, (...,), one, other)
-                target = backend.add(target, (...,), product)
+            one, other = inputs[start:end, :, None, ...], grads[start:end, :, :, None, ...]
+            product = workspace("products", (end - start, *target.shape), self.dtype)
+            product = backend.elementwise("multiply", product, (...,), one, other)
+            total = product[0, ...] if end - start == 1 else backend.total(product, 0)
+            target = (backend.write if first and not start else backend.add)(target, (...,), total)
         return target
 
     def transform_filters(self, w: Array, least: int) -> Array:

@@ -13,6 +13,7 @@ from ..spec.ranges import Range, Ranges, cut, pieces
 from ..spec.remembered import remembered
 from ..spec.sequences import Made, Product
 from .budget import Budget, Work
+from .summing import runs_take
 
 FEWEST_POINTS = 64
 """With fewer points in a tile, the start of a call takes longer than its work."""
@@ -210,8 +211,10 @@ def count_workspace(kind: str, geometry: Geometry, plan: Tiling) -> int:
     filters = groups_at_once * filters_at_once
     if kind == "forward":
         return spectra + max(block, filters * inputs * 4 * plan.points * dims)
+    blocks = -(-len(pieces(geometry.batch, plan.samples)) // plan.sums) * len(plan.tiles)
+    run = plan.groups * outputs * inputs * points * runs_take(blocks)
     # The partial sums, their total, and the arrays of its transform back.
-    return block + spectra * (plan.sums + 1 + 2)
+    return block + run + spectra * (plan.sums + 1 + 2)
 
 
 def cut_tiles(geometry: Geometry, budget: Budget, elements: int) -> Tiling:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from ..backends import Array, Backend
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind
-from ..spec.ranges import boxes
 from ..spec.remembered import remembered
 from .algorithm import Algorithm
 from .budget import Budget, Work
@@ -19,6 +18,7 @@ from .gemm_forward import by_positions, by_strips, by_windows
 from .gemm_gradients import input_grad_by_strips, weight_grad_by_blocks
 from .gemm_plan import Cut, Plan, count_work, count_workspace, cut_blocks, is_positionwise, least_blocks
 from .mirrored import beside_filters, mirrored
+from .summing import additions, rounded
 from .window_views import Windows, few_windows, forward_at_once, weight_grad_at_once
 
 
@@ -122,5 +122,4 @@ def _roundings(gemm: Gemm, kind: str, geometry: Geometry, backend: Backend, budg
     plan: Plan = gemm.plan(kind, geometry, budget)[0]
     if kind == Kind.FORWARD:
         return geometry.group_in * plan.taps_together * geometry.other_taps + len(plan.taps)
-    runs = len(boxes(geometry.out, plan.positions))
-    return plan.largest_block.length + -(-len(plan.samples) // plan.sums) * runs + plan.sums
+    return rounded(plan.largest_block.length) + additions(plan.blocks_of_share) + plan.sums

@@ -17,6 +17,7 @@ from ..spec.sequences import FEW, Made, Product, kept
 from .columns import Block, add_columns, columns_of, gather, no_strips, scatter
 from .gemm_forward import filter_matrices
 from .gemm_plan import Cut, Plan
+from .summing import correlate, in_runs
 from .window_views import block_columns
 
 Share = tuple[tuple[Any, ...], Sequence[Block]]
@@ -72,18 +73,18 @@ def weight_grad_by_blocks(cut: Cut, dout: Array, x: Array) -> Array:
                     columns = columns_of(geometry, backend, strips, block, taps, workspace)
                 # BLAS is faster with the larger matrix first. If columns are first, their sum is transposed later.
                 first, second = (values, columns) if _filters_first(geometry, taps, channels) else (columns, values)
-                second = xp.permute_dims(second, (0, 2, 1))
-                shape = (groups, first.shape[1], second.shape[2])
+                shape = (groups, first.shape[1], second.shape[1])
                 if i == len(sums):
                     into = target if shape == target.shape else workspace(f"sum {i}", shape)
-                    sums.append(backend.product(first, second, into))
+                    sums.append(correlate(backend, first, second, into))
                 else:
-                    sums[i] = backend.add(sums[i], (...,), backend.product(first, second, workspace("product", shape)))
+                    part = correlate(backend, first, second, workspace("product", shape))
+                    sums[i] = backend.add(sums[i], (...,), part)
         return _joined(cut, sums, target, (groups, channels), workspace)
 
     parts, shares = len(_sums(plan)), _shares_of_filters(geometry, plan)
     shape = (parts, geometry.groups, geometry.group_out, geometry.group_in * geometry.taps)
-    total = backend.fill(backend.empty(shape, like=x), shares, compute, least)
+    total = backend.fill(backend.empty(shape, like=x), shares, in_runs(backend, compute), least)
     return xp.reshape(total if parts == 1 else xp.sum(total, axis=0), geometry.w_shape)
 
 

@@ -15,6 +15,7 @@ from ..spec.remembered import remembered
 from ..spec.sequences import Made, Product, kept, kept_if_few
 from .budget import Budget, Work, copied, narrow
 from .columns import Block, lanes_of, strip_elements
+from .summing import correlated, runs_take
 from .window_views import can_be_viewed
 
 FEWEST_COLUMNS = 64
@@ -73,6 +74,11 @@ class Plan:
         """The number of blocks."""
         runs = -(-math.prod(self.out) // max(1, self.positions))
         return len(self.samples) * len(self.groups) * len(self.channels) * runs
+
+    @cached_property
+    def blocks_of_share(self) -> int:
+        """The most blocks that are added up to one partial sum of a weight gradient."""
+        return -(-len(self.samples) // self.sums) * len(boxes(self.out, self.positions))
 
     def stack(self, samples: Sequence[Range], groups: Range, channels: Range) -> Sequence[Block]:
         """Return the blocks that cover all positions of these samples, groups and channels."""
@@ -204,7 +210,9 @@ def count_workspace(kind: str, geometry: Geometry, plan: Plan) -> int:
     if kind == "input_grad":
         return strips + columns + values + copies
     weights = groups * geometry.group_out * channels * rest
-    sums = weights * geometry.kernel[0] * (2 if len(plan.taps) > 1 else 1) + weights * together
+    several = runs_take(plan.blocks_of_share)
+    sums = weights * geometry.kernel[0] * (several + (2 if len(plan.taps) > 1 else 1))
+    sums += weights * together * correlated(block.length)
     parts = plan.sums * geometry.weights if plan.sums > 1 else 0
     return strips + columns + values + sums + parts
 

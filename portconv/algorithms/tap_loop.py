@@ -18,6 +18,7 @@ from ..spec.geometry import Geometry
 from ..spec.operation import Kind
 from .algorithm import Algorithm
 from .budget import Budget, Work, narrow
+from .summing import correlate
 
 CALLS = 8
 """The number of calls for each tap."""
@@ -88,8 +89,7 @@ class TapLoop(Algorithm):
         padded, values = _padded(geometry, backend, x), _values(geometry, backend, dout)
 
         def step(tap: Any, grad: Array) -> Array:
-            cells = xp.permute_dims(_cells_of(geometry, backend, padded, tap), (0, 1, 3, 2))
-            product = xp.sum(backend.product(values, cells), axis=0)
+            product = backend.total(correlate(backend, values, _cells_of(geometry, backend, padded, tap)), 0)
             return backend.put(grad, (tap, 0, 0, 0), product[None, ...])
 
         shape = (geometry.taps, geometry.groups, geometry.group_out, geometry.group_in)

@@ -40,6 +40,7 @@ from ..spec.sequences import Made, Product
 from .algorithm import Algorithm, PlainProduct
 from .budget import Budget, Work
 from .mirrored import mirrored
+from .summing import correlate, in_runs
 from .winograd_magnitudes import of_outputs, of_weights, tile_counts
 from .winograd_tiles import Cuts, Tiles, count_work, count_workspace, cut_tiles, tiling
 from .winograd_transforms import (
@@ -161,7 +162,7 @@ class Winograd(Algorithm):
                     inputs = at_lead(backend, input_row, of_input, lead, length, workspace)
                     outputs = at_lead(backend, output_row, of_output, lead, length, of_dout)
                     products = workspace("products", (*outputs.shape[:3], geometry.group_in))
-                    products = backend.product(outputs, xp.permute_dims(inputs, (0, 1, 3, 2)), products)
+                    products = correlate(backend, outputs, inputs, products)
                     write_or_add = backend.add if number else backend.write
                     target = write_or_add(target, (lead, ...), products)
             return target
@@ -177,7 +178,7 @@ class Winograd(Algorithm):
         shares = Made(Product(range(len(parts)), plan.groups), share)
         shape = (len(parts), 4, grid.inner, geometry.groups, geometry.group_out, geometry.group_in)
         with backend.quiet():
-            places = backend.fill(backend.empty(shape, like=x), shares, compute, budget.least_blocks)
+            places = backend.fill(backend.empty(shape, like=x), shares, in_runs(backend, compute), budget.least_blocks)
             grad = weights_of_places(geometry, backend, budget.least_blocks, xp.sum(places, axis=0))
             return grad if backend.all_finite(grad) else None
 

@@ -21,6 +21,7 @@ from ..spec.remembered import remembered
 from ..spec.sequences import Made, Product
 from .budget import Budget, Work, copied, narrow
 from .columns import Block
+from .summing import correlated, runs_take
 
 FEWEST_TILES = 64
 """With fewer tiles in a block, a product spends its time on preparing the filters."""
@@ -247,5 +248,7 @@ def count_workspace(kind: str, geometry: Geometry, plan: Cuts) -> int:
     of_both = ((1 << dims) + sum(places)) * reached + grid.inner * tiles
     parts = plan.sums * weights
     products = grid.inner * geometry.group_in * outputs
+    blocks = -(-len(plan.samples) // plan.sums) * len(boxes(grid.counts, plan.tiles))
+    sums = products * (correlated(tiles) + 4 * runs_take(blocks))
     # `parts` are the partial sums, and `weights` is their total.
-    return of_both * (inputs + outputs) + products + parts + weights
+    return of_both * (inputs + outputs) + sums + parts + weights

@@ -22,13 +22,14 @@ def add_up(operation: Operation, backend: Backend, array: Array) -> Array:
             with backend.quiet():
                 return reproducible("bias_grad").channel_sum(operation, backend, cells)
         wide = summable(backend, dtype)
+        # Cells first: where they lie side by side, a sum over them is faster than one over samples.
+        samples, channels, *sizes = cells.shape
         if operation.geometry.channels_last:
             cells = xp.permute_dims(cells, (0, *range(2, cells.ndim), 1))
-            sums = xp.sum(backend.astype(cells, wide), axis=tuple(range(cells.ndim - 1)), dtype=wide)
+            flat, axis = xp.reshape(cells, (samples, math.prod(sizes), channels)), 1
         else:
-            # Cells first: they lie side by side, and their sum is then a pairwise one where the library has it.
-            flat = backend.astype(xp.reshape(cells, (*cells.shape[:2], math.prod(cells.shape[2:]))), wide)
-            sums = xp.sum(xp.sum(flat, axis=2, dtype=wide), axis=0, dtype=wide)
+            flat, axis = xp.reshape(cells, (samples, channels, math.prod(sizes))), 2
+        sums = backend.total(backend.total(backend.astype(flat, wide), axis), 0)
         sums = backend.astype(sums, dtype.dtype)
     return narrow(backend, sums, backend.dtype(operation.result_dtype))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from ..backends import Array, Backend
@@ -22,6 +22,9 @@ COMPUTE: dict[Kind, Callable[..., Array]] = {
 }
 """What computes each kind of operation."""
 
+WARNED = (*PRODUCTS, Kind.CHANNEL_SUM, Kind.FOLD)
+"""The kinds whose results may be infinite or nan though no operand is."""
+
 
 def run(operation: Operation, backend: Backend, *operands: Array) -> Array:
     """Run an operation: compute it now, or hand it to the framework, which may put it off, differentiate or map it."""
@@ -38,7 +41,21 @@ def run(operation: Operation, backend: Backend, *operands: Array) -> Array:
 
 def compute(operation: Operation, backend: Backend, *operands: Array) -> Array:
     """Compute an operation now, of arrays of `backend`."""
-    return COMPUTE[operation.kind](operation, backend, *operands)
+    step = partial(COMPUTE[operation.kind], operation, backend)
+    if operation.kind in WARNED:
+        return warned(backend, step, *operands)
+    with backend.quiet():
+        return step(*operands)
+
+
+def warned(backend: Backend, step: Callable[..., Array], *operands: Array) -> Array:
+    """Compute a step; a library that warns of infinities and nans warns of the result alone, once."""
+    with backend.quiet():
+        result = step(*operands)
+        suspect = backend.is_suspect(result)
+    if suspect:
+        backend.warn_of(result, operands)
+    return result
 
 
 @cache

@@ -132,8 +132,8 @@ def _operands_of(plan: Plan, part: Part, operands: tuple[Array, ...]) -> Iterato
     kind = plan.operation.kind
     for role, array in zip((*kind.operands, Role.B), operands, strict=False):
         at = part.at(kind.result)[1:2] if role == Role.B else part.at(role)
-        if role == Role.X and plan.parts.fills:
-            dim, rows = plan.parts.dim, at[-1]
+        if role == Role.X and (dim := plan.parts.filled_dim) is not None:
+            rows = at[2 + dim]
             array = filled_rows(plan.geometry, plan.backend, array[(*at[:2], ...)], dim, (rows.start, rows.stop))
             at = (*EVERY, *(ALL,) * dim, slice(0, rows.stop - rows.start))
         if role == Role.X and plan.gathers:

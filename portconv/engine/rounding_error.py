@@ -13,7 +13,7 @@ from ..backends import Array, Backend
 from ..passes.layout import as_given, canonical
 from ..passes.padding import extend
 from ..reproducible.magnitudes import parts_of
-from ..spec.dtypes import EPSILON, HALVES, KINDS, LARGEST, LEAST_NORMAL, gamma, named, real
+from ..spec.dtypes import EPSILON, HALVES, KINDS, LARGEST, LEAST_NORMAL, gamma, named, real, zeroed_below
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind, Operation, Role, changed
 from . import plan as plans
@@ -122,7 +122,8 @@ class _Bound:
         for bias in b:
             of_bias = self.magnitudes_of(backend.xp.reshape(bias, (1, -1, *(1,) * geometry.dims)))
             # The addition is off by its own rounding, and by a bias that is taken for zero.
-            error = error + unit * (1 + 2 * unit) * (size + of_bias) + 2 * self.tiny
+            least = zeroed_below(backend.dtype_name(bias.dtype), self.step.dtype)
+            error = error + unit * (1 + 2 * unit) * (size + of_bias) + self.tiny + least
         return self.infinite_beyond(error, size + error)
 
     def infinite_beyond(self, bound: Array, magnitude: Array) -> Array:

@@ -8,13 +8,13 @@ dilation 1. Its input gradient is that of the cells that are read; that of all o
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
 from itertools import pairwise, product
 from typing import NamedTuple
 
 from ..backends import Array, Backend
 from ..spec.geometry import Geometry
 from ..spec.ranges import Range
+from ..spec.remembered import remembered
 
 Slices = tuple[slice, ...]
 
@@ -31,7 +31,7 @@ def gathered(geometry: Geometry) -> Geometry:
     return _gathered(geometry) or geometry
 
 
-@lru_cache(maxsize=1024)
+@remembered()
 def _gathered(geometry: Geometry) -> Geometry | None:
     apart = [_apart(geometry, dim) for dim in range(geometry.dims)]
     if not any(apart):
@@ -107,7 +107,7 @@ def _ranges(geometry: Geometry, at: Slices) -> tuple[Range, ...]:
     return *named, *((0, size) for size in sizes[len(named) :])
 
 
-@lru_cache(maxsize=64)
+@remembered(len)
 def _runs(geometry: Geometry, ranges: tuple[Range, ...]) -> list[tuple[Run, ...]]:
     """Return the runs of all dimensions that make up a part of the gathered input."""
     return list(product(*(_runs_along(geometry, dim, cells) for dim, cells in enumerate(ranges))))

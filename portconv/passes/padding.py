@@ -130,7 +130,7 @@ def fold(geometry: Geometry, backend: Backend, grad: Array) -> Array:
         for piece in reversed(pieces(geometry.mode, geometry.size[dim], geometry.before[dim], geometry.after[dim])):
             values = _flipped(backend, grad[_at(geometry, dim, piece.cells)], dim, piece)
             if piece.source[1] - piece.source[0] == 1:
-                values = backend.xp.sum(values, axis=2 + dim, keepdims=True, dtype=grad.dtype)
+                values = backend.total(values, 2 + dim, keepdims=True)
             grad = backend.add(grad, _at(geometry, dim, piece.source), values)
     out = backend.empty((*grad.shape[:2], *geometry.size), like=grad, last=geometry.channels_last)
     return backend.write(out, (...,), grad[_inside(geometry, 0)])

@@ -1,7 +1,7 @@
 """A convolution cut into parts, where copies of whole operands would take more memory than a call may.
 
 A call copies operands of another dtype, and operands whose padding is not of zeros, before an algorithm computes. A
-part has some of the samples, or some rows of one sample's result: cells along one dimension. It has some of the
+part has some of the samples, or a box of one sample's result: cells along one dimension or more. It has some of the
 filters, or some of the input's channels where the result is a gradient of these. So the results of parts do not
 overlap, but for those of a weight gradient, which are added up.
 
@@ -11,7 +11,7 @@ the ends of the dimensions that are cut.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
@@ -25,9 +25,11 @@ from ..spec.remembered import remembered
 
 Slices = tuple[slice, ...]
 EVERY: Slices = (ALL, ALL)
-AT_AN_END = 4
+SHARE_OF_A_WINDOW = 4
+"""A box has at least one fourth of a window's length along each dimension: shorter ones would read most cells often."""
+AT_AN_END = 2 * SHARE_OF_A_WINDOW
 """So many parts on either side of an end of the input may have a geometry of their own: parts are no shorter than half
-a window."""
+of that length."""
 
 
 class Bytes(NamedTuple):
@@ -120,37 +122,41 @@ class Parts:
     filters : Pieces
         Of the groups, the filters or the input's channels.
     samples : Pieces
-    rows : Pieces or None
-        Of the cells of the result along `dim`, which are cut for one sample at a time.
-    dim : int
+    box : tuple of Pieces
+        Of the cells of the result along each dimension, which are cut for one sample at a time; () if they are not.
     """
 
     geometry: Geometry
     kind: Kind
     filters: Pieces
     samples: Pieces
-    rows: Pieces | None = None
-    dim: int = 0
+    box: tuple[Pieces, ...] = ()
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[Part]:
-        filters, samples, rows = map(range, self._cuts)
         # `itertools.product` would make lists of the ranges.
-        return (self._part(i, j, k) for i in filters for j in samples for k in rows)
+        return (self._part(*self._numbers(number)) for number in range(len(self)))
+
+    def _numbers(self, number: int) -> list[int]:
+        """Return the number of each piece of the part of that number."""
+        numbers: list[int] = []
+        for cuts in reversed(self._cuts):
+            number, piece = divmod(number, cuts)
+            numbers.insert(0, piece)
+        return numbers
 
     @cached_property
-    def fills(self) -> bool:
-        """Whether the rows of parts are those of the input with its padding, which is not of zeros."""
-        return self.rows is not None and _is_filled(self.geometry, self.dim)
+    def filled_dim(self) -> int | None:
+        """The dimension whose rows in parts are those of the input with its padding, which is not of zeros."""
+        cut = (dim for dim, pieces in enumerate(self.box) if pieces.cuts > 1 and _is_filled(self.geometry, dim))
+        return next(cut, None)
 
     def geometries(self) -> list[Geometry]:
         """Return the geometries of all parts, each once."""
-        rows = [0]
-        if self.rows:
-            rows = self.rows.near(*self._ends())
-        numbers = product(self.filters.near(), self.samples.near(), rows)
+        sides = [self._sides(dim) for dim in range(len(self.box))]
+        numbers = product(self.filters.near(), self.samples.near(), *sides)
         return list(dict.fromkeys(self._part(*each).geometry for each in numbers))
 
     @cached_property
@@ -158,26 +164,38 @@ class Parts:
         return prod(self._cuts)
 
     @cached_property
-    def _cuts(self) -> tuple[int, int, int]:
-        return self.filters.cuts, self.samples.cuts, self.rows.cuts if self.rows else 1
+    def _cuts(self) -> tuple[int, ...]:
+        return self.filters.cuts, self.samples.cuts, *(pieces.cuts for pieces in self.box)
 
-    def _ends(self) -> tuple[int, int]:
-        """Return about which rows the parts are at an end of the input, or of the cells that windows reach."""
-        geometry, dim = self.geometry, self.dim
+    def _sides(self, dim: int) -> Iterable[int]:
+        """Return the number of one piece of a dimension for each geometry that its pieces have."""
+        uncut = whole(self.geometry)
+        numbers = reversed(self.box[dim].near(*self._ends(dim)))
+        return {self._side(uncut, dim, number).geometry: number for number in numbers}.values()
+
+    def _ends(self, dim: int) -> tuple[int, int]:
+        """Return about which cells the parts are at an end of the input, or of the cells that windows reach."""
+        geometry = self.geometry
         before, stride = geometry.before[dim], geometry.stride[dim]
         if self.kind == Kind.INPUT_GRAD:
             return 0, (geometry.out[dim] - 1) * stride + geometry.extent[dim] - before
         return before // stride, (before + geometry.size[dim]) // stride
 
-    def _part(self, filters: int, samples: int, rows: int) -> Part:
+    def _side(self, part: Part, dim: int, number: int) -> Part:
+        """Return the part with only one piece of a dimension."""
+        if self.box[dim].cuts == 1:
+            return part
+        cut = _rows_of_x if self.kind == Kind.INPUT_GRAD else _rows_of_out
+        return cut(part, dim, self.box[dim].piece(number))
+
+    def _part(self, filters: int, samples: int, *box: int) -> Part:
         part = whole(self.geometry)
         if self.filters.cuts > 1:
             part = _with_filters(part, self.kind, self.filters.piece(filters))
         if self.samples.cuts > 1:
             part = with_samples(part, self.samples.piece(samples))
-        if self.rows:
-            cut = _rows_of_x if self.kind == Kind.INPUT_GRAD else _rows_of_out
-            part = cut(part, self.dim, self.rows.piece(rows))
+        for dim, number in enumerate(box):
+            part = self._side(part, dim, number)
         return part
 
 
@@ -208,9 +226,9 @@ def parts(geometry: Geometry, kind: Kind, copies: Copies, most: int, fills: bool
             at_once = (most - of_filters) // max(1, of_sample)
             if at_once > 0:
                 return Parts(geometry, kind, filters, _even(geometry.batch, at_once))
-            cut = _by_rows(some, kind, copies.part, most, fills)
-            if cut is not None:
-                return Parts(geometry, kind, filters, Pieces(geometry.batch, 1), cut[1], cut[0])
+            box = _box(some, kind, copies.part, most, fills)
+            if box is not None:
+                return Parts(geometry, kind, filters, Pieces(geometry.batch, 1), box)
         if length == 1:
             return None
         length = -(-length // 2)
@@ -220,33 +238,40 @@ def in_rows(geometry: Geometry, most: int) -> Parts | None:
     """Cut the weight gradient of one sample into rows of at most `most` positions; return None where no cut does."""
     if geometry.positions <= most:
         return None
-    cut = _by_rows(geometry, Kind.WEIGHT_GRAD, Bytes(out=1), most * geometry.out_channels)
-    if cut is None:
-        return None
-    return replace(whole_of(geometry, Kind.WEIGHT_GRAD), rows=cut[1], dim=cut[0])
+    box = _box(geometry, Kind.WEIGHT_GRAD, Bytes(out=1), most * geometry.out_channels)
+    return None if box is None else replace(whole_of(geometry, Kind.WEIGHT_GRAD), box=box)
 
 
-def _by_rows(geometry: Geometry, kind: Kind, each: Bytes, most: int, fills: bool = True) -> tuple[int, Pieces] | None:
-    """Cut a sample along the first dimension that can be cut into rows of at most `most` bytes; None where none can."""
-
-    def fit(dim: int, rows: int) -> bool:
-        return each.of(1, _cells_of_rows(geometry, kind, dim, rows), geometry.weights) <= most
-
+def _box(geometry: Geometry, kind: Kind, each: Bytes, most: int, fills: bool = True) -> tuple[Pieces, ...] | None:
+    """Cut a sample into boxes of at most `most` bytes, along as few dimensions as that takes; None where none can."""
     if kind == Kind.INPUT_GRAD and geometry.extended is not geometry:
         return None  # a cell would get what its copies in the padding of other parts do
-    for dim in range(geometry.dims):
-        unit = geometry.stride[dim] if kind == Kind.INPUT_GRAD else 1
-        total = geometry.size[dim] if kind == Kind.INPUT_GRAD else geometry.out[dim]
-        # Shorter rows would read most cells several times.
-        least = -(-geometry.extent[dim] // geometry.stride[dim]) * unit
-        low, high = least // unit, -(-total // unit)
-        if least >= total or not fit(dim, least) or (_is_filled(geometry, dim) and not fills):
-            continue
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if fit(dim, middle * unit) else (low, middle)
-        even = _even(-(-total // unit), low)
-        return dim, Pieces(total, even.length * unit)
+    sizes = geometry.size if kind == Kind.INPUT_GRAD else geometry.out
+
+    def fits(lengths: list[int]) -> bool:
+        return each.of(1, _cells_of_box(geometry, kind, lengths), geometry.weights) <= most
+
+    for share in (1, SHARE_OF_A_WINDOW):
+        cut = [*sizes]
+        for dim, total in enumerate(sizes):
+            unit = geometry.stride[dim] if kind == Kind.INPUT_GRAD else 1
+            least = -(-geometry.extent[dim] // (geometry.stride[dim] * share)) * unit
+            is_filled = _is_filled(geometry, dim)
+            if least >= total or (is_filled and not fills):
+                continue
+            # Where padding is filled in for some rows at a time, no other dimension is cut.
+            lengths = [*sizes] if is_filled else cut[:]
+            low, high = least // unit, -(-total // unit)
+            lengths[dim] = least
+            if not fits(lengths):
+                cut = cut if is_filled else lengths
+                continue
+            while high - low > 1:
+                middle = (low + high) // 2
+                lengths[dim] = middle * unit
+                low, high = (middle, high) if fits(lengths) else (low, middle)
+            lengths[dim] = _even(-(-total // unit), low).length * unit
+            return tuple(Pieces(size, max(1, length)) for size, length in zip(sizes, lengths, strict=True))
     return None
 
 
@@ -266,24 +291,24 @@ def _cells(geometry: Geometry) -> tuple[int, int, int]:
     return channels * prod(geometry.size), channels * prod(geometry.padded), geometry.out_channels * geometry.positions
 
 
-def _cells_of_rows(geometry: Geometry, kind: Kind, dim: int, rows: int) -> tuple[int, int, int]:
-    """Count, as `_cells` does, what so many rows of a result have and read at most."""
-    stride, extent = geometry.stride[dim], geometry.extent[dim]
-    cells, outputs = (rows - 1) * stride + extent, rows
-    if kind == Kind.INPUT_GRAD:
-        cells, outputs = rows, (rows + extent - 2) // stride + 1
-    most = geometry.padded[dim] if _is_filled(geometry, dim) else geometry.size[dim]
-    cells, outputs = min(cells, most), min(outputs, geometry.out[dim])
-
-    def others(sizes: tuple[int, ...]) -> int:
-        return prod(sizes[:dim]) * prod(sizes[dim + 1 :])
-
-    inputs = geometry.in_channels * cells
-    return (
-        inputs * others(geometry.size),
-        inputs * others(geometry.padded),
-        geometry.out_channels * outputs * others(geometry.out),
-    )
+def _cells_of_box(geometry: Geometry, kind: Kind, lengths: list[int]) -> tuple[int, int, int]:
+    """Count, as `_cells` does, what a box of a result has and reads at most; it has these lengths."""
+    inputs, padded, outputs = geometry.in_channels, geometry.in_channels, geometry.out_channels
+    for dim, length in enumerate(lengths):
+        stride, extent, size, out = (
+            line[dim] for line in (geometry.stride, geometry.extent, geometry.size, geometry.out)
+        )
+        if length >= (size if kind == Kind.INPUT_GRAD else out):
+            cells, results, filled = size, out, geometry.padded[dim]
+        elif kind == Kind.INPUT_GRAD:
+            cells, results = length, min(out, (length + extent - 2) // stride + 1)
+            filled = cells
+        else:
+            reached = geometry.padded[dim] if _is_filled(geometry, dim) else size
+            cells, results = min(reached, (length - 1) * stride + extent), length
+            filled = cells
+        inputs, padded, outputs = inputs * cells, padded * filled, outputs * results
+    return inputs, padded, outputs
 
 
 def _with_filters(part: Part, kind: Kind, some: Range) -> Part:
@@ -337,7 +362,7 @@ def _rows_of_x(part: Part, dim: int, cells: Range) -> Part:
 
 
 def _with_rows(part: Part, dim: int, ranges: tuple[Range, Range], padding: tuple[int, int]) -> Part:
-    """Return the part with only these cells and outputs of a dimension, and that padding of the cells."""
+    """Return the part with only these cells and outputs of a dimension, and that padding; those before it are cut."""
     whole, (cells, outputs) = part.geometry, ranges
 
     def changed(line: tuple[int, ...], entry: int) -> tuple[int, ...]:
@@ -352,5 +377,5 @@ def _with_rows(part: Part, dim: int, ranges: tuple[Range, Range], padding: tuple
         mode="zeros" if whole.extended is whole else whole.mode,
     )
     assert geometry.out[dim] == outputs[1] - outputs[0]
-    rest = (ALL,) * dim
+    rest = (ALL,) * (2 + dim - len(part.of_x))
     return Part(geometry, (*part.of_x, *rest, slice(*cells)), part.of_w, (*part.of_out, *rest, slice(*outputs)))

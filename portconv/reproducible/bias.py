@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..backends import Array, Backend
-from ..spec.dtypes import DIGITS, HALVES, LEAST_NORMAL, real
+from ..spec.dtypes import DIGITS, HALVES, LEAST_NORMAL, real, zeroed_below
 from .magnitudes import join_parts, parts_of
 
 
@@ -35,9 +35,9 @@ def add_bias(backend: Backend, value: Array, bias: Array, dtype: str) -> Array:
         if i >= len(bias_parts):
             sums.append(part)
             continue
-        least_normal = 2.0 ** LEAST_NORMAL[real(backend.dtype_name(bias.dtype))]
+        least = zeroed_below(backend.dtype_name(bias.dtype), dtype)
         added = backend.astype(bias_parts[i], backend.dtype("float64"))
-        added = backend.astype(xp.where(xp.abs(added) < least_normal, xp.zeros_like(added), added), wide)
+        added = backend.astype(xp.where(xp.abs(added) < least, xp.zeros_like(added), added), wide)
         # A sum of two half precision numbers in float32 is rounded to half precision as the exact sum would be.
         total = backend.astype(part, wide) + xp.reshape(added, (1, -1, *(1,) * (value.ndim - 2)))
         sums.append(_canonical(backend, backend.astype(total, backend.dtype(real_dtype)), real_dtype))

@@ -49,7 +49,7 @@ class _Limbs(NamedTuple):
                 numbers = numbers * factor[(*block[:2], ...)]
             sums += self._sums(numbers)
             if not self.operand.finite:
-                counted = indicators(self.backend, part, self.operand.real, COUNTED)
+                counted = indicators(self.backend, part, self.operand.least, COUNTED)
                 sums += [self._sum(each) for each in counted]
         return sums
 
@@ -108,7 +108,7 @@ def _sums(operation: Operation, backend: Backend, array: Array, count: int) -> t
     """Return the sums of `channel_sums`, and the exponent of the power of two that those of each channel count."""
     xp, powers, bits = backend.xp, powers_of_two(backend, array), SIGNIFICANT_BITS[operation.dtype]
     (group,) = SCALE_GROUPS[Kind.CHANNEL_SUM]
-    scaled = operand(powers, operation.geometry, array, group, bits)
+    scaled = operand(powers, operation, array, group)
     plan = addition_slicing(bits, count)
     up = bits - 1 - scaled.exponents
     short = bits <= SHORT_BITS and plan.slices == 2 and math.prod(array.shape[2:]) <= 2 ** (63 - bits)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from .. import limits
 from ..backends import Array, Backend, Workspace
 from ..spec.ranges import ALL, Index, Range, Ranges, pieces
 from ..spec.remembered import remembered
 from ..spec.sequences import Made, Product, kept, kept_if_few
+from .probe import check_rounding
 
 BYTES = 144
 """The bytes that an element takes while it is cut or rounded, intermediate arrays included."""
@@ -18,6 +20,7 @@ BYTES_TO_READ = 36
 OPERATIONS = 32
 """The operations that cutting or rounding an element takes."""
 Block = tuple[slice, ...]
+Piece = TypeVar("Piece")
 
 
 def blocks(backend: Backend, shape: tuple[int, ...], element_bytes: int = BYTES) -> Sequence[Block]:
@@ -54,6 +57,22 @@ def least_blocks(backend: Backend, shape: tuple[int, ...]) -> int:
     return backend.least_blocks(OPERATIONS * math.prod(shape), 2)
 
 
+def fill(
+    backend: Backend,
+    out: Array,
+    cut: Sequence[tuple[tuple[Any, ...], Piece]],
+    compute: Callable[[Piece, Array, Workspace], Array],
+    least: int,
+) -> Array:
+    """Fill an array as `Backend.fill` does, on threads that are known to round to nearest."""
+
+    def checked(block: Piece, target: Array, workspace: Workspace) -> Array:
+        check_rounding()
+        return compute(block, target, workspace)
+
+    return backend.fill(out, cut, checked, least)
+
+
 def reduce_planes(
     backend: Backend,
     array: Array,
@@ -84,4 +103,4 @@ def reduce_planes(
         return (number, ALL, sample, channel), block
 
     cuts = Made(Product(first, second, range(len(cells[0]) if cells else 1)), indexed)
-    return backend.fill(out, cuts, compute, least_blocks(backend, tuple(array.shape)))
+    return fill(backend, out, cuts, compute, least_blocks(backend, tuple(array.shape)))

@@ -20,7 +20,7 @@ from ..spec.operation import Kind
 from ..spec.ranges import pieces
 from ..spec.sequences import Made
 from .bias import addend
-from .blocks import OPERATIONS, Block, block_elements, blocks, least_blocks
+from .blocks import OPERATIONS, Block, block_elements, blocks, fill, least_blocks
 from .limbs import round_limbs, round_range
 from .powers import PowersOfTwo
 from .rounding import Target
@@ -88,7 +88,7 @@ class BoundedSums:
             return backend.elementwise("add", part, (...,), part, added[:, block[1], ...])
 
         cut = Made(blocks(backend, tuple(out.shape)), lambda block: (block, block))
-        out = backend.fill(out, cut, compute, least_blocks(backend, out.shape))
+        out = fill(backend, out, cut, compute, least_blocks(backend, out.shape))
         if len(undecided) > allowed:
             return None
         return self.recompute(target._replace(array=out), undecided, xp.reshape(added, (-1,))) if undecided else out
@@ -110,7 +110,7 @@ class BoundedSums:
         cut = Made(pieces(len(places), at_once), lambda piece: ((slice(*piece),), (slice(*piece),)))
         least = backend.least_blocks(OPERATIONS * len(places) * self.terms, 2)
         out = target.array
-        values = backend.fill(backend.empty((len(places),), out), cut, compute, least)
+        values = fill(backend, backend.empty((len(places),), out), cut, compute, least)
         for i, at in enumerate(places):
             out = backend.write(out, at, values[i])
         return out

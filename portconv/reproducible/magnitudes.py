@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from ..backends import Array, Backend, of
-from ..spec.dtypes import HALVES, LEAST_NORMAL, PARTS_OF
+from ..spec.dtypes import HALVES, PARTS_OF
 from ..spec.ranges import Index
 from .blocks import BYTES_TO_READ, reduce_planes
 
@@ -26,10 +26,10 @@ def join_parts(backend: Backend, parts: list[Array], dtype: str) -> Array:
     return backend.complex(parts[0], parts[1] if len(parts) > 1 else backend.xp.zeros_like(parts[0]))
 
 
-def zero_unless_normal(backend: Backend, part: Array, real: str) -> Array:
-    """Return real numbers in float64, with 0 in the place of nans, infinities and the subnormal numbers of `real`."""
+def zero_unless_normal(backend: Backend, part: Array, least: float) -> Array:
+    """Return real numbers in float64, with 0 in the place of nans, infinities and what is smaller than `least`."""
     xp, wide = backend.xp, backend.astype(part, backend.dtype("float64"))
-    normal = xp.isfinite(wide) & (xp.abs(wide) >= 2.0 ** LEAST_NORMAL[real])
+    normal = xp.isfinite(wide) & (xp.abs(wide) >= least)
     return xp.where(normal, wide, xp.zeros_like(wide))
 
 
@@ -52,12 +52,12 @@ def remembering(known: Iterable[tuple[Array, Array]] = ()) -> Iterator[None]:
         _remembered.reset(token)
 
 
-def plane_magnitudes(backend: Backend, array: Array, real: str) -> Magnitudes:
+def plane_magnitudes(backend: Backend, array: Array) -> Magnitudes:
     """Return the largest magnitude of each sample's channel (N, C, *cells), and whether all elements are finite."""
     remembered = _remembered.get()
     if remembered is not None and id(array) in remembered:
         return remembered[id(array)][1]
-    entry = _with_finite(backend, magnitudes(backend, array, real))
+    entry = _with_finite(backend, magnitudes(backend, array))
     if remembered is not None:
         # The array is kept too, so that no other array gets its place in memory, and so its id.
         remembered[id(array)] = array, entry
@@ -68,7 +68,7 @@ def _with_finite(backend: Backend, magnitudes: Array) -> Magnitudes:
     return magnitudes[0, ...], backend.likely(backend.xp.logical_not(magnitudes[1, ...] > 0))
 
 
-def magnitudes(backend: Backend, array: Array, real: str) -> Array:
+def magnitudes(backend: Backend, array: Array) -> Array:
     """Return the largest magnitude of each sample's channel (N, C, *cells), and 1 where not all elements are finite.
 
     Returns
@@ -88,7 +88,7 @@ def magnitudes(backend: Backend, array: Array, real: str) -> Array:
                 largest = largest_magnitude(backend, part, tuple(part.shape), keep=(0, 1))
             # Where the library lets nans and infinities through, its largest magnitudes tell whether there are any.
             if largest is None or not backend.all_finite(largest):
-                part = zero_unless_normal(backend, part, real)
+                part = zero_unless_normal(backend, part, 0.0)
                 largest, has_nonfinite = largest_magnitude(backend, part, tuple(part.shape), keep=(0, 1)), True
             of_all = largest if of_all is None else xp.maximum(of_all, largest)
         return [of_all, xp.full_like(of_all, float(has_nonfinite))]

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..backends import Array, Backend
-from ..spec.dtypes import LEAST_NORMAL
 from ..spec.ranges import Index
 
 COUNTED = (
@@ -53,12 +52,14 @@ class Counts:
         return xp.where((self.nans > 0) | (positive & negative), nan, value)
 
 
-def indicators(backend: Backend, part: Array, real: str, names: Sequence[str]) -> list[Array]:
-    """Return the indicators of these names, float64: 1, 0 or -1 as each element is a nan, infinite, zero and so on."""
+def indicators(backend: Backend, part: Array, least: float, names: Sequence[str]) -> list[Array]:
+    """Return the indicators of these names, float64: 1, 0 or -1 as each element is a nan, infinite, zero and so on.
+
+    What is smaller than `least` counts as zero.
+    """
     xp, double = backend.xp, backend.dtype("float64")
     wide = backend.astype(part, double)
-    # Subnormal numbers count as zeros.
-    normal = xp.abs(wide) >= 2.0 ** LEAST_NORMAL[real]
+    normal = xp.abs(wide) >= least
     nan, infinite = xp.isnan(wide), xp.isinf(wide)
     zero = ~(nan | normal)
     zeros = xp.zeros_like(wide)

@@ -48,10 +48,10 @@ def _indicator_stack(sliced: SlicedProduct, place: int, part: Operand) -> Array:
     stack = backend.empty(shape, part.array, dtype=backend.dtype("float64"))
 
     def put(target: Array, block: Index, workspace: Workspace) -> Array:
-        of_parts = [indicators(backend, values, part.real, names) for values in part.parts(backend, block)]
+        of_parts = [indicators(backend, values, part.least, names) for values in part.parts(backend, block)]
         if len(of_parts) < part_products // 2:  # the imaginary part of real numbers
             zeros = backend.xp.zeros_like(of_parts[0][0])
-            of_parts.append(indicators(backend, zeros, part.real, names))
+            of_parts.append(indicators(backend, zeros, part.least, names))
         values = [each for parts in PART_PRODUCTS[:part_products] for each in of_parts[parts[place]]]
         for number, value in enumerate(values):
             target = backend.write(target, slot(axis, number), value)

@@ -6,7 +6,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from ..backends import Array, Backend
-from ..spec.dtypes import HIGHEST, LEAST_NORMAL, LOWEST, real
+from ..spec.dtypes import HIGHEST, LOWEST, zeroed_below
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind, Operation
 from ..spec.ranges import Index
@@ -42,8 +42,8 @@ class Operand(NamedTuple):
         Not quantised yet: (N, C, *cells) or (F, C / G, *K).
     exponents : array of int
         The exponent of the power of two at or above the largest magnitude, for each element of the first two axes.
-    real : str
-        The dtype of the elements, or of their parts.
+    least : float
+        The magnitude below which elements are taken for zero.
     zeroing : bool
         Whether there may be elements to be taken for zero: subnormal numbers, nans or infinities.
     finite : bool
@@ -54,7 +54,7 @@ class Operand(NamedTuple):
 
     array: Array
     exponents: Array
-    real: str
+    least: float
     zeroing: bool
     finite: bool
     conjugated: bool = False
@@ -71,7 +71,7 @@ class Operand(NamedTuple):
     def doubles(self, backend: Backend, part: Array) -> Array:
         """Return some of its real numbers in float64, with 0 for what must be taken for zero."""
         if self.zeroing:
-            return zero_unless_normal(backend, part, self.real)
+            return zero_unless_normal(backend, part, self.least)
         return backend.astype(part, backend.dtype("float64"))
 
     def multipliable(self, backend: Backend, part: Array) -> Array:
@@ -80,13 +80,14 @@ class Operand(NamedTuple):
         return part if not self.zeroing and backend.bits(part.dtype) >= 32 else self.doubles(backend, part)
 
 
-def operand(powers: PowersOfTwo, geometry: Geometry, array: Array, group: ScaleGroup, bits: int) -> Operand:
-    """Find the scales of an operand that is to be quantised to `bits` bits."""
-    backend, xp, real_dtype = powers.backend, powers.backend.xp, real(powers.backend.dtype_name(array.dtype))
+def operand(powers: PowersOfTwo, operation: Operation, array: Array, group: ScaleGroup) -> Operand:
+    """Find the scales of an operand that is to be quantised."""
+    backend, xp, geometry = powers.backend, powers.backend.xp, operation.geometry
+    least = zeroed_below(backend.dtype_name(array.dtype), operation.dtype)
     batched = group in (ScaleGroup.SAMPLE, ScaleGroup.CHANNEL)
     largest, finite = (_of_batch if batched else _of_filters)(backend, geometry, array, group)
     # Where quanta are at least twice the smallest normal number, subnormal numbers are rounded to zero anyway.
-    large = 2.0 ** (LEAST_NORMAL[real_dtype] + bits)
+    large = least * 2.0 ** SIGNIFICANT_BITS[operation.dtype]
     zeroing = not finite or not backend.sure((largest >= large) | (largest == 0))
     exponents = powers.exponents_above(largest)
     first, second = array.shape[:2]
@@ -98,13 +99,13 @@ def operand(powers: PowersOfTwo, geometry: Geometry, array: Array, group: ScaleG
     else:
         exponents = exponents[:, None] if group is ScaleGroup.FILTER else exponents[None, :]
         exponents = xp.broadcast_to(exponents, (first, second))
-    return Operand(array, xp.reshape(exponents, (first, second)), real_dtype, zeroing, finite)
+    return Operand(array, xp.reshape(exponents, (first, second)), least, zeroing, finite)
 
 
 def _of_batch(backend: Backend, geometry: Geometry, array: Array, group: ScaleGroup) -> tuple[Array, bool]:
     """Return the largest magnitudes of an array (N, C, *cells), (C,) or (N, G), and whether all elements are finite."""
     xp, (samples, channels) = backend.xp, array.shape[:2]
-    largest, finite = plane_magnitudes(backend, array, real(backend.dtype_name(array.dtype)))
+    largest, finite = plane_magnitudes(backend, array)
     if group is ScaleGroup.SAMPLE:
         by_group = xp.reshape(largest, (samples, geometry.groups, channels // geometry.groups))
         return xp.max(by_group, axis=2), finite
@@ -122,7 +123,7 @@ def _of_filters(backend: Backend, geometry: Geometry, array: Array, group: Scale
         shape, keep = (geometry.groups, shape[0] // geometry.groups, *shape[1:]), (0, 2)
     for part in parts_of(backend, array):
         if not backend.all_finite(part):
-            part, finite = zero_unless_normal(backend, part, real(backend.dtype_name(array.dtype))), False
+            part, finite = zero_unless_normal(backend, part, 0.0), False
         of_part = largest_magnitude(backend, part, shape, keep)
         largest = of_part if largest is None else backend.xp.maximum(largest, of_part)
     return largest, finite
@@ -133,9 +134,9 @@ def quanta(operation: Operation, backend: Backend, operands: tuple[Array, Array]
     xp, powers, bits = backend.xp, powers_of_two(backend, operands[0]), SIGNIFICANT_BITS[operation.dtype]
     distances = []
     for array, group in zip(operands, SCALE_GROUPS[operation.kind], strict=True):
-        scaled = operand(powers, operation.geometry, array, group, bits)
+        scaled = operand(powers, operation, array, group)
         half = powers.of(xp.clip(scaled.exponents - bits, LOWEST, HIGHEST))
         # Subnormal numbers are taken for zero.
-        half = xp.clip(half, 2.0 ** LEAST_NORMAL[scaled.real], None)
+        half = xp.clip(half, scaled.least, None)
         distances.append(xp.broadcast_to(over_cells(backend, half, array.ndim - 2), tuple(array.shape)) * 1.0)
     return distances[0], distances[1]

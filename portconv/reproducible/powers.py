@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ..backends import Array, Backend
 from ..spec.dtypes import HIGHEST, LOWEST
-from .probe import check_float64, check_products
+from .probe import check_float64, check_products, check_rounding
 
 
 class PowersOfTwo(NamedTuple):
@@ -47,8 +47,9 @@ def powers_of_two(backend: Backend, like: Array) -> PowersOfTwo:
     Raises
     ------
     BackendError
-        If the device has no float64, or its products are not those of IEEE 754.
+        If the device has no float64, its products are not those of IEEE 754, or this thread rounds otherwise.
     """
+    check_rounding()
     check_float64(backend, like)
     return _checked_powers(backend, backend.device_of(like))
 

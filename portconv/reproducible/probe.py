@@ -1,4 +1,4 @@
-"""Checks that float64 sums of integers are exact in a library, on a device, before anything relies on it."""
+"""Checks, before anything relies on it, that float64 sums of integers are exact and others are rounded to nearest."""
 
 from __future__ import annotations
 
@@ -23,6 +23,25 @@ The bits of two operands and of the number of terms add up to 53, which is all t
 """
 
 
+ONE, NEXT, AFTER, HALF = 1.0, 1 + 2.0**-52, 1 + 2.0**-51, 2.0**-53
+"""Three numbers that follow one another, of which the second is odd, and half their distance."""
+MANY = 1 << 16
+"""So many additions are enough for a library to share them out among its threads."""
+
+
+def check_rounding() -> None:
+    """Raise a BackendError where this thread does not round to nearest, as after another library's `fesetround`.
+
+    Upward, the first sum is too large; downward and toward zero, the second is too small. Each thread has a mode of its
+    own. It takes a tenth of a microsecond, so it is asked in each call, and on the threads that share it.
+    """
+    if ONE + HALF != ONE or NEXT + HALF != AFTER:
+        raise BackendError(
+            "precision: got 'reproducible' on a thread that does not round to nearest; expected the rounding mode "
+            "FE_TONEAREST: a library has set another one with fesetround"
+        )
+
+
 def check_float64(backend: Backend, like: Array) -> None:
     """Raise a BackendError where the device of `like` has no float64."""
     if not backend.holds("float64", like):
@@ -33,7 +52,7 @@ def check_float64(backend: Backend, like: Array) -> None:
 
 
 def check_products(backend: Backend, device: Any) -> None:
-    """Raise a BackendError where matrix products of integers in float64 are not exact on a device."""
+    """Raise a BackendError where float64 products of integers are not exact, or sums not rounded to nearest."""
     for size in SIZES:
         if not _is_exact(backend, device, size):
             raise BackendError(
@@ -65,6 +84,9 @@ def _is_exact(backend: Backend, device: Any, size: Size) -> bool:
         b = xp.broadcast_to(xp.reshape(right, (1, 1, rows)), (1, terms, rows)) * 1.0
         if not bool(xp.all(backend.product(a, b)[0, ...] == entries * float(sum(sign)))):
             return False
+    sums = backend.asarray([[ONE], [NEXT]], double, device) + xp.full((2, MANY), HALF, dtype=double, device=device)
+    if not bool(xp.all(sums == backend.asarray([[ONE], [AFTER]], double, device))):
+        return False
     ties = backend.asarray([0.5, 1.5, 2.5, -2.5, 2.0**52 - 0.5], double, device)
     even = backend.asarray([0.0, 2.0, 2.0, -2.0, 2.0**52], double, device)
     return bool(xp.all(xp.round(ties) == even))

@@ -10,7 +10,7 @@ from ..spec.operation import Kind
 from ..spec.ranges import ALL, Index
 from ..spec.sequences import Made
 from .bias import add_bias, addend, keeps_normal
-from .blocks import Block, blocks, least_blocks
+from .blocks import Block, blocks, fill, least_blocks
 from .cutting import slot, sum_by_weight
 from .limbs import carry, round_limbs, round_range, total_and_error
 from .magnitudes import join_parts
@@ -89,7 +89,7 @@ def round_products(sliced: SlicedProduct, target: Target, products: Array, count
         return value if target.bias is None else add_bias(backend, value, target.bias[block[1]], rounding.dtype)
 
     cut = Made(blocks(backend, tuple(target.array.shape)), lambda block: (block, block))
-    return backend.fill(target.array, cut, compute, least_blocks(backend, target.array.shape))
+    return fill(backend, target.array, cut, compute, least_blocks(backend, target.array.shape))
 
 
 def _round_normal(sliced: SlicedProduct, target: Target, products: Array) -> Array:
@@ -112,7 +112,7 @@ def _round_normal(sliced: SlicedProduct, target: Target, products: Array) -> Arr
         return backend.elementwise("add", out, (...,), out, added[:, block[1], ...])
 
     cut = Made(blocks(backend, tuple(target.array.shape)), lambda block: (block, block))
-    return backend.fill(target.array, cut, compute, least_blocks(backend, target.array.shape))
+    return fill(backend, target.array, cut, compute, least_blocks(backend, target.array.shape))
 
 
 def _slot_axis(sliced: SlicedProduct) -> int:

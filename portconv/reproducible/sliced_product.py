@@ -18,14 +18,13 @@ from ..spec.geometry import Geometry
 from ..spec.operation import Kind, Operation, Role
 from ..spec.ranges import ALL, Index, pieces
 from ..spec.sequences import Made
-from .blocks import blocks, least_blocks
+from .blocks import blocks, fill, least_blocks
 from .cutting import SliceWriter, slot, sum_by_weight
 from .operands import SCALE_GROUPS, Operand, operand
 from .powers import PowersOfTwo, over_cells, powers_of_two, split_exponents
 from .slicing import (
     PART_PRODUCTS,
     PART_SIGNS,
-    SIGNIFICANT_BITS,
     UNCUT,
     Slicing,
     in_slices,
@@ -190,10 +189,9 @@ def sliced_product(
     operation: Operation, backend: Backend, choose: Choose, terms: int, operands: tuple[Array, ...]
 ) -> SlicedProduct:
     """Find the scales of two operands, and plan slices whose sums of `terms` products are exact."""
-    powers, bits = powers_of_two(backend, operands[0]), SIGNIFICANT_BITS[operation.dtype]
-    geometry = operation.geometry
+    powers = powers_of_two(backend, operands[0])
     first, second = (
-        operand(powers, geometry, array, group, bits)._replace(conjugated=conjugated)
+        operand(powers, operation, array, group)._replace(conjugated=conjugated)
         for array, group, conjugated in zip(
             operands[:2], SCALE_GROUPS[operation.kind], operation.conjugated, strict=True
         )
@@ -222,4 +220,4 @@ def fill_stack(
         return put(target, block, workspace)
 
     cut = Made(blocks(backend, tuple(like.shape)), lambda block: ((*block[:axis], ALL, *block[axis:]), block))
-    return backend.fill(stack, cut, compute, least_blocks(backend, stack.shape))
+    return fill(backend, stack, cut, compute, least_blocks(backend, stack.shape))

@@ -14,7 +14,7 @@ from ..spec.operation import Kind
 from ..spec.ranges import ALL, pieces
 from ..spec.remembered import remembered
 from ..spec.sequences import Made, Product
-from .blocks import Block, block_elements, least_blocks
+from .blocks import Block, block_elements, fill, least_blocks
 from .certified import BoundedSums, Place
 from .cutting import cut
 from .limbs import carry
@@ -148,7 +148,7 @@ def _window_squares(sliced: SlicedProduct, geometry: Geometry, cells: Array) -> 
     cuts = Product(pieces(cells.shape[0], 1), pieces(groups, 1), pieces(size[0], rows))
     indices = Made(cuts, lambda block: tuple(slice(*piece) for piece in block))
     sums = backend.empty((cells.shape[0], groups, *size), cells)
-    sums = backend.fill(sums, Made(indices, lambda block: ((*block, ...), block)), compute, least)
+    sums = fill(backend, sums, Made(indices, lambda block: ((*block, ...), block)), compute, least)
     one = replace(geometry, in_channels=groups, out_channels=groups)
     ones = xp.ones((1, *one.w_shape), dtype=cells.dtype, device=backend.device_of(cells))
     return sliced.convolve(one, 1, xp.reshape(sums, (sums.shape[0], 1, *sums.shape[1:])), ones)[:, 0, ...]

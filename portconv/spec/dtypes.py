@@ -49,6 +49,16 @@ def real(dtype: str) -> str:
     return PARTS_OF.get(dtype, dtype)
 
 
+def zeroed_below(dtype: str, call: str) -> float:
+    """Return the magnitude below which a reproducible call in the dtype `call` takes elements of a dtype for zero.
+
+    It is the smallest normal number. float16 beside a wider dtype is first promoted, which every library does exactly.
+    Numbers that are subnormal in the other dtypes are no normal float32 either, or not every library can widen them.
+    """
+    own = real(dtype)
+    return 2.0 ** LEAST_NORMAL["float32" if own == "float16" != real(call) else own]
+
+
 def gamma(terms: int, unit: float = 2.0**-53) -> float:
     """Compute gamma_n for `terms` terms and the unit roundoff `unit`, which is float64's unless given.
 

@@ -42,6 +42,9 @@ from support.rational import PARTS, Layer, array_of, part_format, promoted
 import portconv
 from portconv import backends
 
+# NumPy warns of results that are too large or nan: tests/test_warnings.py says of which.
+pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered in add:RuntimeWarning")
+
 FILE = Path(__file__).parents[1] / "golden.json"
 PROBLEMS: dict[str, Any] = json.loads(FILE.read_text())
 ROLES = ("x", "w", "b", "dout")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import ctypes.util
 import math
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +14,7 @@ import pytest
 
 import portconv
 from portconv import backends
-from portconv.reproducible import probe
+from portconv.reproducible import blocks, probe
 from portconv.reproducible.powers import powers_of_two
 
 
@@ -86,3 +90,92 @@ def test_it_is_asked_once_a_device():
     for _ in range(3):
         powers_of_two(other, np.ones(1))
     assert count == 3 * len(probe.SIZES)
+
+
+UPWARD, DOWNWARD, TOWARD_ZERO = 0x800, 0x400, 0xC00
+"""The modes of fesetround on x86."""
+
+
+@contextmanager
+def rounding(mode: int):
+    """Set this thread's rounding mode inside."""
+    name = ctypes.util.find_library("m")
+    libm = ctypes.CDLL(name) if name else None
+    if libm is None or not hasattr(libm, "fesetround"):
+        pytest.skip("needs a libm with fesetround")
+    before = libm.fegetround()
+    if libm.fesetround(mode):
+        pytest.skip("this CPU has other rounding modes")
+    try:
+        yield
+    finally:
+        libm.fesetround(before)
+
+
+@pytest.mark.parametrize("mode", [UPWARD, DOWNWARD, TOWARD_ZERO])
+@pytest.mark.parametrize("threaded", [False, True])
+def test_a_thread_that_does_not_round_to_nearest_is_refused(mode, threaded):
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((4, 4, 64, 64)), rng.standard_normal((4, 4, 3, 3))
+    options = {"precision": "reproducible"}
+    expected = portconv.conv(x, w, **options).tobytes()
+    entered = []
+
+    def in_mode():
+        with rounding(mode):
+            entered.append(mode)
+            with pytest.raises(portconv.BackendError, match="a thread that does not round to nearest"):
+                portconv.conv(x, w, **options)
+
+    if threaded:  # a thread has a mode of its own, so this one still rounds to nearest
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(in_mode).result()
+    else:
+        in_mode()
+    assert entered == [mode]
+    assert portconv.conv(x, w, **options).tobytes() == expected
+
+
+def test_a_worker_that_does_not_round_to_nearest_is_refused():
+    """The caller rounds to nearest, but a thread that it shares the blocks with does not."""
+
+    class Workers(type(backends.get("numpy"))):
+        name = "workers"
+
+        def fill(self, out, blocks, compute, least):
+            def work():
+                with rounding(UPWARD):
+                    return super(Workers, self).fill(out, blocks, compute, 1)
+
+            with ThreadPoolExecutor(1) as pool:
+                return pool.submit(work).result()
+
+    array = np.ones((1, 1, 3))
+    with pytest.raises(portconv.BackendError, match="a thread that does not round to nearest"):
+        blocks.fill(Workers(), array, [((...,), None)], lambda block, target, workspace: target, 1)
+
+
+@pytest.mark.parametrize("name", ["float16", "float32", "float64"])
+def test_flushing_subnormal_numbers_changes_no_bit(name):
+    """Operands and results have none, and nothing between is below float64's normal numbers."""
+    torch = pytest.importorskip("torch")
+    least = {"float16": 2.0**-14, "float32": 2.0**-126, "float64": 2.0**-1022}[name]
+    rng = np.random.default_rng(1)
+    x = (rng.standard_normal((2, 3, 9, 9)) * 4 * least).astype(name)
+    w, dout = rng.standard_normal((4, 3, 3, 3)).astype(name), rng.standard_normal((2, 4, 7, 7)).astype(name)
+
+    def bits():
+        arrays = [portconv.conv(x, w, precision="reproducible")]
+        arrays += [portconv.conv_weight_grad(dout, x, w.shape, precision="reproducible")]
+        arrays += [portconv.conv_input_grad(dout, w, x.shape, precision="reproducible")]
+        arrays += [portconv.conv(x, w.astype("float64"), precision="reproducible")]
+        return [array.tobytes() for array in arrays]
+
+    expected = bits()
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this CPU does not flush subnormal numbers")
+    try:
+        assert np.float32(2.0**-126) * np.float32(0.5) == 0
+        assert bits() == expected
+    finally:
+        torch.set_flush_denormal(False)

@@ -42,6 +42,9 @@ from threadpoolctl import threadpool_info
 
 import portconv
 
+# NumPy warns of results that are too large or nan: tests/test_warnings.py says of which.
+pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered in add:RuntimeWarning")
+
 
 class Sum(NamedTuple):
     """One output of one window: x and w, its bias, and what it is, all in one dtype."""
@@ -162,6 +165,27 @@ def test_scales_by_hand(target):
         expected = layer.all(*arrays)
         assert expected[name].ravel().tolist() == values
         assert_same_bits(forward_and_backward(target, arrays, options), expected)
+
+
+@pytest.mark.parametrize("wide", ["float32", "float64", "complex64"])
+@pytest.mark.parametrize("narrow", ["x", "w", "b", "dout"])
+def test_float16_beside_a_wider_dtype_keeps_its_subnormal_numbers(target, narrow, wide):
+    skip_without(target, wide)
+    skip_most_on_jax(target)
+    if not hasattr(target.backend.xp, "float16"):
+        pytest.skip(f"{target.backend.name} has no float16")
+    layer, small = one_dimension((1, 1, 3), (1, 1, 1)), 2.0**-15  # half of float16's smallest normal number
+    shapes = {"x": layer.x, "w": layer.w, "b": (1,), "dout": layer.out}
+    ones = {name: np.full(shape, name != "b", wide) for name, shape in shapes.items()}
+    given = {**ones, narrow: np.full(shapes[narrow], small, "float16")}
+    expected = layer.all(*given.values())
+    if narrow != "dout":
+        assert expected["out"].ravel().tolist() == [small if narrow != "b" else 1 + small] * 3
+    assert_same_bits(forward_and_backward(target, [*given.values()], {}), expected)
+    arrays = [target.array(array) for array in [*given.values()][:3]]
+    bound = target.numpy(portconv.error_bound(*arrays, precision="reproducible"))
+    # Nothing is lost: each result is exact but for one rounding, 2**-23 of it at most, twice with a bias.
+    assert np.all(bound < 2.0**-21 * np.abs(expected["out"]))
 
 
 def test_parts_of_complex_numbers_share_a_scale_and_no_part_is_left_out(target):

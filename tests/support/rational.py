@@ -4,8 +4,8 @@ A finite number is an integer multiple of the smallest subnormal of its format, 
 its group's step. So the code only shifts, multiplies and adds integers. Where the definition could be read in more than
 one way, this is how it is read:
 
-- Operands that are subnormal in their own dtype count as zero; so does -0. The real and the imaginary part of a complex
-  number are two numbers that only share a scale.
+- Operands that are subnormal in their own dtype count as zero, but for float16 beside a wider dtype, which is promoted
+  first; so does -0. The real and the imaginary part of a complex number are two numbers that only share a scale.
 - All operands of a call, including its bias, and `dout` in a backward call, are promoted to their common dtype; a real
   one beside complex ones has imaginary part 0. T, the number of bits kept, is that dtype's: 40, or 60 with float64
   parts.
@@ -32,7 +32,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 from typing import Any
 
@@ -60,14 +60,17 @@ class Format:
     def infinity(self) -> int:
         return (2**self.exponent - 1) << self.fraction
 
-    def decode(self, pattern: int) -> tuple[int, float]:
-        """Return a pattern's number in units, and its sign; if it is not finite, 0 and the nan or infinity."""
+    def decode(self, pattern: int, subnormal: bool = False) -> tuple[int, float]:
+        """Return a pattern's number in units, and its sign; if it is not finite, 0 and the nan or infinity.
+
+        A subnormal number is 0, unless the form's `subnormal` numbers are kept.
+        """
         sign = -1 if pattern >> (self.bits - 1) else 1
         exponent, fraction = divmod(pattern % 2 ** (self.bits - 1), 2**self.fraction)
         if exponent == 2**self.exponent - 1:
             return 0, math.nan if fraction else sign * math.inf
         if exponent == 0:
-            return 0, 0.0
+            return (sign * fraction, float(sign)) if subnormal and fraction else (0, 0.0)
         return sign * ((2**self.fraction + fraction) << (exponent - 1)), float(sign)
 
     def encode(self, number: int, power: int) -> int:
@@ -169,7 +172,7 @@ def operand(array: np.ndarray, common: str) -> Operand:
     name = array.dtype.name
     form = part_format(name)
     parts = np.ascontiguousarray(array).reshape(*array.shape, 1).view(f"u{form.bits // 8}")
-    decode = np.frompyfunc(form.decode, 1, 2)
+    decode = np.frompyfunc(partial(form.decode, subnormal=name == "float16" != common), 1, 2)
     units, signs = zip(*(decode(parts[..., i]) for i in range(parts.shape[-1])), strict=True)
     if common in PARTS and name not in PARTS:
         units, signs = (units[0], units[0] * 0), (signs[0], np.full(array.shape, 0.0, object))

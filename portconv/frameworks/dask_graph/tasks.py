@@ -5,6 +5,7 @@ Inputs and outputs are batches with channels first here, and the operation of a 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from ...reproducible.magnitudes import magnitudes as magnitudes_of
 from ...reproducible.magnitudes import remembering
 from ...reproducible.slicing import longest_sum
 from ...reproducible.weight_grad import add_weight_sums, round_weight_sums
-from ...spec.dtypes import KINDS, real
+from ...spec.dtypes import KINDS
 from ...spec.geometry import Geometry
 from ...spec.operation import Kind, Operation
 from ...spec.operation import operation as operation_of
@@ -173,7 +174,7 @@ def input_grad(
 def _biased(limited: LimitedOperation, backend: Backend, zeros: Array, bias: Array) -> Array:
     """Add a bias to zeros, in the precision of the operation."""
     if not limited.exact:
-        return with_bias(backend, zeros, narrow(backend, bias, zeros.dtype))
+        return execution.warned(backend, lambda one: with_bias(backend, zeros, narrow(backend, one, zeros.dtype)), bias)
     with limited.limited(), backend.quiet():
         return add_bias(backend, zeros, bias, limited.operation.result_dtype)
 
@@ -203,7 +204,7 @@ def _part(geometry: Geometry, box: tuple[Range, ...]) -> Part:
 def weight_grad_sum(limited: LimitedOperation, sums: list[Array]) -> Array:
     """Add up terms of the filters' gradient."""
     if not limited.exact:
-        return reduce(lambda total, term: total + term, sums)
+        return _total(sums)
     return add_weight_sums(limited.operation.dtype, backends.of(sums[0]), sums)
 
 
@@ -214,7 +215,7 @@ def weight_grad_end(
     total = weight_grad_sum(limited, sums)
     backend, operation = backends.of(total), limited.operation
     if scales is None:
-        return narrow(backend, total, backend.dtype(result_dtype))
+        return execution.warned(backend, lambda one: narrow(backend, one, backend.dtype(result_dtype)), total)
     largest = scales[0][0, 0, :], scales[1][0, 0, :]
     gradient = operation_of(Kind.WEIGHT_GRAD, operation.geometry, operation.dtype, result_dtype)
     with limited.limited(), backend.quiet():
@@ -234,7 +235,11 @@ def channel_sum(limited: LimitedOperation, block: Block, chunk: Array, scales: A
 
 def channel_sum_sum(sums: list[Array]) -> Array:
     """Add up terms of a bias gradient; the limbs of exact ones have room for the sum of all of them."""
-    return reduce(lambda total, term: total + term, sums)
+    return _total(sums)
+
+
+def _total(sums: list[Array]) -> Array:
+    return execution.warned(backends.of(sums[0]), lambda *terms: reduce(operator.add, terms), *sums)
 
 
 def channel_sum_end(
@@ -244,7 +249,7 @@ def channel_sum_end(
     total = channel_sum_sum(sums)
     backend = backends.of(total)
     if scales is None:
-        return narrow(backend, total, backend.dtype(result_dtype))
+        return execution.warned(backend, lambda one: narrow(backend, one, backend.dtype(result_dtype)), total)
     gradient = operation_of(Kind.CHANNEL_SUM, limited.operation.geometry, limited.operation.dtype, result_dtype)
     with limited.limited(), backend.quiet():
         return round_channel_sums(gradient, backend, total, scales[0, 0, :], count)
@@ -260,7 +265,7 @@ def magnitudes(limited: LimitedOperation, chunk: Array) -> Array:
     """Return the largest magnitude of each channel of each sample, and whether all elements are finite."""
     backend = backends.of(chunk)
     with limited.limited(), backend.during_call(chunk, "reproducible"), backend.quiet():
-        return magnitudes_of(backend, chunk, real(backend.dtype_name(chunk.dtype)))
+        return magnitudes_of(backend, chunk)
 
 
 def largest(parts: list[Array]) -> Array:
