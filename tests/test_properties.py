@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from support.limited import within
 from support.oracle import gamma
 from support.plain_sums import (
     COMPUTED,
@@ -65,8 +66,12 @@ def run(target, call, operands, **options):
         if call.transposed
         else (portconv.conv_forward, portconv.conv_backward)
     )
-    out, cache = forward(given["x"], given["w"], given.get("b"), **call.options, **options)
-    found = dict(zip(RESULTS, (out, *backward(given["dout"], cache)), strict=True))
+
+    def both():
+        out, cache = forward(given["x"], given["w"], given.get("b"), **call.options, **options)
+        return dict(zip(RESULTS, (out, *backward(given["dout"], cache)), strict=True)), used_by(cache)
+
+    found, used = within(call.limit, both, products=3)
     if "b" not in given:
         assert found.pop("db") is None
     shapes = {"out": call.shape(call.out), "dx": call.shape(call.x), "dw": call.w, "db": call.out[1:2]}
@@ -79,12 +84,13 @@ def run(target, call, operands, **options):
         assert target.numpy(array).tobytes() == target.numpy(given[name]).tobytes(), name
     found = {name: target.numpy(result) for name, result in found.items()}
     found = {name: call.from_layout(a) if name in ("out", "dx") else a for name, a in found.items()}
-    return found, used_by(call, cache)
+    return found, used
 
 
-def used_by(call, cache):
-    """The algorithm that served each result."""
-    return {name: plan.algorithm for name, plan in plans_of(cache).items()} | {"db": "gemm"}
+def used_by(cache):
+    """The algorithms that served the parts of each result."""
+    plans = {name: {part.name for part in plan.algorithms} for name, plan in plans_of(cache).items()}
+    return plans | {"db": {"gemm"}}
 
 
 def assert_are(results, truths, bounds=None):
@@ -104,8 +110,8 @@ def check_algorithms(target, call):
     truths = call.truths(operands)
     for algorithm in call.algorithms():
         found, used = run(target, call, operands, algorithm=algorithm)
-        assert algorithm == "auto" or {used[name] for name in ("out", "dx", "dw")} == {algorithm}
-        exact = call.exact and "fft" not in used.values()
+        assert algorithm == "auto" or set().union(*(used[name] for name in ("out", "dx", "dw"))) == {algorithm}
+        exact = call.exact and "fft" not in set().union(*used.values())
         assert_are(found, truths, None if exact else call.bounds(operands, computed_and_own(target, call), used))
 
 
@@ -155,10 +161,11 @@ def bound_of_fold(call, columns):
 def unfolded_and_folded(target, call):
     """x and columns, and what `unfold` and `fold` make of them; kind is checked before values."""
     name, rng = call.dtypes["x"], np.random.default_rng(call.seed)
-    x, columns = (contents(rng, shape, name, call.whole) for shape in (call.x, columns_shape(call)))
+    x, columns = (contents(rng, shape, name, call.whole, call.spread) for shape in (call.x, columns_shape(call)))
     given = [put(target, a, call.reversed_axes, call.swapped) for a in (x, columns)]
-    unfolded = portconv.unfold(given[0], call.w[2:], **windowed(call))
-    folded = portconv.fold(given[1], call.x[2:], list(call.w[2:]), **windowed(call))
+    options, sizes = windowed(call), (call.x[2:], list(call.w[2:]))
+    unfolded = within(call.limit, lambda: portconv.unfold(given[0], call.w[2:], **options))
+    folded = within(call.limit, lambda: portconv.fold(given[1], *sizes, **options))
     for result, like in ((unfolded, columns), (folded, x)):
         assert target.owns(result)
         assert tuple(result.shape) == like.shape
@@ -219,20 +226,26 @@ def check_adjoints(target, call, algorithm):
     given = call.arguments(target, operands)
     x, w, y = given["x"], given["w"], given["dout"]
     options = {**call.options, "algorithm": algorithm}
+
+    def all_three():
+        if call.transposed:
+            out, cache = portconv.conv_transpose_forward(x, w, **options)
+            dx, dw, _ = portconv.conv_transpose_backward(y, cache)
+        else:
+            out, cache = portconv.conv_forward(x, w, **options)
+            dx = portconv.conv_input_grad(y, w, call.shape(call.x), **options)
+            dw = portconv.conv_weight_grad(y, x, call.w, **options)
+        return out, dx, dw, used_by(cache)
+
+    out, dx, dw, used = within(call.limit, all_three, products=3)
     if call.transposed:
-        out, cache = portconv.conv_transpose_forward(x, w, **options)
-        dx, dw, _ = portconv.conv_transpose_backward(y, cache)
         names = computed_and_own(target, call)
     else:
-        out, cache = portconv.conv_forward(x, w, **options)
-        dx = portconv.conv_input_grad(y, w, call.shape(call.x), **options)
-        dw = portconv.conv_weight_grad(y, x, call.w, **options)
         pairs = {"out": ("x", "w"), "dx": ("dout", "w"), "dw": ("dout", "x")}
         names = {name: (common(target, *(own[one] for one in pair)),) * 2 for name, pair in pairs.items()}
     magnitudes = call.truths({name: sizes(wide(a)) for name, a in operands.items()})
     # Halves are exact only up to 2**11 and 2**8.
-    used = used_by(call, cache)
-    exact = call.exact and not {*own.values()} & {*HALVES} and "fft" not in used.values()
+    exact = call.exact and not {*own.values()} & {*HALVES} and "fft" not in set().union(*used.values())
     bounds = dict.fromkeys(names) if exact else call.bounds(operands, names, used)
     sides = [
         (call.from_layout(target.numpy(out)), operands["dout"], magnitudes["out"], bounds["out"]),
@@ -273,7 +286,8 @@ def convolved(target, call, operands, algorithm):
     """The output alone, as a batch with channels first."""
     given = call.arguments(target, operands)
     function = portconv.conv_transpose if call.transposed else portconv.conv
-    out = function(given["x"], given["w"], given.get("b"), **call.options, algorithm=algorithm)
+    arrays = given["x"], given["w"], given.get("b")
+    out = within(call.limit, lambda: function(*arrays, **call.options, algorithm=algorithm))
     return call.from_layout(target.numpy(out))
 
 

@@ -91,14 +91,19 @@ def sizes(array):
     return np.abs(array.real) + np.abs(array.imag) if np.iscomplexobj(array) else np.abs(array)
 
 
-def contents(rng, shape, name, whole):
-    """Draw integers over their full range, and floating-point numbers: from -2 to 2 if `whole`, else normal ones."""
+def contents(rng, shape, name, whole, spread=0):
+    """Draw integers over their full range, and floating-point numbers: from -2 to 2 if `whole`, else normal ones.
+
+    Normal ones are multiplied by powers of 2 with exponents from -spread to 0.
+    """
     if kind(name) == "integral":
         limits = np.iinfo(name)
         return rng.integers(limits.min, limits.max, shape, name, endpoint=True)
 
     def part():
-        return rng.integers(-2, 3, shape).astype("float64") if whole else rng.standard_normal(shape)
+        if whole:
+            return rng.integers(-2, 3, shape).astype("float64")
+        return np.ldexp(rng.standard_normal(shape), -rng.integers(0, spread, shape, endpoint=True))
 
     return (part() + 1j * part() if kind(name) == "complex" else part()).astype(numpy_dtype(name))
 
@@ -194,7 +199,7 @@ class Call:
     """A legal call of `conv` or `conv_transpose`, and its operands.
 
     Shapes are those of a batch with channels first. `options` are as a user gives them; the fields before are what they
-    mean, computed here.
+    mean, computed here. Numbers are spread over `spread` powers of 2, and `limit` is a `workspace_limit` in bytes.
     """
 
     x: tuple[int, ...]
@@ -214,6 +219,8 @@ class Call:
     reversed_axes: bool
     swapped: bool
     seed: int
+    spread: int = 0
+    limit: int | None = None
 
     @cached_property
     def plain(self):
@@ -265,7 +272,9 @@ class Call:
         rng = np.random.default_rng(self.seed)
         filters = self.out[1:2]
         shapes = {"x": self.x, "w": self.w, "b": filters, "dout": self.out}
-        return {name: contents(rng, shapes[name], dtype, self.whole) for name, dtype in self.dtypes.items()}
+        return {
+            name: contents(rng, shapes[name], dtype, self.whole, self.spread) for name, dtype in self.dtypes.items()
+        }
 
     def in_layout(self, array):
         """Convert an array (N, C, *cells) to the caller's layout."""
@@ -324,25 +333,24 @@ class Call:
         `results` has for each name the dtype of the computation and that of the result. Each part of a complex product
         is one of two real products, ac - bd or ad + bc, so a sum of n of them has 2 n terms. |a| |c| + |b| |d| and
         |a| |d| + |b| |c| are both at most (|a| + |b|) (|c| + |d|), so the sums of magnitudes are those of the real
-        numbers |re| + |im|. A result in a narrower dtype than the one of the computation is rounded once more.
+        numbers |re| + |im|. A result in a narrower dtype than the one of the computation is rounded once more. Where
+        several algorithms are used for the parts of a result, any of their bounds may be the largest.
         """
-        magnitudes = self.truths({name: sizes(wide(a)) for name, a in operands.items()})
-        terms = self.terms()
+        plain = self.truths({name: sizes(wide(a)) for name, a in operands.items()}), self.terms()
         if any(kind(name) == "complex" for name in self.dtypes.values()):
-            terms = {name: 2 * n for name, n in terms.items()}
-        loops = {name: gamma(terms[name], "float64") * magnitudes[name] for name in results}
-        for algorithm in {*used.values()} & {"winograd", "fft"}:
-            by_it = [name for name in results if used[name] == algorithm]
-            its_magnitudes, its_terms = self._sums_of(algorithm, operands)
-            magnitudes |= {name: its_magnitudes[name] for name in by_it}
-            terms |= {name: its_terms[name] for name in by_it}
+            plain = plain[0], {name: 2 * n for name, n in plain[1].items()}
+        special = {name: self._sums_of(name, operands) for name in {"winograd", "fft"} & set().union(*used.values())}
         allowed = {}
         for name, (computed, final) in results.items():
             computed, final = COMPUTED.get(computed, computed), PARTS.get(final, final)
-            error = gamma(terms[name], computed) * magnitudes[name]
             # If the dtypes are equal, the terms already count the last rounding.
             step, least = ROUNDING[final] if final != computed else (0.0, 0.0)
-            allowed[name] = loops[name] + error + step * (magnitudes[name] + error) + least
+            most = 0.0
+            for algorithm in used[name]:
+                magnitudes, terms = special.get(algorithm, plain) if name != "db" else plain
+                error = gamma(terms[name], computed) * magnitudes[name]
+                most = np.maximum(most, error + step * (magnitudes[name] + error))
+            allowed[name] = gamma(plain[1][name], "float64") * plain[0][name] + most + least
         return allowed
 
     def _sums_of(self, algorithm, operands):

@@ -203,7 +203,7 @@ def _windows(draw, dims, mode, far, rolls, full):
     if not tiled:
         dilation = _alike(draw, whole_numbers(1, 3), dims)
         if not (rolls or full):
-            stride = _alike(draw, whole_numbers(1, 4), dims)
+            stride = _alike(draw, some(1, 2, 3, 4, 9), dims)
     mode = mode or draw(some("zeros", "zeros", "reflect", "replicate", "circular"))
     form = draw(some("none", "each", "pairs", "pairs", "valid", "full", "same", "same_lower"))
     form = "pairs" if rolls else "full" if full else form
@@ -213,7 +213,7 @@ def _windows(draw, dims, mode, far, rolls, full):
         dilation = tuple(distance if k == 1 else d for k, d in zip(kernel, dilation, strict=True))
     windows = _Windows(kernel, stride, dilation, mode, form)
     smallest = 1 if mode != "zeros" or rolls or form.startswith("same") else 0
-    windows.size = [draw(whole_numbers(smallest, (6, 6, 4)[dims - 1])) for _ in range(dims)]
+    windows.size = [draw(whole_numbers(smallest, (20, 7, 4)[dims - 1])) for _ in range(dims)]
     far_padding = distance if distance == 2**40 and not tiled and mode == "zeros" else None
     windows.pads = _pads(draw, form, windows.extents if rolls else None, dims, far_padding)
     windows.resolve()
@@ -230,7 +230,7 @@ def _pads(draw, form, extents, dims, far_padding):
         return [(lo, e - 1 - lo) for e in extents for lo in [draw(whole_numbers(0, e - 1))]]
     pads = [(0, 0)] * dims
     if form == "pairs":
-        side = whole_numbers(0, (5, 3, 1)[dims - 1])
+        side = whole_numbers(0, (12, 5, 2)[dims - 1])
         pads = [(draw(side), draw(side)) for _ in range(dims)]
         if far_padding is not None:
             pads[0] = (far_padding, pads[0][1])
@@ -258,6 +258,8 @@ def _contents(draw, target, names, whole, about_dtypes):
         "reversed_axes": draw(whole_numbers(0, 3)) == 0,
         "swapped": draw(whole_numbers(0, 7)) == 0,
         "seed": draw(seeds),
+        "spread": draw(some(0, 0, 8, 40)),
+        "limit": draw(st.one_of(st.none(), whole_numbers(1, 4096), st.integers(4, 16).map(lambda bits: 1 << bits))),
     }
 
 
@@ -272,8 +274,8 @@ def transposed_calls(draw, target, whole=None, bare=False, far=True, **about_dty
     kernel = _alike(draw, some(3, 1) if tiled else whole_numbers(1, 3), dims)
     stride = dilation = (1,) * dims
     if not tiled:
-        stride, dilation = _alike(draw, whole_numbers(1, 3), dims), _alike(draw, whole_numbers(1, 3), dims)
-    size = [draw(whole_numbers(1, (6, 4, 3)[dims - 1])) for _ in range(dims)]
+        stride, dilation = _alike(draw, some(1, 2, 3, 7), dims), _alike(draw, whole_numbers(1, 3), dims)
+    size = [draw(whole_numbers(1, (9, 4, 3)[dims - 1])) for _ in range(dims)]
     output_padding = [0] * dims
     if not bare:
         output_padding = [draw(whole_numbers(0, max(each) - 1)) for each in zip(stride, dilation, strict=True)]

@@ -1,0 +1,31 @@
+"""A call within a `workspace_limit`, which takes at its word what a refusal says would be enough."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+import portconv
+
+REFUSALS = 2
+"""A product is refused once for its copies, and once for the workspace of its algorithm."""
+
+
+def within(limit, compute, products=1):
+    """Return what `compute` returns within a limit of so many bytes, or within what its refusals name.
+
+    Each refusal must name more than the limit that it refuses, and there are at most `REFUSALS` for each product.
+    """
+    if limit is None:
+        return compute()
+    for _ in range(REFUSALS * products + 1):
+        try:
+            with portconv.workspace_limit(limit):
+                return compute()
+        except portconv.ConvValueError as error:
+            named = re.search(r"expected .*at least (\d+)", str(error))
+            if named is None or int(named[1]) <= limit:
+                pytest.fail(f"beyond a limit of {limit} bytes: {error}")
+            limit = int(named[1])
+    return pytest.fail(f"what refusals name is not enough, up to {limit} bytes")
