@@ -19,7 +19,7 @@ hypothesis = pytest.importorskip("hypothesis", reason="hypothesis, which draws t
 st = hypothesis.strategies
 
 PROPERTIES = 16
-EXAMPLES = {"default": (19, 6), "thorough": (1270, 130)}
+EXAMPLES = {"default": (19, 6), "thorough": (1270, 130), "long": (6300, 640)}
 """How often each property is tried on NumPy, and on the slower libraries; PORTCONV_HYPOTHESIS chooses the profile."""
 PROFILE = os.environ.get("PORTCONV_HYPOTHESIS", "default")
 if PROFILE not in EXAMPLES:
