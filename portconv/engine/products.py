@@ -73,7 +73,8 @@ def _in_parts(plan: Plan, *operands: Array) -> Array:
     if plan.scatters:
         result = backend.zeroed(result)
         for bias in operands[2:]:
-            result = with_bias(backend, result, _narrow(plan, bias))
+            shape = (1, -1, *(1,) * (result.ndim - 2))
+            result = backend.write(result, (...,), backend.xp.reshape(_narrow(plan, bias), shape))
     if kind == Kind.WEIGHT_GRAD and plan.arithmetic.dtype.kind != "integral":
         # Parts that add up to a gradient of filters are rounded at the end, as in one sum.
         wide = plan.arithmetic.computed_in(backend)
