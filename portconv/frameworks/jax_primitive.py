@@ -48,7 +48,8 @@ def _compute(*operands: Array, operation: Operation, limit: int | None) -> Array
     backend: Any = backends.get("jax")
 
     def run(*arrays: Array) -> Array:
-        with limits.within(limit):
+        # What the user's own code may not do, what is computed here may: it broadcasts and promotes on purpose.
+        with limits.within(limit), jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
             return execution.compute(operation, backend, *arrays)
 
     with backend.assuming() as conditions:

@@ -277,6 +277,23 @@ def gradients(x, w, dout, algorithm):
     return [np.asarray(array) for array in (out, *portconv.conv_backward(dout, cache)[:2])]
 
 
+@pytest.mark.parametrize("algorithm", [*portconv.algorithms(), "reproducible"])
+def test_settings_that_find_faults_in_a_users_code_find_none_here(algorithm):
+    groups = 4 if algorithm == "depthwise" else 1
+    x, w, b, dout = arrays(((2, 4, 7), (4, 4 // groups, 3), (4,), (2, 4, 5)), dtype="float32")
+    own = {"precision": algorithm} if algorithm == "reproducible" else {"algorithm": algorithm}
+    options = {"groups": groups, **own}
+
+    def call(*operands):
+        out, back = jax.vjp(lambda *own: portconv.conv(*own, **options), *operands)
+        return out, *back(dout), portconv.error_bound(*operands, **options)
+
+    expected = call(x, w, b)
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"), jax.debug_nans(True):
+        found = call(x, w, b)
+    assert [bits(mine) for mine in found] == [bits(theirs) for theirs in expected]
+
+
 def test_traced_numbers_are_no_static_ones():
     x, w = arrays(((2, 4, 7), (6, 4, 3)))
     for name in ("stride", "padding", "dilation", "groups"):
