@@ -17,7 +17,19 @@ from ._base import Backend
 from ._generic import GenericBackend
 from ._terms import Array, Costs, Unavailable, Workspace
 
-__all__ = ["Array", "Backend", "Costs", "Unavailable", "Workspace", "available", "find", "get", "names", "of"]
+__all__ = [
+    "Array",
+    "Backend",
+    "Costs",
+    "Unavailable",
+    "Workspace",
+    "available",
+    "find",
+    "get",
+    "is_symbol",
+    "names",
+    "of",
+]
 
 GROUP = "portconv.backends"
 NO_LIBRARY = {"_base", "_generic", "_numpy_like", "_terms"}
@@ -181,6 +193,11 @@ def of(array: Array) -> Backend:
     if backend is None:
         backend = _by_class[type(array)] = _recognised(array)
     return backend
+
+
+def is_symbol(value: object) -> bool:
+    """Return whether torch.compile has a symbol in the place of an integer, so that what it compiles serves many."""
+    return type(value).__name__ == "SymInt"
 
 
 def _recognised(array: Array) -> Backend:

@@ -129,6 +129,10 @@ class Backend:
         """Return the error that says why portconv cannot use this array of the library, or None if it can."""
         return None
 
+    def autocast(self, like: Array) -> Callable[[Array], Array] | None:
+        """Return what casts the arrays of a convolution as the user has set for arrays such as `like`, or None."""
+        return None
+
     def version(self) -> str:
         """Return the version of the library."""
         return str(getattr(sys.modules.get(self.module.partition(".")[0]), "__version__", "unknown"))
