@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import backends
+from . import backends, frameworks  # noqa: F401  (the engine names the modules of frameworks)
 from ._version import __version__
 from .algorithms.choice import Explanation, algorithms
 from .convolution import (

@@ -6,6 +6,7 @@ from .algorithms.choice import Explanation
 from .backends import Array
 from .engine import call, plan
 from .engine.call import ConvCache
+from .engine.execution import is_traced, opaque
 from .engine.gradients import ConvGrads, backward
 from .errors import ConvTypeError
 from .spec import arguments, checked_geometry
@@ -101,7 +102,7 @@ def conv(
     (2, 8, 16, 16)
     """
     options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
-    return call.convolution(x, w, b, options).run()
+    return call.convolve(x, w, b, options)
 
 
 def conv_forward(
@@ -145,6 +146,8 @@ def conv_forward(
     array([[[3., 3.]]])
     """
     options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
+    if is_traced():
+        return call.convolve(x, w, b, options), ConvCache(x, w, b, options)
     cache = call.convolution(x, w, b, options)
     return cache.run(), cache
 
@@ -293,6 +296,7 @@ def conv_weight_grad(
     return call.gradient(Kind.WEIGHT_GRAD, dout, ("x", x), ("w_shape", w_shape), options)
 
 
+@opaque
 def conv_output_shape(
     x_shape: tuple[int, ...],
     w_shape: tuple[int, ...],

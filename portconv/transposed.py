@@ -5,6 +5,7 @@ from __future__ import annotations
 from .backends import Array
 from .engine import call
 from .engine.call import ConvTransposeCache
+from .engine.execution import is_traced
 from .engine.gradients import ConvGrads, backward
 from .errors import ConvTypeError
 from .spec.options import Ints, Options
@@ -95,7 +96,7 @@ def conv_transpose(
         algorithm=algorithm,
         output_padding=output_padding,
     )
-    return call.transposed(x, w, b, options).run()
+    return call.convolve_transposed(x, w, b, options)
 
 
 def conv_transpose_forward(
@@ -148,6 +149,8 @@ def conv_transpose_forward(
         algorithm=algorithm,
         output_padding=output_padding,
     )
+    if is_traced():
+        return call.convolve_transposed(x, w, b, options), ConvTransposeCache(x, w, b, options)
     cache = call.transposed(x, w, b, options)
     return cache.run(), cache
 

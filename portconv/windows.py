@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from .backends import Array
-from .engine.execution import run
+from .engine.execution import opaque, run
 from .errors import ConvShapeError
 from .spec import arguments, checked_geometry
 from .spec.geometry import Geometry
@@ -14,6 +14,7 @@ from .spec.operation import Kind, operation
 from .spec.options import Ints, Options, Padding
 
 
+@opaque
 def unfold(x: Array, kernel_size: Ints, *, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1) -> Array:
     """Copy the windows of a batch into columns (im2col).
 
@@ -60,6 +61,7 @@ def unfold(x: Array, kernel_size: Ints, *, stride: Ints = 1, padding: Padding = 
     return run(step, backend, x)
 
 
+@opaque
 def fold(
     columns: Array,
     output_size: tuple[int, ...],

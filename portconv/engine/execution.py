@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
-from functools import cache
-from typing import Any
+from functools import cache, wraps
+from typing import Any, ParamSpec, TypeVar
 
 from ..backends import Array, Backend
 from ..passes.casts import conjugate
@@ -21,6 +22,35 @@ COMPUTE: dict[Kind, Callable[..., Array]] = {
     Kind.ERROR_BOUND: rounding_error.bound,
 }
 """What computes each kind of operation."""
+
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+OPAQUE: list[Callable[..., Any]] = []
+"""The functions that `opaque` decorates."""
+
+
+def opaque(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Decorate a function that torch.compile is to take as one call, without a look at its code.
+
+    torch.compile reads the code of what it compiles: also this wrapper, before PyTorch's module of `frameworks` has
+    told it which functions not to read. It imports a module where that is read as an attribute of its package.
+    """
+    OPAQUE.append(function)
+
+    @wraps(function)
+    def call(*arguments: Arguments.args, **options: Arguments.kwargs) -> Result:
+        if is_traced():
+            sys.modules["portconv.frameworks"].torch_compile  # noqa: B018
+        return function(*arguments, **options)
+
+    return call
+
+
+def is_traced() -> bool:
+    """Return whether torch.compile reads the code of the caller."""
+    return "torch._dynamo" in sys.modules and sys.modules["torch"].compiler.is_dynamo_compiling()
 
 
 def run(operation: Operation, backend: Backend, *operands: Array) -> Array:

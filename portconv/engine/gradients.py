@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 from ..backends import Array
 from ..errors import ConvTypeError
 from ..reproducible.magnitudes import remembering
 from ..spec import arguments
+from ..spec.memo import looked_up
 from ..spec.operation import Operation, Role, changed
-from .call import Forward, check_memory
-from .execution import run
+from ..spec.options import Options
+from .call import ConvCache, ConvTransposeCache, Forward, check_memory
+from .execution import is_traced, opaque, run
 from .plan import Plan, of_dtypes
 
 COTANGENT = -1
@@ -28,6 +29,21 @@ class ConvGrads(NamedTuple):
 
 def backward(dout: Array, cache: Forward) -> ConvGrads:
     """Compute all gradients of a call, in the dtypes of what they are gradients of."""
+    if is_traced():
+        is_transposed = isinstance(cache, ConvTransposeCache)
+        return ConvGrads(*_traced(dout, cache.x, cache.w, cache.b, cache.options, is_transposed))
+    return _gradients(dout, cache)
+
+
+@opaque
+def _traced(
+    dout: Array, x: Array, w: Array, b: Array | None, options: Options, is_transposed: bool
+) -> tuple[Array, Array, Array | None]:
+    """Compute all gradients as a plain tuple, from what torch.compile has types for."""
+    return tuple(_gradients(dout, (ConvTransposeCache if is_transposed else ConvCache)(x, w, b, options)))
+
+
+def _gradients(dout: Array, cache: Forward) -> ConvGrads:
     backend, step = cache.backend, cache.operation
     _, common = arguments.arrays(x=cache.x, w=cache.w, b=cache.b, dout=dout)
     if (common.kind == "complex floating") != step.is_complex:
@@ -44,7 +60,7 @@ def backward(dout: Array, cache: Forward) -> ConvGrads:
     return ConvGrads(*grads)
 
 
-@lru_cache(maxsize=4096)
+@looked_up(4096)
 def adjoint(step: Operation, place: int, common: str, dtype: str) -> tuple[Operation, tuple[int, ...]]:
     """Return the operation that is the gradient of the operand in that `place`, and where its operands are.
 

@@ -27,7 +27,7 @@ def integer(name: str, value: Any, least: int | None = None) -> int:
     if isinstance(value, bool):
         raise ConvTypeError(f"{name}: got {value!r}, expected an int")
     try:
-        plain = operator.index(value)
+        plain = value if backends.is_symbol(value) else operator.index(value)
     except TypeError:
         raise ConvTypeError(f"{name}: got {value!r}, expected an int") from None
     if least is not None and plain < least:
@@ -61,7 +61,7 @@ def shape(name: str, value: Any) -> tuple[int, ...]:
     for i, size in enumerate(value):
         if integer(f"{name}[{i}]", size) < 0:
             raise ConvShapeError(f"{name}: got {tuple(value)}, expected no negative size")
-    return tuple(operator.index(size) for size in value)
+    return tuple(size if backends.is_symbol(size) else operator.index(size) for size in value)
 
 
 def memory(backend: Backend, like: Array, dtype: str, argument: tuple[str, Any], *shapes: tuple[int, ...]) -> None:
@@ -70,9 +70,10 @@ def memory(backend: Backend, like: Array, dtype: str, argument: tuple[str, Any],
     `argument` is the name and the requested shape of the argument for which a call allocates them.
     """
     for shape in shapes:
-        if math.prod(shape) * MOST_BYTES <= LITTLE_BYTES:
+        cells = math.prod(shape)
+        if backends.is_symbol(cells) or cells * MOST_BYTES <= LITTLE_BYTES:
             continue
-        needed = math.prod(shape) * backend.bits(backend.dtype(dtype)) // 8
+        needed = cells * backend.bits(backend.dtype(dtype)) // 8
         if needed > LITTLE_BYTES and needed > (available := backend.memory(like)):
             name, asked = argument
             raise ConvShapeError(

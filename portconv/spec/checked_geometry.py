@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from functools import lru_cache, wraps
+from functools import wraps
 from typing import Any, NamedTuple
 
 from ..errors import ConvShapeError, ConvTypeError, ConvValueError
 from .arguments import integer, option, per_dimension
 from .geometry import Geometry
 from .layout import Shape
+from .memo import looked_up
 from .options import DATA_FORMATS, NAMED_PADDINGS, PADDING_MODES, Options
 
 Pairs = tuple[tuple[int, int], ...]
@@ -40,7 +41,7 @@ class _Steps(NamedTuple):
 
 def _remembered(check: Callable[..., Checked]) -> Callable[..., Checked]:
     """Look a call up that was checked before, where its options tell apart what they must."""
-    known = lru_cache(maxsize=1024)(check)
+    known = looked_up(1024)(check)
 
     @wraps(check)
     def look_up(x_shape: Any, w_shape: Any, options: Options, names: tuple[str, str] = NAMES) -> Checked:
@@ -83,7 +84,7 @@ def convolution(x_shape: Shape, w_shape: Shape, options: Options, names: tuple[s
     return Checked(_convolution((canonical, w_shape), steps, names, (mode, channels_last)), unbatched)
 
 
-@lru_cache(maxsize=1024)
+@looked_up(1024)
 def _convolution(
     shapes: tuple[Shape, Shape], steps: _Steps, names: tuple[str, str], memory: tuple[str, bool]
 ) -> Geometry:
@@ -136,7 +137,7 @@ def transposed(x_shape: Shape, w_shape: Shape, options: Options, names: tuple[st
     return Checked(_transposed((canonical, w_shape), steps, added, channels_last), unbatched)
 
 
-@lru_cache(maxsize=1024)
+@looked_up(1024)
 def _transposed(shapes: tuple[Shape, Shape], steps: _Steps, added: Shape, channels_last: bool) -> Geometry:
     x_shape, w_shape = shapes
     batch, channels, *size = x_shape
@@ -149,12 +150,12 @@ def _transposed(shapes: tuple[Shape, Shape], steps: _Steps, added: Shape, channe
         )
     if channels % steps.groups:
         raise ConvValueError(f"groups: got {steps.groups}, expected a divisor of x's {channels} channels")
-    if min(size) < 1:
+    if any(s < 1 for s in size):
         raise ConvShapeError(f"x: got shape {x_shape}, expected at least one cell along each spatial dimension")
     befores, afters = zip(*steps.pads, strict=True)
     sides = zip(size, steps.strides, befores, afters, steps.dilations, kernel, added, strict=True)
     out = tuple((s - 1) * step - lo - hi + d * (k - 1) + extra + 1 for s, step, lo, hi, d, k, extra in sides)
-    if min(out) < 1:
+    if any(s < 1 for s in out):
         raise ConvShapeError(
             f"x: got shape {x_shape} with a padding of {steps.pads}, expected one that leaves an output of at least "
             f"one cell along each spatial dimension; it would be {out}"
@@ -224,7 +225,7 @@ def _named_pair(name: str, size: int, extent: int, stride: int) -> tuple[int, in
 
 
 def _check_filters(w_shape: Shape, name: str) -> None:
-    if min(w_shape) < 1:
+    if any(size < 1 for size in w_shape):
         raise ConvShapeError(f"{name}: got shape {w_shape}, expected at least one filter, channel and kernel cell")
 
 
@@ -248,5 +249,6 @@ def _check_channels(shapes: tuple[Shape, Shape], groups: int, names: tuple[str, 
 
 def _check_addressable(geometry: Geometry, what: str, result: Shape) -> None:
     """Check that every size fits in an integer of the machine; `what` begins the message."""
-    if max(2 * geometry.operations, *geometry.padded, *geometry.size) > sys.maxsize:
+    # A compiler's symbols have no largest value; what it compiles checks the numbers.
+    if geometry.is_known and max(2 * geometry.operations, *geometry.padded, *geometry.size) > sys.maxsize:
         raise ConvShapeError(f"{what}, expected an output that can be addressed; it would be {result}")

@@ -39,6 +39,11 @@ class Geometry:
     def _hash(self) -> int:  # each call needs the hash several times
         return hash(tuple(getattr(self, field.name) for field in fields(self)))
 
+    @cached_property
+    def is_known(self) -> bool:
+        """Whether all sizes are numbers, and none is a symbol of a compiler."""
+        return isinstance(self.operations, int)
+
     @property
     def dims(self) -> int:
         return len(self.size)

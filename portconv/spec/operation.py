@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 from .dtypes import KINDS
 from .geometry import Geometry
 from .layout import Shape, given_shape
+from .memo import looked_up
 
 
 class Role(StrEnum):
@@ -186,13 +187,13 @@ class Operation:
         return self, *(tangent if i == place else array for i, array in enumerate(operands[:2]))
 
 
-@lru_cache(maxsize=4096)
+@looked_up(4096)
 def operation(*values: Any, **named: Any) -> Operation:
     """Return an `Operation`: the same object for the same arguments, while it is remembered."""
     return Operation(*values, **named)
 
 
-@lru_cache(maxsize=4096)
+@looked_up(4096)
 def changed(step: Operation, **fields: Any) -> Operation:
     """Return an operation with other fields: the same object for the same arguments, while it is remembered."""
     return replace(step, **fields)

@@ -131,22 +131,6 @@ def test_gradients_of_each_sample(call):
             torch.testing.assert_close(mine, theirs, rtol=200 * 2**-52, atol=200 * 2**-52 * 100)
 
 
-@pytest.mark.filterwarnings("ignore")  # what PyTorch's compiler says of what it traces, and of itself
-def test_compile_breaks_its_graph_once():
-    x, w = tensors(((2, 4, 7, 6), (6, 4, 3, 2)), dtype=torch.float32)
-
-    def function(x, w):
-        return torch.sin(portconv.conv(torch.cos(x), w, stride=2))
-
-    found = torch._dynamo.explain(function)(x, w)
-    assert (found.graph_count, found.graph_break_count) == (2, 1)
-    torch._dynamo.reset()
-    out = torch.compile(function, backend="eager")(x, w)
-    assert torch.equal(out, function(x, w))
-    mine, theirs = (torch.autograd.grad(made.sum(), (x, w)) for made in (out, function(x, w)))
-    assert all(torch.equal(one, other) for one, other in zip(mine, theirs, strict=True))
-
-
 def test_bounds_of_many_calls_are_those_of_each():
     x, w = tensors(((3, 2, 4, 7), (6, 4, 3)), dtype=torch.float32)
     found = torch.func.vmap(portconv.error_bound, in_dims=(0, None))(x, w)
