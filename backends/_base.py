@@ -109,7 +109,7 @@ class Backend:
         """The reason why this backend does not work here, in words, or None if it works."""
         return None if self.fault is None else str(self.fault)
 
-    @property
+    @cached_property
     def xp(self) -> Any:
         """The library's Array API namespace."""
         xp, fault = self._loaded
@@ -212,6 +212,13 @@ class Backend:
         """Return how many bytes of memory the device of `like` has; for an unknown device those of this machine."""
         return host_memory()
 
+    def in_order(self, array: Array, batched: bool) -> bool:
+        """Return whether the memory of an array suits products: if not, it takes less time to copy the array first.
+
+        If it is `batched`, its samples may lie anywhere. Libraries whose arrays have an order of their own need none.
+        """
+        return True
+
     def astype(self, array: Array, dtype: Any) -> Array:
         """Return an array in another dtype, or the array itself if it has that dtype."""
         return array if array.dtype == dtype else self.xp.astype(array, dtype)
@@ -272,6 +279,10 @@ class Backend:
     def elementwise(self, name: str, target: Array, index: tuple[Any, ...], *operands: Any) -> Array:
         """Set `target[index]` to what the function `name` of the namespace makes of `operands`; return the result."""
         return self.write(target, index, getattr(self.xp, name)(*operands))
+
+    def backwards(self, array: Array, dims: int) -> Array:
+        """Return an array with its last `dims` axes in reverse order."""
+        return self.xp.flip(array, axis=tuple(range(array.ndim - dims, array.ndim)))
 
     def loop(self, count: int, step: Callable[[Any, Array], Array], start: Array) -> Array:
         """Repeat `array = step(i, array)` for each `i` below `count`, from `array = start`; return the last array."""

@@ -29,6 +29,7 @@ although one thread then copies what the product needs."""
 BUFFER = 512
 """How many elements NumPy may buffer. With its default of 8192 it first copies rows that are shorter into a buffer, and
 that takes longer than their addition."""
+BACKWARDS = slice(None, None, -1)
 AVX2_KERNELS = {"Haswell", "Zen", "Excavator"}
 """The kernels of OpenBLAS that use AVX2 and not AVX-512."""
 
@@ -79,11 +80,29 @@ class NumpyBackend(NumpyLike):
     def device_of(self, array: Array) -> Any:
         return "cpu"
 
+    def same_device(self, array: Array, other: Array) -> bool:
+        return True
+
     def holds(self, name: str, like: Array) -> bool:
         return True
 
     def to_numpy(self, array: Array) -> Any:
         return array
+
+    def in_order(self, array: Array, batched: bool) -> bool:
+        flags = array.flags
+        plain = bool(flags.aligned and array.dtype.isnative)
+        if flags.c_contiguous or not array.size:
+            return plain
+        # NumPy multiplies without BLAS where rows run backwards, overlap or have gaps between their elements.
+        sides = list(zip(array.shape, array.strides, strict=True))[batched:]
+        expected, last = array.itemsize, True
+        for size, stride in reversed(sides):
+            if size > 1:
+                if stride < expected or (last and stride > expected):
+                    return False
+                expected, last = size * stride, False
+        return plain
 
     def astype(self, array: Array, dtype: Any) -> Array:
         return array.astype(dtype, copy=False)
@@ -91,6 +110,16 @@ class NumpyBackend(NumpyLike):
     def elementwise(self, name: str, target: Array, index: tuple[Any, ...], *operands: Any) -> Array:
         getattr(np, name)(*operands, out=target[index])
         return target
+
+    def backwards(self, array: Array, dims: int) -> Array:
+        return array[(..., *(BACKWARDS,) * dims)]
+
+    def zeros(self, shape: tuple[int, ...], like: Array) -> Array:
+        return np.zeros(shape, like.dtype)
+
+    def all_finite(self, array: Array) -> bool:
+        # np.all takes longer than all other work on a small array.
+        return bool(np.isfinite(array).all())
 
     def view(self, array: Array, shape: tuple[int, ...], steps: tuple[int, ...]) -> Array:
         size = array.itemsize

@@ -9,17 +9,18 @@ from __future__ import annotations
 import importlib
 import math
 import os
-import platform
 import sys
 import warnings
 from functools import cache
-from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
 from .backends import Backend, Costs
 from .errors import in_a_line
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 FORMAT = 1
 """The version of the file's format; it changes when the meaning of the numbers changes."""
@@ -31,6 +32,8 @@ class CalibrationWarning(UserWarning):
 
 def path() -> Path:
     """Return the path of the file: ``portconv/calibration.json`` in the user's cache folder."""
+    from pathlib import Path  # here, because it takes longer to import than all modules of a first call
+
     if sys.platform == "win32":
         folder = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     elif sys.platform == "darwin":
@@ -98,6 +101,9 @@ def _checked(fields: dict[str, Any]) -> Costs:
 
 def processor() -> str:
     """Return the CPU's name as the system has it."""
+    import platform  # both here, for the time that they take
+    from pathlib import Path
+
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]

@@ -54,6 +54,19 @@ def test_backward_takes_the_tuple(target, forward, backward):
 
 
 @both
+def test_the_cache_is_the_course_s_tuple_whoever_made_it(target, forward, backward):
+    x, w, b, dout = (target.array(np.ones(shape)) for shape in ((2, 3, 6, 5), (2, 3, 3, 3), (2,), (2, 2, 6, 5)))
+    conv_param = {"stride": 1, "pad": 1}
+    expected = [target.numpy(grad) for grad in backward(dout, (x, w, b, conv_param))]
+    for make, _ in PAIRS:
+        cache = make(x, w, b, conv_param)[1]
+        assert isinstance(cache, tuple)
+        assert [one is other for one, other in zip(cache, (x, w, b, conv_param), strict=True)] == [True] * 4
+        for grad, own in zip(backward(dout, cache), expected, strict=True):
+            assert np.array_equal(target.numpy(grad), own)
+
+
+@both
 def test_an_integer_bias_is_taken_to_the_dtype_of_x(target, forward, backward):
     x, w = target.array(np.ones((1, 3, 4, 4))), target.array(np.zeros((2, 3, 3, 3)))
     out, cache = forward(x, w, target.array([0, 128]), {"stride": 1, "pad": 1})

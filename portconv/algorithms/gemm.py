@@ -18,7 +18,7 @@ from .gemm_forward import by_positions, by_strips, by_windows
 from .gemm_gradients import input_grad_by_strips, weight_grad_by_blocks
 from .gemm_plan import Cut, Plan, count_work, count_workspace, cut_blocks, is_positionwise, least_blocks
 from .mirrored import beside_filters, mirrored
-from .window_views import few_windows, forward_at_once, weight_grad_at_once
+from .window_views import Windows, few_windows, forward_at_once, weight_grad_at_once
 
 
 class Gemm(Algorithm):
@@ -32,12 +32,16 @@ class Gemm(Algorithm):
         """Count the work of a product."""
         if kind == Kind.INPUT_GRAD and self.mirrors(geometry, budget):
             return self.mirrored_work(geometry, budget, backend)
-        return count_work(kind, geometry, budget, *self.plan(kind, geometry, budget))
+        plan, workspace = self.plan(kind, geometry, budget)
+        windows = _few_windows(kind, geometry, backend, budget)
+        if windows is not None:
+            workspace = windows.elements + (geometry.weights if kind == Kind.INPUT_GRAD else 0)
+        return count_work(kind, geometry, budget, plan, workspace, windows is not None)
 
     def forward(
         self, geometry: Geometry, backend: Backend, budget: Budget, x: Array, w: Array, b: Array | None
     ) -> Array:
-        if backend.strided and (windows := few_windows(geometry)) is not None:
+        if (windows := _few_windows(Kind.FORWARD, geometry, backend, budget)) is not None:
             return forward_at_once(backend, windows, x, w, b)
         plan: Plan = self.plan(Kind.FORWARD, geometry, budget)[0]
         cut = Cut(geometry, backend, plan, least_blocks(budget))
@@ -48,21 +52,20 @@ class Gemm(Algorithm):
         return by_strips(cut, x, w, b)
 
     def input_grad(self, geometry: Geometry, backend: Backend, budget: Budget, dout: Array, w: Array) -> Array | None:
-        if budget.mirrored:
+        windows = _few_windows(Kind.INPUT_GRAD, geometry, backend, budget)
+        if windows is not None or self.mirrors(geometry, budget):
+            if not backend.all_finite(w):
+                return None
+            flipped = mirrored(geometry, backend, w)
+            if windows is not None:
+                return forward_at_once(backend, windows, dout, flipped, None)
             mirror = geometry.unstrided.mirrored
-            windows = few_windows(mirror, geometry.stride) if backend.strided else None
-            if windows is not None or self.mirrors(geometry, budget):
-                if not backend.all_finite(w):
-                    return None
-                flipped = mirrored(geometry, backend, w)
-                if windows is not None:
-                    return forward_at_once(backend, windows, dout, flipped, None)
-                return self.forward(mirror, backend, beside_filters(geometry, budget), dout, flipped, None)
+            return self.forward(mirror, backend, beside_filters(geometry, budget), dout, flipped, None)
         plan: Plan = self.plan(Kind.INPUT_GRAD, geometry, budget)[0]
         return input_grad_by_strips(Cut(geometry, backend, plan, least_blocks(budget)), dout, w)
 
     def weight_grad(self, geometry: Geometry, backend: Backend, budget: Budget, dout: Array, x: Array) -> Array:
-        if backend.strided and (windows := few_windows(geometry)) is not None:
+        if (windows := _few_windows(Kind.WEIGHT_GRAD, geometry, backend, budget)) is not None:
             return weight_grad_at_once(backend, windows, dout, x)
         plan: Plan = self.plan(Kind.WEIGHT_GRAD, geometry, budget)[0]
         return weight_grad_by_blocks(Cut(geometry, backend, plan, least_blocks(budget)), dout, x)
@@ -90,18 +93,30 @@ class Gemm(Algorithm):
         return _roundings(self, kind, geometry, backend, budget)
 
 
+def _few_windows(kind: str, geometry: Geometry, backend: Backend, budget: Budget) -> Windows | None:
+    """Return the windows of a product that are few enough for one copy, or None; those of mirrored filters, if any."""
+    if not backend.strided:
+        return None
+    if kind != Kind.INPUT_GRAD:
+        return few_windows(geometry, budget.workspace_elements)
+    if not budget.mirrored:
+        return None
+    left = budget.workspace_elements - geometry.weights
+    return few_windows(geometry.unstrided.mirrored, left, geometry.stride)
+
+
 @remembered(1024)
 def _roundings(gemm: Gemm, kind: str, geometry: Geometry, backend: Backend, budget: Budget) -> int:
     """Return what `Gemm.roundings` returns."""
+    at_once = _few_windows(kind, geometry, backend, budget) is not None
     if kind == Kind.INPUT_GRAD:
         mirror = geometry.unstrided.mirrored
-        at_once = backend.strided and few_windows(mirror, geometry.stride) is not None
         if at_once:
             return mirror.group_in * mirror.taps
         if not gemm.mirrors(geometry, budget):
             return geometry.group_out + 2 * geometry.taps
         return gemm.roundings(Kind.FORWARD, mirror, backend, beside_filters(geometry, budget))
-    if backend.strided and few_windows(geometry) is not None:
+    if at_once:
         return geometry.terms(kind)
     plan: Plan = gemm.plan(kind, geometry, budget)[0]
     if kind == Kind.FORWARD:

@@ -14,7 +14,7 @@ from ..spec.geometry import Geometry
 from ..spec.ranges import ALL, Index, Range, boxes, cut, largest, pieces
 from .budget import Budget, Work, copied, longest, narrow
 from .columns import Block, strips_of
-from .window_views import can_be_viewed, has_few_cells
+from .window_views import can_be_viewed
 
 FEWEST_COLUMNS = 64
 """With fewer columns, a product spends its time on preparing the filters, even if the block fits the cache."""
@@ -127,8 +127,10 @@ def indexed_blocks(geometry: Geometry, plan: Plan, whole: bool) -> list[tuple[In
     return blocks
 
 
-def count_work(kind: str, geometry: Geometry, budget: Budget, plan: Plan, workspace: int) -> Work:
-    """Count the work of a product by a plan."""
+def count_work(
+    kind: str, geometry: Geometry, budget: Budget, plan: Plan, workspace: int, at_once: bool = False
+) -> Work:
+    """Count the work of a product by a plan, or by one product of few windows `at_once`."""
     block, rest = plan.largest_block, geometry.other_taps
     samples, groups, channels = block.counts
     cells = geometry.batch * geometry.positions
@@ -149,7 +151,7 @@ def count_work(kind: str, geometry: Geometry, budget: Budget, plan: Plan, worksp
     calls += 4 + 3 * len(plan.taps)
     shape = {"samples": samples, "groups": groups, "channels": channels, "positions": block.run[1]}
     count = len(plan.samples) * len(plan.groups) * len(plan.channels)
-    calls = AT_ONCE if has_few_cells(geometry) else calls * count * -(-geometry.positions // max(1, block.run[1]))
+    calls = AT_ONCE if at_once else calls * count * -(-geometry.positions // max(1, block.run[1]))
     operations = geometry.operations * (LIBRARY_THREADS if budget.library_threads else 1)
     steps = plan.blocks * (1 if geometry.pointwise else geometry.kernel[0] + rest)
     return Work(narrow(operations, lines), elements, 0, calls, workspace, shape, steps)

@@ -9,13 +9,15 @@ from .budget import Budget
 
 def mirrored(geometry: Geometry, backend: Backend, w: Array) -> Array:
     """Return the filters of the mirrored convolution: flipped, with input channels in the place of filters."""
-    xp = backend.xp
-    w = xp.reshape(w, (geometry.groups, geometry.group_out, geometry.group_in, *geometry.kernel))
-    kernel = tuple(range(3, w.ndim))
-    flipped = xp.permute_dims(xp.flip(w, axis=kernel), (0, 2, 1, *kernel))
+    xp, shape = backend.xp, geometry.unstrided.mirrored.w_shape
+    if geometry.groups > 1:
+        w = xp.reshape(w, (geometry.groups, geometry.group_out, geometry.group_in, *geometry.kernel))
+    first = w.ndim - geometry.dims
+    order = (*range(first - 2), first - 1, first - 2, *range(first, w.ndim))
+    flipped = xp.permute_dims(backend.backwards(w, geometry.dims), order)
     # This is a copy, because BLAS does not accept rows in reverse order.
-    flipped = backend.write(backend.empty(flipped.shape, like=w), (...,), flipped)
-    return xp.reshape(flipped, geometry.unstrided.mirrored.w_shape)
+    flipped = backend.write(backend.empty(tuple(flipped.shape), like=w), (...,), flipped)
+    return xp.reshape(flipped, shape) if geometry.groups > 1 else flipped
 
 
 def beside_filters(geometry: Geometry, budget: Budget) -> Budget:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..backends import Array, Backend, Workspace
 from ..spec.geometry import Geometry
-from ..spec.ranges import ALL, Index
 from .columns import Block
 
-FEW_CELLS = 1 << 13
+FEW_CELLS = 1 << 15
 """With this many cells or fewer, the start of a call takes longer than its work."""
 
 
@@ -23,7 +22,9 @@ class Windows(NamedTuple):
     geometry : Geometry
     cells, padded : tuple of int
         The shapes of the cells, (n, g, c, *S), and of the cells with padding and with the zeros between them.
-    inside : Index
+    whole : tuple of int
+        The shape of the padded cells without an axis of groups, (n, g * c, *S).
+    inside : tuple
         The index of the cells in the padded cells.
     windows, steps : tuple of int
         The sizes of the view, (g, c, *K, n, *P), and its steps in elements.
@@ -34,10 +35,16 @@ class Windows(NamedTuple):
     geometry: Geometry
     cells: tuple[int, ...]
     padded: tuple[int, ...]
-    inside: Index
+    whole: tuple[int, ...]
+    inside: tuple[Any, ...]
     windows: tuple[int, ...]
     steps: tuple[int, ...]
     columns: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        """The elements of workspace of a product of all windows at once: padded cells, columns and outputs."""
+        return math.prod(self.padded) + math.prod(self.windows) + math.prod(self.geometry.out_shape)
 
 
 def has_few_cells(geometry: Geometry) -> bool:
@@ -74,7 +81,8 @@ def windows_of(geometry: Geometry, counts: tuple[int, int, int], apart: tuple[in
         geometry,
         (*counts, *(-(-n // s) for n, s in zip(geometry.size, apart, strict=True))),
         padded,
-        (ALL, ALL, ALL, *inside),
+        (batch, groups * channels, *geometry.padded),
+        (..., *inside),
         (groups, channels, *geometry.kernel, batch, *geometry.out),
         (of_group, of_channel, *taps, of_sample, *positions),
         (groups, channels * geometry.taps, batch * geometry.positions),
@@ -82,18 +90,22 @@ def windows_of(geometry: Geometry, counts: tuple[int, int, int], apart: tuple[in
 
 
 @lru_cache(maxsize=1024)
-def few_windows(geometry: Geometry, apart: tuple[int, ...] = ()) -> Windows | None:
-    """Plan the view of all windows if they are few; return None otherwise."""
-    counts = (geometry.batch, geometry.groups, geometry.group_in)
-    return windows_of(geometry, counts, apart) if has_few_cells(geometry) else None
+def few_windows(geometry: Geometry, elements: int, apart: tuple[int, ...] = ()) -> Windows | None:
+    """Plan the view of all windows if they are few, and if `elements` of workspace suffice; else return None."""
+    if not has_few_cells(geometry):
+        return None
+    windows = windows_of(geometry, (geometry.batch, geometry.groups, geometry.group_in), apart)
+    return windows if windows.elements <= elements else None
 
 
 def block_columns(geometry: Geometry, backend: Backend, x: Array, block: Block, workspace: Workspace) -> Array:
     """Return the columns of a block of whole samples, in one copy: (g, c * K, l), one sample after the other."""
     windows = windows_of(geometry, block.counts)
     cells = x[(slice(*block.samples), slice(*block.groups), slice(*block.channels), ...)]
-    columns = workspace("columns", windows.windows)
-    columns = backend.write(columns, (...,), _view(backend, windows, cells, workspace))
+    columns, padded = workspace("columns", windows.windows), workspace("padded", windows.padded)
+    if windows.padded != windows.cells:
+        padded = backend.zeroed(padded)
+    columns = backend.write(columns, (...,), _view(backend, windows, cells, padded))
     return backend.xp.reshape(columns, windows.columns)
 
 
@@ -119,14 +131,12 @@ def weight_grad_at_once(backend: Backend, windows: Windows, dout: Array, x: Arra
 
 
 def _columns(backend: Backend, windows: Windows, x: Array) -> Array:
-    """Return all columns, in one copy of the view: (G, c * K, N * P)."""
-    xp = backend.xp
-    return xp.reshape(_view(backend, windows, xp.reshape(x, windows.cells), backend.workspace(x)), windows.columns)
+    """Return all columns of few cells, in one copy of the view: (G, c * K, N * P)."""
+    # New memory for few cells takes less time than a workspace.
+    padded = backend.zeros(windows.whole, like=x)
+    return backend.xp.reshape(_view(backend, windows, x, padded), windows.columns)
 
 
-def _view(backend: Backend, windows: Windows, x: Array, workspace: Workspace) -> Array:
-    """Return the view of all windows of `x` (n, g, c, *S): (g, c, *K, n, *P)."""
-    padded = workspace("padded", windows.padded)
-    if windows.padded != windows.cells:
-        padded = backend.zeroed(padded)
+def _view(backend: Backend, windows: Windows, x: Array, padded: Array) -> Array:
+    """Return the view of all windows of `x`, whose cells are written into `padded`: (g, c, *K, n, *P)."""
     return backend.view(backend.write(padded, windows.inside, x), windows.windows, windows.steps)

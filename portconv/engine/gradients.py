@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import NamedTuple
 
 from ..backends import Array
@@ -13,10 +14,10 @@ from ..spec.operation import Operation, Role, changed
 from ..spec.options import Options
 from .call import ConvCache, ConvTransposeCache, Forward, check_memory
 from .execution import is_traced, opaque, run
-from .plan import Plan, of_dtypes
+from .plan import Given, Plan, given, of_given
 
 COTANGENT = -1
-"""The place of the gradient of the result among operands."""
+"""The place of the gradient of the result among operands: it comes last."""
 
 
 class ConvGrads(NamedTuple):
@@ -32,7 +33,7 @@ def backward(dout: Array, cache: Forward) -> ConvGrads:
     if is_traced():
         is_transposed = isinstance(cache, ConvTransposeCache)
         return ConvGrads(*_traced(dout, cache.x, cache.w, cache.b, cache.options, is_transposed))
-    return _gradients(dout, cache)
+    return _computed(dout, cache)
 
 
 @opaque
@@ -40,24 +41,31 @@ def _traced(
     dout: Array, x: Array, w: Array, b: Array | None, options: Options, is_transposed: bool
 ) -> tuple[Array, Array, Array | None]:
     """Compute all gradients as a plain tuple, from what torch.compile has types for."""
-    return tuple(_gradients(dout, (ConvTransposeCache if is_transposed else ConvCache)(x, w, b, options)))
+    return tuple(_computed(dout, (ConvTransposeCache if is_transposed else ConvCache)(x, w, b, options)))
 
 
-def _gradients(dout: Array, cache: Forward) -> ConvGrads:
+def _computed(dout: Array, cache: Forward) -> ConvGrads:
     backend, step = cache.backend, cache.operation
     _, common = arguments.arrays(x=cache.x, w=cache.w, b=cache.b, dout=dout)
     if (common.kind == "complex floating") != step.is_complex:
         name = backend.dtype_name(dout.dtype)
         raise ConvTypeError(f"dout: got dtype {name}, expected a real one, as the output's is")
     arguments.exact_shape("dout", tuple(dout.shape), step.shape(step.result))
-    grads: list[Array | None] = [None, None, None]
-    with remembering():
-        for place, operand in enumerate(cache.operands):
-            gradient, places = adjoint(step, place, common.name, backend.dtype_name(operand.dtype))
+    operands = (*cache.operands, dout)
+    dtypes = tuple(backend.dtype_name(operand.dtype) for operand in cache.operands)
+    grads: list[Array | None] = []
+    with remembering() if step.precision == "reproducible" else nullcontext():
+        for gradient, places in _gradients(step, common.name, dtypes):
             if gradient.result == Role.X:
                 check_memory(gradient, backend, cache.x, ("x", cache.x.shape))
-            grads[place] = run(gradient, backend, *(dout if i == COTANGENT else cache.operands[i] for i in places))
-    return ConvGrads(*grads)
+            grads.append(run(gradient, backend, *[operands[i] for i in places]))
+    return ConvGrads(*grads, *(None,) * (cache.b is None))
+
+
+@looked_up(4096)
+def _gradients(step: Operation, common: str, dtypes: tuple[str, ...]) -> list[tuple[Operation, tuple[int, ...]]]:
+    """Return what `adjoint` returns for each operand, of these dtypes."""
+    return [adjoint(step, place, common, dtype) for place, dtype in enumerate(dtypes)]
 
 
 @looked_up(4096)
@@ -88,9 +96,10 @@ def adjoint(step: Operation, place: int, common: str, dtype: str) -> tuple[Opera
 def plans_of(cache: Forward) -> dict[str, Plan]:
     """Return the plans of the products of a call and its gradients: those of "out", "dx" and "dw"."""
     backend, step = cache.backend, cache.operation
-    dtypes = {0: cache.x.dtype, 1: cache.w.dtype, COTANGENT: backend.dtype(step.dtype)}
-    plans = {"out": of_dtypes(step, backend, (dtypes[0], dtypes[1]), cache.x)}
+    arrays = given(step, backend, cache.x, cache.w)
+    known = {0: arrays[0], 1: arrays[1], COTANGENT: Given(backend.dtype(step.dtype))}
+    plans = {"out": of_given(step, backend, arrays, cache.x)}
     for place, name in enumerate(("dx", "dw")):
-        gradient, places = adjoint(step, place, step.dtype, backend.dtype_name(dtypes[place]))
-        plans[name] = of_dtypes(gradient, backend, tuple(dtypes[i] for i in places), cache.x)
+        gradient, (a, b) = adjoint(step, place, step.dtype, backend.dtype_name(known[place].dtype))
+        plans[name] = of_given(gradient, backend, (known[a], known[b]), cache.x)
     return plans

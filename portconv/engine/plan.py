@@ -26,6 +26,20 @@ SLICES = 4
 """How many times as much memory a reproducible call may take: its operands are several, in float64."""
 
 
+class Given(NamedTuple):
+    """What a plan needs to know of an operand.
+
+    Attributes
+    ----------
+    dtype : dtype
+    in_order : bool
+        Whether it lies in memory in an order that suits products; if not, it is copied first.
+    """
+
+    dtype: Any
+    in_order: bool = True
+
+
 class Plan(NamedTuple):
     """How one of the three products is computed on arrays of a backend.
 
@@ -34,8 +48,8 @@ class Plan(NamedTuple):
     operation : Operation
     backend : Backend
     arithmetic : Arithmetic
-    dtypes : tuple
-        The dtypes of the operands.
+    given : tuple of Given
+        What it needs to know of the two operands.
     copies : Copies
         The bytes that the whole product takes for copies of its operands and its result.
     workspace : int
@@ -48,18 +62,21 @@ class Plan(NamedTuple):
         The precision that the library is held to.
     parts : tuple of (Part, Choice)
         What the product is cut into, and the algorithm that serves each part.
+    bare : bool
+        Whether one algorithm takes the operands as they are, and what it returns is the result but for a bias.
     """
 
     operation: Operation
     backend: Backend
     arithmetic: Arithmetic
-    dtypes: tuple[Any, Any]
+    given: tuple[Given, Given]
     copies: Copies
     workspace: int
     limited: bool
     in_slices: bool
     precision: str
     parts: tuple[tuple[Part, Choice], ...] = ()
+    bare: bool = False
 
     @property
     def largest(self) -> tuple[Part, Choice]:
@@ -101,7 +118,7 @@ class Plan(NamedTuple):
     def explain(self) -> Explanation:
         """Say which algorithm computes the largest part, in what blocks and memory, and what the others would cost."""
         part, choice = self.largest
-        copies = _copies(changed(self.operation, geometry=part.geometry), self.backend, self.arithmetic, self.dtypes)
+        copies = _copies(changed(self.operation, geometry=part.geometry), self.backend, self.arithmetic, self.given)
         size = copies.bytes(part.geometry, cut=len(self.parts) > 1)
         if self.in_slices:
             size += limits.reproducible_block_bytes(self.backend.block_bytes, limits.workspace())
@@ -109,19 +126,28 @@ class Plan(NamedTuple):
 
 
 def of(operation: Operation, backend: Backend, a: Array, b: Array) -> Plan:
-    """Return the plan of a product, for operands with the dtypes and on the device of `a` and `b`.
+    """Return the plan of a product, for operands such as `a` and `b`, as the caller has them.
 
     Raises
     ------
     ConvValueError
         If the algorithm that was asked for cannot serve, or nothing can do with as little memory as the limit leaves.
     """
-    return _planned(operation, backend, (a.dtype, b.dtype), limits.workspace(), backend.default_workspace(a))
+    return of_given(operation, backend, given(operation, backend, a, b), a)
 
 
-def of_dtypes(operation: Operation, backend: Backend, dtypes: tuple[Any, Any], like: Array) -> Plan:
-    """Return the plan of a product, for operands of these dtypes on the device of `like`."""
-    return _planned(operation, backend, dtypes, limits.workspace(), backend.default_workspace(like))
+def given(operation: Operation, backend: Backend, a: Array, b: Array) -> tuple[Given, Given]:
+    """Return what a plan needs to know of two operands, as the caller has them."""
+    batched = not operation.unbatched
+    return (
+        Given(a.dtype, backend.in_order(a, batched)),
+        Given(b.dtype, backend.in_order(b, batched and operation.kind == Kind.WEIGHT_GRAD)),
+    )
+
+
+def of_given(operation: Operation, backend: Backend, operands: tuple[Given, Given], like: Array) -> Plan:
+    """Return the plan of a product, for operands that are described, on the device of `like`."""
+    return _planned(operation, backend, operands, limits.workspace(), backend.default_workspace(like))
 
 
 def uses_slices(operation: Operation) -> bool:
@@ -135,33 +161,54 @@ def held_precision(operation: Operation) -> str:
 
 
 @remembered(1024)
-def _planned(operation: Operation, backend: Backend, dtypes: tuple[Any, Any], limit: int | None, default: int) -> Plan:
+def _planned(
+    operation: Operation, backend: Backend, operands: tuple[Given, Given], limit: int | None, default: int
+) -> Plan:
+    a, b = operands
+    if not (a.in_order and b.in_order):
+        try:
+            return _plan(operation, backend, operands, limit, default)
+        except ConvValueError:
+            # To put an operand in order only saves time. Where there is no memory for that, it stays as it is.
+            a, b = Given(a.dtype), Given(b.dtype)
+    return _plan(operation, backend, (a, b), limit, default)
+
+
+def _plan(
+    operation: Operation, backend: Backend, operands: tuple[Given, Given], limit: int | None, default: int
+) -> Plan:
     geometry = operation.geometry
     asked = algorithm_named(operation.algorithm)
     arithmetic = Arithmetic(
         named(backend, operation.dtype), most_terms(geometry, operation.kind), asked is None or asked.slices_integers
     )
-    copies = _copies(operation, backend, arithmetic, dtypes)
+    copies = _copies(operation, backend, arithmetic, operands)
     bare = Plan(
-        *(operation, backend, arithmetic, dtypes, copies, 0, limit is not None),
+        *(operation, backend, arithmetic, operands, copies, 0, limit is not None),
         uses_slices(operation),
         held_precision(operation),
     )
 
+    most, ordered = default * (SLICES if bare.in_slices else 1), all(one.in_order for one in operands)
+
     def workspace(limit: int | None) -> int:
-        return _workspace(bare, limit or default * (SLICES if bare.in_slices else 1), limit)
+        return _workspace(bare, limit or most, limit)
 
     cut = parts(geometry, operation.kind, copies, workspace(limit))
-    if cut is None and limit is not None:
+    if cut is None and (limit is not None or not ordered):
+        limit = limit or most
         least = _least(lambda more: parts(geometry, operation.kind, copies, workspace(more)) is not None, limit)
         raise ConvValueError(
             f"workspace_limit: got {limit} bytes, expected at least {least}, for copies of a sample, or of some rows "
             "of one, and of some filters, and as much again"
         )
     plan = bare._replace(workspace=workspace(limit))
-    return plan._replace(
-        parts=tuple((part, plan.choose(*plan.asked(part.geometry))) for part in cut or (whole(geometry),))
-    )
+    if not ordered and cut is not None and len(cut) == 1:
+        # What the copies leave, so that an algorithm has nearly as much as it has for operands in order.
+        plan = plan._replace(workspace=max(plan.workspace, (limit or most) - copies.bytes(geometry, cut=False)))
+    planned = tuple((part, plan.choose(*plan.asked(part.geometry))) for part in cut or (whole(geometry),))
+    own = all(one == Given(arithmetic.dtype.dtype) for one in operands)
+    return plan._replace(parts=planned, bare=own and not copies and len(planned) == 1)
 
 
 def _workspace(plan: Plan, most: int, limit: int | None) -> int:
@@ -171,11 +218,11 @@ def _workspace(plan: Plan, most: int, limit: int | None) -> int:
     return most // 2 if plan.copies else most
 
 
-def _copies(operation: Operation, backend: Backend, arithmetic: Arithmetic, dtypes: tuple[Any, Any]) -> Copies:
+def _copies(operation: Operation, backend: Backend, arithmetic: Arithmetic, given: tuple[Given, Given]) -> Copies:
     """Count the bytes of copies that a product makes before and after an algorithm works on it."""
     kind, geometry = operation.kind, operation.geometry
     size = backend.bits(arithmetic.dtype.dtype) // 8
-    operands, result, wide = _copied(operation, backend, arithmetic, dtypes)
+    operands, result, wide = _copied(operation, backend, arithmetic, given)
     elements = {role: math.prod(geometry.shape(role)[role != Role.W :]) for role in (Role.X, Role.W, Role.OUT)}
     copied = dict(zip(kind.operands, operands, strict=True)) | {kind.result: result}
     sample = sum(elements[role] * copied[role] for role in (Role.X, Role.OUT))
@@ -189,25 +236,28 @@ def _copies(operation: Operation, backend: Backend, arithmetic: Arithmetic, dtyp
 
 
 def _copied(
-    operation: Operation, backend: Backend, arithmetic: Arithmetic, dtypes: tuple[Any, Any]
+    operation: Operation, backend: Backend, arithmetic: Arithmetic, given: tuple[Given, Given]
 ) -> tuple[list[int], int, int]:
     """Return the bytes of copies for each element of the operands and of the result, and of one as it is computed."""
     dtype, computed = arithmetic.dtype, arithmetic.computed_in(backend).dtype
     size, wide = backend.bits(dtype.dtype) // 8, backend.bits(computed) // 8
+    ordered = [0 if one.in_order else backend.bits(one.dtype) // 8 for one in given]
     if uses_slices(operation):
         # Slices and their products are in float64.
         number = 8 * reproducible("slicing").slots(backend, operation.geometry, operation.kind, operation.dtype)
-        return [number] * 2, number, number
+        return [more + number for more in ordered], number, number
     if dtype.kind != "integral":
+        # A copy that puts an operand in order has the byte order of the machine.
+        own = [one.dtype if one.in_order else backend.native(one.dtype) for one in given]
         conjugates = (dtype.kind == "complex floating" and each for each in operation.conjugated)
-        both = zip(conjugates, dtypes, strict=True)
-        operands = [wide if copied or backend.native(given) != computed else 0 for copied, given in both]
+        both = zip(ordered, own, conjugates, strict=True)
+        operands = [more + (wide if copied or one != computed else 0) for more, one, copied in both]
         return operands, wide if dtype.name in HALVES else 0, wide
     if not arithmetic.slices:
-        return [size] * 2, size, wide
+        return [more + size for more in ordered], size, wide
     # An integer as it was given, its slices as they are cut, of at least 8 bits each, and as they are multiplied.
     most = -(-(8 * size + 1) // 8)
-    return [size + most * (wide + 2 * size)] * 2, 3 * wide + 3 * size, wide
+    return [more + size + most * (wide + 2 * size) for more in ordered], 3 * wide + 3 * size, wide
 
 
 def _least(enough: Any, limit: int) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from ..algorithms.choice import Choice
 from ..backends import Array, Backend
 from ..passes.casts import conjugate, narrow, with_bias
-from ..passes.layout import as_given, canonical
+from ..passes.layout import as_given, canonical, reordered
 from ..passes.padding import extend, fold
 from ..passes.partition import Part, place
 from ..spec.operation import Kind, Operation, Role
@@ -40,6 +40,8 @@ def _canonical(operation: Operation, backend: Backend, operands: tuple[Array, ..
 
 def _by_plan(plan: Plan, *operands: Array) -> Array:
     """Compute a product of canonical arrays: exactly, in one part or in several."""
+    if plan.bare:
+        return _bare(plan, *operands)
     if plan.in_slices:
         return _reproducible(plan, *operands)
     return _part(plan, *plan.parts[0], operands) if len(plan.parts) == 1 else _in_parts(plan, *operands)
@@ -68,10 +70,21 @@ def _in_parts(plan: Plan, *operands: Array) -> Array:
     return backend.astype(result, arithmetic.dtype.dtype)
 
 
+def _bare(plan: Plan, a: Array, b: Array, bias: Array | None = None) -> Array:
+    """Compute a product of operands that an algorithm takes as they are: small calls spend their time in Python."""
+    operation, backend, (_, choice) = plan.operation, plan.backend, plan.parts[0]
+    if operation.kind == Kind.WEIGHT_GRAD:
+        return choice.compute(operation.kind, operation.geometry, backend, a, b)
+    bias = None if bias is None else backend.astype(bias, plan.arithmetic.dtype.dtype)
+    if operation.kind == Kind.FORWARD:
+        return choice.compute(operation.kind, operation.geometry, backend, a, b, bias)
+    return with_bias(backend, choice.compute(operation.kind, operation.geometry, backend, a, b), bias)
+
+
 def _part(plan: Plan, part: Part, choice: Choice, operands: tuple[Array, ...]) -> Array:
-    """Compute one part: conjugate, cast, fill the padding, multiply, fold the padding, add a bias, cast back."""
+    """Compute one part: put in order, conjugate, cast, fill and later fold the padding, multiply, add a bias, cast."""
     kind, backend, geometry = plan.operation.kind, plan.backend, part.geometry
-    a, b, *bias = operands
+    a, b, *bias = _in_order(plan, operands)
     if plan.operation.is_complex:
         a, b = (
             conjugate(backend, array) if conjugated else array
@@ -89,9 +102,22 @@ def _part(plan: Plan, part: Part, choice: Choice, operands: tuple[Array, ...]) -
     return plan.arithmetic.compute(backend, multiply, a, b, *bias)
 
 
+def _in_order(plan: Plan, operands: tuple[Array, ...]) -> list[Array]:
+    """Return operands in an order that suits products, copied where they are not, and a bias as it is."""
+    roles = plan.operation.kind.operands
+    pairs = zip(operands, plan.given, roles, strict=False)
+    ordered = [
+        array if given.in_order else reordered(plan.operation, plan.backend, role, array)
+        for array, given, role in pairs
+    ]
+    return [*ordered, *operands[2:]]
+
+
 def _reproducible(plan: Plan, *operands: Array) -> Array:
     """Compute a product whose bits are the same everywhere."""
     parts = tuple(part for part, _ in plan.parts)
+    if len(parts) == 1:
+        operands = tuple(_in_order(plan, operands))
     with plan.backend.quiet():
         return reproducible("product").product(plan.operation, plan.backend, plan.choose_for_slices, parts, operands)
 

@@ -27,3 +27,10 @@ def as_given(operation: Operation, backend: Backend, role: Role, array: Array) -
     if operation.geometry.channels_last:
         array = backend.xp.permute_dims(array, (0, *range(2, array.ndim), 1))
     return array[0, ...] if operation.unbatched else array
+
+
+def reordered(operation: Operation, backend: Backend, role: Role, array: Array) -> Array:
+    """Return a copy of a canonical array in the order in which algorithms make arrays of its role."""
+    last = operation.geometry.channels_last and role in LAID_OUT
+    copy = backend.empty(tuple(array.shape), array, last=last, dtype=backend.native(array.dtype))
+    return backend.write(copy, (...,), array)

@@ -87,15 +87,15 @@ class Geometry:
     def group_out(self) -> int:
         return self.out_channels // self.groups
 
-    @property
+    @cached_property
     def x_shape(self) -> tuple[int, ...]:
         return (self.batch, self.in_channels, *self.size)
 
-    @property
+    @cached_property
     def w_shape(self) -> tuple[int, ...]:
         return (self.out_channels, self.group_in, *self.kernel)
 
-    @property
+    @cached_property
     def out_shape(self) -> tuple[int, ...]:
         return (self.batch, self.out_channels, *self.out)
 

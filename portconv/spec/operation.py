@@ -159,8 +159,8 @@ class Operation:
     def shape(self, role: Role) -> Shape:
         """Return the shape of the array of a role, as the caller has it."""
         geometry = self.geometry
-        if role == Role.W:
-            return geometry.w_shape
+        if role == Role.W or (role in (Role.X, Role.OUT) and self.is_canonical):
+            return geometry.shape(role)
         if role == Role.COLUMNS:
             return (geometry.batch, geometry.in_channels * geometry.taps, geometry.positions)
         if role == Role.B:

@@ -14,7 +14,7 @@ import pytest
 
 from portconv import backends, calibration
 from portconv.algorithms.choice import known
-from portconv.benchmark import PEERS, ZOO, measurement
+from portconv.benchmark import HELD_OUT, PEERS, ZOO, measurement
 
 GEMM = known()["gemm"]
 MISSING = "the command's libraries are not installed: pip install 'portconv[cli]'"
@@ -199,6 +199,10 @@ def test_a_part_of_a_name_chooses_all_that_have_it(run: Bench) -> None:
     names = [layer["name"] for layer in printed["layers"]]
     assert names == [layer.name for layer in ZOO if "1x1" in layer.name or layer.name == "resnet50 3x3 64@56"]
     assert "resnet50 3x3 64@56 b1" not in names
+    printed = json.loads(run("--list", "--json", "--held-out", "--layer", "yolov3").stdout)
+    assert [layer["name"] for layer in printed["layers"]] == [
+        layer.name for layer in HELD_OUT if "yolov3" in layer.name
+    ]
 
 
 @pytest.mark.usefixtures("idle")
