@@ -8,7 +8,9 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from .. import limits
-from ._base import Backend, bfloat16
+from ..errors import ConvTypeError, PortconvError
+from ._base import Backend
+from ._host import bfloat16
 from ._terms import CPU_WORKSPACE, GPU_WORKSPACE, Array
 
 
@@ -24,11 +26,28 @@ class TorchBackend(Backend):
     def load(self) -> Any:
         return importlib.import_module("array_api_compat.torch")
 
+    def objection(self, array: Array) -> PortconvError | None:
+        import torch
+
+        if type(array) is torch.Tensor:
+            return None
+        # A parameter's is a function of PyTorch's own, which does nothing.
+        own, plain = (getattr(cls.__torch_function__, "__func__", None) for cls in (type(array), torch.Tensor))
+        if own in (None, plain):
+            return None
+        return ConvTypeError(
+            f"got {type(array).__name__}, which gives arithmetic a meaning of its own, expected a plain tensor: "
+            "array.as_subclass(torch.Tensor) is its numbers alone"
+        )
+
     def details(self) -> dict[str, str]:
         import torch
 
         names = {f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
         return {"threads": str(torch.get_num_threads()), **names}
+
+    def conversion(self, array: str, dtype: str) -> str:
+        return f"{array}.to(torch.{dtype})"
 
     def devices(self) -> list[Any]:
         import torch
