@@ -9,6 +9,7 @@ from .engine.call import ConvCache
 from .engine.gradients import ConvGrads, backward
 from .errors import ConvTypeError
 from .spec import arguments, checked_geometry
+from .spec.checked_geometry import Names
 from .spec.layout import given_shape
 from .spec.operation import Kind
 from .spec.options import Ints, Options, Padding
@@ -328,7 +329,7 @@ def conv_output_shape(
     """
     options = Options(stride, padding, dilation, groups, data_format=data_format)
     shapes = arguments.shape("x_shape", x_shape), arguments.shape("w_shape", w_shape)
-    geometry, unbatched = checked_geometry.convolution(*shapes, options, ("x_shape", "w_shape"))
+    geometry, unbatched = checked_geometry.convolution(*shapes, options, Names("x_shape", "w_shape"))
     return given_shape(geometry.out_shape, geometry.channels_last, unbatched)
 
 

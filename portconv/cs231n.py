@@ -6,11 +6,11 @@ They can replace the course's own. `conv_forward_naive` and `conv_backward_naive
 
 from __future__ import annotations
 
-from . import backends
 from .backends import Array
 from .convolution import conv_backward, conv_forward
 from .engine import call
 from .errors import ConvTypeError, ConvValueError
+from .spec import arguments
 from .spec.options import Options
 
 Cache = tuple[Array, Array, Array, dict[str, int]]
@@ -168,10 +168,13 @@ def _options(conv_param: dict[str, int]) -> tuple[int, int]:
     missing = [key for key in ("stride", "pad") if key not in conv_param]
     if missing:
         raise ConvValueError(f"conv_param: got keys {sorted(map(str, conv_param))}, expected 'stride' and 'pad'")
-    return conv_param["stride"], conv_param["pad"]
+    return (
+        arguments.integer("conv_param['stride']", conv_param["stride"], 1),
+        arguments.integer("conv_param['pad']", conv_param["pad"], 0),
+    )
 
 
 def _bias(x: Array, b: Array) -> Array:
     """Return `b`; integers, as in the course's picture exercise, are converted to the dtype of `x`."""
-    backend = backends.of(b)
-    return backend.astype(b, x.dtype) if backend is backends.of(x) and backend.xp.isdtype(b.dtype, "integral") else b
+    backend, like = arguments.owner("b", b), arguments.owner("x", x)
+    return backend.astype(b, x.dtype) if backend is like and backend.xp.isdtype(b.dtype, "integral") else b

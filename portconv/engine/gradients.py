@@ -28,8 +28,8 @@ class ConvGrads(NamedTuple):
 
 def backward(dout: Array, cache: Forward) -> ConvGrads:
     """Compute all gradients of a call, in the dtypes of what they are gradients of."""
-    backend, step = cache.backend, cache.operation
-    _, common = arguments.arrays(x=cache.x, w=cache.w, b=cache.b, dout=dout)
+    step = cache.operation
+    backend, common = arguments.arrays(x=cache.x, w=cache.w, b=cache.b, dout=dout)
     if (common.kind == "complex floating") != step.is_complex:
         name = backend.dtype_name(dout.dtype)
         raise ConvTypeError(f"dout: got dtype {name}, expected a real one, as the output's is")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Any
 
 from .ranges import Range, Span, spans
 
@@ -38,6 +39,9 @@ class Geometry:
     @cached_property
     def _hash(self) -> int:  # each call needs the hash several times
         return hash(tuple(getattr(self, field.name) for field in fields(self)))
+
+    def __reduce__(self) -> tuple[Any, ...]:  # the hash of another process is of no use
+        return Geometry, tuple(getattr(self, field.name) for field in fields(self))
 
     @property
     def dims(self) -> int:
