@@ -16,6 +16,7 @@ from jax.interpreters import ad, batching, mlir
 from .. import backends, limits
 from ..backends import Array, Backend
 from ..engine import execution
+from ..engine.call import ConvCache, ConvTransposeCache, Forward
 from ..errors import BackendError
 from ..spec.operation import Kind, Operation
 from .vmap import mapped
@@ -121,3 +122,22 @@ def _transpose(backend: Backend, cotangent: Any, *operands: Any, operation: Oper
             gradient, *arrays = operation.gradient(place, dtype, cotangent, operands)
             grads.append(_bind(limit, gradient, backend, *arrays))
     return grads
+
+
+def _leaves(cache: Forward) -> tuple[tuple[Array, ...], tuple[Backend, Operation]]:
+    """Return the arrays of a forward call, and what it is beside them."""
+    return (cache.x, cache.w, cache.b), (cache.backend, cache.operation)
+
+
+def _register(kind: type[Forward]) -> None:
+    """Let a function that `jit` compiles return and take the cache of a forward call."""
+
+    def rebuilt(rest: tuple[Backend, Operation], arrays: Any) -> Forward:
+        x, w, b = arrays
+        return kind(x, w, b, *rest)
+
+    jax.tree_util.register_pytree_node(kind, _leaves, rebuilt)
+
+
+_register(ConvCache)
+_register(ConvTransposeCache)
