@@ -15,9 +15,9 @@ from typing import Any
 from ..errors import BackendError, ConvTypeError
 from ._base import Backend
 from ._generic import GenericBackend
-from ._terms import Array, Costs, Unavailable, Workspace
+from ._terms import Array, ArrayT, Costs, Unavailable, Workspace
 
-__all__ = ["Array", "Backend", "Costs", "Unavailable", "Workspace", "available", "find", "get", "names", "of"]
+__all__ = ["Array", "ArrayT", "Backend", "Costs", "Unavailable", "Workspace", "available", "find", "get", "names", "of"]
 
 GROUP = "portconv.backends"
 NO_LIBRARY = {"_base", "_generic", "_host", "_numpy_like", "_terms"}

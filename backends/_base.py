@@ -137,11 +137,11 @@ class Backend:
 
     def devices(self) -> list[Any]:
         """Return the devices that can hold arrays, the default device first."""
-        info = self._info
+        info = self.info
         return [None] if info is None else list(info.devices())
 
     @property
-    def _info(self) -> Any:
+    def info(self) -> Any:
         """What the namespace says of itself, or None if it says nothing: the standard asks for it since 2023.12."""
         try:
             return self.xp.__array_namespace_info__()
@@ -206,7 +206,7 @@ class Backend:
 
     def holds(self, name: str, like: Array) -> bool:
         """Return whether the device of `like` can hold arrays of the dtype with a name."""
-        info = self._info
+        info = self.info
         if info is None or name in ("float16", "bfloat16"):  # the standard does not have these two
             return hasattr(self.xp, name)
         return name in info.dtypes(device=self.device_of(like), kind=None)

@@ -6,19 +6,19 @@ They can replace the course's own. `conv_forward_naive` and `conv_backward_naive
 
 from __future__ import annotations
 
-from .backends import Array
+from .backends import Array, ArrayT
 from .convolution import conv_backward, conv_forward
 from .engine import call
 from .errors import ConvTypeError, ConvValueError
 from .spec import arguments
 from .spec.options import Options
 
-Cache = tuple[Array, Array, Array, dict[str, int]]
+Cache = tuple[ArrayT, ArrayT, ArrayT, dict[str, int]]
 
 __all__ = ["conv_backward_fast", "conv_backward_naive", "conv_forward_fast", "conv_forward_naive"]
 
 
-def conv_forward_naive(x: Array, w: Array, b: Array, conv_param: dict[str, int]) -> tuple[Array, Cache]:
+def conv_forward_naive(x: ArrayT, w: ArrayT, b: ArrayT, conv_param: dict[str, int]) -> tuple[ArrayT, Cache[ArrayT]]:
     """Convolve by a loop over output positions.
 
     Parameters
@@ -56,7 +56,7 @@ def conv_forward_naive(x: Array, w: Array, b: Array, conv_param: dict[str, int])
     return _forward(x, w, b, conv_param, "direct")
 
 
-def conv_backward_naive(dout: Array, cache: Cache) -> tuple[Array, Array, Array | None]:
+def conv_backward_naive(dout: ArrayT, cache: Cache[ArrayT]) -> tuple[ArrayT, ArrayT, ArrayT | None]:
     """Compute the gradients by a loop over output positions.
 
     Parameters
@@ -90,7 +90,7 @@ def conv_backward_naive(dout: Array, cache: Cache) -> tuple[Array, Array, Array 
     return _backward(dout, cache, "direct")
 
 
-def conv_forward_fast(x: Array, w: Array, b: Array, conv_param: dict[str, int]) -> tuple[Array, Cache]:
+def conv_forward_fast(x: ArrayT, w: ArrayT, b: ArrayT, conv_param: dict[str, int]) -> tuple[ArrayT, Cache[ArrayT]]:
     """Do what `conv_forward_naive` does, at full speed.
 
     Parameters
@@ -119,7 +119,7 @@ def conv_forward_fast(x: Array, w: Array, b: Array, conv_param: dict[str, int]) 
     return _forward(x, w, b, conv_param, "auto")
 
 
-def conv_backward_fast(dout: Array, cache: Cache) -> tuple[Array, Array, Array | None]:
+def conv_backward_fast(dout: ArrayT, cache: Cache[ArrayT]) -> tuple[ArrayT, ArrayT, ArrayT | None]:
     """Do what `conv_backward_naive` does, at full speed.
 
     Parameters
@@ -148,13 +148,15 @@ def conv_backward_fast(dout: Array, cache: Cache) -> tuple[Array, Array, Array |
     return _backward(dout, cache, "auto")
 
 
-def _forward(x: Array, w: Array, b: Array, conv_param: dict[str, int], algorithm: str) -> tuple[Array, Cache]:
+def _forward(
+    x: ArrayT, w: ArrayT, b: ArrayT, conv_param: dict[str, int], algorithm: str
+) -> tuple[ArrayT, Cache[ArrayT]]:
     stride, pad = _options(conv_param)
     out, _ = conv_forward(x, w, _bias(x, b), stride=stride, padding=pad, algorithm=algorithm)
     return out, (x, w, b, conv_param)
 
 
-def _backward(dout: Array, cache: Cache, algorithm: str) -> tuple[Array, Array, Array | None]:
+def _backward(dout: ArrayT, cache: Cache[ArrayT], algorithm: str) -> tuple[ArrayT, ArrayT, ArrayT | None]:
     if not (isinstance(cache, tuple) and len(cache) == 4):
         raise ConvTypeError(f"cache: got {type(cache).__name__}, expected the tuple (x, w, b, conv_param)")
     x, w, b, conv_param = cache

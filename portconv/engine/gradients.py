@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Generic, NamedTuple
 
-from ..backends import Array
+from ..backends import Array, ArrayT
 from ..errors import ConvTypeError
 from ..reproducible.magnitudes import remembering
 from ..spec import arguments
@@ -18,15 +18,15 @@ COTANGENT = -1
 """The place of the gradient of the result among operands."""
 
 
-class ConvGrads(NamedTuple):
+class ConvGrads(NamedTuple, Generic[ArrayT]):
     """What `conv_backward` returns: the gradients of `x`, `w` and `b`; `db` is None where `b` was."""
 
-    dx: Array
-    dw: Array
-    db: Array | None
+    dx: ArrayT
+    dw: ArrayT
+    db: ArrayT | None
 
 
-def backward(dout: Array, cache: Forward) -> ConvGrads:
+def backward(dout: ArrayT, cache: Forward) -> ConvGrads[ArrayT]:
     """Compute all gradients of a call, in the dtypes of what they are gradients of."""
     step = cache.operation
     backend, common = arguments.arrays(x=cache.x, w=cache.w, b=cache.b, dout=dout)
