@@ -209,6 +209,7 @@ class Announced:
 
 @pytest.fixture
 def announce(monkeypatch):
+    backends.available()  # libraries look for entry points of their own when they are imported
     monkeypatch.setattr(backends, "_by_class", {})
 
     def put(*points):
