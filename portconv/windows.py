@@ -15,6 +15,7 @@ from .spec.operation import Kind, operation
 from .spec.options import Ints, Options, Padding
 
 
+# A type of arrays may tell how many dimensions they have, which change here: so these are `Array`, and not `ArrayT`.
 def unfold(x: Array, kernel_size: Ints, *, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1) -> Array:
     """Copy the windows of a batch into columns (im2col).
 
