@@ -15,10 +15,11 @@ from typing import Any
 from ..errors import BackendError, ConvTypeError
 from ._base import Backend
 from ._generic import GenericBackend
-from ._terms import Array, Costs, Unavailable, Workspace
+from ._terms import Array, ArrayT, Costs, Unavailable, Workspace
 
 __all__ = [
     "Array",
+    "ArrayT",
     "Backend",
     "Costs",
     "Unavailable",
@@ -32,7 +33,7 @@ __all__ = [
 ]
 
 GROUP = "portconv.backends"
-NO_LIBRARY = {"_base", "_generic", "_numpy_like", "_terms"}
+NO_LIBRARY = {"_base", "_generic", "_host", "_numpy_like", "_terms"}
 """The modules of this package that have no backend of a library."""
 
 _by_class: dict[type, Backend] = {}
@@ -179,7 +180,7 @@ def of(array: Array) -> Backend:
     Raises
     ------
     ConvTypeError
-        If `array` is not an array.
+        If `array` is not an array, or a scalar or a wrapper of a library and not its array.
     BackendError
         If the array's library does not work here.
 
@@ -205,13 +206,24 @@ def _recognised(array: Array) -> Backend:
     for backend in _own().values():
         if backend.owns(array):
             return get(backend.name)
-    if not hasattr(type(array), "shape"):
-        raise ConvTypeError(f"got {type(array).__name__}, expected an array")
+    what = type(array).__name__
+    if not hasattr(array, "shape"):
+        raise ConvTypeError(f"got {what}, expected an array")
     for name in announced():
         third_party = third_party_backend(name)
         if third_party is not None and third_party.owns(array):
             return third_party
+    for backend in _by_class.values():
+        if isinstance(backend, GenericBackend) and backend.owns(array):
+            return backend
     try:
-        return GenericBackend(array)
+        backend = GenericBackend(array)
     except TypeError as error:
-        raise ConvTypeError(f"got {type(array).__name__}, expected an array with an Array API namespace") from error
+        raise ConvTypeError(f"got {what}, expected an array with an Array API namespace") from error
+    known = _own().get(backend.name.partition(".")[0])
+    if known is not None:  # such as a scalar of NumPy, or a parameter that wraps an array of JAX
+        raise ConvTypeError(
+            f"got {what}, expected {known.module}.{known.array_class}; "
+            f"portconv.backends.get({known.name!r}).asarray makes one of it"
+        )
+    return backend

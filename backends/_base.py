@@ -11,33 +11,15 @@ The class `Backend` meets these requirements:
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 
 from ..errors import BackendError, PortconvError, in_a_line
+from ._host import bfloat16, host_memory
 from ._terms import CPU_WORKSPACE, Array, Block, Costs, Unavailable, Workspace
-
-
-def bfloat16() -> Any:
-    """Return the bfloat16 of `ml_dtypes`, for libraries that have none themselves, such as NumPy."""
-    try:
-        import ml_dtypes
-    except ImportError as error:
-        raise BackendError("bfloat16 on the host needs ml_dtypes: pip install 'portconv[bfloat16]'") from error
-    return ml_dtypes.bfloat16
-
-
-@cache
-def host_memory() -> int:
-    """Return how many bytes of memory this machine has, or the largest possible number if it does not say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return sys.maxsize
 
 
 class Backend:
@@ -114,11 +96,16 @@ class Backend:
         """The library's Array API namespace."""
         xp, fault = self._loaded
         if fault is not None:
-            raise BackendError(f"backend {self.name!r} is unavailable: {fault}; to install it: {self.install}")
+            remedy = "it needs a device and its driver" if fault.no_device else f"to install it: {self.install}"
+            raise BackendError(f"backend {self.name!r} is unavailable: {fault}; {remedy}")
         return xp
 
     def __repr__(self) -> str:
         return f"<portconv backend {self.name!r}{'' if self.fault is None else ', unavailable'}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # There is one of each: a copy is the same object, and so is what a pickle gives.
+        return sys.modules[__package__].find, (self.name,)
 
     def owns(self, array: object) -> bool:
         """Return whether an array is of this library; import nothing."""
@@ -132,6 +119,10 @@ class Backend:
     def autocast(self, like: Array) -> Callable[[Array], Array] | None:
         """Return what casts the arrays of a convolution as the user has set for arrays such as `like`, or None."""
         return None
+
+    def plain(self, array: Array) -> Array:
+        """Return the same array, of the library's own class where it is of a subclass that is used for its numbers."""
+        return array
 
     def version(self) -> str:
         """Return the version of the library."""
@@ -150,7 +141,16 @@ class Backend:
 
     def devices(self) -> list[Any]:
         """Return the devices that can hold arrays, the default device first."""
-        return list(self.xp.__array_namespace_info__().devices())
+        info = self.info
+        return [None] if info is None else list(info.devices())
+
+    @property
+    def info(self) -> Any:
+        """What the namespace says of itself, or None if it says nothing: the standard asks for it since 2023.12."""
+        try:
+            return self.xp.__array_namespace_info__()
+        except (AttributeError, RuntimeError):
+            return None
 
     def device_of(self, array: Array) -> Any:
         """Return the device that holds an array."""
@@ -191,9 +191,16 @@ class Backend:
         """Return the same dtype in the byte order of the machine."""
         return dtype
 
+    def conversion(self, array: str, dtype: str) -> str:
+        """Return the code with which a user of the library converts an array of this name to a dtype."""
+        return f"{self.name}.astype({array}, {self.name}.{dtype})"
+
     def dtype(self, name: str) -> Any:
         """Return the dtype with a name, in the form that arrays have it."""
-        dtype = bfloat16() if name == "bfloat16" and not hasattr(self.xp, name) else getattr(self.xp, name)
+        own = getattr(self.xp, name, None)
+        if own is None and name != "bfloat16":
+            raise BackendError(f"{self.name} has no {name}")
+        dtype = bfloat16() if own is None else own
         # NumPy, CuPy and JAX give scalar types these names, and arrays have dtypes.
         return self.xp.dtype(dtype) if isinstance(dtype, type) and hasattr(self.xp, "dtype") else dtype
 
@@ -203,10 +210,10 @@ class Backend:
 
     def holds(self, name: str, like: Array) -> bool:
         """Return whether the device of `like` can hold arrays of the dtype with a name."""
-        info = getattr(self.xp, "__array_namespace_info__", None)
+        info = self.info
         if info is None or name in ("float16", "bfloat16"):  # the standard does not have these two
             return hasattr(self.xp, name)
-        return name in info().dtypes(device=self.device_of(like))
+        return name in info.dtypes(device=self.device_of(like), kind=None)
 
     def memory(self, like: Array) -> int:
         """Return how many bytes of memory the device of `like` has; for an unknown device those of this machine."""

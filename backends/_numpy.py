@@ -30,6 +30,8 @@ BUFFER = 512
 """How many elements NumPy may buffer. With its default of 8192 it first copies rows that are shorter into a buffer, and
 that takes longer than their addition."""
 BACKWARDS = slice(None, None, -1)
+ARITHMETIC = ("__array_ufunc__", "__array_function__", "__add__", "__mul__")
+"""The methods by which a subclass of NumPy's array gives arithmetic a meaning of its own."""
 AVX2_KERNELS = {"Haswell", "Zen", "Excavator"}
 """The kernels of OpenBLAS that use AVX2 and not AVX-512."""
 
@@ -51,11 +53,14 @@ class NumpyBackend(NumpyLike):
         return np
 
     def objection(self, array: Array) -> PortconvError | None:
-        if type(array) is not np.ndarray and type(array).__module__.startswith("numpy.ma"):
-            return ConvTypeError(
-                "got a masked array, expected a plain one: array.filled(0) puts a number where the mask is"
-            )
-        return None
+        array_class: Any = type(array)
+        if array_class is np.ndarray:
+            return None
+        words = _meaning(array_class)
+        return None if words is None else ConvTypeError(words)
+
+    def plain(self, array: Array) -> Array:
+        return np.asarray(array)
 
     def details(self) -> dict[str, str]:
         blas = ", ".join(f"{lib.internal_api} {lib.version} ({_kernel(lib)})" for lib in _blas.libraries())
@@ -306,6 +311,22 @@ class _Blas:
             release(force=True)
             library.set_num_threads(count)
             release(force=True)
+
+
+@cache
+def _meaning(array_class: Any) -> str | None:
+    """Say that a subclass of NumPy's array gives arithmetic a meaning of its own, such as units; None if it does not.
+
+    The memory is then handed to products that know nothing of that meaning.
+    """
+    if any(base.__module__ == "numpy.ma" for base in array_class.__mro__):
+        return "got a masked array, expected a plain one: array.filled(0) puts a number where the mask is"
+    if all(getattr(array_class, name) is getattr(np.ndarray, name) for name in ARITHMETIC):
+        return None
+    return (
+        f"got {array_class.__name__}, which gives arithmetic a meaning of its own, expected a plain array: "
+        "numpy.asarray(array) is its numbers alone"
+    )
 
 
 @cache

@@ -10,7 +10,8 @@ from typing import Any
 
 from .. import limits
 from ..errors import ConvTypeError, PortconvError
-from ._base import Backend, bfloat16
+from ._base import Backend
+from ._host import bfloat16
 from ._terms import CPU_WORKSPACE, GPU_WORKSPACE, Array
 
 
@@ -31,6 +32,9 @@ class TorchBackend(Backend):
 
         names = {f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
         return {"threads": str(torch.get_num_threads()), **names}
+
+    def conversion(self, array: str, dtype: str) -> str:
+        return f"{array}.to(torch.{dtype})"
 
     def devices(self) -> list[Any]:
         import torch
@@ -125,7 +129,7 @@ def is_abstract(array: Array) -> bool:
 
 
 def _fault(array: Array) -> str | None:
-    """Say what a tensor is if it is no block of numbers, and how to make it one."""
+    """Say what a tensor is if it is no block of plain numbers, and how to make it one."""
     torch: Any = sys.modules["torch"]
     if isinstance(array, torch.nn.parameter.UninitializedTensorMixin):
         return f"got an {type(array).__name__}, expected a tensor with a shape, as it has after the first forward call"
@@ -136,4 +140,13 @@ def _fault(array: Array) -> str | None:
     if array.layout is not torch.strided:
         layout = str(array.layout).removeprefix("torch.").removeprefix("_")
         return f"got a tensor of layout {layout}, expected a dense one, as .to_dense() returns"
-    return "got a quantized tensor, expected numbers, as .dequantize() returns" if array.is_quantized else None
+    if array.is_quantized:
+        return "got a quantized tensor, expected numbers, as .dequantize() returns"
+    # A parameter's is a function of PyTorch's own, which does nothing.
+    own, plain = (getattr(cls.__torch_function__, "__func__", None) for cls in (type(array), torch.Tensor))
+    if own in (None, plain):
+        return None
+    return (
+        f"got {type(array).__name__}, which gives arithmetic a meaning of its own, expected a plain tensor: "
+        "array.as_subclass(torch.Tensor) is its numbers alone"
+    )

@@ -9,9 +9,9 @@ from ..algorithms.algorithm import remembered
 from ..algorithms.choice import algorithms, named
 from ..backends import Array, Backend
 from ..spec import arguments, checked_geometry
-from ..spec.checked_geometry import NAMES
+from ..spec.checked_geometry import NAMES, Names
 from ..spec.dtypes import KINDS
-from ..spec.layout import Shape
+from ..spec.layout import Shape, given_shape
 from ..spec.memo import looked_up
 from ..spec.operation import Kind, Operation, Role
 from ..spec.options import PRECISIONS, Options
@@ -26,7 +26,7 @@ class Asked(NamedTuple):
 
     kind: Kind
     dtype: str
-    names: tuple[str, str] = NAMES
+    names: Names = NAMES
     transposed: bool = False
 
 
@@ -146,9 +146,9 @@ def gradient(kind: Kind, dout: Array, other: tuple[str, Array], shape: tuple[str
     backend, dtype = arguments.arrays(**{"dout": dout, name: array})
     result = arguments.shape(*shape)
     if kind == Kind.INPUT_GRAD:
-        step = operation_of(Asked(kind, dtype.name, (shape[0], name)), result, array.shape, options)
+        step = operation_of(Asked(kind, dtype.name, Names(shape[0], name)), result, array.shape, options)
     else:
-        step = operation_of(Asked(kind, dtype.name, (name, shape[0])), array.shape, result, options)
+        step = operation_of(Asked(kind, dtype.name, Names(name, shape[0])), array.shape, result, options)
     arguments.exact_shape("dout", tuple(dout.shape), step.shape(Role.OUT))
     check_memory(step, backend, dout, (shape[0], result))
     return run(step, backend, dout, array)
@@ -200,7 +200,8 @@ def check_memory(step: Operation, backend: Backend, like: Array, argument: tuple
 def _shapes(step: Operation) -> list[Shape]:
     """Return the shapes of the large arrays that a product makes."""
     geometry, algorithm = step.geometry, named(step.algorithm)
-    shapes = [geometry.shape(step.result)]
+    shapes = [step.shape(step.result)]
     if geometry.extended is not geometry or (algorithm is not None and algorithm.pads_input):
-        shapes.append((geometry.batch, geometry.in_channels, *geometry.padded))
+        padded = (geometry.batch, geometry.in_channels, *geometry.padded)
+        shapes.append(given_shape(padded, geometry.channels_last, step.unbatched))
     return shapes

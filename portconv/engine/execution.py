@@ -56,7 +56,7 @@ def is_traced() -> bool:
 def run(operation: Operation, backend: Backend, *operands: Array) -> Array:
     """Run an operation: compute it now, or hand it to the framework, which may put it off, differentiate or map it."""
     if not backend.framework:
-        return compute(operation, backend, *operands)
+        return compute(operation, backend, *map(backend.plain, operands))
     if any(operation.conjugated):
         # The library conjugates, so that it differentiates products that are linear in both operands.
         pairs = zip(operands[:2], operation.conjugated, strict=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Generic, NamedTuple
 
-from ..backends import Array
+from ..backends import Array, ArrayT
 from ..errors import ConvTypeError
 from ..reproducible.magnitudes import remembering
 from ..spec import arguments
@@ -20,15 +20,15 @@ COTANGENT = -1
 """The place of the gradient of the result among operands: it comes last."""
 
 
-class ConvGrads(NamedTuple):
+class ConvGrads(NamedTuple, Generic[ArrayT]):
     """What `conv_backward` returns: the gradients of `x`, `w` and `b`; `db` is None where `b` was."""
 
-    dx: Array
-    dw: Array
-    db: Array | None
+    dx: ArrayT
+    dw: ArrayT
+    db: ArrayT | None
 
 
-def backward(dout: Array, cache: Forward) -> ConvGrads:
+def backward(dout: ArrayT, cache: Forward) -> ConvGrads[ArrayT]:
     """Compute all gradients of a call, in the dtypes of what they are gradients of."""
     if is_traced():
         is_transposed = isinstance(cache, ConvTransposeCache)
@@ -44,9 +44,9 @@ def _traced(
     return tuple(_computed(dout, (ConvTransposeCache if is_transposed else ConvCache)(x, w, b, options)))
 
 
-def _computed(dout: Array, cache: Forward) -> ConvGrads:
-    backend, step = cache.backend, cache.operation
-    _, common = arguments.arrays(x=cache.x, w=cache.w, b=cache.b, dout=dout)
+def _computed(dout: ArrayT, cache: Forward) -> ConvGrads[ArrayT]:
+    step = cache.operation
+    backend, common = arguments.arrays(x=cache.x, w=cache.w, b=cache.b, dout=dout)
     if (common.kind == "complex floating") != step.is_complex:
         name = backend.dtype_name(dout.dtype)
         raise ConvTypeError(f"dout: got dtype {name}, expected a real one, as the output's is")

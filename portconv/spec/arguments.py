@@ -82,6 +82,17 @@ def memory(backend: Backend, like: Array, dtype: str, argument: tuple[str, Any],
             )
 
 
+def owner(name: str, array: Any) -> Backend:
+    """Check that a value is an array that portconv can use; return its backend."""
+    try:
+        backend = backends.of(array)
+    except ConvTypeError as error:
+        raise ConvTypeError(f"{name}: {error}") from None
+    if (objection := backend.objection(array)) is not None:
+        raise type(objection)(f"{name}: {objection}")
+    return backend
+
+
 def arrays(**named: Array) -> tuple[Backend, Dtype]:
     """Check that all arrays are of one library, device and kind; return their backend and their common dtype.
 
@@ -92,13 +103,7 @@ def arrays(**named: Array) -> tuple[Backend, Dtype]:
     for name, array in named.items():
         if name == "b" and array is None:
             continue
-        try:
-            array_backend = backends.of(array)
-        except ConvTypeError as error:
-            raise ConvTypeError(f"{name}: {error}") from None
-        objection = array_backend.objection(array)
-        if objection is not None:
-            raise type(objection)(f"{name}: {objection}")
+        array_backend = owner(name, array)
         if backend is None:
             first_name, first, backend = name, array, array_backend
         elif array_backend is not backend:
@@ -119,14 +124,11 @@ def arrays(**named: Array) -> tuple[Backend, Dtype]:
 @lru_cache(maxsize=1024)
 def _common(backend: Backend, dtypes: tuple[tuple[str, Any], ...]) -> Dtype:
     """Check the dtypes of arrays, which come with the arrays' names; return the dtype to which they are promoted."""
-    first, first_dtype = dtypes[0][0], backend.dtype_name(dtypes[0][1])
-    for name, dtype in dtypes:
-        dtype_name = backend.dtype_name(dtype)
+    found = [(name, backend.dtype_name(dtype)) for name, dtype in dtypes]
+    for name, dtype_name in found:
         if dtype_name not in KINDS:
             raise ConvTypeError(f"{name}: got dtype {dtype_name}, expected a floating-point, complex or integer one")
-        if (KINDS[dtype_name] == "integral") != (KINDS[first_dtype] == "integral"):
-            expected = "an integer one" if KINDS[first_dtype] == "integral" else "a floating-point or complex one"
-            raise ConvTypeError(f"{name}: got dtype {dtype_name}, expected {expected}, as {first}'s {first_dtype} is")
+    _one_kind(backend, found)
     try:
         # A single dtype needs no promotion.
         common = dtypes[0][1] if len({d for _, d in dtypes}) == 1 else backend.xp.result_type(*(d for _, d in dtypes))
@@ -142,6 +144,22 @@ def _common(backend: Backend, dtypes: tuple[tuple[str, Any], ...]) -> Dtype:
             f"{dtypes[-1][0]}: got dtypes {names}, expected ones with a common dtype of their kind{why}"
         )
     return Dtype(common, dtype_name, KINDS[dtype_name])
+
+
+def _one_kind(backend: Backend, dtypes: list[tuple[str, str]]) -> None:
+    """Check that all arrays are integers or none is, from their names and the names of their dtypes."""
+    integers = [each for each in dtypes if KINDS[each[1]] == "integral"]
+    others = [each for each in dtypes if KINDS[each[1]] != "integral"]
+    if not (integers and others):
+        return
+    if len(integers) > 1 and others == dtypes[-1:]:  # the last is what does not go with the rest, as `dout` may
+        (name, dtype), (other, other_dtype) = others[0], integers[0]
+        raise ConvTypeError(f"{name}: got dtype {dtype}, expected an integer one, as {other}'s {other_dtype} is")
+    (name, dtype), (other, other_dtype) = integers[0], others[0]
+    raise ConvTypeError(
+        f"{name}: got dtype {dtype}, expected a floating-point or complex one, as {other}'s {other_dtype} is; "
+        f"{backend.conversion(name, other_dtype)} converts it"
+    )
 
 
 def exact_shape(name: str, actual: tuple[int, ...], expected: tuple[int, ...]) -> None:

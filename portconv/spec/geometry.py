@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Any
 
 from .ranges import Range, Span, spans
 
@@ -43,6 +44,9 @@ class Geometry:
     def is_known(self) -> bool:
         """Whether all sizes are numbers, and none is a symbol of a compiler."""
         return isinstance(self.operations, int)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # the hash of another process is of no use
+        return Geometry, tuple(getattr(self, field.name) for field in fields(self))
 
     @property
     def dims(self) -> int:

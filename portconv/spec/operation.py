@@ -117,6 +117,9 @@ class Operation:
     def _hash(self) -> int:  # a framework asks for it at every step
         return hash(tuple(getattr(self, field.name) for field in fields(self)))
 
+    def __reduce__(self) -> tuple[Any, ...]:  # the hash of another process is of no use
+        return operation, tuple(getattr(self, field.name) for field in fields(self))
+
     @property
     def is_complex(self) -> bool:
         """Whether its operands are complex numbers."""

@@ -140,3 +140,18 @@ def test_bounds_of_many_calls_are_those_of_each():
 def test_bounds_have_no_gradient():
     x, w = tensors(((2, 4, 7), (6, 4, 3)), dtype=torch.float32)
     assert portconv.error_bound(x, w).requires_grad is False
+
+
+@pytest.mark.parametrize("mapped", [(0, None), (None, 0), (0, 0)])
+def test_vmap_over_nothing_gives_nothing_and_gradients_of_zero(mapped):
+    shapes = ((0,) if axis == 0 else () for axis in mapped)
+    x, w = (
+        torch.ones(lead + shape, requires_grad=True) for lead, shape in zip(shapes, [(2, 1, 5), (4, 1, 3)], strict=True)
+    )
+    out = torch.vmap(portconv.conv, in_dims=mapped)(x, w)
+    assert out.shape == (0, 2, 4, 3)
+    out.sum().backward()
+    for array in (x, w):
+        assert array.grad.shape == array.shape
+        assert not array.grad.any()
+    assert torch.vmap(portconv.error_bound, in_dims=mapped)(x, w).shape == (0, 2, 4, 3)
