@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+from .. import forks
 from ..backends import Array, Backend
 from ..passes.casts import conjugate
 from ..spec.operation import PRODUCTS, Kind, Operation, changed
@@ -38,7 +38,7 @@ def run(operation: Operation, backend: Backend, *operands: Array) -> Array:
 
 def compute(operation: Operation, backend: Backend, *operands: Array) -> Array:
     """Compute an operation now, of arrays of `backend`."""
-    return COMPUTE[operation.kind](operation, backend, *operands)
+    return backend.apart(COMPUTE[operation.kind], operation, backend, *operands)
 
 
 @cache
@@ -47,4 +47,4 @@ def _framework(module: str) -> Any:
 
     This is the one place where the engine reaches upward: frameworks import the engine, and the engine none of them.
     """
-    return importlib.import_module(module)
+    return forks.imported(module)
