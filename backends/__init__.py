@@ -7,11 +7,11 @@ imported when its name is asked for, and not in order to find out whether an arr
 
 from __future__ import annotations
 
-import importlib
 import warnings
 from functools import cache
 from typing import Any
 
+from .. import forks
 from ..errors import BackendError, ConvTypeError
 from ._base import Backend
 from ._generic import GenericBackend
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 GROUP = "portconv.backends"
-NO_LIBRARY = {"_base", "_generic", "_host", "_numpy_like", "_terms"}
+NO_LIBRARY = {"_base", "_generic", "_host", "_numpy_like", "_terms", "_threads"}
 """The modules of this package that have no backend of a library."""
 
 _by_class: dict[type, Backend] = {}
@@ -43,12 +43,10 @@ _by_class: dict[type, Backend] = {}
 @cache
 def _own() -> dict[str, Backend]:
     """Return the backends of this package by name: the subclasses of `Backend` that its modules define."""
-    import pkgutil  # here, for the time that it takes
-
     by_name = {}
-    for info in pkgutil.iter_modules(__path__):
+    for info in forks.imported("pkgutil").iter_modules(__path__):  # late, for the time that it takes
         if info.name.startswith("_") and info.name not in NO_LIBRARY:
-            module = importlib.import_module(f"{__name__}.{info.name}")
+            module = forks.imported(f"{__name__}.{info.name}")
             for member in vars(module).values():
                 if isinstance(member, type) and issubclass(member, Backend) and member.__module__ == module.__name__:
                     by_name[member.name] = member()
@@ -58,8 +56,7 @@ def _own() -> dict[str, Backend]:
 @cache
 def announced() -> dict[str, Any]:
     """Return the entry points of third parties by name, without loading them."""
-    from importlib.metadata import entry_points
-
+    entry_points = forks.imported("importlib.metadata").entry_points
     return {point.name: point for point in entry_points(group=GROUP) if point.name not in _own()}
 
 

@@ -358,6 +358,13 @@ class Backend:
         """
         return nullcontext()
 
+    def apart(self, compute: Callable[..., Array], *arguments: Any) -> Array:
+        """Compute with the arguments, apart from other calls of the thread: one may run inside of another.
+
+        What it sets for itself has ended when it ends, even where an interrupt ends it.
+        """
+        return compute(*arguments)
+
     def default_workspace(self, like: Array) -> int:
         """Return how many bytes of workspace a call on the device of `like` may use, unless the user sets a limit."""
         return CPU_WORKSPACE

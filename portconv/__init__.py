@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 try:
@@ -14,7 +13,7 @@ except ImportError as error:
         "portconv is not installed: in the repository its `backends` lies in a folder beside it; there, run: "
         "pip install -e ."
     ) from None
-from . import frameworks  # noqa: F401  (the engine names its modules)
+from . import forks, frameworks  # noqa: F401  (the engine names the modules of frameworks)
 from ._version import __version__
 from .algorithms.choice import Explanation, algorithms
 from .convolution import (
@@ -72,7 +71,7 @@ if not TYPE_CHECKING:  # else a checker would take any name for one of the packa
 
     def __getattr__(name: str) -> Any:
         if name in LATE:
-            return importlib.import_module(f"{__name__}.{name}")
+            return forks.imported(f"{__name__}.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Callable
 from functools import cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
+from .. import forks
 from ..backends import Array, Backend
 from ..passes.casts import conjugate
 from ..spec.operation import PRODUCTS, Kind, Operation, changed
@@ -68,7 +68,7 @@ def run(operation: Operation, backend: Backend, *operands: Array) -> Array:
 
 def compute(operation: Operation, backend: Backend, *operands: Array) -> Array:
     """Compute an operation now, of arrays of `backend`."""
-    return COMPUTE[operation.kind](operation, backend, *operands)
+    return backend.apart(COMPUTE[operation.kind], operation, backend, *operands)
 
 
 @cache
@@ -77,4 +77,4 @@ def _framework(module: str) -> Any:
 
     This is the one place where the engine reaches upward: frameworks import the engine, and the engine none of them.
     """
-    return importlib.import_module(module)
+    return forks.imported(module)

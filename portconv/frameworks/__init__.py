@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
+
+from .. import forks
 
 MODULES = ("dask_graph", "jax_primitive", "torch_autograd", "torch_compile", "torch_operators")
 
@@ -12,4 +13,4 @@ def __getattr__(name: str) -> Any:
     """Import a module of this package when it is first named."""
     if name not in MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return importlib.import_module(f"{__name__}.{name}")
+    return forks.imported(f"{__name__}.{name}")
