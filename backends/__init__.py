@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 GROUP = "portconv.backends"
-NO_LIBRARY = {"_base", "_generic", "_host", "_numpy_like", "_terms", "_threads"}
+NO_LIBRARY = {"_base", "_blas", "_generic", "_host", "_library", "_numpy_like", "_terms", "_threads"}
 """The modules of this package that have no backend of a library."""
 
 _by_class: dict[type, Backend] = {}

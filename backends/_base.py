@@ -5,24 +5,22 @@ The class `Backend` meets these requirements:
 - An unknown library works at once: every method has a default that uses the standard alone.
 - Arrays may be immutable: a method that writes (`write`, `add`, `product`, `fill` and others) returns its result, and
   may or may not use the memory of the array that it gets.
-- Asking whether an array belongs to a library imports no library: `owns` looks in `sys.modules`.
-- If a library is missing or has no device, the reason is found once, kept, and given in words.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any
 
-from ..errors import BackendError, PortconvError, in_a_line
+from ..errors import BackendError, PortconvError
 from ._host import bfloat16, host_memory
-from ._terms import CPU_WORKSPACE, Array, Block, Costs, Unavailable, Workspace
+from ._library import Library
+from ._terms import CPU_WORKSPACE, Array, Block, Costs, Workspace
 
 
-class Backend:
+class Backend(Library):
     """One array library.
 
     Attributes
@@ -37,10 +35,6 @@ class Backend:
         The command that installs the library.
     """
 
-    name: str
-    module: str
-    array_class: str
-    install: str
     mutable = True
     """Whether `array[index] = value` is allowed."""
     views = False
@@ -63,55 +57,6 @@ class Backend:
     """How many steps of a product may be compiled as code of their own, before a `loop` is better; None if a library
     does not compile steps."""
 
-    def load(self) -> Any:
-        """Import the library and return its Array API namespace.
-
-        An `ImportError` says that the library is not installed; for other reasons raise `Unavailable`.
-        """
-        raise NotImplementedError
-
-    @cached_property
-    def _loaded(self) -> tuple[Any, Unavailable | None]:
-        try:
-            return self.load(), None
-        except Unavailable as reason:
-            return None, reason
-        except ImportError as error:
-            return None, Unavailable(f"{self.name} is not installed ({in_a_line(error)})")
-        except Exception as error:  # a library may raise any error when it is imported
-            return None, Unavailable(f"{self.module} cannot be used: {type(error).__name__}: {in_a_line(error)}")
-
-    @property
-    def fault(self) -> Unavailable | None:
-        """The error that says why this backend does not work here, or None if it works."""
-        return self._loaded[1]
-
-    @property
-    def unavailable(self) -> str | None:
-        """The reason why this backend does not work here, in words, or None if it works."""
-        return None if self.fault is None else str(self.fault)
-
-    @cached_property
-    def xp(self) -> Any:
-        """The library's Array API namespace."""
-        xp, fault = self._loaded
-        if fault is not None:
-            remedy = "it needs a device and its driver" if fault.no_device else f"to install it: {self.install}"
-            raise BackendError(f"backend {self.name!r} is unavailable: {fault}; {remedy}")
-        return xp
-
-    def __repr__(self) -> str:
-        return f"<portconv backend {self.name!r}{'' if self.fault is None else ', unavailable'}>"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # There is one of each: a copy is the same object, and so is what a pickle gives.
-        return sys.modules[__package__].find, (self.name,)
-
-    def owns(self, array: object) -> bool:
-        """Return whether an array is of this library; import nothing."""
-        array_type = getattr(sys.modules.get(self.module), self.array_class, None)
-        return isinstance(array_type, type) and isinstance(array, array_type)
-
     def objection(self, array: Array) -> PortconvError | None:
         """Return the error that says why portconv cannot use this array of the library, or None if it can."""
         return None
@@ -123,10 +68,6 @@ class Backend:
     def plain(self, array: Array) -> Array:
         """Return the same array, of the library's own class where it is of a subclass that is used for its numbers."""
         return array
-
-    def version(self) -> str:
-        """Return the version of the library."""
-        return str(getattr(sys.modules.get(self.module.partition(".")[0]), "__version__", "unknown"))
 
     def details(self) -> dict[str, str]:
         """Return what a user wants to know about speed here: the threads, the BLAS, the names of the devices."""
@@ -143,14 +84,6 @@ class Backend:
         """Return the devices that can hold arrays, the default device first."""
         info = self.info
         return [None] if info is None else list(info.devices())
-
-    @property
-    def info(self) -> Any:
-        """What the namespace says of itself, or None if it says nothing: the standard asks for it since 2023.12."""
-        try:
-            return self.xp.__array_namespace_info__()
-        except (AttributeError, RuntimeError):
-            return None
 
     def device_of(self, array: Array) -> Any:
         """Return the device that holds an array."""

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import portconv
-from portconv.backends import _numpy, _threads
+from portconv.backends import _blas, _numpy, _threads
 
 HANGS = 240
 """Seconds after which a process does not end any more, on the slowest machine."""
@@ -366,7 +366,7 @@ def test_a_library_whose_threads_are_each_thread_s_own_is_held_in_each(
     )
     controller = types.SimpleNamespace(select=lambda user_api: types.SimpleNamespace(lib_controllers=[library]))
     monkeypatch.setattr("threadpoolctl.ThreadpoolController", lambda: controller)
-    monkeypatch.setattr(_numpy, "_blas", _numpy._Blas())
+    monkeypatch.setattr(_numpy, "_blas", _blas.Blas())
     monkeypatch.setattr(_numpy, "_workers", _threads.Workers(_numpy._blas.settings))
     seen = set()
 
