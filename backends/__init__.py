@@ -17,20 +17,7 @@ from ._base import Backend
 from ._generic import GenericBackend
 from ._terms import Array, ArrayT, Costs, Unavailable, Workspace
 
-__all__ = [
-    "Array",
-    "ArrayT",
-    "Backend",
-    "Costs",
-    "Unavailable",
-    "Workspace",
-    "available",
-    "find",
-    "get",
-    "is_symbol",
-    "names",
-    "of",
-]
+__all__ = ["Array", "ArrayT", "Backend", "Costs", "Unavailable", "Workspace", "available", "find", "get", "names", "of"]
 
 GROUP = "portconv.backends"
 NO_LIBRARY = {"_base", "_blas", "_generic", "_host", "_library", "_numpy_like", "_terms", "_threads"}
