@@ -28,7 +28,7 @@ LIBRARIES = {
 }
 TOGETHER = ("benchmark", "command", "examples", "verification", "test_testing.py")
 """Tests of what compares libraries, and of the command and the examples."""
-IN_FRAMEWORKS = {"torch": "autograd", "jax": "jax", "dask": "dask"}
+IN_FRAMEWORKS = {"torch": ("autograd", "torch_compile", "torch_tensors"), "jax": ("jax",), "dask": ("dask",)}
 """Tests of what one library alone has."""
 MODULES = {"array_api_strict", "torch", "cupy", "jax", "dask"}
 
@@ -70,6 +70,9 @@ def typecheck(session: nox.Session) -> None:
     session.run("mypy", "--config-file", str(ROOT / "pyproject.toml"), "-p", "portconv")
     shutil.copy(ROOT / "_portconv_pytest.py", ".")
     session.run("mypy", "--config-file", str(ROOT / "pyproject.toml"), "_portconv_pytest.py")
+    # What users' calls are: each error that is ignored in there is one that must be found.
+    shutil.copy(ROOT / "tests" / "typed" / "calls.py", ".")
+    session.run("mypy", "--config-file", str(ROOT / "pyproject.toml"), "calls.py")
 
 
 @nox.session
@@ -93,13 +96,13 @@ def chosen(backend: str, reason: str) -> Iterator[tuple[str, ...]]:
     if reason:
         yield ("tests/backends/test_backends.py",)  # which has how a backend without a device is refused
         return
-    frameworks = (f"frameworks/test_{name}.py" for name in IN_FRAMEWORKS.values())
+    frameworks = (f"frameworks/test_{name}.py" for names in IN_FRAMEWORKS.values() for name in names)
     left = tuple(f"--ignore=tests/{name}" for name in (*TOGETHER, *frameworks))
     if backend == "numpy":
         yield left
         return
     if backend in IN_FRAMEWORKS:
-        yield (f"tests/frameworks/test_{IN_FRAMEWORKS[backend]}.py",)
+        yield tuple(f"tests/frameworks/test_{name}.py" for name in IN_FRAMEWORKS[backend])
     # Wide numbers take the same steps, on NumPy.
     most = "not (float64 and (fft or depthwise) or test_reproducible and complex128)"
     # JAX compiles each new shape: all of it takes a quarter of an hour there. docs/features.py runs all that there is.
@@ -123,14 +126,17 @@ def no_device(session: nox.Session, backend: str) -> str:
 @nox.session
 def consistency(session: nox.Session) -> None:
     """Run all CPU backends together: what compares them, the command, the examples, and what documents say of them."""
-    peers = ("keras", "onnx", "scipy", "sigpy")
+    peers = ("keras", "onnx", "onnxscript", "scipy", "sigpy")
     own = [library for name in ("array_api_strict", "torch", "jax") for library in LIBRARIES[name]]
     install(session, *own, *peers, *GROUPS["examples"], *GROUPS["tests"], extras="[cli,dask,onnx]")
     environment = {"KERAS_BACKEND": "torch", "KERAS_HOME": session.create_tmp()}
     imported = ("torch", "jax", "keras", "onnx", "scipy", "sigpy", "array_api_strict", "dask")
     session.run("python", "-P", "-c", f"import {', '.join(imported)}", env=environment)
     backends = [part for name in ("numpy", "array_api_strict", "torch") for part in ("--backend", name)]
-    files = (f"tests/{name}" for name in ("spec", "backends", "test_differential.py", *TOGETHER))
+    files = (
+        f"tests/{name}"
+        for name in ("spec", "backends", "test_differential.py", "frameworks/test_torch_compile.py", *TOGETHER)
+    )
     session.run("pytest", "--numprocesses=auto", *backends, *(session.posargs or files), env=environment)
     session.run("portconv", "backends")
     session.run("portconv", "verify", *backends)

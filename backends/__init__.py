@@ -7,20 +7,20 @@ imported when its name is asked for, and not in order to find out whether an arr
 
 from __future__ import annotations
 
-import importlib
 import warnings
 from functools import cache
 from typing import Any
 
+from .. import forks
 from ..errors import BackendError, ConvTypeError
 from ._base import Backend
 from ._generic import GenericBackend
-from ._terms import Array, Costs, Unavailable, Workspace
+from ._terms import Array, ArrayT, Costs, Unavailable, Workspace
 
-__all__ = ["Array", "Backend", "Costs", "Unavailable", "Workspace", "available", "find", "get", "names", "of"]
+__all__ = ["Array", "ArrayT", "Backend", "Costs", "Unavailable", "Workspace", "available", "find", "get", "names", "of"]
 
 GROUP = "portconv.backends"
-NO_LIBRARY = {"_base", "_generic", "_numpy_like", "_terms"}
+NO_LIBRARY = {"_base", "_blas", "_generic", "_host", "_library", "_numpy_like", "_terms", "_threads"}
 """The modules of this package that have no backend of a library."""
 
 _by_class: dict[type, Backend] = {}
@@ -30,12 +30,10 @@ _by_class: dict[type, Backend] = {}
 @cache
 def _own() -> dict[str, Backend]:
     """Return the backends of this package by name: the subclasses of `Backend` that its modules define."""
-    import pkgutil  # here, for the time that it takes
-
     by_name = {}
-    for info in pkgutil.iter_modules(__path__):
+    for info in forks.imported("pkgutil").iter_modules(__path__):  # late, for the time that it takes
         if info.name.startswith("_") and info.name not in NO_LIBRARY:
-            module = importlib.import_module(f"{__name__}.{info.name}")
+            module = forks.imported(f"{__name__}.{info.name}")
             for member in vars(module).values():
                 if isinstance(member, type) and issubclass(member, Backend) and member.__module__ == module.__name__:
                     by_name[member.name] = member()
@@ -45,8 +43,7 @@ def _own() -> dict[str, Backend]:
 @cache
 def announced() -> dict[str, Any]:
     """Return the entry points of third parties by name, without loading them."""
-    from importlib.metadata import entry_points
-
+    entry_points = forks.imported("importlib.metadata").entry_points
     return {point.name: point for point in entry_points(group=GROUP) if point.name not in _own()}
 
 
@@ -167,7 +164,7 @@ def of(array: Array) -> Backend:
     Raises
     ------
     ConvTypeError
-        If `array` is not an array.
+        If `array` is not an array, or a scalar or a wrapper of a library and not its array.
     BackendError
         If the array's library does not work here.
 
@@ -183,18 +180,34 @@ def of(array: Array) -> Backend:
     return backend
 
 
+def is_symbol(value: object) -> bool:
+    """Return whether torch.compile has a symbol in the place of an integer, so that what it compiles serves many."""
+    return type(value).__name__ == "SymInt"
+
+
 def _recognised(array: Array) -> Backend:
     """Find the backend of an array: one of this package, of a third party, or one for an unknown library."""
     for backend in _own().values():
         if backend.owns(array):
             return get(backend.name)
-    if not hasattr(type(array), "shape"):
-        raise ConvTypeError(f"got {type(array).__name__}, expected an array")
+    what = type(array).__name__
+    if not hasattr(array, "shape"):
+        raise ConvTypeError(f"got {what}, expected an array")
     for name in announced():
         third_party = third_party_backend(name)
         if third_party is not None and third_party.owns(array):
             return third_party
+    for backend in _by_class.values():
+        if isinstance(backend, GenericBackend) and backend.owns(array):
+            return backend
     try:
-        return GenericBackend(array)
+        backend = GenericBackend(array)
     except TypeError as error:
-        raise ConvTypeError(f"got {type(array).__name__}, expected an array with an Array API namespace") from error
+        raise ConvTypeError(f"got {what}, expected an array with an Array API namespace") from error
+    known = _own().get(backend.name.partition(".")[0])
+    if known is not None:  # such as a scalar of NumPy, or a parameter that wraps an array of JAX
+        raise ConvTypeError(
+            f"got {what}, expected {known.module}.{known.array_class}; "
+            f"portconv.backends.get({known.name!r}).asarray makes one of it"
+        )
+    return backend

@@ -5,42 +5,22 @@ The class `Backend` meets these requirements:
 - An unknown library works at once: every method has a default that uses the standard alone.
 - Arrays may be immutable: a method that writes (`write`, `add`, `product`, `fill` and others) returns its result, and
   may or may not use the memory of the array that it gets.
-- Asking whether an array belongs to a library imports no library: `owns` looks in `sys.modules`.
-- If a library is missing or has no device, the reason is found once, kept, and given in words.
 """
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 
-from ..errors import BackendError, PortconvError, in_a_line
-from ._terms import CPU_WORKSPACE, RUN, Array, Block, Costs, Unavailable, Workspace
+from ..errors import BackendError, PortconvError
+from ._host import bfloat16, host_memory
+from ._library import Library
+from ._terms import CPU_WORKSPACE, RUN, Array, Block, Costs, Workspace
 
 
-def bfloat16() -> Any:
-    """Return the bfloat16 of `ml_dtypes`, for libraries that have none themselves, such as NumPy."""
-    try:
-        import ml_dtypes
-    except ImportError as error:
-        raise BackendError("bfloat16 on the host needs ml_dtypes: pip install 'portconv[bfloat16]'") from error
-    return ml_dtypes.bfloat16
-
-
-@cache
-def host_memory() -> int:
-    """Return how many bytes of memory this machine has, or the largest possible number if it does not say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return sys.maxsize
-
-
-class Backend:
+class Backend(Library):
     """One array library.
 
     Attributes
@@ -55,10 +35,6 @@ class Backend:
         The command that installs the library.
     """
 
-    name: str
-    module: str
-    array_class: str
-    install: str
     mutable = True
     """Whether `array[index] = value` is allowed."""
     views = False
@@ -81,57 +57,17 @@ class Backend:
     """How many steps of a product may be compiled as code of their own, before a `loop` is better; None if a library
     does not compile steps."""
 
-    def load(self) -> Any:
-        """Import the library and return its Array API namespace.
-
-        An `ImportError` says that the library is not installed; for other reasons raise `Unavailable`.
-        """
-        raise NotImplementedError
-
-    @cached_property
-    def _loaded(self) -> tuple[Any, Unavailable | None]:
-        try:
-            return self.load(), None
-        except Unavailable as reason:
-            return None, reason
-        except ImportError as error:
-            return None, Unavailable(f"{self.name} is not installed ({in_a_line(error)})")
-        except Exception as error:  # a library may raise any error when it is imported
-            return None, Unavailable(f"{self.module} cannot be used: {type(error).__name__}: {in_a_line(error)}")
-
-    @property
-    def fault(self) -> Unavailable | None:
-        """The error that says why this backend does not work here, or None if it works."""
-        return self._loaded[1]
-
-    @property
-    def unavailable(self) -> str | None:
-        """The reason why this backend does not work here, in words, or None if it works."""
-        return None if self.fault is None else str(self.fault)
-
-    @cached_property
-    def xp(self) -> Any:
-        """The library's Array API namespace."""
-        xp, fault = self._loaded
-        if fault is not None:
-            raise BackendError(f"backend {self.name!r} is unavailable: {fault}; to install it: {self.install}")
-        return xp
-
-    def __repr__(self) -> str:
-        return f"<portconv backend {self.name!r}{'' if self.fault is None else ', unavailable'}>"
-
-    def owns(self, array: object) -> bool:
-        """Return whether an array is of this library; import nothing."""
-        array_type = getattr(sys.modules.get(self.module), self.array_class, None)
-        return isinstance(array_type, type) and isinstance(array, array_type)
-
     def objection(self, array: Array) -> PortconvError | None:
         """Return the error that says why portconv cannot use this array of the library, or None if it can."""
         return None
 
-    def version(self) -> str:
-        """Return the version of the library."""
-        return str(getattr(sys.modules.get(self.module.partition(".")[0]), "__version__", "unknown"))
+    def autocast(self, like: Array) -> Callable[[Array], Array] | None:
+        """Return what casts the arrays of a convolution as the user has set for arrays such as `like`, or None."""
+        return None
+
+    def plain(self, array: Array) -> Array:
+        """Return the same array, of the library's own class where it is of a subclass that is used for its numbers."""
+        return array
 
     def details(self) -> dict[str, str]:
         """Return what a user wants to know about speed here: the threads, the BLAS, the names of the devices."""
@@ -146,7 +82,8 @@ class Backend:
 
     def devices(self) -> list[Any]:
         """Return the devices that can hold arrays, the default device first."""
-        return list(self.xp.__array_namespace_info__().devices())
+        info = self.info
+        return [None] if info is None else list(info.devices())
 
     def device_of(self, array: Array) -> Any:
         """Return the device that holds an array."""
@@ -187,9 +124,16 @@ class Backend:
         """Return the same dtype in the byte order of the machine."""
         return dtype
 
+    def conversion(self, array: str, dtype: str) -> str:
+        """Return the code with which a user of the library converts an array of this name to a dtype."""
+        return f"{self.name}.astype({array}, {self.name}.{dtype})"
+
     def dtype(self, name: str) -> Any:
         """Return the dtype with a name, in the form that arrays have it."""
-        dtype = bfloat16() if name == "bfloat16" and not hasattr(self.xp, name) else getattr(self.xp, name)
+        own = getattr(self.xp, name, None)
+        if own is None and name != "bfloat16":
+            raise BackendError(f"{self.name} has no {name}")
+        dtype = bfloat16() if own is None else own
         # NumPy, CuPy and JAX give scalar types these names, and arrays have dtypes.
         return self.xp.dtype(dtype) if isinstance(dtype, type) and hasattr(self.xp, "dtype") else dtype
 
@@ -199,10 +143,10 @@ class Backend:
 
     def holds(self, name: str, like: Array) -> bool:
         """Return whether the device of `like` can hold arrays of the dtype with a name."""
-        info = getattr(self.xp, "__array_namespace_info__", None)
+        info = self.info
         if info is None or name in ("float16", "bfloat16"):  # the standard does not have these two
             return hasattr(self.xp, name)
-        return name in info().dtypes(device=self.device_of(like))
+        return name in info.dtypes(device=self.device_of(like), kind=None)
 
     def memory(self, like: Array) -> int:
         """Return how many bytes of memory the device of `like` has; for an unknown device those of this machine."""
@@ -366,6 +310,13 @@ class Backend:
         as they were.
         """
         return nullcontext()
+
+    def apart(self, compute: Callable[..., Array], *arguments: Any) -> Array:
+        """Compute with the arguments, apart from other calls of the thread: one may run inside of another.
+
+        What it sets for itself has ended when it ends, even where an interrupt ends it.
+        """
+        return compute(*arguments)
 
     def default_workspace(self, like: Array) -> int:
         """Return how many bytes of workspace a call on the device of `like` may use, unless the user sets a limit."""

@@ -54,6 +54,9 @@ class JaxBackend(Backend):
         one, two = self.device_of(array), self.device_of(other)
         return one is None or two is None or bool(one == two)
 
+    def conversion(self, array: str, dtype: str) -> str:
+        return f'{array}.astype("{dtype}")'
+
     def to_numpy(self, array: Array) -> Any:
         import numpy
 

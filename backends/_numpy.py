@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import copy_context
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar, copy_context
 from functools import cache
 from typing import Any
 
@@ -16,8 +15,10 @@ import numpy as np
 
 from .. import limits
 from ..errors import ConvTypeError, PortconvError
+from ._blas import Blas, cpus
 from ._numpy_like import NumpyLike
 from ._terms import Array, Block, Costs, Workspace
+from ._threads import Holding, Workers
 
 FEW_OPERATIONS = 4_000_000
 """Work of fewer operations is done before threads are awake."""
@@ -36,6 +37,8 @@ CHUNK = 1 << 16
 """So many numbers are looked at at a time, while they are in the cache."""
 HALF_EXPONENT, BFLOAT_EXPONENT = np.uint16(0x7C00), np.uint16(0x7F80)
 LARGEST, INFINITE = np.array(np.finfo(np.float64).max), np.array(np.inf)
+ARITHMETIC = ("__array_ufunc__", "__array_function__", "__add__", "__mul__")
+"""The methods by which a subclass of NumPy's array gives arithmetic a meaning of its own."""
 AVX2_KERNELS = {"Haswell", "Zen", "Excavator"}
 """The kernels of OpenBLAS that use AVX2 and not AVX-512."""
 
@@ -57,11 +60,14 @@ class NumpyBackend(NumpyLike):
         return np
 
     def objection(self, array: Array) -> PortconvError | None:
-        if type(array) is not np.ndarray and type(array).__module__.startswith("numpy.ma"):
-            return ConvTypeError(
-                "got a masked array, expected a plain one: array.filled(0) puts a number where the mask is"
-            )
-        return None
+        array_class: Any = type(array)
+        if array_class is np.ndarray:
+            return None
+        words = _meaning(array_class)
+        return None if words is None else ConvTypeError(words)
+
+    def plain(self, array: Array) -> Array:
+        return np.asarray(array)
 
     def details(self) -> dict[str, str]:
         blas = ", ".join(f"{lib.internal_api} {lib.version} ({_kernel(lib)})" for lib in _blas.libraries())
@@ -166,14 +172,28 @@ class NumpyBackend(NumpyLike):
         return np.sum(array, axis=axis, dtype=dtype or array.dtype, keepdims=keepdims)
 
     def during_call(self, like: Array, precision: str) -> AbstractContextManager[Any]:
-        # Work that is not in blocks may use the threads of BLAS.
         threads = limits.threads()
-        return nullcontext() if threads is None else _blas.held(threads)
+        held = threads is None or _workspaces.get() is not None  # by `apart`
+        return nullcontext() if held else Holding(_blas.settings(), threads)
+
+    def apart(self, compute: Callable[..., Array], *arguments: Any) -> Array:
+        # What is set in the context, such as np.errstate, ends with it, even where an interrupt skips the end of
+        # `with`. The call takes the thread's workspaces: one inside of it, as of a signal handler, has others.
+        context, kept, _memory.free = copy_context(), _memory.free, {}
+        context.run(_workspaces.set, kept)
+        threads = limits.threads()
+        if threads is None:
+            result = context.run(compute, *arguments)
+        else:
+            # Work that is not in blocks may use so many threads of BLAS.
+            result = _hold_blas(threads, context.run, compute, *arguments)
+        _memory.free = kept or _memory.free
+        return result
 
     def least_blocks(self, operations: int, samples: int) -> int:
         # The CPUs count, not the threads in use: so the number of threads does not change the bits.
         few = FEW_OPERATIONS if samples > 1 else FEW_OF_A_SAMPLE
-        return min(16, 2 * _cpus()) if operations >= few else 1
+        return min(16, 2 * cpus()) if operations >= few else 1
 
     def whole(self, operations: int) -> bool:
         return FEW_OPERATIONS <= operations < SEVERAL_OPERATIONS
@@ -183,7 +203,9 @@ class NumpyBackend(NumpyLike):
         return getattr(np.fft, kind)(array, n=length, axis=axis, norm="ortho", out=out)
 
     def workspace(self, like: Array) -> Workspace:
-        held = _memory.held
+        held = _workspaces.get()
+        if held is None:
+            held = _memory.free
         used: set[str] = set()
         views: dict[Any, Array] = {}
 
@@ -218,8 +240,8 @@ class NumpyBackend(NumpyLike):
 
         def work() -> None:
             workspace = self.workspace(out)
-            with np.errstate():  # at its end the size of the buffer is the old one again
-                np.setbufsize(BUFFER)
+            np.setbufsize(BUFFER)  # in this context, which ends with the work
+            try:
                 while True:
                     try:
                         number = waiting.pop()
@@ -231,22 +253,18 @@ class NumpyBackend(NumpyLike):
                     if value is not target:
                         target[...] = value
                     del value  # it may lie in a workspace, which could then not be freed for a larger one
-
-        with _blas.held(1) as blas_threads:
-            threads = limits.threads() or blas_threads
-            workers = min(len(blocks), threads)
-            # The workers run in the context of the caller, with its np.errstate.
-            futures = [_pool.executor(threads).submit(copy_context().run, work) for _ in range(workers - 1)]
-            try:
-                work()
             finally:
-                waiting.clear()
-                # All workers end, even if one fails, before BLAS gets its threads back.
-                started = [future for future in futures if not future.cancel()]
-                wait(started)
-            for future in started:
-                future.result()
-        return out
+                waiting.clear()  # if one thread fails, the others need not go on
+
+        def helped() -> None:
+            self.apart(work)
+
+        helpers, workers = min(len(blocks), limits.threads() or _blas.threads()) - 1, _workers
+        try:
+            done = _hold_blas(1, workers.run, work, helped, helpers)
+        finally:
+            waiting.clear()
+        return out if done else super().fill(out, blocks, compute, least)
 
 
 class _Memory(threading.local):
@@ -257,88 +275,19 @@ class _Memory(threading.local):
     """
 
     def __init__(self) -> None:
-        self.held: dict[str, Array] = {}
+        self.free: dict[str, Array] = {}
 
 
-class _Pool:
-    """The worker threads, started when they are first needed; a forked process has none of them and starts its own."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.held: ThreadPoolExecutor | None = None
-        self.size = 0
-
-    def executor(self, threads: int) -> ThreadPoolExecutor:
-        """Return the executor whose workers and the calling thread are so many threads."""
-        with self.lock:
-            if self.held is None or self.size != threads - 1:  # each thread keeps workspaces, so none is left over
-                self.size = threads - 1
-                self.held = ThreadPoolExecutor(self.size, "portconv", _hold_openmp)
-            return self.held
-
-
-class _Blas:
-    """The threads of BLAS: their number, and holding it at one while a call runs blocks on threads.
-
-    The context managers of threadpoolctl must not overlap: of two callers the first to finish would restore the threads
-    while the second still computes. Here the last caller restores them.
-    """
-
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self.known: list[Any] | None = None
-        self.calls: list[int] = []
-        self.user_counts: list[int] = []
-
-    def libraries(self) -> list[Any]:
-        """Return what controls the threads of each BLAS in this process."""
-        with self.lock:
-            if self.known is None:
-                from threadpoolctl import ThreadpoolController
-
-                self.known = ThreadpoolController().select(user_api="blas").lib_controllers
-            return self.known
-
-    def counts(self) -> list[int]:
-        """Return the number of threads of each library, as the user has set it."""
-        with self.lock:
-            return self.user_counts if self.calls else [library.num_threads for library in self.libraries()]
-
-    def threads(self) -> int:
-        """Return how many threads the user allows BLAS; if that is unknown, the number of CPUs."""
-        return max(self.counts(), default=_cpus())
-
-    @contextmanager
-    def held(self, count: int) -> Iterator[int]:
-        """Hold BLAS to so many threads; yield how many the user allows it."""
-        with self.lock:
-            self.user_counts = self.counts()
-            threads = self.threads()
-            self.calls.append(count)
-            self.put([min(self.calls)] * len(self.user_counts))
-        try:
-            yield threads
-        finally:
-            with self.lock:
-                self.calls.remove(count)
-                # While another call computes, it must keep the threads that it asked for: more would change its bits.
-                left = [min(self.calls)] * len(self.user_counts) if self.calls else self.user_counts
-                self.put(left, openmp=False)
-                self.put(self.user_counts, openmp=True)
-
-    def put(self, counts: list[int], openmp: bool | None = None) -> None:
-        """Set the number of threads of each library, or only of those that use OpenMP or do not.
-
-        With OpenMP a number holds for the calling thread alone, otherwise for the process.
-        """
-        for library, count in zip(self.libraries(), counts, strict=True):
-            if openmp is not None and openmp != (getattr(library, "threading_layer", None) == "openmp"):
-                continue
-            # In threadpoolctl 3.8 one Python thread controls OpenBLAS, and no other can until it is released.
-            release = getattr(library, "clear_controlling_thread", lambda force: None)
-            release(force=True)
-            library.set_num_threads(count)
-            release(force=True)
+def _hold_blas(threads: int, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function while BLAS is held to so many threads."""
+    holding = Holding(_blas.settings(), threads)
+    try:
+        holding.begin()
+        result = function(*arguments)
+        holding.end()
+    finally:
+        holding.end()  # once more, in case that an interrupt came before the first step of the other
+    return result
 
 
 def _extremes(array: Array, *functions: Any) -> Any:
@@ -365,14 +314,19 @@ def _have_nan(array: Array) -> bool:
 
 
 @cache
-def _cpus() -> int:
-    """Return how many CPUs this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _meaning(array_class: Any) -> str | None:
+    """Say that a subclass of NumPy's array gives arithmetic a meaning of its own, such as units; None if it does not.
 
-
-def _hold_openmp() -> None:
-    """Hold a BLAS with OpenMP to one thread in this worker."""
-    _blas.put([1] * len(_blas.libraries()), openmp=True)
+    The memory is then handed to products that know nothing of that meaning.
+    """
+    if any(base.__module__ == "numpy.ma" for base in array_class.__mro__):
+        return "got a masked array, expected a plain one: array.filled(0) puts a number where the mask is"
+    if all(getattr(array_class, name) is getattr(np.ndarray, name) for name in ARITHMETIC):
+        return None
+    return (
+        f"got {array_class.__name__}, which gives arithmetic a meaning of its own, expected a plain array: "
+        "numpy.asarray(array) is its numbers alone"
+    )
 
 
 def _kernel(library: Any) -> str:
@@ -380,18 +334,21 @@ def _kernel(library: Any) -> str:
     return str(getattr(library, "architecture", None) or "kernel unknown")
 
 
-_blas = _Blas()
-_pool = _Pool()
+_blas = Blas()
+_workers = Workers(_blas.settings)
 _memory = _Memory()
+_workspaces: ContextVar[dict[str, Array] | None] = ContextVar("portconv.workspaces", default=None)
+"""The workspaces of the call that runs in this context."""
 
 
-def _reset() -> None:
+def _start_afresh() -> None:
     """Forget the threads of the parent in a forked process, and give BLAS the number that the user has set."""
-    global _blas, _pool
-    if _blas.calls:
-        _blas.put(_blas.user_counts)
-    _blas, _pool = _Blas(), _Pool()
+    global _workers
+    _workers.lost = True
+    _workers = Workers(_blas.settings)
+    for setting in _blas.of_process:
+        setting.forget()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset)
+    os.register_at_fork(after_in_child=_start_afresh)

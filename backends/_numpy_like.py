@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy
 
-from ._base import Backend, bfloat16
+from ._base import Backend
+from ._host import bfloat16
 from ._terms import Array
 
 
@@ -15,6 +16,9 @@ class NumpyLike(Backend):
 
     def dtype(self, name: str) -> Any:
         return numpy.dtype(bfloat16() if name == "bfloat16" else name)
+
+    def conversion(self, array: str, dtype: str) -> str:
+        return f'{array}.astype("{dtype}")'
 
     def native(self, dtype: Any) -> Any:
         return dtype.newbyteorder("=")

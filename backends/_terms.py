@@ -7,6 +7,20 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 Array = Any
 """An array of any library; the standard has no type for it."""
 
+
+class SomeArray(Protocol):
+    """What a type checker may know of an array of any library."""
+
+    @property
+    def shape(self) -> Any: ...
+
+    @property
+    def dtype(self) -> Any: ...
+
+
+ArrayT = TypeVar("ArrayT", bound=SomeArray)
+"""The arrays of one library: what a function makes of them is of that library too."""
+
 Block = TypeVar("Block")
 
 CPU_WORKSPACE, GPU_WORKSPACE = 64 << 20, 512 << 20

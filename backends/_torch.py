@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from .. import limits
-from ._base import Backend, bfloat16
+from ..errors import ConvTypeError, PortconvError
+from ._base import Backend
+from ._host import bfloat16
 from ._terms import CPU_WORKSPACE, GPU_WORKSPACE, Array
 
 
@@ -30,6 +33,9 @@ class TorchBackend(Backend):
         names = {f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
         return {"threads": str(torch.get_num_threads()), **names}
 
+    def conversion(self, array: str, dtype: str) -> str:
+        return f"{array}.to(torch.{dtype})"
+
     def devices(self) -> list[Any]:
         import torch
 
@@ -50,9 +56,34 @@ class TorchBackend(Backend):
     def memory(self, like: Array) -> int:
         import torch
 
+        if is_abstract(like):
+            return sys.maxsize
         if like.device.type != "cuda":
             return super().memory(like)
         return int(torch.cuda.mem_get_info(like.device)[1])
+
+    def objection(self, array: Array) -> PortconvError | None:
+        torch = sys.modules["torch"]
+        plain = type(array) is torch.Tensor or type(array) is torch.nn.Parameter
+        if plain and array.layout is torch.strided and not (array.is_nested or array.is_quantized):
+            return None
+        fault = _fault(array)
+        return None if fault is None else ConvTypeError(fault)
+
+    def autocast(self, like: Array) -> Callable[[Array], Array] | None:
+        torch: Any = sys.modules["torch"]
+        if not torch._C._is_any_autocast_enabled():
+            return None
+        device = like.device.type
+        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+            return None
+        dtype = torch.get_autocast_dtype(device)
+
+        def cast(array: Array) -> Array:
+            lowered = array.is_floating_point() and array.dtype != torch.float64
+            return array.to(dtype) if lowered else array
+
+        return cast
 
     def default_workspace(self, like: Array) -> int:
         return CPU_WORKSPACE if like.device.type == "cpu" else GPU_WORKSPACE
@@ -89,3 +120,33 @@ class TorchBackend(Backend):
                 held.callback(setattr, matmul, "fp32_precision", matmul.fp32_precision)
                 matmul.fp32_precision = "ieee"
             yield
+
+
+def is_abstract(array: Array) -> bool:
+    """Return whether a tensor has a shape and no numbers: on the device "meta", or while PyTorch traces."""
+    traced: Any = sys.modules["torch"]._subclasses
+    return bool(array.is_meta) or isinstance(array, (traced.FakeTensor, traced.functional_tensor.FunctionalTensor))
+
+
+def _fault(array: Array) -> str | None:
+    """Say what a tensor is if it is no block of plain numbers, and how to make it one."""
+    torch: Any = sys.modules["torch"]
+    if isinstance(array, torch.nn.parameter.UninitializedTensorMixin):
+        return f"got an {type(array).__name__}, expected a tensor with a shape, as it has after the first forward call"
+    if isinstance(array, torch.masked.MaskedTensor):
+        return "got a MaskedTensor, expected a plain one, as .get_data() or .to_tensor(0) returns"
+    if array.is_nested:
+        return "got a nested tensor, expected one of a single shape, as torch.nested.to_padded_tensor(..., 0.0) returns"
+    if array.layout is not torch.strided:
+        layout = str(array.layout).removeprefix("torch.").removeprefix("_")
+        return f"got a tensor of layout {layout}, expected a dense one, as .to_dense() returns"
+    if array.is_quantized:
+        return "got a quantized tensor, expected numbers, as .dequantize() returns"
+    # A parameter's is a function of PyTorch's own, which does nothing.
+    own, plain = (getattr(cls.__torch_function__, "__func__", None) for cls in (type(array), torch.Tensor))
+    if own in (None, plain):
+        return None
+    return (
+        f"got {type(array).__name__}, which gives arithmetic a meaning of its own, expected a plain tensor: "
+        "array.as_subclass(torch.Tensor) is its numbers alone"
+    )

@@ -54,6 +54,12 @@ nitpick_ignore = {
     ("py:obj", "array"),
     ("py:obj", "db"),
 }
+# Nor must the types of signatures: those of other packages, type variables, and what is not to be looked into.
+nitpick_ignore_regex = {
+    ("py:class", r"(collections\.abc|contextlib|numpy)\.\w+"),
+    ("py:class", r"(portconv\.backends\._terms\.)?(ArrayT|Block)"),
+    ("py:class", r"portconv\.engine\.call\.\w+Cache"),
+}
 
 # Pages are Markdown as code hosts show it, with fences of "math" and links to headings.
 myst_enable_extensions = ["dollarmath"]
@@ -67,7 +73,9 @@ pygments_style = "default"
 default_role = "autolink"
 add_module_names = False
 autosummary_generate = False  # each table is above the entries that it lists
-autodoc_typehints = "none"  # docstrings describe arguments, with their shapes
+autodoc_typehints = "signature"
+python_display_short_literal_types = True
+python_maximum_signature_line_length = 100
 autodoc_member_order = "bysource"
 numpydoc_show_class_members = False  # pages list the members that they show
 numpydoc_attributes_as_param_list = True

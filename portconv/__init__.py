@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from . import backends
+from typing import TYPE_CHECKING, Any
+
+try:
+    from . import backends
+except ImportError as error:
+    if error.name != __name__:
+        raise
+    raise ImportError(
+        "portconv is not installed: in the repository its `backends` lies in a folder beside it; there, run: "
+        "pip install -e ."
+    ) from None
+from . import forks, frameworks  # noqa: F401  (the engine names the modules of frameworks)
 from ._version import __version__
 from .algorithms.choice import Explanation, algorithms
 from .convolution import (
@@ -20,6 +31,10 @@ from .errors import BackendError, ConvShapeError, ConvTypeError, ConvValueError,
 from .limits import num_threads, workspace_limit
 from .transposed import conv_transpose, conv_transpose_backward, conv_transpose_forward
 from .windows import fold, unfold
+
+if TYPE_CHECKING:
+    from . import cs231n as cs231n
+    from . import testing as testing
 
 __all__ = [
     "BackendError",
@@ -48,3 +63,17 @@ __all__ = [
     "unfold",
     "workspace_limit",
 ]
+
+LATE = ("cs231n", "testing")
+"""The modules that are imported when they are first used."""
+
+if not TYPE_CHECKING:  # else a checker would take any name for one of the package
+
+    def __getattr__(name: str) -> Any:
+        if name in LATE:
+            return forks.imported(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *LATE})

@@ -6,15 +6,15 @@ from another version or machine, is ignored with one warning that names it.
 
 from __future__ import annotations
 
-import importlib
-import math
 import os
+import stat
 import sys
 import warnings
 from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from . import forks
 from ._version import __version__
 from .backends import Backend, Costs
 from .errors import in_a_line
@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 FORMAT = 1
 """The version of the file's format; it changes when the meaning of the numbers changes."""
 
+MOST_BYTES = 1 << 20
+"""The most bytes of a file that is read."""
+MOST_NANOSECONDS = 1e12
+"""No step takes so long."""
+
 
 class CalibrationWarning(UserWarning):
     """A calibration file is ignored; the message says why."""
@@ -32,14 +37,14 @@ class CalibrationWarning(UserWarning):
 
 def path() -> Path:
     """Return the path of the file: ``portconv/calibration.json`` in the user's cache folder."""
-    from pathlib import Path  # here, because it takes longer to import than all modules of a first call
-
+    # Late, because it takes longer to import than all modules of a first call.
+    path_class: type[Path] = forks.imported("pathlib").Path
     if sys.platform == "win32":
-        folder = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+        folder = path_class(os.environ.get("LOCALAPPDATA") or path_class.home() / "AppData" / "Local")
     elif sys.platform == "darwin":
-        folder = Path.home() / "Library" / "Caches"
+        folder = path_class.home() / "Library" / "Caches"
     else:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = path_class(os.environ.get("XDG_CACHE_HOME") or path_class.home() / ".cache")
     return folder / "portconv" / "calibration.json"
 
 
@@ -54,14 +59,20 @@ def store(measured: dict[str, Costs]) -> Path:
     where = path()
     where.parent.mkdir(parents=True, exist_ok=True)
     written = {**_surroundings(), "costs": {name: each._asdict() for name, each in costs.items()}}
-    where.write_text(_json().dumps(written, indent=1) + "\n")
+    # Written aside and renamed: who reads it meanwhile has the old file or the new one, whole.
+    aside = where.with_name(f"{where.name}.{os.getpid()}")
+    try:
+        aside.write_text(_json().dumps(written, indent=1) + "\n", encoding="utf-8")
+        aside.replace(where)
+    finally:
+        aside.unlink(missing_ok=True)
     stored.cache_clear()
     return where
 
 
 def _json() -> ModuleType:
     """Import `json` when a file is read or written: it takes a tenth of the time of importing the package."""
-    return importlib.import_module("json")
+    return forks.imported("json")
 
 
 @cache
@@ -69,20 +80,31 @@ def stored() -> dict[str, Costs]:
     """Read the costs that are stored for this machine and version, by the name of the backend."""
     try:
         where = path()
-        text = where.read_text()
+        text = _read(where)
     except (FileNotFoundError, NotADirectoryError, RuntimeError):  # there is no file, or no home folder
         return {}
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         return _ignored(where, f"it cannot be read: {in_a_line(error)}")
     try:
         contents = _json().loads(text)
         costs = {str(name): _checked(fields) for name, fields in contents["costs"].items()}
         for key, expected in _surroundings().items():
             if contents.get(key) != expected:
-                return _ignored(where, f"its {key} is {contents.get(key)!r}, and {expected!r} here")
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                return _ignored(where, f"its {key} is {repr(contents.get(key))[:80]}, and {expected!r} here")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
         return _ignored(where, "it is damaged")
     return costs
+
+
+def _read(where: Path) -> str:
+    """Read a plain file that is not larger than any that `store` writes; another kind of file might make one wait."""
+    if not stat.S_ISREG(where.stat().st_mode):
+        raise ValueError("it is no plain file")
+    with where.open("rb") as file:
+        contents = file.read(MOST_BYTES + 1)
+    if len(contents) > MOST_BYTES:
+        raise ValueError(f"it has more than {MOST_BYTES} bytes")
+    return contents.decode("utf-8")
 
 
 def _ignored(where: Path, why: str) -> dict[str, Costs]:
@@ -94,20 +116,19 @@ def _ignored(where: Path, why: str) -> dict[str, Costs]:
 
 def _checked(fields: dict[str, Any]) -> Costs:
     costs = Costs(**fields)
-    if not all(type(cost) in (int, float) and math.isfinite(cost) and cost >= 0 for cost in costs) or not any(costs):
+    # Choices add up costs times counts of work, and these sums must be finite; `math.isfinite` fails on 10**400.
+    if not all(type(cost) in (int, float) and 0 <= cost <= MOST_NANOSECONDS for cost in costs) or not any(costs):
         raise ValueError(fields)
     return costs
 
 
 def processor() -> str:
     """Return the CPU's name as the system has it."""
-    import platform  # both here, for the time that they take
-    from pathlib import Path
-
-    cpuinfo = Path("/proc/cpuinfo")
+    platform = forks.imported("platform")  # both late, for the time that they take
+    cpuinfo: Path = forks.imported("pathlib").Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return names[0] if names else str(platform.processor() or platform.machine())
 
 
 def _surroundings() -> dict[str, Any]:

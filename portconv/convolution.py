@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 from .algorithms.choice import Explanation
-from .backends import Array
+from .backends import ArrayT
 from .engine import call, plan
 from .engine.call import ConvCache
+from .engine.execution import is_traced, opaque
 from .engine.gradients import ConvGrads, backward
 from .errors import ConvTypeError
 from .spec import arguments, checked_geometry
+from .spec.checked_geometry import Names
 from .spec.layout import given_shape
 from .spec.operation import Kind
-from .spec.options import Ints, Options, Padding
+from .spec.options import DataFormat, Ints, Options, Padding, PaddingMode, Precision
 
 
 def conv(
-    x: Array,
-    w: Array,
-    b: Array | None = None,
+    x: ArrayT,
+    w: ArrayT,
+    b: ArrayT | None = None,
     *,
     stride: Ints = 1,
     padding: Padding = 0,
     dilation: Ints = 1,
     groups: int = 1,
-    padding_mode: str = "zeros",
-    data_format: str = "channels_first",
-    precision: str = "standard",
+    padding_mode: PaddingMode = "zeros",
+    data_format: DataFormat = "channels_first",
+    precision: Precision = "standard",
     algorithm: str = "auto",
-) -> Array:
+) -> ArrayT:
     """Convolve a batch of signals, images or volumes with filters.
 
     It is cross-correlation, as in every deep-learning library: the kernel is not flipped.
@@ -101,23 +103,24 @@ def conv(
     (2, 8, 16, 16)
     """
     options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
-    return call.convolution(x, w, b, options).run()
+    out: ArrayT = call.convolve(x, w, b, options)
+    return out
 
 
 def conv_forward(
-    x: Array,
-    w: Array,
-    b: Array | None = None,
+    x: ArrayT,
+    w: ArrayT,
+    b: ArrayT | None = None,
     *,
     stride: Ints = 1,
     padding: Padding = 0,
     dilation: Ints = 1,
     groups: int = 1,
-    padding_mode: str = "zeros",
-    data_format: str = "channels_first",
-    precision: str = "standard",
+    padding_mode: PaddingMode = "zeros",
+    data_format: DataFormat = "channels_first",
+    precision: Precision = "standard",
     algorithm: str = "auto",
-) -> tuple[Array, ConvCache]:
+) -> tuple[ArrayT, ConvCache]:
     """Convolve, and keep what `conv_backward` needs.
 
     Parameters
@@ -145,11 +148,13 @@ def conv_forward(
     array([[[3., 3.]]])
     """
     options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
+    if is_traced():
+        return call.convolve(x, w, b, options), ConvCache(x, w, b, options)
     cache = call.convolution(x, w, b, options)
     return cache.run(), cache
 
 
-def conv_backward(dout: Array, cache: ConvCache) -> ConvGrads:
+def conv_backward(dout: ArrayT, cache: ConvCache) -> ConvGrads[ArrayT]:
     """Compute the gradients of a convolution from the gradient of its output.
 
     Of complex numbers they are adjoints, as in PyTorch: ``vdot(dout, conv(x, w)) == vdot(dx, x) == vdot(dw, w)``. A
@@ -195,19 +200,19 @@ def conv_backward(dout: Array, cache: ConvCache) -> ConvGrads:
 
 
 def conv_input_grad(
-    dout: Array,
-    w: Array,
+    dout: ArrayT,
+    w: ArrayT,
     x_shape: tuple[int, ...],
     *,
     stride: Ints = 1,
     padding: Padding = 0,
     dilation: Ints = 1,
     groups: int = 1,
-    padding_mode: str = "zeros",
-    data_format: str = "channels_first",
-    precision: str = "standard",
+    padding_mode: PaddingMode = "zeros",
+    data_format: DataFormat = "channels_first",
+    precision: Precision = "standard",
     algorithm: str = "auto",
-) -> Array:
+) -> ArrayT:
     """Compute the gradient of a convolution with respect to its input: the adjoint of `conv` in `x`.
 
     Of complex numbers too: ``vdot(dout, conv(x, w)) == vdot(conv_input_grad(dout, w, x.shape), x)``. The gradient of
@@ -241,23 +246,24 @@ def conv_input_grad(
     array([[[1., 3., 5., 3.]]])
     """
     options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
-    return call.gradient(Kind.INPUT_GRAD, dout, ("w", w), ("x_shape", x_shape), options)
+    dx: ArrayT = call.gradient(Kind.INPUT_GRAD, dout, ("w", w), ("x_shape", x_shape), options)
+    return dx
 
 
 def conv_weight_grad(
-    dout: Array,
-    x: Array,
+    dout: ArrayT,
+    x: ArrayT,
     w_shape: tuple[int, ...],
     *,
     stride: Ints = 1,
     padding: Padding = 0,
     dilation: Ints = 1,
     groups: int = 1,
-    padding_mode: str = "zeros",
-    data_format: str = "channels_first",
-    precision: str = "standard",
+    padding_mode: PaddingMode = "zeros",
+    data_format: DataFormat = "channels_first",
+    precision: Precision = "standard",
     algorithm: str = "auto",
-) -> Array:
+) -> ArrayT:
     """Compute the gradient of a convolution with respect to its filters: the adjoint of `conv` in `w`.
 
     Of complex numbers too: ``vdot(dout, conv(x, w)) == vdot(conv_weight_grad(dout, x, w.shape), w)``.
@@ -290,9 +296,11 @@ def conv_weight_grad(
     array([[[1., 3., 5.]]])
     """
     options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
-    return call.gradient(Kind.WEIGHT_GRAD, dout, ("x", x), ("w_shape", w_shape), options)
+    dw: ArrayT = call.gradient(Kind.WEIGHT_GRAD, dout, ("x", x), ("w_shape", w_shape), options)
+    return dw
 
 
+@opaque
 def conv_output_shape(
     x_shape: tuple[int, ...],
     w_shape: tuple[int, ...],
@@ -301,7 +309,7 @@ def conv_output_shape(
     padding: Padding = 0,
     dilation: Ints = 1,
     groups: int = 1,
-    data_format: str = "channels_first",
+    data_format: DataFormat = "channels_first",
 ) -> tuple[int, ...]:
     """Compute the shape that `conv` returns, from shapes alone.
 
@@ -328,22 +336,22 @@ def conv_output_shape(
     """
     options = Options(stride, padding, dilation, groups, data_format=data_format)
     shapes = arguments.shape("x_shape", x_shape), arguments.shape("w_shape", w_shape)
-    geometry, unbatched = checked_geometry.convolution(*shapes, options, ("x_shape", "w_shape"))
+    geometry, unbatched = checked_geometry.convolution(*shapes, options, Names("x_shape", "w_shape"))
     return given_shape(geometry.out_shape, geometry.channels_last, unbatched)
 
 
 def explain(
-    x: Array,
-    w: Array,
-    b: Array | None = None,
+    x: ArrayT,
+    w: ArrayT,
+    b: ArrayT | None = None,
     *,
     stride: Ints = 1,
     padding: Padding = 0,
     dilation: Ints = 1,
     groups: int = 1,
-    padding_mode: str = "zeros",
-    data_format: str = "channels_first",
-    precision: str = "standard",
+    padding_mode: PaddingMode = "zeros",
+    data_format: DataFormat = "channels_first",
+    precision: Precision = "standard",
     algorithm: str = "auto",
 ) -> Explanation:
     """Say which algorithm a call of `conv` takes, in what blocks and memory, and what the others were expected to cost.

@@ -6,18 +6,18 @@ They can replace the course's own. `conv_forward_naive` and `conv_backward_naive
 
 from __future__ import annotations
 
-from . import backends
-from .backends import Array
+from .backends import Array, ArrayT
 from .convolution import conv_backward, conv_forward
 from .engine import call
 from .engine.call import ConvCache
 from .errors import ConvTypeError, ConvValueError
+from .spec import arguments
 from .spec.options import Options
 
-Cache = tuple[Array, Array, Array, dict[str, int]]
+Cache = tuple[ArrayT, ArrayT, ArrayT, dict[str, int]]
 
 
-class _Known(Cache):
+class _Known(tuple[ArrayT, ArrayT, ArrayT, dict[str, int]]):
     """The course's cache, ``(x, w, b, conv_param)``, with the call that these were checked for."""
 
     call: ConvCache
@@ -26,7 +26,7 @@ class _Known(Cache):
 __all__ = ["conv_backward_fast", "conv_backward_naive", "conv_forward_fast", "conv_forward_naive"]
 
 
-def conv_forward_naive(x: Array, w: Array, b: Array, conv_param: dict[str, int]) -> tuple[Array, Cache]:
+def conv_forward_naive(x: ArrayT, w: ArrayT, b: ArrayT, conv_param: dict[str, int]) -> tuple[ArrayT, Cache[ArrayT]]:
     """Convolve by a loop over output positions.
 
     Parameters
@@ -64,7 +64,7 @@ def conv_forward_naive(x: Array, w: Array, b: Array, conv_param: dict[str, int])
     return _forward(x, w, b, conv_param, "direct")
 
 
-def conv_backward_naive(dout: Array, cache: Cache) -> tuple[Array, Array, Array | None]:
+def conv_backward_naive(dout: ArrayT, cache: Cache[ArrayT]) -> tuple[ArrayT, ArrayT, ArrayT | None]:
     """Compute the gradients by a loop over output positions.
 
     Parameters
@@ -98,7 +98,7 @@ def conv_backward_naive(dout: Array, cache: Cache) -> tuple[Array, Array, Array 
     return _backward(dout, cache, "direct")
 
 
-def conv_forward_fast(x: Array, w: Array, b: Array, conv_param: dict[str, int]) -> tuple[Array, Cache]:
+def conv_forward_fast(x: ArrayT, w: ArrayT, b: ArrayT, conv_param: dict[str, int]) -> tuple[ArrayT, Cache[ArrayT]]:
     """Do what `conv_forward_naive` does, at full speed.
 
     Parameters
@@ -127,7 +127,7 @@ def conv_forward_fast(x: Array, w: Array, b: Array, conv_param: dict[str, int]) 
     return _forward(x, w, b, conv_param, "auto")
 
 
-def conv_backward_fast(dout: Array, cache: Cache) -> tuple[Array, Array, Array | None]:
+def conv_backward_fast(dout: ArrayT, cache: Cache[ArrayT]) -> tuple[ArrayT, ArrayT, ArrayT | None]:
     """Do what `conv_backward_naive` does, at full speed.
 
     Parameters
@@ -156,7 +156,9 @@ def conv_backward_fast(dout: Array, cache: Cache) -> tuple[Array, Array, Array |
     return _backward(dout, cache, "auto")
 
 
-def _forward(x: Array, w: Array, b: Array, conv_param: dict[str, int], algorithm: str) -> tuple[Array, Cache]:
+def _forward(
+    x: ArrayT, w: ArrayT, b: ArrayT, conv_param: dict[str, int], algorithm: str
+) -> tuple[ArrayT, Cache[ArrayT]]:
     stride, pad = _options(conv_param)
     out, own = conv_forward(x, w, _bias(x, b), stride=stride, padding=pad, algorithm=algorithm)
     cache = (x, w, b, conv_param)
@@ -166,7 +168,7 @@ def _forward(x: Array, w: Array, b: Array, conv_param: dict[str, int], algorithm
     return out, cache
 
 
-def _backward(dout: Array, cache: Cache, algorithm: str) -> tuple[Array, Array, Array | None]:
+def _backward(dout: ArrayT, cache: Cache[ArrayT], algorithm: str) -> tuple[ArrayT, ArrayT, ArrayT | None]:
     if not (isinstance(cache, tuple) and len(cache) == 4):
         raise ConvTypeError(f"cache: got {type(cache).__name__}, expected the tuple (x, w, b, conv_param)")
     if isinstance(cache, _Known) and cache.call.operation.algorithm == algorithm:
@@ -182,10 +184,13 @@ def _options(conv_param: dict[str, int]) -> tuple[int, int]:
     missing = [key for key in ("stride", "pad") if key not in conv_param]
     if missing:
         raise ConvValueError(f"conv_param: got keys {sorted(map(str, conv_param))}, expected 'stride' and 'pad'")
-    return conv_param["stride"], conv_param["pad"]
+    return (
+        arguments.integer("conv_param['stride']", conv_param["stride"], 1),
+        arguments.integer("conv_param['pad']", conv_param["pad"], 0),
+    )
 
 
 def _bias(x: Array, b: Array) -> Array:
     """Return `b`; integers, as in the course's picture exercise, are converted to the dtype of `x`."""
-    backend = backends.of(b)
-    return backend.astype(b, x.dtype) if backend is backends.of(x) and backend.xp.isdtype(b.dtype, "integral") else b
+    backend, like = arguments.owner("b", b), arguments.owner("x", x)
+    return backend.astype(b, x.dtype) if backend is like and backend.xp.isdtype(b.dtype, "integral") else b

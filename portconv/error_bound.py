@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from .backends import Array
+from .backends import ArrayT
 from .engine import call
-from .engine.execution import run
+from .engine.execution import opaque, run
 from .spec.dtypes import real
 from .spec.operation import Kind, changed
-from .spec.options import Ints, Options, Padding
+from .spec.options import DataFormat, Ints, Options, Padding, PaddingMode, Precision
 
 
+@opaque
 def error_bound(
-    x: Array,
-    w: Array,
-    b: Array | None = None,
+    x: ArrayT,
+    w: ArrayT,
+    b: ArrayT | None = None,
     *,
     stride: Ints = 1,
     padding: Padding = 0,
     dilation: Ints = 1,
     groups: int = 1,
-    padding_mode: str = "zeros",
-    data_format: str = "channels_first",
-    precision: str = "standard",
+    padding_mode: PaddingMode = "zeros",
+    data_format: DataFormat = "channels_first",
+    precision: Precision = "standard",
     algorithm: str = "auto",
-) -> Array:
+) -> ArrayT:
     """Bound the error of each element that `conv` returns for the same arguments.
 
     The bounds are derived in docs/accuracy.md from Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed.
@@ -61,4 +62,5 @@ def error_bound(
     cache = call.convolution(x, w, b, options)
     call.check_memory(cache.operation, cache.backend, x, ("x", x.shape))
     step = changed(cache.operation, kind=Kind.ERROR_BOUND, result_dtype=real(cache.operation.dtype))
-    return run(step, cache.backend, *cache.operands)
+    bound: ArrayT = run(step, cache.backend, *cache.operands)
+    return bound

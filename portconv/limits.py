@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import sys
+from contextlib import AbstractContextManager, ContextDecorator, nullcontext
 from contextvars import ContextVar
 from functools import cache
 
@@ -15,6 +15,10 @@ SHARE_OF_LIMIT = 4
 """Blocks of reproducible results may take one fourth of the limit that the user set."""
 SIZE_IN_QUARTERS = 9
 """Blocks of reproducible results are 9/4 of the size of other blocks, because they take more steps and more arrays."""
+MOST_THREADS = 4096
+"""More threads than any machine has CPUs; a library may not survive an attempt to start as many as one asks for."""
+MOST_BYTES = sys.maxsize
+"""More than an address can name."""
 
 _workspace: ContextVar[int | None] = ContextVar("portconv.workspace_limit", default=None)
 _threads: ContextVar[int | None] = ContextVar("portconv.num_threads", default=None)
@@ -42,7 +46,8 @@ def workspace_limit(nbytes: int) -> AbstractContextManager[None]:
     Raises
     ------
     ConvTypeError, ConvValueError
-        If `nbytes` is no int, or not positive. A call for which the limit is too small raises a ConvValueError itself.
+        If `nbytes` is no int, not positive, or more than an address can name. A call for which the limit is too small
+        raises a ConvValueError itself.
 
     Examples
     --------
@@ -52,7 +57,7 @@ def workspace_limit(nbytes: int) -> AbstractContextManager[None]:
     ...     portconv.explain(x, w).workspace_bytes <= 1 << 20
     True
     """
-    return _within(_workspace, _positive("nbytes", nbytes))
+    return _Within(_workspace, _positive("nbytes", nbytes, MOST_BYTES))
 
 
 def num_threads(n: int) -> AbstractContextManager[None]:
@@ -76,7 +81,7 @@ def num_threads(n: int) -> AbstractContextManager[None]:
     Raises
     ------
     ConvTypeError, ConvValueError
-        If `n` is no int, or not positive.
+        If `n` is no int, not positive, or more than 4096.
 
     Examples
     --------
@@ -85,17 +90,17 @@ def num_threads(n: int) -> AbstractContextManager[None]:
     ...     portconv.conv(np.ones((1, 1, 5)), np.ones((1, 1, 3)))
     array([[[3., 3., 3.]]])
     """
-    return _within(_threads, _positive("n", n))
+    return _Within(_threads, _positive("n", n, MOST_THREADS))
 
 
 def within(nbytes: int | None) -> AbstractContextManager[None]:
     """Limit the memory inside to `nbytes` bytes, without a check; None changes nothing."""
-    return nullcontext() if nbytes is None else _within(_workspace, nbytes)
+    return nullcontext() if nbytes is None else _Within(_workspace, nbytes)
 
 
 def workspace() -> int | None:
     """Return the limit on a call's memory that the user set, in bytes; None if there is none."""
-    return _workspace.get() or _of_variable("PORTCONV_WORKSPACE_LIMIT")
+    return _workspace.get() or _of_variable("PORTCONV_WORKSPACE_LIMIT", MOST_BYTES)
 
 
 def reproducible_block_bytes(block_bytes: int, limit: int | None) -> int:
@@ -106,39 +111,55 @@ def reproducible_block_bytes(block_bytes: int, limit: int | None) -> int:
 
 def threads() -> int | None:
     """Return the number of threads that the user set; None if there is none."""
-    return _threads.get() or _of_variable("PORTCONV_NUM_THREADS")
+    return _threads.get() or _of_variable("PORTCONV_NUM_THREADS", MOST_THREADS)
 
 
 @cache
-def _of_variable(name: str) -> int | None:
+def _of_variable(name: str, most: int) -> int | None:
     """Return the positive integer that an environment variable is set to; None if it is not set."""
     text = os.environ.get(name)
     if text is None or not text.strip():
         return None
     try:
-        return _positive(name, int(text))
+        value = int(text)
     except ValueError:
-        raise ConvValueError(f"{name}: got {text!r}, expected a positive integer") from None
+        raise ConvValueError(f"{name}: got {text[:40]!r}, expected a positive integer of at most {most}") from None
+    return _positive(name, value, most)
 
 
-def _positive(name: str, value: int) -> int:
-    """Check that a value is a positive integer; return it as an int."""
+def _positive(name: str, value: int, most: int) -> int:
+    """Check that a value is a positive integer that is not too large; return it as an int."""
     try:
         number = operator.index(value)
     except TypeError:
         raise ConvTypeError(f"{name}: got {value!r}, expected an int") from None
     if isinstance(value, bool):
         raise ConvTypeError(f"{name}: got {value!r}, expected an int")
-    if number < 1:
-        raise ConvValueError(f"{name}: got {value!r}, expected a positive int")
+    if not 1 <= number <= most:
+        # Python does not print an integer of thousands of digits.
+        got = f"{number}" if number.bit_length() <= 128 else f"an int of {number.bit_length()} bits"
+        raise ConvValueError(f"{name}: got {got}, expected a positive int of at most {most}")
     return number
 
 
-@contextmanager
-def _within(variable: ContextVar[int | None], value: int) -> Iterator[None]:
-    """Set a variable to a value inside, and restore it at the end."""
-    token = variable.set(value)
-    try:
-        yield
-    finally:
-        variable.reset(token)
+class _Within(ContextDecorator):
+    """Set a variable to a value inside of `with`, and restore it at the end."""
+
+    def __init__(self, variable: ContextVar[int | None], value: int) -> None:
+        self.variable, self.value = variable, value
+        self.found: list[int | None] = []
+
+    def _recreate_cm(self) -> _Within:  # for each call of a function that it decorates
+        return _Within(self.variable, self.value)
+
+    def __enter__(self) -> None:
+        found = self.variable.get()
+        self.found.append(found)
+        try:
+            self.variable.set(self.value)
+        except BaseException:  # an interrupt: the end of `with` will not come
+            self.variable.set(found)
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self.variable.set(self.found.pop())

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from .backends import Array
+from .backends import ArrayT
 from .engine import call
 from .engine.call import ConvTransposeCache
+from .engine.execution import is_traced
 from .engine.gradients import ConvGrads, backward
 from .errors import ConvTypeError
-from .spec.options import Ints, Options
-
-Pads = int | tuple[int, ...] | tuple[tuple[int, int], ...]
+from .spec.options import DataFormat, Ints, Options, Pads, Precision
 
 
 def conv_transpose(
-    x: Array,
-    w: Array,
-    b: Array | None = None,
+    x: ArrayT,
+    w: ArrayT,
+    b: ArrayT | None = None,
     *,
     stride: Ints = 1,
     padding: Pads = 0,
     output_padding: Ints = 0,
     dilation: Ints = 1,
     groups: int = 1,
-    data_format: str = "channels_first",
-    precision: str = "standard",
+    data_format: DataFormat = "channels_first",
+    precision: Precision = "standard",
     algorithm: str = "auto",
-) -> Array:
+) -> ArrayT:
     """Spread each cell of a batch over a window of the output: the adjoint of a convolution with the same filters.
 
     With ``i`` an input cell and ``k`` a kernel tap, per spatial dimension::
@@ -95,23 +94,24 @@ def conv_transpose(
         algorithm=algorithm,
         output_padding=output_padding,
     )
-    return call.transposed(x, w, b, options).run()
+    out: ArrayT = call.convolve_transposed(x, w, b, options)
+    return out
 
 
 def conv_transpose_forward(
-    x: Array,
-    w: Array,
-    b: Array | None = None,
+    x: ArrayT,
+    w: ArrayT,
+    b: ArrayT | None = None,
     *,
     stride: Ints = 1,
     padding: Pads = 0,
     output_padding: Ints = 0,
     dilation: Ints = 1,
     groups: int = 1,
-    data_format: str = "channels_first",
-    precision: str = "standard",
+    data_format: DataFormat = "channels_first",
+    precision: Precision = "standard",
     algorithm: str = "auto",
-) -> tuple[Array, ConvTransposeCache]:
+) -> tuple[ArrayT, ConvTransposeCache]:
     """Compute a transposed convolution, and keep what `conv_transpose_backward` needs.
 
     Parameters
@@ -148,11 +148,13 @@ def conv_transpose_forward(
         algorithm=algorithm,
         output_padding=output_padding,
     )
+    if is_traced():
+        return call.convolve_transposed(x, w, b, options), ConvTransposeCache(x, w, b, options)
     cache = call.transposed(x, w, b, options)
     return cache.run(), cache
 
 
-def conv_transpose_backward(dout: Array, cache: ConvTransposeCache) -> ConvGrads:
+def conv_transpose_backward(dout: ArrayT, cache: ConvTransposeCache) -> ConvGrads[ArrayT]:
     """Compute the gradients of a transposed convolution from the gradient of its output.
 
     Parameters

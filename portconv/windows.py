@@ -6,14 +6,17 @@ import math
 from typing import Any
 
 from .backends import Array
-from .engine.execution import run
+from .engine.execution import opaque, run
 from .errors import ConvShapeError
 from .spec import arguments, checked_geometry
+from .spec.checked_geometry import Names
 from .spec.geometry import Geometry
 from .spec.operation import Kind, operation
 from .spec.options import Ints, Options, Padding
 
 
+# A type of arrays may tell how many dimensions they have, which change here: so these are `Array`, and not `ArrayT`.
+@opaque
 def unfold(x: Array, kernel_size: Ints, *, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1) -> Array:
     """Copy the windows of a batch into columns (im2col).
 
@@ -54,12 +57,13 @@ def unfold(x: Array, kernel_size: Ints, *, stride: Ints = 1, padding: Padding = 
     backend, dtype = arguments.arrays(x=x)
     shape = tuple(x.shape)
     kernel = _kernel(shape, len(shape) - 2, "x", kernel_size)
-    geometry = _geometry(("x", "kernel_size"), shape, kernel, Options(stride, padding, dilation))
+    geometry = _geometry(Names("x", "kernel_size"), shape, kernel, Options(stride, padding, dilation))
     step = operation(Kind.UNFOLD, geometry, dtype.name, dtype.name)
     arguments.memory(backend, x, dtype.name, ("x", shape), step.shape(step.result))
     return run(step, backend, x)
 
 
+@opaque
 def fold(
     columns: Array,
     output_size: tuple[int, ...],
@@ -114,7 +118,7 @@ def fold(
         )
     x_shape = found[0], found[1] // deep, *sizes
     options = Options(stride, padding, dilation)
-    geometry = _geometry(("output_size", "kernel_size"), x_shape, kernel, options)
+    geometry = _geometry(Names("output_size", "kernel_size", sizes), x_shape, kernel, options)
     arguments.exact_shape("columns", found, (*found[:2], geometry.positions))
     arguments.memory(backend, columns, dtype.name, ("output_size", sizes), geometry.x_shape)
     return run(operation(Kind.FOLD, geometry, dtype.name, dtype.name), backend, columns)
@@ -127,7 +131,7 @@ def _kernel(shape: tuple[int, ...], dims: int, name: str, kernel_size: Any) -> t
     return arguments.per_dimension("kernel_size", kernel_size, dims, 1)
 
 
-def _geometry(names: tuple[str, str], x_shape: tuple[int, ...], kernel: tuple[int, ...], options: Options) -> Geometry:
+def _geometry(names: Names, x_shape: tuple[int, ...], kernel: tuple[int, ...], options: Options) -> Geometry:
     """Return the geometry of a depthwise convolution with windows of these sizes."""
     channels = x_shape[1]
     if channels < 1:

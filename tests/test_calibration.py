@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,6 +59,11 @@ def test_what_is_stored_is_used_and_other_backends_keep_theirs():
         (lambda text: text.replace("1.0", "NaN"), "it is damaged"),
         (lambda text: text.replace("1.0", "-1.0"), "it is damaged"),
         (lambda text: text.replace("1.0", "true"), "it is damaged"),
+        (lambda text: text.replace("1.0", '"1.0"'), "it is damaged"),
+        (lambda text: text.replace("1.0", "1e308"), "it is damaged"),
+        (lambda text: text.replace("1.0", f"1{400 * '0'}"), "it is damaged"),
+        (lambda text: text.replace("1.0", f"1{5000 * '0'}"), "it is damaged"),
+        (lambda text: text + " " * (1 << 20), "it has more than 1048576 bytes"),
         (lambda text: text.replace('"transform"', '"other"'), "it is damaged"),
         (lambda text: text.replace(portconv.__version__, "0.0.0"), "its version is '0.0.0'"),
         (lambda text: text.replace('"machine": "', '"machine": "another '), "its machine is 'another"),
@@ -87,6 +93,32 @@ def test_a_file_in_bytes_that_are_no_text_is_ignored():
     where.write_bytes(b"\xff\xfe\x00\xd8")
     with pytest.warns(calibration.CalibrationWarning, match="cannot be read"):
         assert numpy_costs() == backends.get("numpy").costs
+
+
+@pytest.mark.parametrize("kind", ["folder", "fifo", "device"])
+def test_what_is_no_plain_file_is_ignored_and_not_waited_for(kind):
+    where = calibration.path()
+    where.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "folder":
+        where.mkdir()
+    elif kind == "fifo" and hasattr(os, "mkfifo"):
+        os.mkfifo(where)
+    elif kind == "device" and Path("/dev/zero").exists():
+        where.symlink_to("/dev/zero")
+    else:
+        pytest.skip(f"this system has no {kind}")
+    with pytest.warns(calibration.CalibrationWarning, match="it is no plain file"):
+        assert numpy_costs() == backends.get("numpy").costs
+
+
+def test_a_file_is_replaced_whole(monkeypatch):
+    where = calibration.store({"numpy": OWN})
+    before = where.read_bytes()
+    monkeypatch.setattr(type(where), "write_text", lambda *_, **__: (_ for _ in ()).throw(OSError("no space left")))
+    with pytest.raises(OSError, match="no space left"):
+        calibration.store({"numpy": Costs(9.0, 9.0, 9.0, 9.0)})
+    assert where.read_bytes() == before
+    assert [path.name for path in where.parent.iterdir()] == [where.name]
 
 
 def test_a_file_changes_the_choice_of_a_new_process(tmp_path):

@@ -81,8 +81,10 @@ def test_an_integer_bias_is_taken_to_the_dtype_of_x(target, forward, backward):
         ({"stride": 1}, ConvValueError, r"conv_param: got keys \['stride'\], expected 'stride' and 'pad'"),
         ({}, ConvValueError, r"conv_param: got keys \[\], expected 'stride' and 'pad'"),
         (None, ConvTypeError, "conv_param: got NoneType, expected a dict"),
-        ({"stride": 0, "pad": 0}, ConvValueError, "stride: got 0, expected an int of at least 1"),
-        ({"stride": 1, "pad": 0.5}, ConvTypeError, "padding: got 0.5, expected an int"),
+        ({"stride": 0, "pad": 0}, ConvValueError, r"conv_param\['stride'\]: got 0, expected an int of at least 1"),
+        ({"stride": 1, "pad": 0.5}, ConvTypeError, r"conv_param\['pad'\]: got 0.5, expected an int"),
+        ({"stride": 1, "pad": -1}, ConvValueError, r"conv_param\['pad'\]: got -1, expected an int of at least 0"),
+        ({"stride": 1, "pad": "same"}, ConvTypeError, r"conv_param\['pad'\]: got 'same', expected an int"),
     ],
 )
 def test_bad_conv_param(forward, backward, conv_param, error, words):
@@ -97,3 +99,16 @@ def test_bad_conv_param(forward, backward, conv_param, error, words):
 def test_foreign_cache(forward, backward):
     with pytest.raises(ConvTypeError, match=r"cache: got NoneType, expected the tuple \(x, w, b, conv_param\)"):
         backward(np.ones((1, 1, 2, 2)), None)
+
+
+@both
+@pytest.mark.parametrize("name", ["x", "w", "b"])
+@pytest.mark.parametrize("value", [None, [1.0]])
+def test_what_is_no_array_is_named(forward, backward, name, value):
+    arrays = {"x": np.ones((1, 1, 3, 3)), "w": np.ones((1, 1, 2, 2)), "b": np.zeros(1)} | {name: value}
+    conv_param = {"stride": 1, "pad": 0}
+    words = f"^{name}: got {type(value).__name__}, expected an array$"
+    with pytest.raises(ConvTypeError, match=words):
+        forward(**arrays, conv_param=conv_param)
+    with pytest.raises(ConvTypeError, match=words):
+        backward(np.ones((1, 1, 2, 2)), (*arrays.values(), conv_param))

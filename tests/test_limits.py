@@ -364,6 +364,8 @@ def test_an_algorithm_that_needs_more_memory_is_not_considered():
         (True, portconv.ConvTypeError),
         (None, portconv.ConvTypeError),
         ("4", portconv.ConvTypeError),
+        (2**64, portconv.ConvValueError),
+        (10**30, portconv.ConvValueError),
     ],
 )
 def test_a_limit_that_is_no_positive_int_is_an_error_at_once(setting, value, error):
@@ -372,15 +374,28 @@ def test_a_limit_that_is_no_positive_int_is_an_error_at_once(setting, value, err
         setting(value)
 
 
+@pytest.mark.parametrize(("setting", "most"), [(portconv.workspace_limit, sys.maxsize), (portconv.num_threads, 4096)])
+def test_a_limit_is_a_number_that_a_machine_may_have(setting, most):
+    with setting(most):
+        assert portconv.conv(np.ones((1, 1, 5)), np.ones((1, 1, 3))).tolist() == [[[3, 3, 3]]]
+    for value, words in ((most + 1, most + 1), (10**5000, "an int of 16610 bits")):
+        with pytest.raises(portconv.ConvValueError, match=f"got {words}, expected a positive int of at most {most}"):
+            setting(value)
+
+
 @pytest.mark.parametrize("name", ["PORTCONV_NUM_THREADS", "PORTCONV_WORKSPACE_LIMIT"])
-@pytest.mark.parametrize("value", ["0", "-3", "two", "1.5"])
+@pytest.mark.parametrize("value", ["0", "-3", "two", "1.5", str(2**64)])
 def test_a_variable_that_is_no_positive_integer_is_an_error_that_names_it(name, value):
     code = "import numpy as np, portconv; portconv.conv(np.ones((1, 1, 5)), np.ones((1, 1, 3)))"
     found = subprocess.run(
         [sys.executable, "-P", "-c", code], env={**os.environ, name: value}, capture_output=True, text=True, check=False
     )
     assert found.returncode == 1
-    assert found.stderr.splitlines()[-1].startswith(f"portconv.errors.ConvValueError: {name}: got '{value}', expected")
+    assert (
+        found.stderr.splitlines()[-1]
+        .replace("'", "")
+        .startswith(f"portconv.errors.ConvValueError: {name}: got {value}, expected a positive int")
+    )
 
 
 def test_variables_set_what_nothing_else_does():

@@ -13,7 +13,7 @@ ROOT = Path(importlib.util.find_spec("portconv").origin).resolve().parent
 """The folder of the installed package; a checkout may have `backends` beside it."""
 
 FLOORS = (
-    ("_version", "errors"),
+    ("_version", "errors", "forks"),
     ("limits",),
     ("backends",),
     ("calibration", "spec"),

@@ -226,7 +226,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
     "stride enormous": ({"stride": 2**62}, portconv.ConvShapeError, ("x: got shape", "that can be addressed")),
     "stride large": ({"stride": 2**22}, portconv.ConvShapeError, ("x: got shape (2, 4, 5, 6)", "bytes of memory that")),
     "format": ({"data_format": "NCHW"}, portconv.ConvValueError, ("data_format: got 'NCHW'", "'channels_last'")),
-    "kind": ({"x": X.astype("int16")}, portconv.ConvTypeError, ("w: got dtype float64, expected an integer one",)),
+    "kind": ({"x": X.astype("int16")}, portconv.ConvTypeError, ("x: got dtype int16, expected a floating-point",)),
     "algorithm": (
         {"algorithm": "winograd", "stride": 2},
         portconv.ConvValueError,

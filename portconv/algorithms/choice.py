@@ -7,7 +7,6 @@ of Fourier transforms times their levels, and calls. A backend's `costs` say how
 
 from __future__ import annotations
 
-import importlib
 import math
 import sys
 from collections.abc import Callable, Iterable
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
-from .. import calibration
+from .. import calibration, forks
 from ..backends import Array, Backend
 from ..errors import ConvValueError
 from ..spec.arguments import option
@@ -168,11 +167,9 @@ def _import_all() -> None:
 
     This takes time, so it waits until an algorithm is first needed.
     """
-    import pkgutil  # here, for the time that it takes
-
     package = sys.modules[__package__]
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{__package__}.{module.name}")
+    for module in forks.imported("pkgutil").iter_modules(package.__path__):
+        forks.imported(f"{__package__}.{module.name}")
 
 
 @remembered()

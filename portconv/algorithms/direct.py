@@ -11,13 +11,13 @@ Axes: N samples, G groups, F filters a group, R = C/G * prod(K) cells of a group
 
 from __future__ import annotations
 
-import importlib
 import math
 from functools import cache
 from itertools import product
 from types import ModuleType
 from typing import Any
 
+from .. import forks
 from ..backends import Array, Backend
 from ..spec.geometry import Geometry
 from .algorithm import Algorithm
@@ -77,7 +77,7 @@ class Direct(Algorithm):
 @cache
 def _extra() -> ModuleType:
     """Import array-api-extra when it is first needed, because only this algorithm uses it."""
-    return importlib.import_module("array_api_extra")
+    return forks.imported("array_api_extra")
 
 
 def _positions(geometry: Geometry) -> Any:

@@ -92,7 +92,7 @@ class Problem:
         algorithm = "direct" if cells <= MOST_CELLS else "gemm"
         x, w, b, dout = (array.astype(np.float64) for array in self.arrays)
         out, cache = conv_forward(x, w, b, **layer.options, algorithm=algorithm)
-        values = (out, *conv_backward(dout, cache))
+        values: tuple[Any, ...] = (out, *conv_backward(dout, cache))
         exact = [Exact(value, reach) for value, reach in zip(values, self._reaches(), strict=True)]
         return {"forward": (exact[0],), "backward": tuple(exact[1:])}
 

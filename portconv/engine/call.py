@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 from ..algorithms.choice import algorithms, named
 from ..backends import Array, Backend
 from ..spec import arguments, checked_geometry
-from ..spec.checked_geometry import NAMES
+from ..spec.checked_geometry import NAMES, Names
 from ..spec.dtypes import KINDS
-from ..spec.layout import Shape
+from ..spec.layout import Shape, given_shape
 from ..spec.operation import Kind, Operation, Role
 from ..spec.options import PRECISIONS, Options
-from ..spec.remembered import remembered
-from .execution import run
+from ..spec.remembered import looked_up, remembered
+from .execution import opaque, run
 
 
 class Asked(NamedTuple):
@@ -25,19 +25,44 @@ class Asked(NamedTuple):
 
     kind: Kind
     dtype: str
-    names: tuple[str, str] = NAMES
+    names: Names = NAMES
     transposed: bool = False
 
 
 @dataclass(slots=True, eq=False, repr=False)
 class Forward:
-    """A forward call: its arrays, their library, and what is computed of them."""
+    """A forward call: its arguments, and once they are checked, their library and what is computed of them."""
 
     x: Array
     w: Array
     b: Array | None
-    backend: Backend
-    operation: Operation
+    options: Options
+    checked: tuple[Backend, Operation] | None = None
+
+    def check(self, kind: Kind) -> tuple[Backend, Operation]:
+        """Check the arguments, and remember what they ask for."""
+        backend, dtype = arguments.arrays(x=self.x, w=self.w, b=self.b)
+        asked = Asked(kind, dtype.name, transposed=kind == Kind.INPUT_GRAD)
+        step = operation_of(asked, self.x.shape, self.w.shape, self.options)
+        if self.b is not None:
+            arguments.exact_shape("b", tuple(self.b.shape), step.shape(Role.B))
+        self.checked = backend, step
+        return self.checked
+
+    @property
+    def backend(self) -> Backend:
+        """The library of the arrays."""
+        return (self.checked or self.check(self.kind))[0]
+
+    @property
+    def operation(self) -> Operation:
+        """What is computed."""
+        return (self.checked or self.check(self.kind))[1]
+
+    @property
+    def kind(self) -> Kind:
+        """The product that the result is."""
+        return Kind.FORWARD
 
     @property
     def operands(self) -> tuple[Array, ...]:
@@ -46,8 +71,16 @@ class Forward:
 
     def run(self) -> Array:
         """Compute the result."""
-        check_memory(self.operation, self.backend, self.x, ("x", self.x.shape))
-        return run(self.operation, self.backend, *self.operands)
+        lower = self.backend.autocast(self.x)
+        if lower is not None and self.options.precision != "reproducible":
+            b = None if self.b is None else lower(self.b)
+            return type(self)(lower(self.x), lower(self.w), b, self.options)._result()
+        return self._result()
+
+    def _result(self) -> Array:
+        backend, step = self.backend, self.operation
+        check_memory(step, backend, self.x, ("x", self.x.shape))
+        return run(step, backend, *self.operands)
 
 
 class ConvCache(Forward):
@@ -61,27 +94,39 @@ class ConvTransposeCache(Forward):
 
     __slots__ = ()
 
+    @property
+    def kind(self) -> Kind:
+        """The product that the result is: the input gradient of the convolution that it is adjoint to."""
+        return Kind.INPUT_GRAD
+
 
 def convolution(x: Array, w: Array, b: Array | None, options: Options) -> ConvCache:
     """Check the arguments of a convolution."""
-    return ConvCache(x, w, b, *_forward(Kind.FORWARD, (x, w, b), options))
+    cache = ConvCache(x, w, b, options)
+    cache.check(Kind.FORWARD)
+    return cache
 
 
 def transposed(x: Array, w: Array, b: Array | None, options: Options) -> ConvTransposeCache:
     """Check the arguments of a transposed convolution: the input gradient of the convolution that it is adjoint to."""
-    return ConvTransposeCache(x, w, b, *_forward(Kind.INPUT_GRAD, (x, w, b), options))
+    cache = ConvTransposeCache(x, w, b, options)
+    cache.check(Kind.INPUT_GRAD)
+    return cache
 
 
-def _forward(kind: Kind, arrays: tuple[Array, Array, Array | None], options: Options) -> tuple[Backend, Operation]:
-    x, w, b = arrays
-    backend, dtype = arguments.arrays(x=x, w=w, b=b)
-    asked = Asked(kind, dtype.name, transposed=kind == Kind.INPUT_GRAD)
-    step = operation_of(asked, x.shape, w.shape, options)
-    if b is not None:
-        arguments.exact_shape("b", tuple(b.shape), step.shape(Role.B))
-    return backend, step
+@opaque
+def convolve(x: Array, w: Array, b: Array | None, options: Options) -> Array:
+    """Check the arguments of a convolution, and compute it."""
+    return convolution(x, w, b, options).run()
 
 
+@opaque
+def convolve_transposed(x: Array, w: Array, b: Array | None, options: Options) -> Array:
+    """Check the arguments of a transposed convolution, and compute it."""
+    return transposed(x, w, b, options).run()
+
+
+@opaque
 def gradient(kind: Kind, dout: Array, other: tuple[str, Array], shape: tuple[str, Any], options: Options) -> Array:
     """Check the arguments of a gradient, and compute it.
 
@@ -100,9 +145,9 @@ def gradient(kind: Kind, dout: Array, other: tuple[str, Array], shape: tuple[str
     backend, dtype = arguments.arrays(**{"dout": dout, name: array})
     result = arguments.shape(*shape)
     if kind == Kind.INPUT_GRAD:
-        step = operation_of(Asked(kind, dtype.name, (shape[0], name)), result, array.shape, options)
+        step = operation_of(Asked(kind, dtype.name, Names(shape[0], name)), result, array.shape, options)
     else:
-        step = operation_of(Asked(kind, dtype.name, (name, shape[0])), array.shape, result, options)
+        step = operation_of(Asked(kind, dtype.name, Names(name, shape[0])), array.shape, result, options)
     arguments.exact_shape("dout", tuple(dout.shape), step.shape(Role.OUT))
     check_memory(step, backend, dout, (shape[0], result))
     return run(step, backend, dout, array)
@@ -141,19 +186,21 @@ def _checked(asked: Asked, x_shape: Shape, w_shape: Shape, options: Options) -> 
     )
 
 
-_known = remembered()(_checked)
+_known = looked_up(_checked)
 
 
 def check_memory(step: Operation, backend: Backend, like: Array, argument: tuple[str, Any]) -> None:
     """Check that the device has memory for the result of a product, and for a padded input where one is made."""
-    arguments.memory(backend, like, step.dtype, argument, *_shapes(step))
+    if step.geometry.is_known:
+        arguments.memory(backend, like, step.dtype, argument, *_shapes(step))
 
 
 @remembered()
 def _shapes(step: Operation) -> list[Shape]:
     """Return the shapes of the large arrays that a product makes."""
     geometry, algorithm = step.geometry, named(step.algorithm)
-    shapes = [geometry.shape(step.result)]
+    shapes = [step.shape(step.result)]
     if geometry.extended is not geometry or (algorithm is not None and algorithm.pads_input):
-        shapes.append((geometry.batch, geometry.in_channels, *geometry.padded))
+        padded = (geometry.batch, geometry.in_channels, *geometry.padded)
+        shapes.append(given_shape(padded, geometry.channels_last, step.unbatched))
     return shapes

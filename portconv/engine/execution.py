@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
+import sys
 from collections.abc import Callable
-from functools import cache, partial
-from typing import Any
+from functools import cache, partial, wraps
+from typing import Any, ParamSpec, TypeVar
 
+from .. import forks
 from ..backends import Array, Backend
 from ..passes.casts import conjugate
 from ..spec.operation import PRODUCTS, Kind, Operation, changed
@@ -26,10 +27,39 @@ WARNED = (*PRODUCTS, Kind.CHANNEL_SUM, Kind.FOLD)
 """The kinds whose results may be infinite or nan though no operand is."""
 
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+OPAQUE: list[Callable[..., Any]] = []
+"""The functions that `opaque` decorates."""
+
+
+def opaque(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Decorate a function that torch.compile is to take as one call, without a look at its code.
+
+    torch.compile reads the code of what it compiles: also this wrapper, before PyTorch's module of `frameworks` has
+    told it which functions not to read. It imports a module where that is read as an attribute of its package.
+    """
+    OPAQUE.append(function)
+
+    @wraps(function)
+    def call(*arguments: Arguments.args, **options: Arguments.kwargs) -> Result:
+        if is_traced():
+            sys.modules["portconv.frameworks"].torch_compile  # noqa: B018
+        return function(*arguments, **options)
+
+    return call
+
+
+def is_traced() -> bool:
+    """Return whether torch.compile reads the code of the caller."""
+    return "torch._dynamo" in sys.modules and sys.modules["torch"].compiler.is_dynamo_compiling()
+
+
 def run(operation: Operation, backend: Backend, *operands: Array) -> Array:
     """Run an operation: compute it now, or hand it to the framework, which may put it off, differentiate or map it."""
     if not backend.framework:
-        return compute(operation, backend, *operands)
+        return compute(operation, backend, *map(backend.plain, operands))
     if any(operation.conjugated):
         # The library conjugates, so that it differentiates products that are linear in both operands.
         pairs = zip(operands[:2], operation.conjugated, strict=True)
@@ -41,6 +71,10 @@ def run(operation: Operation, backend: Backend, *operands: Array) -> Array:
 
 def compute(operation: Operation, backend: Backend, *operands: Array) -> Array:
     """Compute an operation now, of arrays of `backend`."""
+    return backend.apart(_computed, operation, backend, *operands)
+
+
+def _computed(operation: Operation, backend: Backend, *operands: Array) -> Array:
     step = partial(COMPUTE[operation.kind], operation, backend)
     if operation.kind in WARNED:
         return warned(backend, step, *operands)
@@ -64,4 +98,4 @@ def _framework(module: str) -> Any:
 
     This is the one place where the engine reaches upward: frameworks import the engine, and the engine none of them.
     """
-    return importlib.import_module(module)
+    return forks.imported(module)

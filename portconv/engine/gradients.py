@@ -3,34 +3,50 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Generic, NamedTuple
 
-from ..backends import Array
+from ..backends import Array, ArrayT
 from ..errors import ConvTypeError
 from ..reproducible.magnitudes import remembering
 from ..spec import arguments
 from ..spec.operation import Operation, Role, changed
-from ..spec.remembered import remembered
-from .call import Forward, check_memory
-from .execution import run
+from ..spec.options import Options
+from ..spec.remembered import looked_up
+from .call import ConvCache, ConvTransposeCache, Forward, check_memory
+from .execution import is_traced, opaque, run
 from .plan import Given, Plan, given, of_given
 
 COTANGENT = -1
 """The place of the gradient of the result among operands: it comes last."""
 
 
-class ConvGrads(NamedTuple):
+class ConvGrads(NamedTuple, Generic[ArrayT]):
     """What `conv_backward` returns: the gradients of `x`, `w` and `b`; `db` is None where `b` was."""
 
-    dx: Array
-    dw: Array
-    db: Array | None
+    dx: ArrayT
+    dw: ArrayT
+    db: ArrayT | None
 
 
-def backward(dout: Array, cache: Forward) -> ConvGrads:
+def backward(dout: ArrayT, cache: Forward) -> ConvGrads[ArrayT]:
     """Compute all gradients of a call, in the dtypes of what they are gradients of."""
-    backend, step = cache.backend, cache.operation
-    _, common = arguments.arrays(x=cache.x, w=cache.w, b=cache.b, dout=dout)
+    if is_traced():
+        is_transposed = isinstance(cache, ConvTransposeCache)
+        return ConvGrads(*_traced(dout, cache.x, cache.w, cache.b, cache.options, is_transposed))
+    return _computed(dout, cache)
+
+
+@opaque
+def _traced(
+    dout: Array, x: Array, w: Array, b: Array | None, options: Options, is_transposed: bool
+) -> tuple[Array, Array, Array | None]:
+    """Compute all gradients as a plain tuple, from what torch.compile has types for."""
+    return tuple(_computed(dout, (ConvTransposeCache if is_transposed else ConvCache)(x, w, b, options)))
+
+
+def _computed(dout: ArrayT, cache: Forward) -> ConvGrads[ArrayT]:
+    step = cache.operation
+    backend, common = arguments.arrays(x=cache.x, w=cache.w, b=cache.b, dout=dout)
     if (common.kind == "complex floating") != step.is_complex:
         name = backend.dtype_name(dout.dtype)
         raise ConvTypeError(f"dout: got dtype {name}, expected a real one, as the output's is")
@@ -46,13 +62,13 @@ def backward(dout: Array, cache: Forward) -> ConvGrads:
     return ConvGrads(*grads, *(None,) * (cache.b is None))
 
 
-@remembered()
+@looked_up
 def _gradients(step: Operation, common: str, dtypes: tuple[str, ...]) -> list[tuple[Operation, tuple[int, ...]]]:
     """Return what `adjoint` returns for each operand, of these dtypes."""
     return [adjoint(step, place, common, dtype) for place, dtype in enumerate(dtypes)]
 
 
-@remembered()
+@looked_up
 def adjoint(step: Operation, place: int, common: str, dtype: str) -> tuple[Operation, tuple[int, ...]]:
     """Return the operation that is the gradient of the operand in that `place`, and where its operands are.
 

@@ -59,7 +59,7 @@ def fold(operation: Operation, backend: Backend, columns: Array) -> Array:
     with backend.during_call(columns, "standard"):
         wide = summable(backend, dtype)
         cells = xp.reshape(columns, (*shape[:2], *geometry.kernel, *geometry.out))
-        out = xp.empty(shape, dtype=wide, device=backend.device_of(columns))
+        out = backend.empty(shape, columns, dtype=wide)
         blocks = _blocks(geometry, backend)
         out = backend.fill(out, blocks, compute, len(blocks))
         return backend.astype(out, dtype.dtype)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from functools import cache
 from types import ModuleType
+
+from .. import forks
 
 
 @cache
 def reproducible(name: str) -> ModuleType:
     """Import a module of the package `portconv.reproducible` when it is first needed."""
-    return importlib.import_module(f"portconv.reproducible.{name}")
+    return forks.imported(f"portconv.reproducible.{name}")

@@ -158,7 +158,10 @@ def _reproducible(plan: Plan, *operands: Array) -> Array:
     """Compute a product whose bits are the same everywhere."""
     parts = tuple(plan.parts)
     if len(parts) == 1:
-        operands = tuple(_in_order(plan, operands))
+        ordered = tuple(_in_order(plan, operands))
+        for array, copy in zip(operands, ordered, strict=True):
+            reproducible("magnitudes").remember_copy(array, copy)
+        operands = ordered
     with plan.backend.quiet():
         return reproducible("product").product(plan.operation, plan.backend, plan.choose_for_slices, parts, operands)
 

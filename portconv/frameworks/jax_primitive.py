@@ -16,8 +16,10 @@ from jax.interpreters import ad, batching, mlir
 from .. import backends, limits
 from ..backends import Array, Backend
 from ..engine import execution
+from ..engine.call import ConvCache, ConvTransposeCache, Forward
 from ..errors import BackendError
 from ..spec.operation import Kind, Operation
+from ..spec.options import Options
 from .vmap import mapped
 
 NAMES = {Kind.UNFOLD: "unfold", Kind.FOLD: "fold"}
@@ -48,7 +50,8 @@ def _compute(*operands: Array, operation: Operation, limit: int | None) -> Array
     backend: Any = backends.get("jax")
 
     def run(*arrays: Array) -> Array:
-        with limits.within(limit):
+        # What the user's own code may not do, what is computed here may: it broadcasts and promotes on purpose.
+        with limits.within(limit), jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
             return execution.compute(operation, backend, *arrays)
 
     with backend.assuming() as conditions:
@@ -121,3 +124,27 @@ def _transpose(backend: Backend, cotangent: Any, *operands: Any, operation: Oper
             gradient, *arrays = operation.gradient(place, dtype, cotangent, operands)
             grads.append(_bind(limit, gradient, backend, *arrays))
     return grads
+
+
+def _leaves(cache: Forward) -> tuple[tuple[Array, ...], Options]:
+    """Return the arrays of a forward call, and its options, which JAX hashes."""
+    return (cache.x, cache.w, cache.b), Options(*map(_hashable, cache.options))
+
+
+def _hashable(option: Any) -> Any:
+    """Return an option with tuples in the place of lists."""
+    return tuple(map(_hashable, option)) if isinstance(option, (list, tuple)) else option
+
+
+def _register(kind: type[Forward]) -> None:
+    """Let a function that `jit` compiles return and take the cache of a forward call."""
+
+    def rebuilt(options: Options, arrays: Any) -> Forward:
+        x, w, b = arrays
+        return kind(x, w, b, options)
+
+    jax.tree_util.register_pytree_node(kind, _leaves, rebuilt)
+
+
+_register(ConvCache)
+_register(ConvTransposeCache)

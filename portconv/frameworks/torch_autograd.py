@@ -8,26 +8,23 @@ from typing import Any
 import torch
 
 from ..backends import Array, Backend
+from ..backends._torch import is_abstract
 from ..engine import execution
 from ..engine.execution import run
-from ..reproducible.magnitudes import remembering
 from ..spec.operation import Kind, Operation
+from . import torch_operators
 from .vmap import mapped
 
 NAMES = {Kind.FORWARD: "Conv", Kind.UNFOLD: "Unfold", Kind.FOLD: "Fold"}
 """The names of some nodes in the graph; the name of another is that of its kind, such as "ConvInputGrad"."""
 
 
-def _node(operation: Operation, backend: Backend, *operands: Array) -> Array:
+def node(operation: Operation, backend: Backend, *operands: Array) -> Array:
     """Make an operation one node of the graph."""
     if operation.kind == Kind.ERROR_BOUND:  # it has no gradient
         with torch.no_grad():
             return _function(operation.kind).apply(backend, operation, *operands)
     return _function(operation.kind).apply(backend, operation, *operands)
-
-
-node: Any = torch.compiler.disable(_node)
-"""Makes an operation one node of the graph; where torch.compile traces the caller, it breaks its graph here alone."""
 
 
 @cache
@@ -41,6 +38,8 @@ def _function(kind: Kind) -> Any:
     class Node(base):  # type: ignore[misc]
         @staticmethod
         def forward(backend: Backend, operation: Operation, *operands: Array) -> Array:
+            if torch._C._len_torch_dispatch_stack() or any(map(is_abstract, operands)):
+                return torch_operators.put(operation, operands)
             return execution.compute(operation, backend, *operands)
 
         @staticmethod
@@ -51,18 +50,8 @@ def _function(kind: Kind) -> Any:
 
         @staticmethod
         def backward(ctx: Any, cotangent: Array) -> tuple[Array | None, ...]:
-            backend = ctx.backend
-            grads: list[Array | None] = []
-            # PyTorch defines the gradient as the conjugate of the derivative.
-            conjugates = tuple(operand.conj() for operand in ctx.saved_tensors)
-            with remembering():
-                for place, operand in enumerate(ctx.saved_tensors):
-                    if not ctx.needs_input_grad[2 + place]:
-                        grads.append(None)
-                        continue
-                    dtype = backend.dtype_name(operand.dtype)
-                    gradient, *operands = ctx.operation.gradient(place, dtype, cotangent, conjugates)
-                    grads.append(run(gradient, backend, *operands))
+            wanted = ctx.needs_input_grad[2:]
+            grads = torch_operators.gradients(ctx.operation, ctx.backend, cotangent, ctx.saved_tensors, wanted)
             return None, None, *grads
 
         @staticmethod

@@ -68,6 +68,13 @@ def mapped(
     xp = backend.xp
     count = next(array.shape[axis] for array, axis in zip(operands, axes, strict=True) if axis is not None)
     arrays = [_mapped_first(xp, array, axis) for array, axis in zip(operands, axes, strict=True)]
+    if count == 0:  # computed once, and left out: shared operands have derivatives, of 0
+        arrays = [
+            array if axis is None else xp.concat([array, backend.zeros((1, *array.shape[1:]), array)])
+            for array, axis in zip(arrays, axes, strict=True)
+        ]
+        first = [None if axis is None else 0 for axis in axes]
+        return mapped(operation, backend, arrays, first, run)[:0, ...]
     if operation.kind == Kind.ERROR_BOUND:  # a larger call may use another algorithm, which has another bound
         calls = (
             [array if axis is None else array[i, ...] for array, axis in zip(arrays, axes, strict=True)]

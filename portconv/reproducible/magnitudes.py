@@ -52,6 +52,13 @@ def remembering(known: Iterable[tuple[Array, Array]] = ()) -> Iterator[None]:
         _remembered.reset(token)
 
 
+def remember_copy(array: Array, copy: Array) -> None:
+    """Let the copy of an array have the magnitudes that are known of the array: they may be those of a larger one."""
+    remembered = _remembered.get()
+    if remembered is not None and id(array) in remembered:
+        remembered[id(copy)] = copy, remembered[id(array)][1]
+
+
 def plane_magnitudes(backend: Backend, array: Array) -> Magnitudes:
     """Return the largest magnitude of each sample's channel (N, C, *cells), and whether all elements are finite."""
     remembered = _remembered.get()

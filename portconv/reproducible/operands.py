@@ -111,7 +111,7 @@ def _of_batch(backend: Backend, geometry: Geometry, array: Array, group: ScaleGr
         return xp.max(by_group, axis=2), finite
     if samples:
         return xp.max(largest, axis=0), finite
-    return xp.zeros(largest.shape[1:], dtype=largest.dtype, device=backend.device_of(largest)), finite
+    return backend.zeros(largest.shape[1:], largest), finite
 
 
 def _of_filters(backend: Backend, geometry: Geometry, array: Array, group: ScaleGroup) -> tuple[Array, bool]:

@@ -150,7 +150,7 @@ def _window_squares(sliced: SlicedProduct, geometry: Geometry, cells: Array) -> 
     sums = backend.empty((cells.shape[0], groups, *size), cells)
     sums = fill(backend, sums, Made(indices, lambda block: ((*block, ...), block)), compute, least)
     one = replace(geometry, in_channels=groups, out_channels=groups)
-    ones = xp.ones((1, *one.w_shape), dtype=cells.dtype, device=backend.device_of(cells))
+    ones = backend.zeros((1, *one.w_shape), cells) + 1
     return sliced.convolve(one, 1, xp.reshape(sums, (sums.shape[0], 1, *sums.shape[1:])), ones)[:, 0, ...]
 
 

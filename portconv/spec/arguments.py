@@ -27,7 +27,7 @@ def integer(name: str, value: Any, least: int | None = None) -> int:
     if isinstance(value, bool):
         raise ConvTypeError(f"{name}: got {value!r}, expected an int")
     try:
-        plain = operator.index(value)
+        plain = value if backends.is_symbol(value) else operator.index(value)
     except TypeError:
         raise ConvTypeError(f"{name}: got {value!r}, expected an int") from None
     if least is not None and plain < least:
@@ -61,7 +61,7 @@ def shape(name: str, value: Any) -> tuple[int, ...]:
     for i, size in enumerate(value):
         if integer(f"{name}[{i}]", size) < 0:
             raise ConvShapeError(f"{name}: got {tuple(value)}, expected no negative size")
-    return tuple(operator.index(size) for size in value)
+    return tuple(size if backends.is_symbol(size) else operator.index(size) for size in value)
 
 
 def memory(backend: Backend, like: Array, dtype: str, argument: tuple[str, Any], *shapes: tuple[int, ...]) -> None:
@@ -70,15 +70,27 @@ def memory(backend: Backend, like: Array, dtype: str, argument: tuple[str, Any],
     `argument` is the name and the requested shape of the argument for which a call allocates them.
     """
     for shape in shapes:
-        if math.prod(shape) * MOST_BYTES <= LITTLE_BYTES:
+        cells = math.prod(shape)
+        if backends.is_symbol(cells) or cells * MOST_BYTES <= LITTLE_BYTES:
             continue
-        needed = math.prod(shape) * backend.bits(backend.dtype(dtype)) // 8
+        needed = cells * backend.bits(backend.dtype(dtype)) // 8
         if needed > LITTLE_BYTES and needed > (available := backend.memory(like)):
             name, asked = argument
             raise ConvShapeError(
                 f"{name}: got shape {tuple(asked)}, for which an array of shape {shape} and {needed} bytes would be "
                 f"made, expected what fits in the {available} bytes of memory that the device has"
             )
+
+
+def owner(name: str, array: Any) -> Backend:
+    """Check that a value is an array that portconv can use; return its backend."""
+    try:
+        backend = backends.of(array)
+    except ConvTypeError as error:
+        raise ConvTypeError(f"{name}: {error}") from None
+    if (objection := backend.objection(array)) is not None:
+        raise type(objection)(f"{name}: {objection}")
+    return backend
 
 
 def arrays(**named: Array) -> tuple[Backend, Dtype]:
@@ -91,13 +103,7 @@ def arrays(**named: Array) -> tuple[Backend, Dtype]:
     for name, array in named.items():
         if name == "b" and array is None:
             continue
-        try:
-            array_backend = backends.of(array)
-        except ConvTypeError as error:
-            raise ConvTypeError(f"{name}: {error}") from None
-        objection = array_backend.objection(array)
-        if objection is not None:
-            raise type(objection)(f"{name}: {objection}")
+        array_backend = owner(name, array)
         if backend is None:
             first_name, first, backend = name, array, array_backend
         elif array_backend is not backend:
@@ -118,14 +124,11 @@ def arrays(**named: Array) -> tuple[Backend, Dtype]:
 @remembered()
 def _common(backend: Backend, dtypes: tuple[tuple[str, Any], ...]) -> Dtype:
     """Check the dtypes of arrays, which come with the arrays' names; return the dtype to which they are promoted."""
-    first, first_dtype = dtypes[0][0], backend.dtype_name(dtypes[0][1])
-    for name, dtype in dtypes:
-        dtype_name = backend.dtype_name(dtype)
+    found = [(name, backend.dtype_name(dtype)) for name, dtype in dtypes]
+    for name, dtype_name in found:
         if dtype_name not in KINDS:
             raise ConvTypeError(f"{name}: got dtype {dtype_name}, expected a floating-point, complex or integer one")
-        if (KINDS[dtype_name] == "integral") != (KINDS[first_dtype] == "integral"):
-            expected = "an integer one" if KINDS[first_dtype] == "integral" else "a floating-point or complex one"
-            raise ConvTypeError(f"{name}: got dtype {dtype_name}, expected {expected}, as {first}'s {first_dtype} is")
+    _one_kind(backend, found)
     try:
         # A single dtype needs no promotion.
         common = dtypes[0][1] if len({d for _, d in dtypes}) == 1 else backend.xp.result_type(*(d for _, d in dtypes))
@@ -141,6 +144,22 @@ def _common(backend: Backend, dtypes: tuple[tuple[str, Any], ...]) -> Dtype:
             f"{dtypes[-1][0]}: got dtypes {names}, expected ones with a common dtype of their kind{why}"
         )
     return Dtype(common, dtype_name, KINDS[dtype_name])
+
+
+def _one_kind(backend: Backend, dtypes: list[tuple[str, str]]) -> None:
+    """Check that all arrays are integers or none is, from their names and the names of their dtypes."""
+    integers = [each for each in dtypes if KINDS[each[1]] == "integral"]
+    others = [each for each in dtypes if KINDS[each[1]] != "integral"]
+    if not (integers and others):
+        return
+    if len(integers) > 1 and others == dtypes[-1:]:  # the last is what does not go with the rest, as `dout` may
+        (name, dtype), (other, other_dtype) = others[0], integers[0]
+        raise ConvTypeError(f"{name}: got dtype {dtype}, expected an integer one, as {other}'s {other_dtype} is")
+    (name, dtype), (other, other_dtype) = integers[0], others[0]
+    raise ConvTypeError(
+        f"{name}: got dtype {dtype}, expected a floating-point or complex one, as {other}'s {other_dtype} is; "
+        f"{backend.conversion(name, other_dtype)} converts it"
+    )
 
 
 def exact_shape(name: str, actual: tuple[int, ...], expected: tuple[int, ...]) -> None:

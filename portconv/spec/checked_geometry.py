@@ -11,14 +11,24 @@ from typing import Any, NamedTuple
 from ..errors import ConvShapeError, ConvTypeError, ConvValueError
 from .arguments import integer, option, per_dimension
 from .geometry import Geometry
-from .layout import Shape
+from .layout import Shape, given_shape
 from .options import DATA_FORMATS, NAMED_PADDINGS, PADDING_MODES, Options
-from .remembered import remembered
+from .remembered import looked_up
 
 Pairs = tuple[tuple[int, int], ...]
-NAMES = ("x", "w")
 MOST_DIMENSIONS = 16
 """Windows have two axes for each spatial dimension, and libraries allow about 64."""
+
+
+class Names(NamedTuple):
+    """What messages call the input and the filters, and what they quote where that is not the input's shape."""
+
+    x: str = "x"
+    w: str = "w"
+    quoted: Shape | None = None
+
+
+NAMES = Names()
 
 
 class Checked(NamedTuple):
@@ -26,6 +36,19 @@ class Checked(NamedTuple):
 
     geometry: Geometry
     unbatched: bool
+
+
+class _Given(NamedTuple):
+    """What messages call and quote: the names, and the input's shape and layout as the caller has them."""
+
+    names: Names
+    x_shape: Shape
+    channels_last: bool
+    unbatched: bool
+
+    def shape(self, canonical: Shape) -> Shape:
+        """Return a canonical shape (N, C, *cells) in the layout of the caller."""
+        return given_shape(canonical, self.channels_last, self.unbatched)
 
 
 class _Steps(NamedTuple):
@@ -37,7 +60,7 @@ class _Steps(NamedTuple):
     groups: int
 
 
-def convolution(x_shape: Shape, w_shape: Shape, options: Options, names: tuple[str, str] = NAMES) -> Checked:
+def convolution(x_shape: Shape, w_shape: Shape, options: Options, names: Names = NAMES) -> Checked:
     """Check the shapes and options of a convolution.
 
     Parameters
@@ -45,7 +68,7 @@ def convolution(x_shape: Shape, w_shape: Shape, options: Options, names: tuple[s
     x_shape, w_shape : tuple of int
         The shape of the input as the caller has it, and of the filters.
     options : Options
-    names : tuple of str
+    names : Names
         The names of the arguments that the shapes come from.
 
     Returns
@@ -57,7 +80,7 @@ def convolution(x_shape: Shape, w_shape: Shape, options: Options, names: tuple[s
     ConvShapeError, ConvValueError, ConvTypeError
     """
     mode = option("padding_mode", options.padding_mode, PADDING_MODES)
-    canonical, channels_last, unbatched = _canonical_shape(x_shape, w_shape, names, options.data_format)
+    canonical, given = _canonical_shape(x_shape, w_shape, names, options.data_format)
     dims = len(w_shape) - 2
     padding = options.padding
     steps = _Steps(
@@ -67,39 +90,37 @@ def convolution(x_shape: Shape, w_shape: Shape, options: Options, names: tuple[s
         groups=integer("groups", options.groups, 1),
         pads=option("padding", padding, NAMED_PADDINGS) if isinstance(padding, str) else _pairs(padding, dims),
     )
-    return Checked(_convolution((canonical, w_shape), steps, names, (mode, channels_last)), unbatched)
+    return Checked(_convolution((canonical, w_shape), steps, given, mode), given.unbatched)
 
 
-@remembered()
-def _convolution(
-    shapes: tuple[Shape, Shape], steps: _Steps, names: tuple[str, str], memory: tuple[str, bool]
-) -> Geometry:
+@looked_up
+def _convolution(shapes: tuple[Shape, Shape], steps: _Steps, given: _Given, mode: str) -> Geometry:
     (batch, channels, *size), (filters, _, *kernel) = shapes
-    _check_channels(shapes, steps.groups, names)
+    _check_channels(shapes, steps.groups, given)
     extents = tuple(d * (k - 1) + 1 for k, d in zip(kernel, steps.dilations, strict=True))
     pads = steps.pads
     if isinstance(pads, str):
         pads = tuple(_named_pair(pads, s, e, t) for s, e, t in zip(size, extents, steps.strides, strict=True))
     befores, afters = zip(*pads, strict=True)
     lines = tuple(size), tuple(kernel), steps.strides, steps.dilations, befores, afters
-    geometry = Geometry(batch, channels, filters, steps.groups, *lines, *memory)
-    x_name, w_name = names
+    geometry = Geometry(batch, channels, filters, steps.groups, *lines, mode, given.channels_last)
     for dim, (padded, extent) in enumerate(zip(geometry.padded, geometry.extent, strict=True)):
         if padded < extent:
             raise ConvShapeError(
-                f"{w_name}: got a kernel of {kernel[dim]} in spatial dimension {dim}, {extent} cells with its dilation "
-                f"of {steps.dilations[dim]}, expected at most the {padded} cells of the padded input"
+                f"{given.names.w}: got a kernel of {kernel[dim]} in spatial dimension {dim}, {extent} cells with its "
+                f"dilation of {steps.dilations[dim]}, expected at most the {padded} cells of the padded input"
             )
         if geometry.mode != "zeros" and size[dim] == 0 and padded:
             raise ConvShapeError(
-                f"{x_name}: got no cell in spatial dimension {dim} of shape {shapes[0]}, "
+                f"{given.names.x}: got no cell in spatial dimension {dim} of shape {given.x_shape}, "
                 f"expected at least one for padding_mode {geometry.mode!r} to fill the padding from"
             )
-    _check_addressable(geometry, f"{x_name}: got shape {shapes[0]}, padded to {geometry.padded}", geometry.out_shape)
+    what = f"{given.names.x}: got shape {given.x_shape}, padded to {geometry.padded}"
+    _check_addressable(geometry, what, given.shape(geometry.out_shape))
     return geometry
 
 
-def transposed(x_shape: Shape, w_shape: Shape, options: Options, names: tuple[str, str] = NAMES) -> Checked:
+def transposed(x_shape: Shape, w_shape: Shape, options: Options, names: Names = NAMES) -> Checked:
     """Check the shapes and options of a transposed convolution.
 
     The geometry is that of the convolution that it is the adjoint of: its input is the output here. `output_padding`
@@ -107,7 +128,7 @@ def transposed(x_shape: Shape, w_shape: Shape, options: Options, names: tuple[st
 
     Parameters and errors are those of `convolution`.
     """
-    canonical, channels_last, unbatched = _canonical_shape(x_shape, w_shape, names, options.data_format)
+    canonical, given = _canonical_shape(x_shape, w_shape, names, options.data_format)
     dims = len(w_shape) - 2
     strides = per_dimension("stride", options.stride, dims, 1)
     dilations = per_dimension("dilation", options.dilation, dims, 1)
@@ -119,64 +140,63 @@ def transposed(x_shape: Shape, w_shape: Shape, options: Options, names: tuple[st
                 f"dilation {gap} in spatial dimension {dim}"
             )
     steps = _Steps(strides, _pairs(options.padding, dims), dilations, integer("groups", options.groups, 1))
-    return Checked(_transposed((canonical, w_shape), steps, added, channels_last), unbatched)
+    return Checked(_transposed((canonical, w_shape), steps, added, given), given.unbatched)
 
 
-@remembered()
-def _transposed(shapes: tuple[Shape, Shape], steps: _Steps, added: Shape, channels_last: bool) -> Geometry:
-    x_shape, w_shape = shapes
-    batch, channels, *size = x_shape
+@looked_up
+def _transposed(shapes: tuple[Shape, Shape], steps: _Steps, added: Shape, given: _Given) -> Geometry:
+    (batch, channels, *size), w_shape = shapes
     filters, group_channels, *kernel = w_shape
     _check_filters(w_shape, "w")
     if channels != filters:
         raise ConvShapeError(
             f"w: got shape {w_shape}, for {filters} input channels, expected {channels} in its first place, "
-            f"for x of shape {x_shape}"
+            f"for x of shape {given.x_shape}"
         )
     if channels % steps.groups:
         raise ConvValueError(f"groups: got {steps.groups}, expected a divisor of x's {channels} channels")
-    if min(size) < 1:
-        raise ConvShapeError(f"x: got shape {x_shape}, expected at least one cell along each spatial dimension")
+    if any(s < 1 for s in size):
+        raise ConvShapeError(f"x: got shape {given.x_shape}, expected at least one cell along each spatial dimension")
     befores, afters = zip(*steps.pads, strict=True)
     sides = zip(size, steps.strides, befores, afters, steps.dilations, kernel, added, strict=True)
     out = tuple((s - 1) * step - lo - hi + d * (k - 1) + extra + 1 for s, step, lo, hi, d, k, extra in sides)
-    if min(out) < 1:
+    if any(s < 1 for s in out):
         raise ConvShapeError(
-            f"x: got shape {x_shape} with a padding of {steps.pads}, expected one that leaves an output of at least "
-            f"one cell along each spatial dimension; it would be {out}"
+            f"x: got shape {given.x_shape} with a padding of {steps.pads}, expected one that leaves an output of at "
+            f"least one cell along each spatial dimension; it would be {out}"
         )
     ends = tuple(hi - extra for hi, extra in zip(afters, added, strict=True))
     lines = out, tuple(kernel), steps.strides, steps.dilations, befores, ends
     in_channels = group_channels * steps.groups
-    geometry = Geometry(batch, in_channels, channels, steps.groups, *lines, channels_last=channels_last)
-    _check_addressable(geometry, f"x: got shape {x_shape}", geometry.x_shape)
+    geometry = Geometry(batch, in_channels, channels, steps.groups, *lines, channels_last=given.channels_last)
+    _check_addressable(geometry, f"x: got shape {given.x_shape}", given.shape(geometry.x_shape))
     return geometry
 
 
-def _canonical_shape(
-    x_shape: Shape, w_shape: Shape, names: tuple[str, str], data_format: Any
-) -> tuple[Shape, bool, bool]:
-    """Check the numbers of dimensions; return the shape of the input with a batch axis and channels first.
-
-    Return also whether the channels are last, and whether the input is one sample without a batch axis.
-    """
+def _canonical_shape(x_shape: Shape, w_shape: Shape, names: Names, data_format: Any) -> tuple[Shape, _Given]:
+    """Check the numbers of dimensions; return the shape of the input with a batch axis and channels first."""
     channels_last = option("data_format", data_format, DATA_FORMATS) == "channels_last"
     dims = len(w_shape) - 2
-    x_name, w_name = names
+    x_name, w_name, quoted = names
+    one = "..., None" if channels_last else "None"
     if dims < 1:
-        raise ConvShapeError(f"{w_name}: got shape {w_shape}, expected (filters, channels / groups, *kernel)")
+        hint = ""
+        if names == NAMES and len(x_shape) == len(w_shape) > 0:
+            hint = f"; for one channel and one filter pass x[{one}], w[None, None]"
+        raise ConvShapeError(f"{w_name}: got shape {w_shape}, expected (filters, channels / groups, *kernel){hint}")
     if dims > MOST_DIMENSIONS:
         raise ConvShapeError(f"{w_name}: got {dims} spatial dimensions, expected at most {MOST_DIMENSIONS}")
     if len(x_shape) not in (dims + 1, dims + 2):
+        hint = f"; one channel without an axis for it is x[{one}]" if names == NAMES and len(x_shape) == dims else ""
         raise ConvShapeError(
             f"{x_name}: got {len(x_shape)} dimensions in shape {x_shape}, expected {dims + 2}, or {dims + 1} for one "
-            f"sample without a batch axis, to go with {w_name} of shape {w_shape}"
+            f"sample without a batch axis, to go with {w_name} of shape {w_shape}{hint}"
         )
     unbatched = len(x_shape) == dims + 1
     batch, *rest = (1, *x_shape) if unbatched else x_shape
     if channels_last:
         rest = [rest[-1], *rest[:-1]]
-    return (batch, *rest), channels_last, unbatched
+    return (batch, *rest), _Given(names, quoted or x_shape, channels_last, unbatched)
 
 
 def _pairs(padding: Any, dims: int) -> Pairs:
@@ -210,29 +230,30 @@ def _named_pair(name: str, size: int, extent: int, stride: int) -> tuple[int, in
 
 
 def _check_filters(w_shape: Shape, name: str) -> None:
-    if min(w_shape) < 1:
+    if any(size < 1 for size in w_shape):
         raise ConvShapeError(f"{name}: got shape {w_shape}, expected at least one filter, channel and kernel cell")
 
 
-def _check_channels(shapes: tuple[Shape, Shape], groups: int, names: tuple[str, str]) -> None:
+def _check_channels(shapes: tuple[Shape, Shape], groups: int, given: _Given) -> None:
     """Check that the channels of an input and of filters go together."""
-    (x_shape, w_shape), (x_name, w_name) = shapes, names
+    x_shape, w_shape = shapes
     channels, filters, group_channels = x_shape[1], w_shape[0], w_shape[1]
-    _check_filters(w_shape, w_name)
+    _check_filters(w_shape, given.names.w)
     if channels < 1:
-        raise ConvShapeError(f"{x_name}: got {channels} channels in shape {x_shape}, expected at least 1")
+        raise ConvShapeError(f"{given.names.x}: got {channels} channels in shape {given.x_shape}, expected at least 1")
     if channels % groups or filters % groups:
         raise ConvValueError(
             f"groups: got {groups}, expected a divisor of x's {channels} channels and of w's {filters} filters"
         )
     if channels != group_channels * groups:
         raise ConvShapeError(
-            f"{w_name}: got shape {w_shape}, for {group_channels * groups} input channels in {groups} group(s), "
-            f"expected {channels // groups} in its second place, for x of shape {x_shape}"
+            f"{given.names.w}: got shape {w_shape}, for {group_channels * groups} input channels in {groups} group(s), "
+            f"expected {channels // groups} in its second place, for x of shape {given.x_shape}"
         )
 
 
 def _check_addressable(geometry: Geometry, what: str, result: Shape) -> None:
     """Check that every size fits in an integer of the machine; `what` begins the message."""
-    if max(2 * geometry.operations, *geometry.padded, *geometry.size) > sys.maxsize:
+    # A compiler's symbols have no largest value; what it compiles checks the numbers.
+    if geometry.is_known and max(2 * geometry.operations, *geometry.padded, *geometry.size) > sys.maxsize:
         raise ConvShapeError(f"{what}, expected an output that can be addressed; it would be {result}")

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Any
 
 from .ranges import Range, Span, spans
 
@@ -39,6 +40,14 @@ class Geometry:
     @cached_property
     def _hash(self) -> int:  # each call needs the hash several times
         return hash(tuple(getattr(self, field.name) for field in fields(self)))
+
+    @cached_property
+    def is_known(self) -> bool:
+        """Whether all sizes are numbers, and none is a symbol of a compiler."""
+        return isinstance(self.operations, int)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # the hash of another process is of no use
+        return Geometry, tuple(getattr(self, field.name) for field in fields(self))
 
     @property
     def dims(self) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 from .dtypes import KINDS
 from .geometry import Geometry
 from .layout import Shape, given_shape
-from .remembered import remembered
+from .remembered import looked_up
 
 
 class Role(StrEnum):
@@ -117,6 +117,9 @@ class Operation:
     def _hash(self) -> int:  # a framework asks for it at every step
         return hash(tuple(getattr(self, field.name) for field in fields(self)))
 
+    def __reduce__(self) -> tuple[Any, ...]:  # the hash of another process is of no use
+        return operation, tuple(getattr(self, field.name) for field in fields(self))
+
     @property
     def is_complex(self) -> bool:
         """Whether its operands are complex numbers."""
@@ -187,13 +190,13 @@ class Operation:
         return self, *(tangent if i == place else array for i, array in enumerate(operands[:2]))
 
 
-@remembered()
+@looked_up
 def operation(*values: Any, **named: Any) -> Operation:
     """Return an `Operation`: the same object for the same arguments, while it is remembered."""
     return Operation(*values, **named)
 
 
-@remembered()
+@looked_up
 def changed(step: Operation, **fields: Any) -> Operation:
     """Return an operation with other fields: the same object for the same arguments, while it is remembered."""
     return replace(step, **fields)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 Ints = int | Sequence[int]
 """One int for all spatial dimensions, or one for each."""
-Padding = str | int | Sequence[int] | Sequence[tuple[int, int]]
+Pads = int | Sequence[int] | Sequence[tuple[int, int]]
+"""A padding that has no name."""
+NamedPadding = Literal["valid", "full", "same", "same_lower"]
+Padding = NamedPadding | Pads
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
+DataFormat = Literal["channels_first", "channels_last"]
+Precision = Literal["standard", "fast", "reproducible"]
 
-NAMED_PADDINGS = ("valid", "full", "same", "same_lower")
-PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
-DATA_FORMATS = ("channels_first", "channels_last")
-PRECISIONS = ("standard", "fast", "reproducible")
+NAMED_PADDINGS: tuple[str, ...] = get_args(NamedPadding)
+PADDING_MODES: tuple[str, ...] = get_args(PaddingMode)
+DATA_FORMATS: tuple[str, ...] = get_args(DataFormat)
+PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 
 PLAIN = {int, str}
@@ -34,9 +40,9 @@ class Options(NamedTuple):
     padding: Padding = 0
     dilation: Ints = 1
     groups: int = 1
-    padding_mode: str = "zeros"
-    data_format: str = "channels_first"
-    precision: str = "standard"
+    padding_mode: PaddingMode = "zeros"
+    data_format: DataFormat = "channels_first"
+    precision: Precision = "standard"
     algorithm: str = "auto"
     output_padding: Ints = 0
     """Only a transposed convolution has any."""

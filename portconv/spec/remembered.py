@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import _lru_cache_wrapper, lru_cache, wraps
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
+from ..errors import PortconvError
+
+Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 MOST_BYTES = 32 << 20
@@ -41,6 +44,22 @@ def remembered(
         return cache
 
     return decorate
+
+
+def looked_up(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Decorate a function as `remembered` does; what cannot be looked up, such as a compiler's symbols, is computed."""
+    known = remembered()(function)
+
+    @wraps(function)
+    def look_up(*values: Arguments.args, **named: Arguments.kwargs) -> Result:
+        try:
+            return known(*values, **named)  # type: ignore[arg-type]
+        except PortconvError:
+            raise
+        except TypeError:  # no hash
+            return function(*values, **named)
+
+    return look_up
 
 
 def forget() -> None:

@@ -149,8 +149,10 @@ def look_up(name: str) -> Survey:
 
 def _full_devices(backend: Backend, devices: list[Any]) -> list[Any]:
     """List the devices that hold every dtype of the first one."""
-    info = getattr(backend.xp, "__array_namespace_info__", None)
+    info = backend.info
     if info is None:
         return devices
-    needed = set(info().dtypes(device=devices[0]))
-    return [device for device in devices if device is devices[0] or needed <= set(info().dtypes(device=device))]
+    needed = set(info.dtypes(device=devices[0], kind=None))
+    return [
+        device for device in devices if device is devices[0] or needed <= set(info.dtypes(device=device, kind=None))
+    ]

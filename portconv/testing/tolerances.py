@@ -111,7 +111,7 @@ def sum_tolerance(terms: int, dtype: Any, magnitude: Any) -> Doubles:
     return np.asarray(sizes * (relative / (1 - relative)) + _underflow(real_name))
 
 
-def conv_grads_tolerance(dout: Array, x: Array, w: Array, b: Array | None = None, **options: Any) -> ConvGrads:
+def conv_grads_tolerance(dout: Array, x: Array, w: Array, b: Array | None = None, **options: Any) -> ConvGrads[Any]:
     """Bound how far each element of a convolution's gradients can be from the exact one.
 
     This does for gradients what `portconv.error_bound` does for the output: the bounds are those of the algorithm that

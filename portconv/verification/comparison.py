@@ -139,7 +139,7 @@ def unserved(case: Case, precision: str = "standard") -> str | None:
     # Only the shapes and dtypes of the arrays matter.
     x, w = (np.broadcast_to(np.zeros((), host_dtype(case.dtype)), shape) for shape in (case.x_shape, case.w_shape))
     try:
-        explain(x, w, **case.options, precision=precision, algorithm=case.algorithm)
+        explain(x, w, **case.options | {"precision": precision}, algorithm=case.algorithm)
     except PortconvError as error:  # other errors show in the results
         return str(error) if str(error).startswith("algorithm:") else None
     return None
@@ -270,8 +270,10 @@ class Trial:
             # Each library gets copies, because it may share the host's memory and change it. bfloat16 is handed over in
             # float32, because only NumPy takes an array of ml_dtypes.
             host = (a if a is None else a.astype(np.float32 if case.dtype == "bfloat16" else a.dtype) for a in inputs)
-            x, w, b, dout = (None if a is None else backend.asarray(a, dtype=case.dtype, **device) for a in host)
-            out, cache = conv_forward(x, w, b, **case.options, precision=self.precision, algorithm=case.algorithm)
+            operands: list[Any] = [a if a is None else backend.asarray(a, dtype=case.dtype, **device) for a in host]
+            x, w, b, dout = operands
+            options = case.options | {"precision": self.precision}
+            out, cache = conv_forward(x, w, b, **options, algorithm=case.algorithm)
         except Exception as error:
             return dict.fromkeys(case.quantities, _words(error)), algorithms
         algorithms |= {name: plan.algorithm for name, plan in plans_of(cache).items()}

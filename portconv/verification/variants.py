@@ -98,7 +98,7 @@ def unsupported(
     str or None
     """
     where = f"device {device_name}" if device_name else "its default device"
-    info = getattr(backend.xp, "__array_namespace_info__", None)
+    info = backend.info
     if dtype in HALVES:  # the standard has neither, and the host must have it too
         try:
             backends.get("numpy").dtype(dtype)
@@ -106,14 +106,14 @@ def unsupported(
             return str(error)
         known = backend.holds(dtype, backend.asarray([0.0], dtype="float32", **_on(device)))
     else:
-        known = hasattr(backend.xp, dtype) if info is None else dtype in info().dtypes(**_on(device))
+        known = hasattr(backend.xp, dtype) if info is None else dtype in info.dtypes(**_on(device), kind=None)
     if not known:
         return f"has no {dtype} on {where}"
     if precision == "standard":
         return None
     try:
         one = backend.asarray([[[1.0]]], dtype=dtype, **_on(device))
-        conv(one, one, precision=precision)
+        conv(one, one, precision=precision)  # type: ignore[arg-type]
     except BackendError as error:
         return f"{dtype} on {where}: {in_a_line(error)}"
     except Exception:  # the cases will show it

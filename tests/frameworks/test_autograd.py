@@ -131,22 +131,6 @@ def test_gradients_of_each_sample(call):
             torch.testing.assert_close(mine, theirs, rtol=200 * 2**-52, atol=200 * 2**-52 * 100)
 
 
-@pytest.mark.filterwarnings("ignore")  # what PyTorch's compiler says of what it traces, and of itself
-def test_compile_breaks_its_graph_once():
-    x, w = tensors(((2, 4, 7, 6), (6, 4, 3, 2)), dtype=torch.float32)
-
-    def function(x, w):
-        return torch.sin(portconv.conv(torch.cos(x), w, stride=2))
-
-    found = torch._dynamo.explain(function)(x, w)
-    assert (found.graph_count, found.graph_break_count) == (2, 1)
-    torch._dynamo.reset()
-    out = torch.compile(function, backend="eager")(x, w)
-    assert torch.equal(out, function(x, w))
-    mine, theirs = (torch.autograd.grad(made.sum(), (x, w)) for made in (out, function(x, w)))
-    assert all(torch.equal(one, other) for one, other in zip(mine, theirs, strict=True))
-
-
 def test_bounds_of_many_calls_are_those_of_each():
     x, w = tensors(((3, 2, 4, 7), (6, 4, 3)), dtype=torch.float32)
     found = torch.func.vmap(portconv.error_bound, in_dims=(0, None))(x, w)
@@ -156,3 +140,18 @@ def test_bounds_of_many_calls_are_those_of_each():
 def test_bounds_have_no_gradient():
     x, w = tensors(((2, 4, 7), (6, 4, 3)), dtype=torch.float32)
     assert portconv.error_bound(x, w).requires_grad is False
+
+
+@pytest.mark.parametrize("mapped", [(0, None), (None, 0), (0, 0)])
+def test_vmap_over_nothing_gives_nothing_and_gradients_of_zero(mapped):
+    shapes = ((0,) if axis == 0 else () for axis in mapped)
+    x, w = (
+        torch.ones(lead + shape, requires_grad=True) for lead, shape in zip(shapes, [(2, 1, 5), (4, 1, 3)], strict=True)
+    )
+    out = torch.vmap(portconv.conv, in_dims=mapped)(x, w)
+    assert out.shape == (0, 2, 4, 3)
+    out.sum().backward()
+    for array in (x, w):
+        assert array.grad.shape == array.shape
+        assert not array.grad.any()
+    assert torch.vmap(portconv.error_bound, in_dims=mapped)(x, w).shape == (0, 2, 4, 3)

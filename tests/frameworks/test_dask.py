@@ -519,7 +519,9 @@ def test_chunks_that_are_no_arrays_are_refused():
     odd = da.Array({("odd", 0, 0, 0): None}, "odd", ((1,), (2,), (5,)), meta=Odd((0, 0, 0)))
     with pytest.raises(ConvTypeError) as caught:
         portconv.conv(odd, w)
-    assert str(caught.value) == ("x: got chunks of no library that portconv knows: got Odd, expected an array")
+    assert str(caught.value) == (
+        "x: got chunks of no library that portconv knows: got Odd, expected an array with an Array API namespace"
+    )
     masked = da.ma.masked_greater(x, 1)
     with pytest.raises(
         ConvTypeError, match=r"x: of its chunks: got a masked array, expected a plain one: array.filled"

@@ -277,6 +277,23 @@ def gradients(x, w, dout, algorithm):
     return [np.asarray(array) for array in (out, *portconv.conv_backward(dout, cache)[:2])]
 
 
+@pytest.mark.parametrize("algorithm", [*portconv.algorithms(), "reproducible"])
+def test_settings_that_find_faults_in_a_users_code_find_none_here(algorithm):
+    groups = 4 if algorithm == "depthwise" else 1
+    x, w, b, dout = arrays(((2, 4, 7), (4, 4 // groups, 3), (4,), (2, 4, 5)), dtype="float32")
+    own = {"precision": algorithm} if algorithm == "reproducible" else {"algorithm": algorithm}
+    options = {"groups": groups, **own}
+
+    def call(*operands):
+        out, back = jax.vjp(lambda *own: portconv.conv(*own, **options), *operands)
+        return out, *back(dout), portconv.error_bound(*operands, **options)
+
+    expected = call(x, w, b)
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"), jax.debug_nans(True):
+        found = call(x, w, b)
+    assert [bits(mine) for mine in found] == [bits(theirs) for theirs in expected]
+
+
 def test_traced_numbers_are_no_static_ones():
     x, w = arrays(((2, 4, 7), (6, 4, 3)))
     for name in ("stride", "padding", "dilation", "groups"):
@@ -372,3 +389,60 @@ for checked in (False, True):
 """
     said = run(code, JAX_ENABLE_X64="1", JAX_NUM_CPU_DEVICES="2")
     assert [line.partition(":")[0] for line in said.splitlines()] == ["w", "jax.shard_map"]
+
+
+@pytest.mark.parametrize("mapped", [(0, None), (None, 0), (0, 0)])
+def test_vmap_over_nothing_gives_nothing_and_gradients_of_zero(mapped):
+    x, w = (
+        jax.numpy.ones(((0,) if axis == 0 else ()) + shape)
+        for axis, shape in zip(mapped, [(2, 1, 5), (4, 1, 3)], strict=True)
+    )
+
+    def many(x, w):
+        return jax.vmap(portconv.conv, in_axes=mapped)(x, w)
+
+    for run in (many, jax.jit(many)):
+        assert run(x, w).shape == (0, 2, 4, 3)
+    for array, gradient in zip((x, w), jax.grad(lambda *arrays: many(*arrays).sum(), (0, 1))(x, w), strict=True):
+        assert gradient.shape == array.shape
+        assert not jax.numpy.any(gradient)
+    assert jax.vmap(portconv.error_bound, in_axes=mapped)(x, w).shape == (0, 2, 4, 3)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_cache_leaves_one_compiled_function_and_enters_another(bias):
+    x, w, b = (jax.numpy.asarray(np.random.default_rng(0).integers(-9, 10, shape), "float64") for shape in BIASED)
+    calls = (
+        (portconv.conv_forward, portconv.conv_backward),
+        (portconv.conv_transpose_forward, portconv.conv_transpose_backward),
+    )
+    for forward, backward in calls:
+        # JAX hashes what a cache has beside its arrays, and a list has no hash.
+        out, cache = jax.jit(partial(forward, padding=[1]))(x, w, b if bias else None)
+        expected, theirs = forward(x, w, b if bias else None, padding=1)
+        assert type(cache) is type(theirs)
+        # Whole numbers: sums of at most 2 * 3 * 9 products of at most 81, and of bounded outputs, are exact.
+        assert jax.numpy.array_equal(out, expected)
+        for mine, wanted in zip(jax.jit(backward)(out, cache), backward(expected, theirs), strict=True):
+            assert mine is wanted is None or jax.numpy.array_equal(mine, wanted)
+
+
+BIASED = ((2, 2, 9), (2, 2, 3), (2,))
+
+
+def test_a_cache_of_numpy_s_arrays_enters_a_compiled_function():
+    out, cache = portconv.conv_forward(np.ones((1, 2, 5)), np.ones((2, 2, 3)))
+    dx, dw, db = jax.jit(portconv.conv_backward)(out, cache)
+    expected = portconv.conv_backward(out, cache)
+    assert np.array_equal(dx, expected.dx)
+    assert np.array_equal(dw, expected.dw)
+    assert db is None
+
+
+def test_vmap_maps_a_cache():
+    x, w = jax.numpy.arange(40.0).reshape(4, 1, 2, 5), jax.numpy.ones((2, 2, 3))
+    out, caches = jax.vmap(lambda x: portconv.conv_forward(x, w))(x)
+    grads = jax.vmap(portconv.conv_backward)(out, caches)
+    for i in range(4):
+        alone, cache = portconv.conv_forward(x[i], w)
+        assert jax.numpy.array_equal(grads.dw[i], portconv.conv_backward(alone, cache).dw)

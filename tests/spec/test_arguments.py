@@ -22,7 +22,10 @@ BAD = {
     "x integer": (
         {"x": np.ones((2, 4, 8, 8), "int64")},
         ConvTypeError,
-        ("w: got dtype float64", "expected an integer one, as x's int64 is"),
+        (
+            "x: got dtype int64, expected a floating-point or complex one, as w's float64 is; ",
+            'x.astype("float64") conv',
+        ),
     ),
     "b integer": (
         {"b": np.ones(6, "int64")},

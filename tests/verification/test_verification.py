@@ -579,7 +579,7 @@ class Single(Backend):
         def __array_namespace_info__() -> Any:
             class Info:
                 @staticmethod
-                def dtypes() -> dict[str, str]:
+                def dtypes(*, kind: Any) -> dict[str, str]:
                     return {"float32": "float32"}
 
             return Info

@@ -1,0 +1,13 @@
+"""What torch.compile must know of portconv; it imports this module while it reads the code of a first call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..engine.execution import OPAQUE
+
+_compiler: Any = torch.compiler
+for function in OPAQUE:
+    _compiler.allow_in_graph(function)
