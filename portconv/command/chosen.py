@@ -126,15 +126,15 @@ def chosen_layers(files: Files, report: Report, dtypes: Sequence[str]) -> tuple[
         refuse(error)
     memory = backends.get("numpy").memory(None)
     for case in in_dtypes(cases, dtypes):
-        if case.operations > MOST_OPERATIONS:
-            refuse(
-                f"layer {case.name!r}: verifying it takes {case.operations:.2g} multiplications and additions, "
-                f"expected at most {MOST_OPERATIONS:.2g}: give fewer samples or smaller sizes"
-            )
         needed = _needed(case)
         if needed > memory:
             refuse(
                 f"layer {case.name!r}: verifying it takes about {needed} bytes of memory, of which there are {memory}"
+            )
+        if case.operations > MOST_OPERATIONS:
+            refuse(
+                f"layer {case.name!r}: verifying it takes {case.operations:.2g} multiplications and additions, "
+                f"expected at most {MOST_OPERATIONS:.2g}: give fewer samples or smaller sizes"
             )
     return tuple(cases)
 
