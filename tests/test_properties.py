@@ -221,7 +221,10 @@ def assert_adjoint(sides, exact):
 def check_adjoints(target, call, algorithm):
     """<conv(x), y> == <x, dx(y)> == <w, dw(y)>, by the plain gradient functions where there are such."""
     own = {name: dtype for name, dtype in call.dtypes.items() if name != "b"}
-    if call.transposed:
+    if algorithm == "auto":
+        # Of several dtypes, "auto" may take another algorithm for a gradient alone than the plans of the call say.
+        own = dict.fromkeys(own, own["x"])
+    elif call.transposed:
         # `conv_transpose_backward` gives the real part of a complex gradient of real numbers, which is no adjoint.
         own = own if kind(own["x"]) != "complex" else dict.fromkeys(own, own["x"])
     call = replace(call, dtypes=own)
