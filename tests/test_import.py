@@ -37,7 +37,7 @@ print(*sys.modules)
 
 def imported(code: str) -> set[str]:
     """Return the modules that a new process has after this code, without what `site` imports."""
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    printed = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     return set(printed.stdout.split())
 
 
