@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+import numpy as np
 from threadpoolctl import threadpool_limits
 
 from .. import backends, limits
@@ -54,11 +55,12 @@ class Variant:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Limit the threads of portconv and of the libraries below it to `threads`."""
-        if self.threads is None:
-            yield
-            return
-        with limits.num_threads(self.threads), threadpool_limits(self.threads):
+        """Limit the threads of portconv and of the libraries below it to `threads`; do not warn of infinities."""
+        with ExitStack() as stack:
+            stack.enter_context(np.errstate(over="ignore", invalid="ignore"))
+            if self.threads is not None:
+                stack.enter_context(limits.num_threads(self.threads))
+                stack.enter_context(threadpool_limits(self.threads))
             yield
 
 

@@ -25,7 +25,7 @@ UNIX = pytest.mark.skipif(os.name != "posix", reason="this system has no such fi
 
 
 def portconv(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "portconv", *map(str, arguments)]
+    command = [sys.executable, "-P", "-m", "portconv", *map(str, arguments)]
     return subprocess.run(command, text=True, check=False, timeout=300, **{"capture_output": True, **options})
 
 
@@ -69,7 +69,7 @@ def test_names_in_a_model_are_written_out(tmp_path: Path) -> None:
 
 @UNIX
 def test_a_closed_output_is_no_traceback(tmp_path: Path) -> None:
-    command = f'"{sys.executable}" -m portconv run --output maps.png >&-'
+    command = f'"{sys.executable}" -P -m portconv run --output maps.png >&-'
     done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "maps.png").stat().st_size
