@@ -218,7 +218,10 @@ class Backend(Library):
 
     def elementwise(self, name: str, target: Array, index: tuple[Any, ...], *operands: Any) -> Array:
         """Set `target[index]` to what the function `name` of the namespace makes of `operands`; return the result."""
-        return self.write(target, index, getattr(self.xp, name)(*operands))
+        # The standard has numbers beside arrays in functions only since 2024.12.
+        place = self.device_of(target)
+        arrays = [self.asarray(one, target.dtype, place) if isinstance(one, int | float) else one for one in operands]
+        return self.write(target, index, getattr(self.xp, name)(*arrays))
 
     def backwards(self, array: Array, dims: int) -> Array:
         """Return an array with its last `dims` axes in reverse order."""

@@ -169,3 +169,12 @@ def test_bad_arguments_are_refused_as_by_conv(target):
     x, w = target.array(np.ones((1, 2, 3), "float32")), target.array(np.ones((1, 1, 2), "float32"))
     with pytest.raises(portconv.ConvShapeError, match=r"^w: got shape"):
         portconv.error_bound(x, w)
+
+
+def test_only_cells_that_windows_read_are_bounded():
+    # A line of 16 GiB, as one number that is repeated: windows read 12 cells of it.
+    x, w = np.broadcast_to(np.float32(0.5), (1, 1, 2**32)), np.ones((1, 1, 3), "float32")
+    alike = np.full((1, 1, 12), 0.5, "float32")
+    assert np.array_equal(
+        portconv.error_bound(x, w, stride=2**30), portconv.error_bound(alike, w, stride=3, algorithm="gemm")
+    )

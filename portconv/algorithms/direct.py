@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from itertools import product
+from itertools import islice, product
 from types import ModuleType
 from typing import Any
 
@@ -66,11 +66,15 @@ class Direct(Algorithm):
 
     def weight_grad(self, geometry: Geometry, backend: Backend, budget: Budget, dout: Array, x: Array) -> Array:
         xp = backend.xp
-        grad = backend.zeros((geometry.groups, geometry.group_out, geometry.group_in * geometry.taps), like=x)
-        for position in _positions(geometry):
-            values = xp.permute_dims(_values(geometry, backend, dout, position), (0, 2, 1))  # (G, F, N)
-            rows = _rows(geometry, backend, x, position)
-            grad = grad + xp.matmul(values, rows)
+        none = backend.zeros((geometry.groups, geometry.group_out, geometry.group_in * geometry.taps), like=x)
+        grad, positions = none, _positions(geometry)
+        # Runs of positions are summed by themselves, because the error grows with the longest plain sum.
+        while run := list(islice(positions, math.isqrt(geometry.positions))):
+            part = none
+            for position in run:
+                values = xp.permute_dims(_values(geometry, backend, dout, position), (0, 2, 1))  # (G, F, N)
+                part = part + xp.matmul(values, _rows(geometry, backend, x, position))
+            grad = grad + part
         return xp.reshape(grad, geometry.w_shape)
 
 

@@ -20,6 +20,8 @@ REPRODUCIBLE_THREADS = (1, 2)
 """The numbers of threads that reproducible results are compared under by default."""
 MOST_OPERATIONS = 2 * 10**12
 """So many multiplications and additions in float64 take minutes on a CPU."""
+MOST_TAPS = 2**19
+"""With more cells in a kernel, the steps for each of them take minutes."""
 HELD = 2**28
 """The bytes that the exact values of several cases may take together."""
 COPIES = 10
@@ -136,6 +138,8 @@ def chosen_layers(files: Files, report: Report, dtypes: Sequence[str]) -> tuple[
                 f"layer {case.name!r}: verifying it takes {case.operations:.2g} multiplications and additions, "
                 f"expected at most {MOST_OPERATIONS:.2g}: give fewer samples or smaller sizes"
             )
+        if case.geometry.taps > MOST_TAPS:
+            refuse(f"layer {case.name!r}: got a kernel of {case.geometry.taps} cells, expected at most {MOST_TAPS}")
     return tuple(cases)
 
 

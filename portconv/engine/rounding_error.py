@@ -10,8 +10,10 @@ from functools import reduce
 from ..algorithms.algorithm import Algorithm
 from ..algorithms.choice import PLAIN
 from ..backends import Array, Backend
+from ..passes.gathering import gathered, take
 from ..passes.layout import as_given, canonical
 from ..passes.padding import extend
+from ..passes.partition import EVERY
 from ..reproducible.magnitudes import parts_of
 from ..spec.dtypes import EPSILON, HALVES, KINDS, LARGEST, LEAST_NORMAL, gamma, named, real, zeroed_below
 from ..spec.geometry import Geometry
@@ -63,9 +65,11 @@ class _Bound:
         x, w, *b = operands
         self.plan = plans.of(step, backend, x, w)
         self.wide = named(backend, "float64" if backend.holds("float64", x) else "float32")
-        self.operands = canonical(step, backend, Role.X, x), w, *b
+        x, self.geometry = canonical(step, backend, Role.X, x), replace(step.geometry, channels_last=False)
+        if step.precision != "reproducible":  # whose scales depend on cells that no window reads, too
+            x, self.geometry = take(self.geometry, backend, x, EVERY), gathered(self.geometry)
+        self.operands = x, w, *b
         self.backend, self.real = backend, real(step.dtype)
-        self.geometry = replace(step.geometry, channels_last=False)
         self.step = replace(step, geometry=self.geometry, unbatched=False)
         self.parts = 1 if self.real == step.dtype else 2
         """How many products of real numbers are added up to a part of a product of two numbers."""

@@ -42,6 +42,14 @@ def test_gradients_of_biases_have_short_sums(target, batch, data_format, name):
     assert np.all(np.abs(db - exact) <= gamma(levels(batch) + levels(cells), "float32") * exact)
 
 
+def test_the_gradients_of_direct_have_short_sums_too():
+    x = np.full((1, 1, 40_000), CELL)
+    dw = portconv.conv_weight_grad(x, x, (1, 1, 1), algorithm="direct")
+    exact = 40_000 * float(CELL) ** 2
+    # 200 runs of 200 positions; one plain sum of these was off by 2e-4.
+    assert abs(dw[0, 0, 0] - exact) <= gamma(200 + 200, "float32") * exact
+
+
 @pytest.mark.parametrize("algorithm", ["gemm", "fft", "depthwise", "winograd", "tap_loop"])
 @pytest.mark.parametrize("shape", [(1, 1, 300_000), (100_000, 1, 3), (5, 1, 150, 200)])
 def test_gradients_of_filters_have_short_sums(target, shape, algorithm):

@@ -267,3 +267,15 @@ def test_a_copy_of_a_stranger_is_the_stranger():
     stranger = backends.of(Placed(X))
     for twin in (pickle.loads(pickle.dumps(stranger)), copy.deepcopy(stranger), copy.copy(stranger)):
         assert twin is stranger
+
+
+def test_a_standard_without_numbers_beside_arrays_is_enough_for_the_same_bits():
+    strict = pytest.importorskip("array_api_strict", reason="array-api-strict is not installed")
+    x, w = np.linspace(-1, 1, 9)[None, None], np.linspace(1, 2, 3)[None, None]
+    before = strict.get_array_api_strict_flags()["api_version"]
+    strict.set_array_api_strict_flags(api_version="2023.12")
+    try:
+        found = portconv.conv(strict.asarray(x), strict.asarray(w), precision="reproducible")
+        assert np.array_equal(np.asarray(found), portconv.conv(x, w, precision="reproducible"))
+    finally:
+        strict.set_array_api_strict_flags(api_version=before)

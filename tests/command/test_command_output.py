@@ -135,3 +135,7 @@ def test_work_without_end_is_refused(tmp_path: Path) -> None:
         "Error: layer 'large': verifying it takes 3.2e+14 multiplications and additions, expected at most 2e+12: give "
         "fewer samples or smaller sizes\n"
     )
+    layer = {"name": "wide", "x_shape": [1, 1, 1000, 1000], "w_shape": [2, 1, 1000, 1000]}
+    (tmp_path / "layers.json").write_text(json.dumps([layer]))
+    done = portconv("verify", "--backend", "numpy", "--layers", tmp_path / "layers.json")
+    assert done.stderr == "Error: layer 'wide': got a kernel of 1000000 cells, expected at most 524288\n"

@@ -17,7 +17,6 @@ from portconv.engine import execution
 from portconv.frameworks.dask_graph import tasks
 from portconv.reproducible.bias_grad import channel_sums, round_channel_sums
 from portconv.reproducible.magnitudes import magnitudes
-from portconv.spec.dtypes import real
 from portconv.spec.geometry import Geometry
 from portconv.spec.operation import Kind
 from portconv.spec.operation import operation as operation_of
@@ -293,7 +292,7 @@ def test_a_halo_keeps_no_chunk_in_memory():
 def test_sums_of_channels_that_no_machine_holds_take_one_more_limb(dtype):
     backend, geometry = backends.get("numpy"), Geometry(2, 3, 3, 1, (50,), (1,), (1,), (1,), (0,), (0,))
     array = Call(0, dtype).array((2, 3, 50))
-    largest = magnitudes(backend, array, real(dtype))[0].max(axis=0)
+    largest = magnitudes(backend, array)[0].max(axis=0)
     operation = operation_of(Kind.CHANNEL_SUM, geometry, dtype, dtype)
     found = []
     for count, limbs in ((100, 2), (2**34, 3)):
