@@ -15,8 +15,7 @@ from ..backends import Array, Backend
 from ..spec.geometry import Geometry
 from ..spec.ranges import Range
 from ..spec.remembered import remembered
-
-Slices = tuple[slice, ...]
+from .partition import Slices
 
 
 class Run(NamedTuple):
@@ -85,8 +84,7 @@ def put(geometry: Geometry, backend: Backend, result: Array, at: Slices, value: 
 
 def _apart(geometry: Geometry, dim: int) -> bool:
     """Return whether windows lie apart along a dimension; padding that is not of zeros is filled in first."""
-    unpadded = geometry.mode == "zeros" or geometry.before[dim] == geometry.after[dim] == 0
-    return unpadded and geometry.stride[dim] > geometry.extent[dim]
+    return not geometry.is_filled(dim) and geometry.stride[dim] > geometry.extent[dim]
 
 
 def _read_before(geometry: Geometry, dim: int, cell: int) -> int:

@@ -150,7 +150,7 @@ class Parts:
     @cached_property
     def filled_dim(self) -> int | None:
         """The dimension whose rows in parts are those of the input with its padding, which is not of zeros."""
-        cut = (dim for dim, pieces in enumerate(self.box) if pieces.cuts > 1 and _is_filled(self.geometry, dim))
+        cut = (dim for dim, pieces in enumerate(self.box) if pieces.cuts > 1 and self.geometry.is_filled(dim))
         return next(cut, None)
 
     def geometries(self) -> list[Geometry]:
@@ -256,7 +256,7 @@ def _box(geometry: Geometry, kind: Kind, each: Bytes, most: int, fills: bool = T
         for dim, total in enumerate(sizes):
             unit = geometry.stride[dim] if kind == Kind.INPUT_GRAD else 1
             least = -(-geometry.extent[dim] // (geometry.stride[dim] * share)) * unit
-            is_filled = _is_filled(geometry, dim)
+            is_filled = geometry.is_filled(dim)
             if least >= total or (is_filled and not fills):
                 continue
             # Where padding is filled in for some rows at a time, no other dimension is cut.
@@ -280,11 +280,6 @@ def _even(total: int, most: int) -> Pieces:
     return Pieces(total, max(1, -(-total // -(-max(1, total) // most))))
 
 
-def _is_filled(geometry: Geometry, dim: int) -> bool:
-    """Return whether a dimension has padding that is not of zeros."""
-    return geometry.mode != "zeros" and not geometry.before[dim] == geometry.after[dim] == 0
-
-
 def _cells(geometry: Geometry) -> tuple[int, int, int]:
     """Count the cells of a sample of the input, of the padded input and of the output."""
     channels = geometry.in_channels
@@ -304,7 +299,7 @@ def _cells_of_box(geometry: Geometry, kind: Kind, lengths: list[int]) -> tuple[i
             cells, results = length, min(out, (length + extent - 2) // stride + 1)
             filled = cells
         else:
-            reached = geometry.padded[dim] if _is_filled(geometry, dim) else size
+            reached = geometry.padded[dim] if geometry.is_filled(dim) else size
             cells, results = min(reached, (length - 1) * stride + extent), length
             filled = cells
         inputs, padded, outputs = inputs * cells, padded * filled, outputs * results
@@ -337,7 +332,7 @@ def _rows_of_out(part: Part, dim: int, rows: Range) -> Part:
     geometry, (start, end) = part.geometry, rows
     first = start * geometry.stride[dim] - geometry.before[dim]
     last = (end - 1) * geometry.stride[dim] + geometry.extent[dim] - geometry.before[dim]
-    if _is_filled(geometry, dim):
+    if geometry.is_filled(dim):
         before = geometry.before[dim]
         return _with_rows(part, dim, ((first + before, last + before), rows), (0, 0))
     lo, hi = max(first, 0), min(last, geometry.size[dim])

@@ -145,6 +145,10 @@ class Geometry:
             return self
         return replace(self, size=self.padded, before=none, after=none, mode="zeros")
 
+    def is_filled(self, dim: int) -> bool:
+        """Return whether a dimension has padding that is not of zeros."""
+        return self.mode != "zeros" and not self.before[dim] == self.after[dim] == 0
+
     @cached_property
     def unstrided(self) -> Geometry:
         """The convolution of stride 1, of which every `stride`-th output is one of this convolution."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import random
-import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from support.limited import within
 from support.oracle import Problem
 
 import portconv
@@ -91,18 +91,6 @@ def results(problem, dtype, arrays, options):
         lambda: portconv.conv_weight_grad(dout, x, w.shape, **options),
     )
     return zip(calls, expected, strict=True)
-
-
-def within(limit, call):
-    """Make a call under a limit, or under the one that its refusal names: more than that, and enough."""
-    try:
-        with portconv.workspace_limit(limit):
-            return call()
-    except portconv.ConvValueError as error:
-        (least,) = re.findall(r"at least (\d+)", str(error))
-    assert int(least) > limit
-    with portconv.workspace_limit(int(least)):
-        return call()
 
 
 @pytest.mark.parametrize("algorithm", ["auto", "direct", "gemm"])

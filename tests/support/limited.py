@@ -8,18 +8,15 @@ import pytest
 
 import portconv
 
-REFUSALS = 2
-"""A product is refused once for its copies, and once for the workspace of its algorithm."""
 
-
-def within(limit, compute, products=1):
+def within(limit, compute, refusals=1):
     """Return what `compute` returns within a limit of so many bytes, or within what its refusals name.
 
-    Each refusal must name more than the limit that it refuses, and there are at most `REFUSALS` for each product.
+    Each refusal must name more than the limit that it refuses, and there are at most so many.
     """
     if limit is None:
         return compute()
-    for _ in range(REFUSALS * products + 1):
+    for _ in range(refusals + 1):
         try:
             with portconv.workspace_limit(limit):
                 return compute()
