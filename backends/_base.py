@@ -73,6 +73,9 @@ class Backend(Library):
         """Return what a user wants to know about speed here: the threads, the BLAS, the names of the devices."""
         return {}
 
+    def prepare(self) -> None:
+        """Load what a first call would load."""
+
     def advice(self) -> str | None:
         """Return one line about a setting that makes the library slow here, or None."""
         return None

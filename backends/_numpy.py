@@ -73,6 +73,9 @@ class NumpyBackend(NumpyLike):
         blas = ", ".join(f"{lib.internal_api} {lib.version} ({_kernel(lib)})" for lib in _blas.libraries())
         return {"threads": str(limits.threads() or _blas.threads()), "BLAS": blas or "unknown to threadpoolctl"}
 
+    def prepare(self) -> None:
+        _blas.libraries()
+
     def advice(self) -> str | None:
         simd = np.show_config(mode="dicts")["SIMD Extensions"]  # type: ignore[call-overload, index, unused-ignore]
         wide = any(name.startswith(("AVX512", "X86_V4")) for name in (*simd["baseline"], *simd["found"]))

@@ -64,6 +64,20 @@ def test_a_module_is_imported_when_it_is_first_used(module, name):
     assert (done.stdout, done.stderr) == (f"{name}\n", "")
 
 
+def test_a_first_call_of_the_course_s_functions_loads_nothing():
+    code = """
+import sys
+import numpy
+from portconv import cs231n
+before = {*sys.modules}
+x, w, b = (numpy.ones(shape) for shape in ((100, 3, 31, 31), (25, 3, 3, 3), 25))
+out, cache = cs231n.conv_forward_fast(x, w, b, {"stride": 2, "pad": 1})
+cs231n.conv_backward_fast(out, cache)
+print(*{*sys.modules} - before)
+"""
+    assert imported(code) == set()
+
+
 def test_another_name_is_no_attribute():
     with pytest.raises(AttributeError, match=r"^module 'portconv' has no attribute 'cs231'$"):
         portconv.cs231  # noqa: B018
