@@ -43,6 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="NAME",
         help="run the matrix on this backend (repeatable; default: all that work here, the others skipped in words)",
     )
+    parser.addoption("--every", action="store_true", help="try on JAX all problems of golden.json, in minutes")
     parser.addoption("--matrix-only", action="store_true", help="leave out what is the same on all backends")
 
 

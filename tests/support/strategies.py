@@ -13,8 +13,6 @@ import numpy as np
 import pytest
 from support.plain_sums import HALVES, Call, common, dtypes_of, kind
 
-from portconv import backends
-
 hypothesis = pytest.importorskip("hypothesis", reason="hypothesis, which draws the calls, is not installed")
 st = hypothesis.strategies
 
@@ -31,8 +29,6 @@ ran: Counter[str] = Counter()
 
 def for_all(target, **drawn):
     """Run the decorated check at once on values drawn from these strategies, as often as the profile says."""
-    if target.backend.name not in backends.names():
-        pytest.skip(f"{target.backend.name} compiles each shape anew, which takes minutes for shapes drawn at random")
     on_numpy = target.backend.name == "numpy"
     settings = hypothesis.settings(
         max_examples=EXAMPLES[PROFILE][0 if on_numpy else 1],
