@@ -6,7 +6,7 @@ is into that form, and the result back from it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from ..algorithms.choice import Choice
@@ -156,17 +156,18 @@ def _in_order(plan: Plan, operands: tuple[Array, ...]) -> list[Array]:
 
 def _reproducible(plan: Plan, *operands: Array) -> Array:
     """Compute a product whose bits are the same everywhere."""
-    parts = tuple(plan.parts)
-    if len(parts) == 1:
+    if len(plan.parts) == 1:
         ordered = tuple(_in_order(plan, operands))
         for array, copy in zip(operands, ordered, strict=True):
             reproducible("magnitudes").remember_copy(array, copy)
         operands = ordered
     with plan.backend.quiet():
-        return reproducible("product").product(plan.operation, plan.backend, plan.choose_for_slices, parts, operands)
+        return reproducible("product").product(
+            plan.operation, plan.backend, plan.choose_for_slices, plan.parts, operands
+        )
 
 
-def weight_sums(operation: Operation, backend: Backend, parts: tuple[Part, ...], dout: Array, x: Array) -> Array:
+def weight_sums(operation: Operation, backend: Backend, parts: Sequence[Part], dout: Array, x: Array) -> Array:
     """Sum exactly what some samples and positions add to a reproducible gradient of filters.
 
     `parts` are small enough for their sums to be exact; `reproducible.weight_grad` says how the sums are rounded.

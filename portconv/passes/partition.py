@@ -11,7 +11,7 @@ the ends of the dimensions that are cut.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
@@ -22,6 +22,7 @@ from ..spec.geometry import Geometry
 from ..spec.operation import Kind, Role
 from ..spec.ranges import ALL, Range
 from ..spec.remembered import remembered
+from ..spec.sequences import Computed
 
 Slices = tuple[slice, ...]
 EVERY: Slices = (ALL, ALL)
@@ -112,7 +113,7 @@ class Pieces(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Parts:
+class Parts(Computed[Part]):
     """The parts of a product, in an order in which those of the same filters follow one another.
 
     Attributes
@@ -135,17 +136,17 @@ class Parts:
     def __len__(self) -> int:
         return self._count
 
-    def __iter__(self) -> Iterator[Part]:
-        # `itertools.product` would make lists of the ranges.
-        return (self._part(*self._numbers(number)) for number in range(len(self)))
-
-    def _numbers(self, number: int) -> list[int]:
-        """Return the number of each piece of the part of that number."""
+    def at(self, number: int) -> Part:
         numbers: list[int] = []
         for cuts in reversed(self._cuts):
             number, piece = divmod(number, cuts)
             numbers.insert(0, piece)
-        return numbers
+        return self._part(*numbers)
+
+    def by_filters(self) -> Iterator[Sequence[Part]]:
+        """Yield the parts of the same filters, or of the same channels of an input gradient."""
+        each = len(self) // self.filters.cuts
+        return (self[start : start + each] for start in range(0, len(self), each))
 
     @cached_property
     def filled_dim(self) -> int | None:

@@ -116,7 +116,7 @@ def _sums(operation: Operation, backend: Backend, array: Array, count: int) -> t
     factors = [over_cells(backend, powers.of(step), array.ndim - 2) for step in steps]
     limbs = _Limbs(backend, scaled, plan, factors, short)
     parts = len(parts_of(backend, array[:0, ...]))
-    sums = xp.sum(reduce_planes(backend, array, limbs.number * parts, limbs.of), axis=(0, 2))
+    sums = xp.sum(reduce_planes(backend, array, limbs.number * parts, limbs.of, xp.sum), axis=1)
     exponents = xp.max(scaled.exponents, axis=0) - (bits - 1) if array.shape[0] else xp.astype(sums[0, :], xp.int64)
     return xp.reshape(sums, (parts, limbs.number, array.shape[1])), exponents
 

@@ -17,6 +17,8 @@ BYTES = 144
 """The bytes that an element takes while it is cut or rounded, intermediate arrays included."""
 BYTES_TO_READ = 36
 """The bytes that an element takes where only its magnitude is looked at."""
+LEAST_BYTES = 1 << 15
+"""Blocks that are only reduced take at least so many bytes: to start smaller ones takes longer than to read them."""
 OPERATIONS = 32
 """The operations that cutting or rounding an element takes."""
 Block = tuple[slice, ...]
@@ -78,29 +80,38 @@ def reduce_planes(
     array: Array,
     count: int,
     reduce: Callable[[Index], list[Array]],
+    combine: Callable[..., Array],
     element_bytes: int = BYTES,
 ) -> Array:
     """Reduce the cells of an array (N, C, *cells) to `count` float64 numbers for each sample and channel.
 
-    `reduce` does so for one block, given as an index. A sample's channel may be cut into several blocks.
+    `reduce` does so for one block, given as an index. A sample's channel may be cut into several blocks, whose numbers
+    `combine` reduces along its argument `axis`: those of as many blocks at once as take the memory of one.
 
     Returns
     -------
-    array, shape (blocks of a channel, count, N, C)
+    array, shape (count, N, C)
     """
-    first, second, *cells = _cuts(tuple(array.shape), block_elements(backend, element_bytes))
-    shape = (max(1, len(cells[0])) if cells else 1, count, *array.shape[:2])
-    out = backend.zeros(shape, backend.empty((), array, dtype=backend.dtype("float64")))
+    elements = max(block_elements(backend, element_bytes), LEAST_BYTES // element_bytes)
+    first, second, *cells = _cuts(tuple(array.shape), elements)
+    numbers, of_a_block = range(len(cells[0]) if cells else 1), (count, *array.shape[:2])
+    like = backend.empty((), array, dtype=backend.dtype("float64"))
+    at_once = max(1, elements * element_bytes // max(1, 8 * math.prod(of_a_block)))
 
     def compute(block: Index, target: Array, workspace: Workspace) -> Array:
         for i, value in enumerate(reduce(block)):
             target = backend.write(target, (i, ...), value)
         return target
 
-    def indexed(numbers: tuple[Range, Range, int]) -> tuple[Index, Index]:
-        sample, channel, number = slice(*numbers[0]), slice(*numbers[1]), numbers[2]
+    def indexed(cut: tuple[Range, Range, int]) -> tuple[Index, Index]:
+        sample, channel, number = slice(*cut[0]), slice(*cut[1]), cut[2]
         block = sample, channel, *(slice(*some[number]) for some in cells), *(ALL,) * (array.ndim - 3)
-        return (number, ALL, sample, channel), block
+        return (number % at_once, ALL, sample, channel), block
 
-    cuts = Made(Product(first, second, range(len(cells[0]) if cells else 1)), indexed)
-    return fill(backend, out, cuts, compute, least_blocks(backend, tuple(array.shape)))
+    least, total = least_blocks(backend, tuple(array.shape)), None
+    for start in range(0, max(1, len(numbers)), at_once):
+        some = numbers[start : start + at_once]
+        out = backend.zeros((max(1, len(some)), *of_a_block), like)
+        out = combine(fill(backend, out, Made(Product(first, second, some), indexed), compute, least), axis=0)
+        total = out if total is None else combine(backend.xp.stack([total, out]), axis=0)
+    return total

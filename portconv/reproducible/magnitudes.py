@@ -100,7 +100,7 @@ def magnitudes(backend: Backend, array: Array) -> Array:
             of_all = largest if of_all is None else xp.maximum(of_all, largest)
         return [of_all, xp.full_like(of_all, float(has_nonfinite))]
 
-    return xp.max(reduce_planes(backend, array, 2, reduce, BYTES_TO_READ), axis=0)
+    return reduce_planes(backend, array, 2, reduce, xp.max, BYTES_TO_READ)
 
 
 def largest_magnitude(backend: Backend, part: Array, shape: tuple[int, ...], keep: tuple[int, ...]) -> Array:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain
+
 from ..backends import Array, Backend
-from ..passes.partition import Part
+from ..passes.partition import Part, Parts
 from ..spec.operation import Kind, Operation, Role
 from .certified import is_worthwhile
 from .nonfinite_counts import count_nonfinite
@@ -18,7 +21,7 @@ def product(
     operation: Operation,
     backend: Backend,
     choose: Choose,
-    parts: tuple[Part, ...],
+    parts: Parts,
     operands: tuple[Array, ...],
 ) -> Array:
     """Compute a product of canonical arrays.
@@ -29,8 +32,8 @@ def product(
     backend : Backend
     choose : callable
         Returns the algorithm that multiplies the slices of a convolution.
-    parts : tuple of Part
-        The parts that the product is cut into.
+    parts : Parts
+        What the product is cut into.
     operands : tuple of array
         Those of `Kind.operands`, and for an output or an input gradient maybe a bias, which is added to the result.
 
@@ -39,21 +42,21 @@ def product(
     array
     """
     kind, geometry, like = operation.kind, operation.geometry, operands[0]
-    terms = max(exact_terms(backend, part.geometry, kind, operation.dtype) for part in parts)
+    terms = max(exact_terms(backend, each, kind, operation.dtype) for each in parts.geometries())
     sliced = sliced_product(operation, backend, choose, terms, operands)
     if kind == Kind.WEIGHT_GRAD:
         return weight_grad(sliced, parts)
     dtype = backend.dtype(operation.result_dtype)
     out = backend.empty(geometry.shape(kind.result), like, last=geometry.channels_last, dtype=dtype)
     bias = operands[2] if len(operands) > 2 else None
-    target = Target(out, sliced.exponents(geometry), bias)
+    target, left = Target(out, sliced.exponents(geometry), bias), iter(parts)
     if is_worthwhile(kind, geometry, backend, like) and all_normal(sliced, target):
-        out, parts = _fill(sliced.uncut(), target, parts)
+        out, left = _fill(sliced.uncut(), target, left)
         target = target._replace(array=out)
-    return _fill(sliced, target, parts)[0]
+    return _fill(sliced, target, left)[0]
 
 
-def _fill(sliced: SlicedProduct, target: Target, parts: tuple[Part, ...]) -> tuple[Array, tuple[Part, ...]]:
+def _fill(sliced: SlicedProduct, target: Target, parts: Iterator[Part]) -> tuple[Array, Iterator[Part]]:
     """Compute parts of a result in its array; return it, and the parts that are left.
 
     These are the first part with too many undecided sums, and all parts after it.
@@ -63,8 +66,8 @@ def _fill(sliced: SlicedProduct, target: Target, parts: tuple[Part, ...]) -> tup
     # One workspace for all parts: fresh memory takes longer to get than to fill.
     workspace = backend.workspace(first.array)
     of_w = filters = laid_out = None
-    parts = tuple(sliced.in_few_samples(parts))
-    for i, part in enumerate(parts):
+    parts = sliced.in_few_samples(parts)
+    for part in parts:
         index, of_first = (part.of_out, part.of_x) if sliced.kind.result == Role.OUT else (part.of_x, part.of_out)
         cells, weights = first.at(of_first), second.at(part.of_w)
         if of_w != part.of_w:
@@ -83,7 +86,7 @@ def _fill(sliced: SlicedProduct, target: Target, parts: tuple[Part, ...]) -> tup
             counts = count_nonfinite(sliced, part.geometry, cells, weights)
             value = round_products(sliced, place, products, counts)
         if value is None:
-            return out, parts[i:]
+            return out, chain((part,), parts)
         if not (backend.views and value is place.array):
             out = backend.write(out, (*index, ...), value)
-    return out, ()
+    return out, parts

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from ..backends import Array, Backend, Workspace
 from ..passes.padding import extend
-from ..passes.partition import Part
+from ..passes.partition import Part, Parts
 from ..spec.dtypes import PARTS_OF, gamma
 from ..spec.geometry import Geometry
 from ..spec.operation import Operation
@@ -42,15 +42,14 @@ class ExactSums(NamedTuple):
     counts: list[Counts] | None
 
 
-def weight_grad(sliced: SlicedProduct, parts: tuple[Part, ...]) -> Array:
+def weight_grad(sliced: SlicedProduct, parts: Parts) -> Array:
     """Compute the weight gradient from parts, of which those of the same filters are added up."""
     backend, geometry, like = sliced.backend, sliced.operation.geometry, sliced.operands[0].array
     grad = backend.empty(geometry.w_shape, like, dtype=backend.dtype(sliced.operation.result_dtype))
     if not geometry.batch:
         return backend.zeroed(grad)
     exponents, workspace = sliced.exponents(geometry), backend.workspace(like)
-    for first in sorted({part.of_w[0].start or 0 for part in parts}):
-        added_up = [part for part in parts if (part.of_w[0].start or 0) == first]
+    for added_up in parts.by_filters():
         index = added_up[0].of_w
         target, value = Target(grad[(*index, ...)], exponents[index]), None
         if is_worthwhile(sliced.kind, geometry, backend, grad) and all_normal(sliced, target):
@@ -62,7 +61,7 @@ def weight_grad(sliced: SlicedProduct, parts: tuple[Part, ...]) -> Array:
     return grad
 
 
-def _certified(sliced: SlicedProduct, parts: list[Part], target: Target, workspace: Workspace) -> Array | None:
+def _certified(sliced: SlicedProduct, parts: Sequence[Part], target: Target, workspace: Workspace) -> Array | None:
     """Compute the gradient of some filters from sums that are not exact; None where too many are undecided."""
     sliced, backend = sliced.uncut(), sliced.backend
     total: Array = None
@@ -82,7 +81,7 @@ def _certified(sliced: SlicedProduct, parts: list[Part], target: Target, workspa
     return bounded.round_into(target, total)
 
 
-def _exact(sliced: SlicedProduct, parts: list[Part], target: Target, workspace: Workspace) -> Array:
+def _exact(sliced: SlicedProduct, parts: Sequence[Part], target: Target, workspace: Workspace) -> Array:
     """Compute the gradient of some filters from exact sums."""
     several = len(parts) > 1 or chunks(sliced.backend, parts[0].geometry, sliced.operation.dtype).several
     sums = _exact_sums(sliced, parts, workspace, several)
@@ -91,9 +90,7 @@ def _exact(sliced: SlicedProduct, parts: list[Part], target: Target, workspace: 
     return round_products(sliced, target, sums.products[0, ...], sums.counts)
 
 
-def _exact_sums(
-    sliced: SlicedProduct, parts: list[Part] | tuple[Part, ...], workspace: Workspace, several: bool
-) -> ExactSums:
+def _exact_sums(sliced: SlicedProduct, parts: Sequence[Part], workspace: Workspace, several: bool) -> ExactSums:
     """Compute the exact sums of some filters' gradients; where there are `several` chunks, add their limbs up."""
     backend = sliced.backend
     limbs: list[list[Array]] = []
@@ -137,7 +134,7 @@ def _add_chunks(sliced: SlicedProduct, held: list[list[Array]], sums: list[list[
 
 
 def weight_sums(
-    operation: Operation, backend: Backend, choose: Choose, parts: tuple[Part, ...], operands: tuple[Array, ...]
+    operation: Operation, backend: Backend, choose: Choose, parts: Sequence[Part], operands: tuple[Array, ...]
 ) -> Array:
     """Sum exactly what some samples and positions add to a weight gradient, whose scales are those of all of them.
 
@@ -148,7 +145,7 @@ def weight_sums(
     backend : Backend
     choose : callable
         Returns the algorithm that multiplies the slices of a convolution.
-    parts : tuple of Part
+    parts : sequence of Part
         Each of at most `longest_sum` positions.
     operands : tuple of array
         `dout` and `x`, whose magnitudes are remembered as those of the whole arrays.

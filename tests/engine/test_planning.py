@@ -180,7 +180,7 @@ def test_all_that_may_grow_is_remembered_within_the_bound():
     ours = {
         cache
         for cache in gc.get_objects()
-        if isinstance(cache, functools._lru_cache_wrapper) and (cache.__module__ or "").startswith("portconv.")
+        if type(cache) is functools._lru_cache_wrapper and (cache.__module__ or "").startswith("portconv.")
     }
     bounded = {cache.__name__ for cache in ours if cache.cache_parameters()["maxsize"] is not None}
     assert bounded <= BY_NATURE
