@@ -245,6 +245,30 @@ def test_only_cells_that_windows_read_are_copied(dtype):
             assert peak(lambda: [call()]) <= 2**14 + SLACK  # noqa: B023
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dtype", ["int8", "int32", "float16"])
+def test_only_cells_that_taps_read_are_copied(dtype, stride):
+    rng = np.random.default_rng(4)
+    x, w = rng.integers(-2, 3, (1, 1, 2**19)).astype(dtype), np.array([[[1, 2]]], dtype)
+    options = {"stride": stride, "dilation": 2**17}
+    out = portconv.conv(x, w, **options)
+    assert np.array_equal(out, x[..., : -(2**17) : stride] + 2 * x[..., 2**17 :: stride])
+    dout = (rng.integers(-1, 2, out.shape) * (rng.random(out.shape) < 0.001)).astype(dtype)
+    grads = [
+        portconv.conv_input_grad(dout, w, x.shape, **options),
+        portconv.conv_weight_grad(dout, x, w.shape, **options),
+    ]
+    with portconv.workspace_limit(2**20):
+        calls = (
+            (partial(portconv.conv, x, w, **options), out),
+            (partial(portconv.conv_input_grad, dout, w, x.shape, **options), grads[0]),
+            (partial(portconv.conv_weight_grad, dout, x, w.shape, **options), grads[1]),
+        )
+        for call, result in calls:
+            assert np.array_equal(call(), result)
+            assert peak(lambda: [call()]) <= 2**20 + SLACK  # noqa: B023
+
+
 def test_a_gradient_narrower_than_its_arithmetic_is_rounded_a_part_at_a_time():
     # In float32, 4 MiB of the gradient of x; and in float32 too, 2.5 MiB of the gradient of w.
     x, w = np.ones((4, 16, 128, 128), "float16"), np.ones((8, 16, 3, 3), "float32")

@@ -166,7 +166,7 @@ class Plan(NamedTuple):
     def explain(self) -> Explanation:
         """Say which algorithm computes the largest part, in what blocks and memory, and what the others would cost."""
         geometry, choice = self.largest
-        size = self.copies.bytes(geometry, self.is_cut)
+        size = self.copies.bytes(geometry, self.is_cut, self.parts.combed)
         if self.in_slices:
             size += limits.reproducible_block_bytes(self.backend.block_bytes, limits.workspace())
         limit = limits.workspace() or self.workspace
@@ -279,7 +279,7 @@ def _attempt(operation: Operation, backend: Backend, operands: Operands, limit: 
     most = all_in_all // 2 if copies else all_in_all
 
     def cut_to(most: int) -> Parts | None:
-        return parts(geometry, kind, copies, most, fills=not slices)
+        return parts(geometry, kind, copies, most, gathers=not slices)
 
     cut = cut_to(most)
     if cut is None and limit is None and ordered:
@@ -342,7 +342,9 @@ def _copies(operation: Operation, backend: Backend, arithmetic: Arithmetic, give
     if each["padded"] and Role.X in kind.operands:
         # Some rows with their padding filled in, before that of other dimensions is.
         part[Role.X] += backend.bits(given[kind.operands.index(Role.X)].dtype) // 8
-    return Copies(Bytes(**each), Bytes(**part))
+    read = Role.OUT if kind == Kind.INPUT_GRAD else Role.X
+    combed = part | {read: part[read] + backend.bits(given[kind.operands.index(read)].dtype) // 8}
+    return Copies(Bytes(**each), Bytes(**part), Bytes(**combed))
 
 
 def _copied(

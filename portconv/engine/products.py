@@ -7,15 +7,16 @@ is into that form, and the result back from it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import groupby
 
 from ..algorithms.choice import Choice
 from ..backends import Array, Backend
 from ..passes.casts import conjugate, narrow, with_bias
-from ..passes.gathering import put, take
+from ..passes.gathering import comb, put, take
 from ..passes.layout import as_given, canonical, reordered
 from ..passes.padding import extend, filled_rows, fold
-from ..passes.partition import EVERY, Part, whole
+from ..passes.part import EVERY, Part, Slices, whole
 from ..spec.operation import Kind, Operation, Role
 from ..spec.ranges import ALL
 from . import plan as plans
@@ -137,10 +138,18 @@ def _operands_of(plan: Plan, part: Part, operands: tuple[Array, ...]) -> Iterato
             rows = at[2 + dim]
             array = filled_rows(plan.geometry, plan.backend, array[(*at[:2], ...)], dim, (rows.start, rows.stop))
             at = (*EVERY, *(ALL,) * dim, slice(0, rows.stop - rows.start))
-        if role == Role.X and plan.gathers:
-            yield take(plan.operation.geometry, plan.backend, array, at)
+        if part.combs and role == (Role.OUT if kind == Kind.INPUT_GRAD else Role.X):
+            sizes = plan.geometry.out if role == Role.OUT else plan.geometry.size
+            yield comb(part, plan.backend, sizes, at, partial(_cells, plan, role, array))
         else:
-            yield array if part.is_whole else array[(*at, ...)]
+            yield _cells(plan, role, array, at)
+
+
+def _cells(plan: Plan, role: Role, array: Array, at: Slices) -> Array:
+    """Return some cells of an operand; of the input, of those that windows read."""
+    if role == Role.X and plan.gathers:
+        return take(plan.operation.geometry, plan.backend, array, at)
+    return array if at is EVERY else array[(*at, ...)]
 
 
 def _in_order(plan: Plan, operands: tuple[Array, ...]) -> list[Array]:

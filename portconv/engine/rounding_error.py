@@ -13,7 +13,7 @@ from ..backends import Array, Backend
 from ..passes.gathering import gathered, take
 from ..passes.layout import as_given, canonical
 from ..passes.padding import extend
-from ..passes.partition import EVERY
+from ..passes.part import EVERY
 from ..reproducible.magnitudes import parts_of
 from ..spec.dtypes import EPSILON, HALVES, KINDS, LARGEST, LEAST_NORMAL, gamma, named, real, zeroed_below
 from ..spec.geometry import Geometry

@@ -3,19 +3,23 @@
 Where the stride along a dimension is larger than the extent of the kernel, windows do not touch. The convolution of the
 cells that they read, one window after the other, has the same outputs: its stride is the number of taps, and its
 dilation 1. Its input gradient is that of the cells that are read; that of all other cells is 0.
+
+Where a part of a result is shorter than the gaps between taps, the part's convolution is that of a run of cells for
+each tap, side by side: `Comb` says which.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise, product
 from typing import NamedTuple
 
 from ..backends import Array, Backend
 from ..spec.geometry import Geometry
-from ..spec.ranges import Range
+from ..spec.ranges import ALL, Range
 from ..spec.remembered import remembered
-from .partition import Slices
+from .part import Comb, Part, Slices
 
 
 class Run(NamedTuple):
@@ -70,6 +74,37 @@ def take(geometry: Geometry, backend: Backend, x: Array, at: Slices) -> Array:
     for lines in runs:
         out = backend.write(out, (..., *(run.cells for run in lines)), x[(..., *(run.source for run in lines))])
     return out
+
+
+def comb(part: Part, backend: Backend, sizes: tuple[int, ...], at: Slices, read: Callable[[Slices], Array]) -> Array:
+    """Return what a part with combs reads of an operand of these sizes, of which `read` returns a part."""
+    lines, lengths = [], []
+    for dim, size in enumerate(sizes):
+        teeth = part.combs[dim] if dim < len(part.combs) else None
+        cells = at[2 + dim] if 2 + dim < len(at) else ALL
+        lines.append([Run(ALL, cells)] if teeth is None else _teeth(teeth, size))
+        lengths.append(len(range(size)[cells]) if teeth is None else teeth.runs * teeth.length)
+    # Of no cells: this tells the samples, the channels and the dtype.
+    none = read((*at[:2], *(slice(0, 0),) * len(sizes)))
+    out = backend.empty((*none.shape[:2], *lengths), like=none, last=part.geometry.channels_last)
+    out = backend.zeroed(out)
+    for runs in product(*lines):
+        value = read((*at[:2], *(run.source for run in runs)))
+        out = backend.write(out, (..., *(run.cells for run in runs)), value)
+    return out
+
+
+def _teeth(comb: Comb, size: int) -> list[Run]:
+    """Return the runs of a comb that lie in a dimension of that size."""
+    runs = []
+    for number in range(comb.runs):
+        start = comb.first + number * comb.step
+        first = max(-(-start // comb.spacing), 0)
+        count = min(-(-(start + comb.length) // comb.spacing), size) - first
+        if count > 0:
+            place = number * comb.length + first * comb.spacing - start
+            runs.append(Run(_spaced(place, count, comb.spacing), slice(first, first + count)))
+    return runs
 
 
 def put(geometry: Geometry, backend: Backend, result: Array, at: Slices, value: Array) -> Array:

@@ -7,6 +7,8 @@ overlap, but for those of a weight gradient, which are added up.
 
 Parts are made one at a time. However many there are, they have few geometries: that of most, and those of the parts at
 the ends of the dimensions that are cut.
+
+Where no part is small enough because taps lie far apart, parts read only what their taps do: `Comb` says how.
 """
 
 from __future__ import annotations
@@ -19,13 +21,21 @@ from math import prod
 from typing import NamedTuple
 
 from ..spec.geometry import Geometry
-from ..spec.operation import Kind, Role
-from ..spec.ranges import ALL, Range
+from ..spec.operation import Kind
+from ..spec.ranges import Range
 from ..spec.remembered import remembered
 from ..spec.sequences import Computed
+from .part import (
+    Part,
+    whole,
+    with_cells,
+    with_combed_cells,
+    with_combed_outputs,
+    with_filters,
+    with_outputs,
+    with_samples,
+)
 
-Slices = tuple[slice, ...]
-EVERY: Slices = (ALL, ALL)
 SHARE_OF_A_WINDOW = 4
 """A box has at least one fourth of a window's length along each dimension: shorter ones would read most cells often."""
 AT_AN_END = 2 * SHARE_OF_A_WINDOW
@@ -51,41 +61,22 @@ class Bytes(NamedTuple):
 
 
 class Copies(NamedTuple):
-    """The bytes of the copies that a product makes: as a whole, and those of a part, with the part's own result."""
+    """The bytes of the copies that a product makes: as a whole, and those of a part, with the part's own result.
+
+    `combed` are those of a part whose cells are put together first.
+    """
 
     whole: Bytes = Bytes()
     part: Bytes = Bytes()
+    combed: Bytes = Bytes()
 
     def __bool__(self) -> bool:
         return bool(self.whole)
 
-    def bytes(self, geometry: Geometry, cut: bool) -> int:
+    def bytes(self, geometry: Geometry, cut: bool, combed: bool = False) -> int:
         """Add up all copies, for the whole of a geometry or for a part."""
-        each = self.part if cut else self.whole
+        each = self.combed if combed else self.part if cut else self.whole
         return each.of(geometry.batch, _cells(geometry), geometry.weights)
-
-
-class Part(NamedTuple):
-    """A convolution of its own, and where its arrays lie in (N, C, *S), (F, C/G, *K) and (N, F, *P)."""
-
-    geometry: Geometry
-    of_x: Slices
-    of_w: Slices
-    of_out: Slices
-
-    def at(self, role: Role) -> Slices:
-        """Return where the part lies in the array of a role."""
-        return {Role.X: self.of_x, Role.W: self.of_w, Role.OUT: self.of_out}[role]
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether it is the convolution that was to be cut."""
-        return self.of_x is self.of_w is self.of_out is EVERY
-
-
-def whole(geometry: Geometry) -> Part:
-    """Return a convolution as one part."""
-    return Part(geometry, EVERY, EVERY, EVERY)
 
 
 class Pieces(NamedTuple):
@@ -125,6 +116,8 @@ class Parts(Computed[Part]):
     samples : Pieces
     box : tuple of Pieces
         Of the cells of the result along each dimension, which are cut for one sample at a time; () if they are not.
+    combed : bool
+        Whether parts that are shorter than the gaps between taps read only what taps do.
     """
 
     geometry: Geometry
@@ -132,6 +125,7 @@ class Parts(Computed[Part]):
     filters: Pieces
     samples: Pieces
     box: tuple[Pieces, ...] = ()
+    combed: bool = False
 
     def __len__(self) -> int:
         return self._count
@@ -186,13 +180,15 @@ class Parts(Computed[Part]):
         """Return the part with only one piece of a dimension."""
         if self.box[dim].cuts == 1:
             return part
-        cut = _rows_of_x if self.kind == Kind.INPUT_GRAD else _rows_of_out
-        return cut(part, dim, self.box[dim].piece(number))
+        of_x, rows = self.kind == Kind.INPUT_GRAD, self.box[dim].piece(number)
+        if self.combed and _is_combed(self.geometry, self.kind, dim, rows[1] - rows[0]):
+            return (with_combed_cells if of_x else with_combed_outputs)(part, dim, rows)
+        return (with_cells if of_x else with_outputs)(part, dim, rows)
 
     def _part(self, filters: int, samples: int, *box: int) -> Part:
         part = whole(self.geometry)
         if self.filters.cuts > 1:
-            part = _with_filters(part, self.kind, self.filters.piece(filters))
+            part = with_filters(part, self.kind, self.filters.piece(filters))
         if self.samples.cuts > 1:
             part = with_samples(part, self.samples.piece(samples))
         for dim, number in enumerate(box):
@@ -208,10 +204,11 @@ def whole_of(geometry: Geometry, kind: Kind) -> Parts:
 
 
 @remembered()
-def parts(geometry: Geometry, kind: Kind, copies: Copies, most: int, fills: bool = True) -> Parts | None:
+def parts(geometry: Geometry, kind: Kind, copies: Copies, most: int, gathers: bool = True) -> Parts | None:
     """Cut a product so that its copies take at most `most` bytes; return None where no cut does.
 
-    `fills` says whether padding that is not of zeros may be filled in for some rows at a time.
+    `gathers` says whether the cells of a part may be put together first: padding that is not of zeros filled in, and
+    what the taps of a large dilation read.
     """
     every = whole_of(geometry, kind)
     if copies.bytes(geometry, cut=False) <= most:
@@ -219,7 +216,7 @@ def parts(geometry: Geometry, kind: Kind, copies: Copies, most: int, fills: bool
     length = every.filters.length
     while True:
         filters = Pieces(every.filters.total, length)
-        some = _with_filters(whole(geometry), kind, filters.piece(0)).geometry
+        some = with_filters(whole(geometry), kind, filters.piece(0)).geometry
         of_filters = copies.part.w * some.weights
         # Some of the samples need all filters again: if these take more than half, they are cut further.
         if of_filters <= most // 2 or length == 1:
@@ -227,9 +224,11 @@ def parts(geometry: Geometry, kind: Kind, copies: Copies, most: int, fills: bool
             at_once = (most - of_filters) // max(1, of_sample)
             if at_once > 0:
                 return Parts(geometry, kind, filters, _even(geometry.batch, at_once))
-            box = _box(some, kind, copies.part, most, fills)
-            if box is not None:
-                return Parts(geometry, kind, filters, Pieces(geometry.batch, 1), box)
+            for combed in (False, True)[: 1 + gathers]:
+                each = copies.combed if combed else copies.part
+                box = _box(some, kind, each, most, gathers, combed)
+                if box is not None:
+                    return Parts(geometry, kind, filters, Pieces(geometry.batch, 1), box, combed)
         if length == 1:
             return None
         length = -(-length // 2)
@@ -243,22 +242,26 @@ def in_rows(geometry: Geometry, most: int) -> Parts | None:
     return None if box is None else replace(whole_of(geometry, Kind.WEIGHT_GRAD), box=box)
 
 
-def _box(geometry: Geometry, kind: Kind, each: Bytes, most: int, fills: bool = True) -> tuple[Pieces, ...] | None:
+def _box(
+    geometry: Geometry, kind: Kind, each: Bytes, most: int, gathers: bool = True, combed: bool = False
+) -> tuple[Pieces, ...] | None:
     """Cut a sample into boxes of at most `most` bytes, along as few dimensions as that takes; None where none can."""
     if kind == Kind.INPUT_GRAD and geometry.extended is not geometry:
         return None  # a cell would get what its copies in the padding of other parts do
     sizes = geometry.size if kind == Kind.INPUT_GRAD else geometry.out
 
     def fits(lengths: list[int]) -> bool:
-        return each.of(1, _cells_of_box(geometry, kind, lengths), geometry.weights) <= most
+        return each.of(1, _cells_of_box(geometry, kind, lengths, combed), geometry.weights) <= most
 
-    for share in (1, SHARE_OF_A_WINDOW):
+    for share in (SHARE_OF_A_WINDOW,) if combed else (1, SHARE_OF_A_WINDOW):
         cut = [*sizes]
         for dim, total in enumerate(sizes):
             unit = geometry.stride[dim] if kind == Kind.INPUT_GRAD else 1
             least = -(-geometry.extent[dim] // (geometry.stride[dim] * share)) * unit
             is_filled = geometry.is_filled(dim)
-            if least >= total or (is_filled and not fills):
+            if combed and _is_combed(geometry, kind, dim, unit):
+                least = unit
+            if least >= total or (is_filled and not gathers):
                 continue
             # Where padding is filled in for some rows at a time, no other dimension is cut.
             lengths = [*sizes] if is_filled else cut[:]
@@ -287,7 +290,13 @@ def _cells(geometry: Geometry) -> tuple[int, int, int]:
     return channels * prod(geometry.size), channels * prod(geometry.padded), geometry.out_channels * geometry.positions
 
 
-def _cells_of_box(geometry: Geometry, kind: Kind, lengths: list[int]) -> tuple[int, int, int]:
+def _is_combed(geometry: Geometry, kind: Kind, dim: int, length: int) -> bool:
+    """Return whether a box of this length reads more than its taps do, which can be put together."""
+    run = length if kind == Kind.INPUT_GRAD else (length - 1) * geometry.stride[dim] + 1
+    return not geometry.is_filled(dim) and geometry.kernel[dim] > 1 and run < geometry.dilation[dim]
+
+
+def _cells_of_box(geometry: Geometry, kind: Kind, lengths: list[int], combed: bool = False) -> tuple[int, int, int]:
     """Count, as `_cells` does, what a box of a result has and reads at most; it has these lengths."""
     inputs, padded, outputs = geometry.in_channels, geometry.in_channels, geometry.out_channels
     for dim, length in enumerate(lengths):
@@ -296,6 +305,11 @@ def _cells_of_box(geometry: Geometry, kind: Kind, lengths: list[int]) -> tuple[i
         )
         if length >= (size if kind == Kind.INPUT_GRAD else out):
             cells, results, filled = size, out, geometry.padded[dim]
+        elif combed and _is_combed(geometry, kind, dim, length):
+            taps = geometry.kernel[dim]
+            of_x = kind == Kind.INPUT_GRAD
+            cells, results = (length, taps * length) if of_x else (taps * ((length - 1) * stride + 1), length)
+            filled = cells
         elif kind == Kind.INPUT_GRAD:
             cells, results = length, min(out, (length + extent - 2) // stride + 1)
             filled = cells
@@ -305,73 +319,3 @@ def _cells_of_box(geometry: Geometry, kind: Kind, lengths: list[int]) -> tuple[i
             filled = cells
         inputs, padded, outputs = inputs * cells, padded * filled, outputs * results
     return inputs, padded, outputs
-
-
-def _with_filters(part: Part, kind: Kind, some: Range) -> Part:
-    """Return the part with only some groups; of a single group, with some filters or channels of the gradient."""
-    geometry, (first, end) = part.geometry, some
-    if geometry.groups > 1:
-        ins, outs = geometry.group_in, geometry.group_out
-        channels, filters = slice(first * ins, end * ins), slice(first * outs, end * outs)
-        count = end - first
-        groups = replace(geometry, groups=count, in_channels=count * ins, out_channels=count * outs)
-        return Part(groups, (ALL, channels), (filters, ALL), (ALL, filters))
-    chosen = slice(first, end)
-    if kind == Kind.INPUT_GRAD:
-        return Part(replace(geometry, in_channels=end - first), (ALL, chosen), (ALL, chosen), EVERY)
-    return Part(replace(geometry, out_channels=end - first), EVERY, (chosen, ALL), (ALL, chosen))
-
-
-def with_samples(part: Part, samples: Range) -> Part:
-    """Return the part with only these samples, which are counted in the whole."""
-    geometry = replace(part.geometry, batch=samples[1] - samples[0])
-    return Part(geometry, (slice(*samples), *part.of_x[1:]), part.of_w, (slice(*samples), *part.of_out[1:]))
-
-
-def _rows_of_out(part: Part, dim: int, rows: Range) -> Part:
-    """Return the part with only these outputs of a dimension, and the cells that they read."""
-    geometry, (start, end) = part.geometry, rows
-    first = start * geometry.stride[dim] - geometry.before[dim]
-    last = (end - 1) * geometry.stride[dim] + geometry.extent[dim] - geometry.before[dim]
-    if geometry.is_filled(dim):
-        before = geometry.before[dim]
-        return _with_rows(part, dim, ((first + before, last + before), rows), (0, 0))
-    lo, hi = max(first, 0), min(last, geometry.size[dim])
-    if lo >= hi:  # all of them read nothing but padding
-        return _with_rows(part, dim, ((0, 0), rows), (last - first, 0))
-    return _with_rows(part, dim, ((lo, hi), rows), (lo - first, last - hi))
-
-
-def _rows_of_x(part: Part, dim: int, cells: Range) -> Part:
-    """Return the part with only these cells of a dimension, and the outputs that read them, or one that does not."""
-    geometry, (start, end) = part.geometry, cells
-    stride, before, extent = geometry.stride[dim], geometry.before[dim], geometry.extent[dim]
-    first = max(0, -((extent - 1 - before - start) // stride))
-    last = min(geometry.out[dim], (end - 1 + before) // stride + 1)
-    if first >= last:  # the window lies just beyond the cells
-        first = min(first, geometry.out[dim] - 1)
-        ahead = extent if first * stride - before < start else start - end
-        return _with_rows(part, dim, (cells, (first, first + 1)), (ahead, extent - ahead - (end - start)))
-    ahead = before + start - first * stride
-    after = (last - 1 - first) * stride + extent - ahead - (end - start)
-    return _with_rows(part, dim, (cells, (first, last)), (ahead, after))
-
-
-def _with_rows(part: Part, dim: int, ranges: tuple[Range, Range], padding: tuple[int, int]) -> Part:
-    """Return the part with only these cells and outputs of a dimension, and that padding; those before it are cut."""
-    whole, (cells, outputs) = part.geometry, ranges
-
-    def changed(line: tuple[int, ...], entry: int) -> tuple[int, ...]:
-        return (*line[:dim], entry, *line[dim + 1 :])
-
-    geometry = replace(
-        whole,
-        size=changed(whole.size, cells[1] - cells[0]),
-        before=changed(whole.before, padding[0]),
-        after=changed(whole.after, padding[1]),
-        # Zeros stand for the cells of other parts where there is no padding.
-        mode="zeros" if whole.extended is whole else whole.mode,
-    )
-    assert geometry.out[dim] == outputs[1] - outputs[0]
-    rest = (ALL,) * (2 + dim - len(part.of_x))
-    return Part(geometry, (*part.of_x, *rest, slice(*cells)), part.of_w, (*part.of_out, *rest, slice(*outputs)))

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from itertools import chain
 
 from ..backends import Array, Backend
-from ..passes.partition import Part, Parts
+from ..passes.part import Part
+from ..passes.partition import Parts
 from ..spec.operation import Kind, Operation, Role
 from .certified import is_worthwhile
 from .nonfinite_counts import count_nonfinite

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from ..algorithms.choice import Choice
 from ..backends import Array, Backend, Workspace
 from ..passes.padding import extend, fold
-from ..passes.partition import Part, with_samples
+from ..passes.part import Part, with_samples
 from ..spec.dtypes import PARTS_OF
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind, Operation, Role

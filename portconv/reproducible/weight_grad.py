@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from ..backends import Array, Backend, Workspace
 from ..passes.padding import extend
-from ..passes.partition import Part, Parts
+from ..passes.part import Part
+from ..passes.partition import Parts
 from ..spec.dtypes import PARTS_OF, gamma
 from ..spec.geometry import Geometry
 from ..spec.operation import Operation

@@ -77,7 +77,7 @@ def test_boxes_of_a_sample_have_the_bits_of_the_whole(form, seed):
 @pytest.mark.parametrize("kind", [Kind.FORWARD, Kind.INPUT_GRAD, Kind.WEIGHT_GRAD])
 def test_a_box_is_cut_along_as_many_dimensions_as_it_takes(kind):
     geometry = Geometry(2, 4, 4, 1, (20, 30, 40), (3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 1, 1))
-    copies = partition.Copies(partition.Bytes(8, 0, 8), partition.Bytes(8, 0, 8))
+    copies = partition.Copies(*[partition.Bytes(8, 0, 8)] * 3)
     dims = []
     for most in (2_000_000, 400_000, 40_000, 8_000, 1_000):
         parts = partition.parts(geometry, kind, copies, most)

@@ -25,7 +25,7 @@ WIDE = {"i": "int64", "u": "uint64", "f": "float64", "c": "complex128"}
 
 
 def drawn(rng: random.Random) -> Problem:
-    """Draw a convolution, often with windows that lie apart or wholly in the padding, or with no sample or cell."""
+    """Draw a convolution, often with windows that lie apart or in the padding, taps that lie apart, or no cell."""
     dims = rng.choice((1, 1, 2, 2, 3))
     groups, channels, filters = rng.choice((1, 1, 1, 2, 3)), rng.randint(1, 3), rng.randint(1, 3)
     kernel, dilation = ([rng.choice((1, 1, 2, 3)) for _ in range(dims)] for _ in range(2))
@@ -33,6 +33,10 @@ def drawn(rng: random.Random) -> Problem:
     size = [rng.randint(1, {1: 40, 2: 9, 3: 5}[dims]) for _ in range(dims)]
     if rng.random() < 0.08:
         size[rng.randrange(dims)] = 0
+    if rng.random() < 0.2:
+        dim = rng.randrange(dims)
+        size[dim], kernel[dim], dilation[dim] = rng.randint(30, 80), rng.randint(2, 3), rng.randint(10, 30)
+        stride[dim] = rng.randint(1, 3)
     pads = []
     for n, k, d in zip(size, kernel, dilation, strict=True):
         before, after = rng.choice(((0, 0), (1, 1), (0, 3), (9, 3), (0, 20), (20, 0), (2, 0)))
@@ -164,13 +168,13 @@ def test_only_cells_that_windows_read_are_gathered(target):
 
 @pytest.mark.parametrize("kind", PRODUCTS)
 def test_parts_are_few_geometries_however_many_they_are(kind):
-    rng, cut = random.Random(str(kind)), 0
+    rng, cut, combed = random.Random(str(kind)), 0, 0
     for _ in range(400):
         problem = drawn(rng)
         lines = problem.x[2:], problem.w[2:], problem.stride, problem.dilation, *zip(*problem.pads, strict=True)
         geometry = gathered(Geometry(problem.x[0], problem.x[1], problem.w[0], problem.groups, *lines))
         each = Bytes(1, 1, 1, 0)
-        made = parts(geometry, kind, Copies(each, each), rng.randint(1, 400))
+        made = parts(geometry, kind, Copies(each, each, each), int(2 ** rng.uniform(3, 9)))
         if made is None or not problem.x[0]:
             continue
         every, known = list(made), made.geometries()
@@ -184,14 +188,16 @@ def test_parts_are_few_geometries_however_many_they_are(kind):
             covered[part.at(role)] += 1
         assert np.all(covered == (covered.max() if kind == Kind.WEIGHT_GRAD else 1))
         cut += len(every) > 1
+        combed += any(part.combs for part in every)
     assert cut > 100
+    assert combed > 10
 
 
 def test_a_million_million_parts_are_made_one_at_a_time():
     each = Bytes(2, 2, 2, 0)
     geometry = Geometry(2**40, 1, 1, 1, (2**20,), (3,), (1,), (1,), (0,), (0,))
     for kind in PRODUCTS:
-        made = parts(geometry, kind, Copies(each, each), 1 << 12)
+        made = parts(geometry, kind, Copies(each, each, each), 1 << 12)
         assert len(made) > 2**48
         assert len(made.geometries()) <= 10
         rows = [part.at(kind.result if kind != Kind.WEIGHT_GRAD else Role.OUT)[2] for part in itertools.islice(made, 2)]

@@ -16,7 +16,7 @@ from ...backends import Array, Backend
 from ...engine import execution
 from ...engine.products import weight_sums
 from ...passes.casts import narrow, with_bias
-from ...passes.partition import Part
+from ...passes.part import Part
 from ...reproducible.bias import add_bias
 from ...reproducible.bias_grad import channel_sums, round_channel_sums
 from ...reproducible.magnitudes import magnitudes as magnitudes_of
