@@ -35,6 +35,8 @@ class Library:
             return self.load(), None
         except Unavailable as reason:
             return None, reason
+        except BackendError:  # not of the library: of a call while the first one still loads modules
+            raise
         except ImportError as error:
             return None, Unavailable(f"{self.name} is not installed ({in_a_line(error)})")
         except Exception as error:  # a library may raise any error when it is imported

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import limits
+from .. import forks, limits
 from ..errors import ConvTypeError, PortconvError
 from ._blas import Blas, cpus
 from ._numpy_like import NumpyLike
@@ -56,6 +56,7 @@ class NumpyBackend(NumpyLike):
     costs = Costs(operation=0.0074, element=0.08, transform=0.16, call=3500)
 
     def load(self) -> Any:
+        forks.imported("numpy.fft")  # NumPy would load it in the middle of a call
         # The namespace of NumPy 2 has all that is used; importing the one of array_api_compat takes 0.1 s.
         return np
 

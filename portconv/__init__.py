@@ -71,7 +71,10 @@ if not TYPE_CHECKING:  # else a checker would take any name for one of the packa
 
     def __getattr__(name: str) -> Any:
         if name in LATE:
-            return forks.imported(f"{__name__}.{name}")
+            from importlib import import_module
+
+            with forks.lock:  # not `forks.imported`: these import other modules late
+                return import_module(f"{__name__}.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -16,13 +16,29 @@ from functools import cached_property
 from types import ModuleType
 from typing import Any
 
+from .errors import BackendError
+
 lock = threading.RLock()
+_importing = False
 
 
 def imported(name: str) -> ModuleType:
-    """Import a module late; a child would wait for ever for the import of a thread that it does not have."""
+    """Import a module late; a child would wait for ever for the import of a thread that it does not have.
+
+    A `BackendError` says that this interrupts another late import of the same thread, which Python cannot finish first.
+    """
+    global _importing
     with lock:
-        return importlib.import_module(name)
+        module = sys.modules.get(name)
+        if module is not None and not getattr(module.__spec__, "_initializing", False):
+            return module
+        if _importing:
+            raise BackendError("got a call while the first one still loads modules, expected it after that one")
+        _importing = True
+        try:
+            return importlib.import_module(name)
+        finally:
+            _importing = False
 
 
 def _before() -> None:

@@ -13,7 +13,8 @@ ROOT = Path(importlib.util.find_spec("portconv").origin).resolve().parent
 """The folder of the installed package; a checkout may have `backends` beside it."""
 
 FLOORS = (
-    ("_version", "errors", "forks"),
+    ("_version", "errors"),
+    ("forks",),
     ("limits",),
     ("backends",),
     ("calibration", "spec"),

@@ -242,6 +242,43 @@ assert all(found) and settings() == before and not held()
     )
 
 
+@pytest.mark.parametrize("precision", ["standard", "reproducible"])
+def test_a_call_in_the_middle_of_the_first_one_is_refused_in_words(precision: str) -> None:
+    code = """
+import sys
+import numpy, portconv
+
+class Handler:
+    # Python asks it for each module that is imported, in the middle of the call that imports it.
+    busy = False
+
+    def find_spec(self, name, path, target=None):
+        if self.busy:
+            return
+        self.busy = True
+        try:
+            found.append(call())
+        except portconv.BackendError as error:
+            refused.append(str(error))
+        self.busy = False
+
+def call():
+    return float(portconv.conv(x, w, precision=sys.argv[1]).sum())
+
+x, w = numpy.ones((1, 1, 8, 8), "float32"), numpy.ones((1, 1, 3, 3), "float32")
+found, refused = [], []
+sys.meta_path.insert(0, Handler())
+assert call() == call() == 36 * 9
+del sys.meta_path[0]
+assert call() == 36 * 9
+assert set(found) <= {36 * 9}, found
+assert len(refused) > 20
+assert set(refused) == {"got a call while the first one still loads modules, expected it after that one"}
+"""
+    done = subprocess.run([sys.executable, "-c", code, precision], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_calls_at_the_end_of_the_interpreter_compute() -> None:
     check(
         """
