@@ -58,8 +58,12 @@ class Costs(NamedTuple):
 
 
 class Unavailable(Exception):
-    """The reason why a library does not work here; `no_device` says that only the hardware or its driver is missing."""
+    """The reason why a library does not work here.
 
-    def __init__(self, reason: str, *, no_device: bool = False) -> None:
+    `no_device` says that only the hardware or its driver is missing, and `broken` that its import fails although it is
+    installed.
+    """
+
+    def __init__(self, reason: str, *, no_device: bool = False, broken: bool = False) -> None:
         super().__init__(reason)
-        self.no_device = no_device
+        self.no_device, self.broken = no_device, broken
