@@ -207,7 +207,6 @@ def _recognised(array: Array) -> Backend:
     known = _own().get(backend.name.partition(".")[0])
     if known is not None:  # such as a scalar of NumPy, or a parameter that wraps an array of JAX
         raise ConvTypeError(
-            f"got {what}, expected {known.module}.{known.array_class}; "
-            f"portconv.backends.get({known.name!r}).asarray makes one of it"
+            f"got {what}, expected {known.module}.{known.array_class}; {known.converter} makes one of it"
         )
     return backend

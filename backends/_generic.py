@@ -30,6 +30,10 @@ class GenericBackend(Backend):
         # The arrays of a library say what it is, in another process too.
         return sys.modules[__package__].of, (self.xp.empty((0,), dtype=self.xp.float32),)
 
+    @property
+    def converter(self) -> str:
+        return f"{self.name}.asarray"  # `portconv.backends.get` does not know the name
+
     def load(self) -> Any:
         return self._namespace
 

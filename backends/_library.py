@@ -73,6 +73,11 @@ class Library:
         array_type = getattr(sys.modules.get(self.module), self.array_class, None)
         return isinstance(array_type, type) and isinstance(array, array_type)
 
+    @property
+    def converter(self) -> str:
+        """The code of the function with which a user makes an array of this library."""
+        return f"portconv.backends.get({self.name!r}).asarray"
+
     def version(self) -> str:
         """Return the version of the library."""
         return str(getattr(sys.modules.get(self.module.partition(".")[0]), "__version__", "unknown"))

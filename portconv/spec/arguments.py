@@ -109,7 +109,7 @@ def arrays(**named: Array) -> tuple[Backend, Dtype]:
         elif array_backend is not backend:
             raise ConvTypeError(
                 f"{name}: got an array of {array_backend.name}, expected one of {backend.name}, as {first_name} is; "
-                f"portconv.backends.get({backend.name!r}).asarray converts"
+                f"{backend.converter} converts"
             )
         elif not array_backend.same_device(array, first):
             raise BackendError(

@@ -219,6 +219,20 @@ def test_a_wrapper_of_a_known_library_s_arrays_is_told_what_is_expected():
     )
 
 
+def test_another_library_s_array_is_converted_by_what_the_namespace_has():
+    with pytest.raises(ConvTypeError) as caught:
+        portconv.conv(Placed(X), W)
+    assert str(caught.value) == (
+        "w: got an array of numpy, expected one of strange.placed, as x is; strange.placed.asarray converts"
+    )
+    with pytest.raises(ConvTypeError) as caught:
+        portconv.conv(X, Placed(W))
+    assert str(caught.value) == (
+        "w: got an array of strange.placed, expected one of numpy, as x is; "
+        "portconv.backends.get('numpy').asarray converts"
+    )
+
+
 def test_an_old_version_of_the_standard_is_enough_or_named():
     strict = pytest.importorskip("array_api_strict", reason="array-api-strict is not installed")
     version, before = "2022.12", strict.get_array_api_strict_flags()["api_version"]
