@@ -215,7 +215,7 @@ def test_a_wrapper_of_a_known_library_s_arrays_is_told_what_is_expected():
     with pytest.raises(ConvTypeError) as caught:
         portconv.conv(X, Wrapper(W))
     assert str(caught.value) == (
-        "w: got Wrapper, expected numpy.ndarray; portconv.backends.get('numpy').asarray makes one of it"
+        "w: got Wrapper, expected numpy.ndarray, as x is; portconv.backends.get('numpy').asarray makes one of it"
     )
 
 
