@@ -131,6 +131,19 @@ def test_a_grey_picture_is_told_which_axes_it_lacks():
     assert portconv.conv(GREY[0][None], FILTER[0][None, None]).shape == (1, 394)
 
 
+def test_the_axes_of_transposed_filters_are_named_in_their_order():
+    for call in (portconv.conv_transpose, portconv.conv_transpose_forward):
+        for x, hint in (
+            (GREY, "; for one channel and one filter pass x[None], w[None, None]"),
+            (np.ones((1, 3, 8, 8)), ""),
+        ):
+            with pytest.raises(ConvShapeError) as caught:
+                call(x, FILTER)
+            expected = "expected (channels, filters / groups, *kernel)"
+            assert str(caught.value) == f"w: got shape (7, 7), {expected}{hint}"
+    assert portconv.conv_transpose(GREY[None], FILTER[None, None]).shape == (1, 306, 406)
+
+
 @pytest.mark.parametrize("shapes", [((3, 300, 400), (7, 7)), ((300, 400), ()), ((), ())])
 def test_axes_are_named_only_where_they_are_known(shapes):
     x, w = map(np.ones, shapes)
