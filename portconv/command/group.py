@@ -20,6 +20,8 @@ from ..backends import Backend
 from ..errors import BackendError
 
 SUBCOMMANDS = ("backends", "bench", "run", "verify")
+MOST_TAPS = 2**19
+"""With more cells in a kernel, the steps for each of them take minutes."""
 
 UNCHECKED = click.Path(readable=False, path_type=Path)
 """A path that `check_destination` checks, because click refuses one in several lines."""

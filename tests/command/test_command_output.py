@@ -127,6 +127,21 @@ def test_work_without_end_is_refused(tmp_path: Path) -> None:
         "Error: --filters large.npy: got kernels that take 3.6e+12 multiplications and additions on this photograph, "
         "expected at most 2e+12: give smaller ones, or a smaller --size\n"
     )
+    np.save(tmp_path / "large.npy", np.ones((2, 3000, 3000), "float32"))
+    np.save(tmp_path / "wide.npy", np.ones((2, 1000, 1000), "float32"))
+    Image.new("L", (30, 20)).save(tmp_path / "x.png")
+    for arguments, cells, purpose in (
+        (["large.npy"], 9000000, ""),
+        (["wide.npy", "--gradient"], 1000000, " for the gradient"),
+    ):
+        done = portconv("run", "x.png", "--filters", *arguments, cwd=tmp_path)
+        assert done.returncode == 2
+        assert done.stderr == (
+            f"Error: --filters {arguments[0]}: got kernels of {cells} cells, each of which takes a step on this "
+            f"photograph{purpose}, expected at most 524288: give smaller ones\n"
+        )
+    done = portconv("run", "x.png", "--filters", "wide.npy", cwd=tmp_path)  # by Fourier transforms
+    assert (done.returncode, done.stderr) == (0, "")
     layer = {"name": "large", "x_shape": [1, 1, 3000, 3000], "w_shape": [2, 1, 3000, 3000], "padding": "same"}
     (tmp_path / "layers.json").write_text(json.dumps([layer]))
     done = portconv("verify", "--backend", "numpy", "--layers", tmp_path / "layers.json")
