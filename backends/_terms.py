@@ -26,6 +26,9 @@ Block = TypeVar("Block")
 CPU_WORKSPACE, GPU_WORKSPACE = 64 << 20, 512 << 20
 """How many bytes a call may use on each thread beside its result, unless the user sets a limit."""
 
+MASKED = "got a masked array, expected a plain one"
+"""Why an array is refused: a product would count what its mask leaves out."""
+
 RUN = 128
 """The most terms that a library adds up in one sum, one by one or not."""
 
