@@ -194,19 +194,24 @@ def _recognised(array: Array, beside: Mapping[str, Array]) -> Backend:
         if backend.owns(array):
             return get(backend.name)
     what = type(array).__name__
-    if not hasattr(array, "shape"):
+    lacking = f"got {what}, expected an array with an Array API namespace"
+    try:
+        is_shaped = hasattr(array, "shape")
+    except Exception as error:  # a property may raise any error
+        raise ConvTypeError(lacking) from error
+    if not is_shaped:
         raise ConvTypeError(f"got {what}, expected an array")
     for name in announced():
         third_party = third_party_backend(name)
         if third_party is not None and third_party.owns(array):
             return third_party
-    for backend in _by_class.values():
-        if isinstance(backend, GenericBackend) and backend.owns(array):
-            return backend
     try:
+        for backend in _by_class.values():
+            if isinstance(backend, GenericBackend) and backend.owns(array):
+                return backend
         backend = GenericBackend(array)
-    except TypeError as error:
-        raise ConvTypeError(f"got {what}, expected an array with an Array API namespace") from error
+    except Exception as error:  # so may `__array_namespace__`
+        raise ConvTypeError(lacking) from error
     known = _own().get(backend.name.partition(".")[0])
     if known is not None:  # such as a scalar of NumPy, or a parameter that wraps an array of JAX
         wanted, why = _first(beside) or (known, "")

@@ -87,7 +87,7 @@ def owner(name: str, array: Any, beside: Mapping[str, Any]) -> Backend:
     try:
         backend = backends.of(array, beside)
     except ConvTypeError as error:
-        raise ConvTypeError(f"{name}: {error}") from None
+        raise ConvTypeError(f"{name}: {error}") from error.__cause__
     if (objection := backend.objection(array)) is not None:
         raise type(objection)(f"{name}: {objection}")
     return backend

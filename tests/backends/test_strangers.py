@@ -259,6 +259,33 @@ def test_another_library_s_array_is_converted_by_what_the_namespace_has():
     )
 
 
+def raising(error):
+    def get(self, api_version=None):
+        raise error
+
+    return get
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize(
+    ("members", "cause"),
+    [
+        ({"__array_namespace__": raising(ValueError("no such version"))}, "ValueError('no such version')"),
+        ({"__array_namespace__": raising(RuntimeError("gone"))}, "RuntimeError('gone')"),
+        ({"__array_namespace__": lambda self, api_version=None: None}, "has no attribute '__name__'"),
+        ({"shape": property(raising(RuntimeError("deleted")))}, "RuntimeError('deleted')"),
+    ],
+)
+def test_what_has_no_namespace_is_no_array(members, cause, is_first):
+    if not is_first:
+        backends.of(Placed(X))
+    broken = type("Broken", (), {"shape": (1, 1, 3)} | members)()
+    with pytest.raises(ConvTypeError) as caught:
+        portconv.conv(broken, broken)
+    assert str(caught.value) == "x: got Broken, expected an array with an Array API namespace"
+    assert cause in repr(caught.value.__cause__)
+
+
 def test_an_old_version_of_the_standard_is_enough_or_named():
     strict = pytest.importorskip("array_api_strict", reason="array-api-strict is not installed")
     version, before = "2022.12", strict.get_array_api_strict_flags()["api_version"]
