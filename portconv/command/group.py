@@ -89,7 +89,9 @@ def run(group: click.Group) -> NoReturn:
     """Run a group of commands; say in a line what went wrong, and exit with a status."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller
-            setattr(sys, name, io.TextIOWrapper(io.FileIO(os.devnull, "w"), "utf-8"))
+            # As Python's own: the descriptor is not closed with the file, which nobody closes.
+            nowhere = io.FileIO(os.open(os.devnull, os.O_WRONLY), "w", closefd=False)
+            setattr(sys, name, io.TextIOWrapper(nowhere, "utf-8"))
     try:
         status = group.main(prog_name="portconv", standalone_mode=False)
         sys.stdout.flush()

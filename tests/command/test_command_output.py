@@ -75,6 +75,14 @@ def test_a_closed_output_is_no_traceback(tmp_path: Path) -> None:
     assert (tmp_path / "maps.png").stat().st_size
 
 
+@UNIX
+def test_a_closed_output_is_no_warning_of_a_file_left_open() -> None:
+    # With all libraries imported the file outlives the filters that ignore such a warning.
+    command = f'"{sys.executable}" -P -m portconv backends >&-'
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 @pytest.mark.parametrize("arguments", [["backends"], ["backends", "--json"], ["--help"]])
 def test_an_output_that_is_full_is_a_sentence(arguments: list[str]) -> None:
