@@ -8,6 +8,7 @@ imported when its name is asked for, and not in order to find out whether an arr
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -149,13 +150,15 @@ def available() -> tuple[Backend, ...]:
     return tuple(backend for backend in known if backend is not None and backend.fault is None)
 
 
-def of(array: Array) -> Backend:
+def of(array: Array, beside: Mapping[str, Array] | None = None) -> Backend:
     """Return the backend that an array belongs to.
 
     Parameters
     ----------
     array : array
         An array of any library with an Array API namespace, known here or not.
+    beside : mapping of str to array, optional
+        The arguments of the call by name: where `array` is no array, the message asks for one of the library of these.
 
     Returns
     -------
@@ -176,7 +179,7 @@ def of(array: Array) -> Backend:
     """
     backend = _by_class.get(type(array))
     if backend is None:
-        backend = _by_class[type(array)] = _recognised(array)
+        backend = _by_class[type(array)] = _recognised(array, beside or {})
     return backend
 
 
@@ -185,29 +188,44 @@ def is_symbol(value: object) -> bool:
     return type(value).__name__ == "SymInt"
 
 
-def _recognised(array: Array) -> Backend:
+def _recognised(array: Array, beside: Mapping[str, Array]) -> Backend:
     """Find the backend of an array: one of this package, of a third party, or one for an unknown library."""
     for backend in _own().values():
         if backend.owns(array):
             return get(backend.name)
     what = type(array).__name__
-    if not hasattr(array, "shape"):
+    lacking = f"got {what}, expected an array with an Array API namespace"
+    try:
+        is_shaped = hasattr(array, "shape")
+    except Exception as error:  # a property may raise any error
+        raise ConvTypeError(lacking) from error
+    if not is_shaped:
         raise ConvTypeError(f"got {what}, expected an array")
     for name in announced():
         third_party = third_party_backend(name)
         if third_party is not None and third_party.owns(array):
             return third_party
-    for backend in _by_class.values():
-        if isinstance(backend, GenericBackend) and backend.owns(array):
-            return backend
     try:
+        for backend in _by_class.values():
+            if isinstance(backend, GenericBackend) and backend.owns(array):
+                return backend
         backend = GenericBackend(array)
-    except TypeError as error:
-        raise ConvTypeError(f"got {what}, expected an array with an Array API namespace") from error
+    except Exception as error:  # so may `__array_namespace__`
+        raise ConvTypeError(lacking) from error
     known = _own().get(backend.name.partition(".")[0])
     if known is not None:  # such as a scalar of NumPy, or a parameter that wraps an array of JAX
+        wanted, why = _first(beside) or (known, "")
         raise ConvTypeError(
-            f"got {what}, expected {known.module}.{known.array_class}; "
-            f"portconv.backends.get({known.name!r}).asarray makes one of it"
+            f"got {what}, expected {wanted.module}.{wanted.array_class}{why}; {wanted.converter} makes one of it"
         )
     return backend
+
+
+def _first(arrays: Mapping[str, Array]) -> tuple[Backend, str] | None:
+    """Return the backend of the first that is an array, and say which one that is."""
+    for name, array in arrays.items():
+        try:
+            return of(array), f", as {name} is"
+        except ConvTypeError:
+            continue
+    return None

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from ..errors import BackendError, ConvShapeError, PortconvError, in_a_line
+from ..errors import BackendError, ConvShapeError, ConvTypeError, PortconvError, in_a_line
 from ._base import Backend
-from ._terms import Array
+from ._terms import MASKED, Array
 
 
 class GenericBackend(Backend):
@@ -30,6 +30,10 @@ class GenericBackend(Backend):
         # The arrays of a library say what it is, in another process too.
         return sys.modules[__package__].of, (self.xp.empty((0,), dtype=self.xp.float32),)
 
+    @property
+    def converter(self) -> str:
+        return f"{self.name}.asarray"  # `portconv.backends.get` does not know the name
+
     def load(self) -> Any:
         return self._namespace
 
@@ -45,6 +49,8 @@ class GenericBackend(Backend):
             )
         if not all(isinstance(size, int) for size in array.shape):
             return ConvShapeError(f"got shape {tuple(array.shape)} with unknown sizes, expected numbers")
+        if _is_masked(array):
+            return ConvTypeError(f"{MASKED}, with a number where the mask is")
         return None
 
     def devices(self) -> list[Any]:
@@ -78,6 +84,16 @@ class GenericBackend(Backend):
         import numpy
 
         return numpy.asarray(array)
+
+
+def _is_masked(array: Array) -> bool:
+    """Return whether an array, such as one of marray, has a mask that leaves out some of its elements."""
+    import array_api_compat
+
+    mask = getattr(array, "mask", None)
+    if mask is None or not array_api_compat.is_array_api_obj(mask):
+        return False
+    return bool(array_api_compat.array_namespace(mask).any(mask))
 
 
 def _on(device: Any) -> dict[str, Any]:

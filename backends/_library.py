@@ -25,7 +25,8 @@ class Library:
     def load(self) -> Any:
         """Import the library and return its Array API namespace.
 
-        An `ImportError` says that the library is not installed; for other reasons raise `Unavailable`.
+        Import the library before what adapts it: only where its own module is not found is it not installed. Raise
+        `Unavailable` for other reasons why it does not work.
         """
         raise NotImplementedError
 
@@ -37,10 +38,11 @@ class Library:
             return None, reason
         except BackendError:  # not of the library: of a call while the first one still loads modules
             raise
-        except ImportError as error:
-            return None, Unavailable(f"{self.name} is not installed ({in_a_line(error)})")
         except Exception as error:  # a library may raise any error when it is imported
-            return None, Unavailable(f"{self.module} cannot be used: {type(error).__name__}: {in_a_line(error)}")
+            if isinstance(error, ModuleNotFoundError) and error.name == self.module.partition(".")[0]:
+                return None, Unavailable(f"{self.name} is not installed ({in_a_line(error)})")
+            words = f"{type(error).__name__}: {in_a_line(error)}"
+            return None, Unavailable(f"{self.name} is installed and cannot be imported: {words}", broken=True)
 
     @property
     def fault(self) -> Unavailable | None:
@@ -57,8 +59,8 @@ class Library:
         """The library's Array API namespace."""
         xp, fault = self._loaded
         if fault is not None:
-            remedy = "it needs a device and its driver" if fault.no_device else f"to install it: {self.install}"
-            raise BackendError(f"backend {self.name!r} is unavailable: {fault}; {remedy}")
+            remedy = "; it needs a device and its driver" if fault.no_device else f"; to install it: {self.install}"
+            raise BackendError(f"backend {self.name!r} is unavailable: {fault}{'' if fault.broken else remedy}")
         return xp
 
     def __repr__(self) -> str:
@@ -72,6 +74,11 @@ class Library:
         """Return whether an array is of this library; import nothing."""
         array_type = getattr(sys.modules.get(self.module), self.array_class, None)
         return isinstance(array_type, type) and isinstance(array, array_type)
+
+    @property
+    def converter(self) -> str:
+        """The code of the function with which a user makes an array of this library."""
+        return f"portconv.backends.get({self.name!r}).asarray"
 
     def version(self) -> str:
         """Return the version of the library."""

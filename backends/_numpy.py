@@ -17,7 +17,7 @@ from .. import forks, limits
 from ..errors import ConvTypeError, PortconvError
 from ._blas import Blas, cpus
 from ._numpy_like import NumpyLike
-from ._terms import Array, Block, Costs, Workspace
+from ._terms import MASKED, Array, Block, Costs, Workspace
 from ._threads import Holding, Workers
 
 FEW_OPERATIONS = 4_000_000
@@ -324,7 +324,7 @@ def _meaning(array_class: Any) -> str | None:
     The memory is then handed to products that know nothing of that meaning.
     """
     if any(base.__module__ == "numpy.ma" for base in array_class.__mro__):
-        return "got a masked array, expected a plain one: array.filled(0) puts a number where the mask is"
+        return f"{MASKED}: array.filled(0) puts a number where the mask is"
     if all(getattr(array_class, name) is getattr(np.ndarray, name) for name in ARITHMETIC):
         return None
     return (

@@ -26,6 +26,9 @@ Block = TypeVar("Block")
 CPU_WORKSPACE, GPU_WORKSPACE = 64 << 20, 512 << 20
 """How many bytes a call may use on each thread beside its result, unless the user sets a limit."""
 
+MASKED = "got a masked array, expected a plain one"
+"""Why an array is refused: a product would count what its mask leaves out."""
+
 RUN = 128
 """The most terms that a library adds up in one sum, one by one or not."""
 
@@ -58,8 +61,12 @@ class Costs(NamedTuple):
 
 
 class Unavailable(Exception):
-    """The reason why a library does not work here; `no_device` says that only the hardware or its driver is missing."""
+    """The reason why a library does not work here.
 
-    def __init__(self, reason: str, *, no_device: bool = False) -> None:
+    `no_device` says that only the hardware or its driver is missing, and `broken` that its import fails although it is
+    installed.
+    """
+
+    def __init__(self, reason: str, *, no_device: bool = False, broken: bool = False) -> None:
         super().__init__(reason)
-        self.no_device = no_device
+        self.no_device, self.broken = no_device, broken

@@ -25,6 +25,7 @@ class TorchBackend(Backend):
     propagates = True
 
     def load(self) -> Any:
+        importlib.import_module("torch")
         return importlib.import_module("array_api_compat.torch")
 
     def details(self) -> dict[str, str]:

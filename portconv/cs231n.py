@@ -202,5 +202,5 @@ def _options(conv_param: dict[str, int]) -> tuple[int, int]:
 
 def _bias(x: Array, b: Array) -> Array:
     """Return `b`; integers, as in the course's picture exercise, are converted to the dtype of `x`."""
-    backend, like = arguments.owner("b", b), arguments.owner("x", x)
+    backend, like = arguments.owner("b", b, {"x": x}), arguments.owner("x", x, {"b": b})
     return backend.astype(b, x.dtype) if backend is like and backend.xp.isdtype(b.dtype, "integral") else b

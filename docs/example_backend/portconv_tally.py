@@ -29,7 +29,7 @@ class TallyBackend(Backend):
     costs = Costs(operation=0.04, element=0.2, transform=0.4, call=27_000)
 
     def load(self) -> Any:
-        """Import the library. An ImportError means that it is not installed."""
+        """Import the library. A ModuleNotFoundError for tally means that it is not installed."""
         import tally
 
         return tally

@@ -74,6 +74,8 @@ def _fill(entry: _Entry) -> None:
     entry.version = None if version == "unknown" else version
     if fault is not None:
         entry.reason, entry.no_device = _line(fault), fault.no_device
+        if fault.broken:  # to install it once more does not help
+            entry.install = None
         return
     entry.devices = [device_name(device) for device in backend.devices()]
     entry.details = {key: _line(value) for key, value in backend.details().items()}

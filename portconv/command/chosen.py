@@ -14,14 +14,12 @@ from ..backends import Backend
 from ..verification import Case, Report, Variant, layers, onnx_model, unserved
 from ..verification.cases import in_dtypes
 from .backends import device_name
-from .group import backends_named, refuse
+from .group import MOST_TAPS, backends_named, refuse
 
 REPRODUCIBLE_THREADS = (1, 2)
 """The numbers of threads that reproducible results are compared under by default."""
 MOST_OPERATIONS = 2 * 10**12
 """So many multiplications and additions in float64 take minutes on a CPU."""
-MOST_TAPS = 2**19
-"""With more cells in a kernel, the steps for each of them take minutes."""
 HELD = 2**28
 """The bytes that the exact values of several cases may take together."""
 COPIES = 10

@@ -20,6 +20,8 @@ from ..backends import Backend
 from ..errors import BackendError
 
 SUBCOMMANDS = ("backends", "bench", "run", "verify")
+MOST_TAPS = 2**19
+"""With more cells in a kernel, the steps for each of them take minutes."""
 
 UNCHECKED = click.Path(readable=False, path_type=Path)
 """A path that `check_destination` checks, because click refuses one in several lines."""
@@ -87,7 +89,9 @@ def run(group: click.Group) -> NoReturn:
     """Run a group of commands; say in a line what went wrong, and exit with a status."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller
-            setattr(sys, name, io.TextIOWrapper(io.FileIO(os.devnull, "w"), "utf-8"))
+            # As Python's own: the descriptor is not closed with the file, which nobody closes.
+            nowhere = io.FileIO(os.open(os.devnull, os.O_WRONLY), "w", closefd=False)
+            setattr(sys, name, io.TextIOWrapper(nowhere, "utf-8"))
     try:
         status = group.main(prog_name="portconv", standalone_mode=False)
         sys.stdout.flush()

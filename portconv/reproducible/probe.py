@@ -45,9 +45,11 @@ def check_rounding() -> None:
 def check_float64(backend: Backend, like: Array) -> None:
     """Raise a BackendError where the device of `like` has no float64."""
     if not backend.holds("float64", like):
+        device = backend.device_of(like)  # None where the library traces, or does not name it
+        place = "" if device is None else f", device {device}"
         raise BackendError(
-            f"precision: got 'reproducible' on {backend.name}, device {backend.device_of(like) or 'any'}, which holds "
-            f"no float64; expected {backend.widening or 'a device that does'}"
+            f"precision: got 'reproducible' on {backend.name}{place}, which holds no float64; "
+            f"expected {backend.widening or 'a device that does'}"
         )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import backends
@@ -82,12 +82,12 @@ def memory(backend: Backend, like: Array, dtype: str, argument: tuple[str, Any],
             )
 
 
-def owner(name: str, array: Any) -> Backend:
-    """Check that a value is an array that portconv can use; return its backend."""
+def owner(name: str, array: Any, beside: Mapping[str, Any]) -> Backend:
+    """Check that a value is an array that portconv can use, `beside` other arguments; return its backend."""
     try:
-        backend = backends.of(array)
+        backend = backends.of(array, beside)
     except ConvTypeError as error:
-        raise ConvTypeError(f"{name}: {error}") from None
+        raise ConvTypeError(f"{name}: {error}") from error.__cause__
     if (objection := backend.objection(array)) is not None:
         raise type(objection)(f"{name}: {objection}")
     return backend
@@ -103,13 +103,13 @@ def arrays(**named: Array) -> tuple[Backend, Dtype]:
     for name, array in named.items():
         if name == "b" and array is None:
             continue
-        array_backend = owner(name, array)
+        array_backend = owner(name, array, named)
         if backend is None:
             first_name, first, backend = name, array, array_backend
         elif array_backend is not backend:
             raise ConvTypeError(
                 f"{name}: got an array of {array_backend.name}, expected one of {backend.name}, as {first_name} is; "
-                f"portconv.backends.get({backend.name!r}).asarray converts"
+                f"{backend.converter} converts"
             )
         elif not array_backend.same_device(array, first):
             raise BackendError(

@@ -18,6 +18,8 @@ from .remembered import looked_up
 Pairs = tuple[tuple[int, int], ...]
 MOST_DIMENSIONS = 16
 """Windows have two axes for each spatial dimension, and libraries allow about 64."""
+W_AXES, TRANSPOSED_W_AXES = "(filters, channels / groups, *kernel)", "(channels, filters / groups, *kernel)"
+"""The axes of the filters of a convolution and of a transposed one."""
 
 
 class Names(NamedTuple):
@@ -80,7 +82,7 @@ def convolution(x_shape: Shape, w_shape: Shape, options: Options, names: Names =
     ConvShapeError, ConvValueError, ConvTypeError
     """
     mode = option("padding_mode", options.padding_mode, PADDING_MODES)
-    canonical, given = _canonical_shape(x_shape, w_shape, names, options.data_format)
+    canonical, given = _canonical_shape(x_shape, w_shape, names, options.data_format, W_AXES)
     dims = len(w_shape) - 2
     padding = options.padding
     steps = _Steps(
@@ -128,7 +130,7 @@ def transposed(x_shape: Shape, w_shape: Shape, options: Options, names: Names = 
 
     Parameters and errors are those of `convolution`.
     """
-    canonical, given = _canonical_shape(x_shape, w_shape, names, options.data_format)
+    canonical, given = _canonical_shape(x_shape, w_shape, names, options.data_format, TRANSPOSED_W_AXES)
     dims = len(w_shape) - 2
     strides = per_dimension("stride", options.stride, dims, 1)
     dilations = per_dimension("dilation", options.dilation, dims, 1)
@@ -173,7 +175,9 @@ def _transposed(shapes: tuple[Shape, Shape], steps: _Steps, added: Shape, given:
     return geometry
 
 
-def _canonical_shape(x_shape: Shape, w_shape: Shape, names: Names, data_format: Any) -> tuple[Shape, _Given]:
+def _canonical_shape(
+    x_shape: Shape, w_shape: Shape, names: Names, data_format: Any, w_axes: str
+) -> tuple[Shape, _Given]:
     """Check the numbers of dimensions; return the shape of the input with a batch axis and channels first."""
     channels_last = option("data_format", data_format, DATA_FORMATS) == "channels_last"
     dims = len(w_shape) - 2
@@ -183,7 +187,7 @@ def _canonical_shape(x_shape: Shape, w_shape: Shape, names: Names, data_format: 
         hint = ""
         if names == NAMES and len(x_shape) == len(w_shape) > 0:
             hint = f"; for one channel and one filter pass x[{one}], w[None, None]"
-        raise ConvShapeError(f"{w_name}: got shape {w_shape}, expected (filters, channels / groups, *kernel){hint}")
+        raise ConvShapeError(f"{w_name}: got shape {w_shape}, expected {w_axes}{hint}")
     if dims > MOST_DIMENSIONS:
         raise ConvShapeError(f"{w_name}: got {dims} spatial dimensions, expected at most {MOST_DIMENSIONS}")
     if len(x_shape) not in (dims + 1, dims + 2):

@@ -105,8 +105,37 @@ def test_a_library_that_crashes_on_import_is_unavailable_for_that():
         def load(self):
             raise ValueError("two lines\nof woe")
 
-    assert Crashing().unavailable == "crashing cannot be used: ValueError: two lines of woe"
+    assert Crashing().unavailable == "crashing is installed and cannot be imported: ValueError: two lines of woe"
     assert not Crashing().fault.no_device
+
+
+@pytest.mark.parametrize(
+    ("init", "reason"),
+    [
+        ("raise ImportError('failed to load\\nlibcuda.so.1')", "ImportError: failed to load libcuda.so.1"),
+        ("import a_third_module", "ModuleNotFoundError: No module named 'a_third_module'"),
+        ("import halves._core", "ModuleNotFoundError: No module named 'halves._core'"),
+    ],
+)
+def test_a_library_that_fails_on_import_is_not_to_be_installed_again(tmp_path, monkeypatch, init, reason):
+    class Halves(Backend):
+        name, module, array_class, install = "half", "halves.arrays", "Array", "pip install halves"
+
+        def load(self):
+            return importlib.import_module("halves")
+
+    with pytest.raises(BackendError) as caught:
+        Halves().xp  # noqa: B018
+    assert str(caught.value) == (
+        "backend 'half' is unavailable: half is not installed (No module named 'halves'); "
+        "to install it: pip install halves"
+    )
+    (tmp_path / "halves").mkdir()
+    (tmp_path / "halves" / "__init__.py").write_text(init)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(BackendError) as caught:
+        Halves().xp  # noqa: B018
+    assert str(caught.value) == f"backend 'half' is unavailable: half is installed and cannot be imported: {reason}"
 
 
 def test_no_device_is_told_from_other_faults():

@@ -83,6 +83,16 @@ class Fixed(Strange):
     device = "here"
 
 
+class Masked(Writable):
+    """Arrays with a mask, as those of marray are: it is an array of the library inside."""
+
+    device = "here"
+
+    def __init__(self, array, mask=False):
+        super().__init__(array)
+        self.mask = np.broadcast_to(mask, self.shape)
+
+
 class Info:
     """What a namespace says of itself, with a keyword that has no default, as ndonnx has it."""
 
@@ -119,6 +129,7 @@ NAMESPACES = {
     Placed: namespace("strange.placed", Placed, without=("float16", "fft")),
     Nowhere: namespace("strange.nowhere", Nowhere, device=False),
     Fixed: namespace("strange.fixed", Fixed),
+    Masked: namespace("strange.masked", Masked),
 }
 
 
@@ -215,8 +226,64 @@ def test_a_wrapper_of_a_known_library_s_arrays_is_told_what_is_expected():
     with pytest.raises(ConvTypeError) as caught:
         portconv.conv(X, Wrapper(W))
     assert str(caught.value) == (
-        "w: got Wrapper, expected numpy.ndarray; portconv.backends.get('numpy').asarray makes one of it"
+        "w: got Wrapper, expected numpy.ndarray, as x is; portconv.backends.get('numpy').asarray makes one of it"
     )
+
+
+def test_an_array_is_refused_where_its_mask_leaves_something_out():
+    x, w = given(Masked, X, W)
+    out, cache = portconv.conv_forward(x, w)
+    assert np.array_equal(out.array, portconv.conv(X, W))
+    words = "got a masked array, expected a plain one, with a number where the mask is"
+    for name, call in {
+        "x": lambda: portconv.conv(Masked(X, X == 3), w),
+        "w": lambda: portconv.conv(x, Masked(W, True)),
+        "dout": lambda: portconv.conv_backward(Masked(out.array, out.array > 0), cache),
+    }.items():
+        with pytest.raises(ConvTypeError) as caught:
+            call()
+        assert str(caught.value) == f"{name}: {words}"
+
+
+def test_another_library_s_array_is_converted_by_what_the_namespace_has():
+    with pytest.raises(ConvTypeError) as caught:
+        portconv.conv(Placed(X), W)
+    assert str(caught.value) == (
+        "w: got an array of numpy, expected one of strange.placed, as x is; strange.placed.asarray converts"
+    )
+    with pytest.raises(ConvTypeError) as caught:
+        portconv.conv(X, Placed(W))
+    assert str(caught.value) == (
+        "w: got an array of strange.placed, expected one of numpy, as x is; "
+        "portconv.backends.get('numpy').asarray converts"
+    )
+
+
+def raising(error):
+    def get(self, api_version=None):
+        raise error
+
+    return get
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize(
+    ("members", "cause"),
+    [
+        ({"__array_namespace__": raising(ValueError("no such version"))}, "ValueError('no such version')"),
+        ({"__array_namespace__": raising(RuntimeError("gone"))}, "RuntimeError('gone')"),
+        ({"__array_namespace__": lambda self, api_version=None: None}, "has no attribute '__name__'"),
+        ({"shape": property(raising(RuntimeError("deleted")))}, "RuntimeError('deleted')"),
+    ],
+)
+def test_what_has_no_namespace_is_no_array(members, cause, is_first):
+    if not is_first:
+        backends.of(Placed(X))
+    broken = type("Broken", (), {"shape": (1, 1, 3)} | members)()
+    with pytest.raises(ConvTypeError) as caught:
+        portconv.conv(broken, broken)
+    assert str(caught.value) == "x: got Broken, expected an array with an Array API namespace"
+    assert cause in repr(caught.value.__cause__)
 
 
 def test_an_old_version_of_the_standard_is_enough_or_named():

@@ -126,7 +126,10 @@ def test_json_of_each_case() -> None:
     }
     assert [name for name, entry in actual.items() if entry["available"]] == ["fast"]
     assert [name for name, entry in actual.items() if entry["no_device"]] == ["no_device"]
-    assert actual["crashing"]["reason"] == "json cannot be used: RuntimeError: the driver is confused"
+    assert actual["crashing"]["reason"] == (
+        "crashing is installed and cannot be imported: RuntimeError: the driver is confused"
+    )
+    assert (actual["crashing"]["install"], actual["missing"]["install"]) == (None, "pip install 'portconv[missing]'")
     assert actual["broken"]["reason"].endswith("is broken: no such module")
     assert actual["missing"]["version"] is None
     assert actual["missing"]["devices"] == []
@@ -146,8 +149,8 @@ def test_table_fits_80_columns_and_cuts_nothing_short() -> None:
 
 @pytest.mark.usefixtures("made_up")
 def test_install_command_is_shown_only_where_installing_helps() -> None:
-    # Of the four that do not work, one lacks a device, which pip cannot install, and one cannot be loaded.
-    assert listed().count("To install it") == 2
+    # Of the four that do not work, one lacks a device, which pip cannot install, and two cannot be loaded.
+    assert listed().count("To install it") == 1
 
 
 @pytest.mark.usefixtures("made_up")

@@ -75,6 +75,14 @@ def test_a_closed_output_is_no_traceback(tmp_path: Path) -> None:
     assert (tmp_path / "maps.png").stat().st_size
 
 
+@UNIX
+def test_a_closed_output_is_no_warning_of_a_file_left_open() -> None:
+    # With all libraries imported the file outlives the filters that ignore such a warning.
+    command = f'"{sys.executable}" -P -m portconv backends >&-'
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 @pytest.mark.parametrize("arguments", [["backends"], ["backends", "--json"], ["--help"]])
 def test_an_output_that_is_full_is_a_sentence(arguments: list[str]) -> None:
@@ -127,6 +135,21 @@ def test_work_without_end_is_refused(tmp_path: Path) -> None:
         "Error: --filters large.npy: got kernels that take 3.6e+12 multiplications and additions on this photograph, "
         "expected at most 2e+12: give smaller ones, or a smaller --size\n"
     )
+    np.save(tmp_path / "large.npy", np.ones((2, 3000, 3000), "float32"))
+    np.save(tmp_path / "wide.npy", np.ones((2, 1000, 1000), "float32"))
+    Image.new("L", (30, 20)).save(tmp_path / "x.png")
+    for arguments, cells, purpose in (
+        (["large.npy"], 9000000, ""),
+        (["wide.npy", "--gradient"], 1000000, " for the gradient"),
+    ):
+        done = portconv("run", "x.png", "--filters", *arguments, cwd=tmp_path)
+        assert done.returncode == 2
+        assert done.stderr == (
+            f"Error: --filters {arguments[0]}: got kernels of {cells} cells, each of which takes a step on this "
+            f"photograph{purpose}, expected at most 524288: give smaller ones\n"
+        )
+    done = portconv("run", "x.png", "--filters", "wide.npy", cwd=tmp_path)  # by Fourier transforms
+    assert (done.returncode, done.stderr) == (0, "")
     layer = {"name": "large", "x_shape": [1, 1, 3000, 3000], "w_shape": [2, 1, 3000, 3000], "padding": "same"}
     (tmp_path / "layers.json").write_text(json.dumps([layer]))
     done = portconv("verify", "--backend", "numpy", "--layers", tmp_path / "layers.json")

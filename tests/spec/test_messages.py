@@ -131,6 +131,19 @@ def test_a_grey_picture_is_told_which_axes_it_lacks():
     assert portconv.conv(GREY[0][None], FILTER[0][None, None]).shape == (1, 394)
 
 
+def test_the_axes_of_transposed_filters_are_named_in_their_order():
+    for call in (portconv.conv_transpose, portconv.conv_transpose_forward):
+        for x, hint in (
+            (GREY, "; for one channel and one filter pass x[None], w[None, None]"),
+            (np.ones((1, 3, 8, 8)), ""),
+        ):
+            with pytest.raises(ConvShapeError) as caught:
+                call(x, FILTER)
+            expected = "expected (channels, filters / groups, *kernel)"
+            assert str(caught.value) == f"w: got shape (7, 7), {expected}{hint}"
+    assert portconv.conv_transpose(GREY[None], FILTER[None, None]).shape == (1, 306, 406)
+
+
 @pytest.mark.parametrize("shapes", [((3, 300, 400), (7, 7)), ((300, 400), ()), ((), ())])
 def test_axes_are_named_only_where_they_are_known(shapes):
     x, w = map(np.ones, shapes)
@@ -189,26 +202,40 @@ def test_what_comes_last_to_integers_is_not_theirs():
         portconv.conv_backward(out.astype("float64"), cache)
 
 
-@pytest.mark.parametrize("name", ["x", "w", "b"])
-def test_a_scalar_is_no_array(name):
+def test_a_scalar_is_no_array():
     with pytest.raises(ConvTypeError) as caught:
-        portconv.conv(**FLOATS | {name: np.float64(3)})
+        portconv.conv(np.float64(3), np.float64(3))
     assert str(caught.value) == (
-        f"{name}: got float64, expected numpy.ndarray; portconv.backends.get('numpy').asarray makes one of it"
+        "x: got float64, expected numpy.ndarray; portconv.backends.get('numpy').asarray makes one of it"
     )
-    assert portconv.backends.get("numpy").asarray(np.float64(3)).shape == ()
+
+
+@pytest.mark.parametrize("name", ["x", "w", "b"])
+def test_a_scalar_is_to_become_an_array_of_the_library_of_the_others(target, name):
+    arrays = {each: target.array(array) for each, array in FLOATS.items()}
+    backend = target.backend
+    with pytest.raises(ConvTypeError) as caught:
+        portconv.conv(**arrays | {name: np.float64(3)})
+    assert str(caught.value) == (
+        f"{name}: got float64, expected {backend.module}.{backend.array_class}, as {'w' if name == 'x' else 'x'} is; "
+        f"portconv.backends.get({backend.name!r}).asarray makes one of it"
+    )
+    with pytest.raises(ConvShapeError):  # of what the message makes
+        portconv.conv(**arrays | {name: backend.asarray(np.float64(3), device=target.device)})
 
 
 def test_a_parameter_of_flax_wraps_an_array():
     nnx = pytest.importorskip("flax.nnx", reason="flax is not installed")
     numpy = pytest.importorskip("jax.numpy", reason="JAX is not installed")
     x, w = numpy.ones((1, 1, 5)), nnx.Param(numpy.ones((1, 1, 3)))
-    for arguments, name in (((x, w), "w"), ((w, w), "x")):
+    for arguments, words, library in (
+        ((x, w), "w: got Param, expected jax.Array, as x is", "jax"),
+        ((w, w), "x: got Param, expected jax.Array", "jax"),
+        ((FLOATS["x"], w), "w: got Param, expected numpy.ndarray, as x is", "numpy"),
+    ):
         with pytest.raises(ConvTypeError) as caught:
             portconv.conv(*arguments)
-        assert str(caught.value) == (
-            f"{name}: got Param, expected jax.Array; portconv.backends.get('jax').asarray makes one of it"
-        )
+        assert str(caught.value) == f"{words}; portconv.backends.get({library!r}).asarray makes one of it"
     assert portconv.conv(x, portconv.backends.get("jax").asarray(w)).tolist() == [[[3.0] * 3]]
 
 
