@@ -66,7 +66,7 @@ class Held:
             self._apply()
 
     def _apply(self) -> None:
-        wanted = min(self.asked.values()) if self.asked else None
+        wanted = min(self.asked.values(), default=None)
         if wanted == self.current:
             return
         if self.current is None:

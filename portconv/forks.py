@@ -1,7 +1,7 @@
 """What a fork must not cut in two: a forked child has none of the threads that would go on with it.
 
 `lock` is held while a module is imported late and while a setting of the whole process changes. A fork waits until it
-is free, and the child has a new one. The same thread may take it again, because a signal handler or a finalizer may
+is free, and so it is in the child. The same thread may take it again, because a signal handler or a finalizer may
 call portconv in the middle of a call.
 """
 
@@ -52,7 +52,10 @@ def _in_parent() -> None:
 
 def _in_child() -> None:
     global lock
-    lock = threading.RLock()
+    try:
+        lock.release()  # the same lock: a signal handler may have forked while this thread waited for it
+    except RuntimeError:  # an interrupt has ended the wait in `_before`, and another thread had it
+        lock = threading.RLock()
     if sys.version_info < (3, 12):  # until then each cached_property has a lock, one for all instances
         for name in [name for name in sys.modules if name.partition(".")[0] == "portconv"]:
             for member in vars(sys.modules[name]).values():
