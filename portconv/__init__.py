@@ -71,10 +71,7 @@ if not TYPE_CHECKING:  # else a checker would take any name for one of the packa
 
     def __getattr__(name: str) -> Any:
         if name in LATE:
-            from importlib import import_module
-
-            with forks.lock:  # not `forks.imported`: these import other modules late
-                return import_module(f"{__name__}.{name}")
+            return forks.attribute(__name__, name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -22,6 +22,12 @@ lock = threading.RLock()
 _importing = False
 
 
+def attribute(package: str, name: str) -> ModuleType:
+    """Import a module of a package when it is first used as an attribute, also by another that is being imported."""
+    with lock:
+        return importlib.import_module(f"{package}.{name}")
+
+
 def imported(name: str) -> ModuleType:
     """Import a module late; a child would wait for ever for the import of a thread that it does not have.
 

@@ -13,4 +13,4 @@ def __getattr__(name: str) -> Any:
     """Import a module of this package when it is first named."""
     if name not in MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return forks.imported(f"{__name__}.{name}")
+    return forks.attribute(__name__, name)
