@@ -12,10 +12,11 @@ from functools import partial
 
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_info, threadpool_limits
+from threadpoolctl import threadpool_limits
 
 import portconv
 from portconv import backends
+from portconv.backends import _numpy
 from portconv.benchmark.zoo import ZOO
 from portconv.engine import plan
 from portconv.engine.call import Asked, operation_of
@@ -459,7 +460,7 @@ def test_variables_set_what_nothing_else_does():
 
 
 def blas():
-    return [(lib["filepath"], lib["num_threads"]) for lib in threadpool_info() if lib["user_api"] == "blas"]
+    return [(library.filepath, library.num_threads) for library in _numpy._blas.libraries()]
 
 
 @pytest.fixture

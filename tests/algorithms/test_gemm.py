@@ -17,6 +17,7 @@ from portconv.algorithms import columns
 from portconv.algorithms.budget import Budget, budget_of
 from portconv.algorithms.choice import known
 from portconv.algorithms.gemm_plan import FEWEST_COLUMNS
+from portconv.backends import _numpy
 from portconv.spec.ranges import boxes, pieces, spans
 
 NUMPY = backends.get("numpy")
@@ -217,7 +218,7 @@ def test_numpy_gives_the_same_bits_on_any_number_of_threads():
 
 def test_blas_threads_are_restored(monkeypatch):
     def threads():
-        return [lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"]
+        return [library.num_threads for library in _numpy._blas.libraries()]
 
     x, w = np.ones((4, 16, 64, 64), "float32"), np.ones((16, 16, 3, 3), "float32")
     before = threads()

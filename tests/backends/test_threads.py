@@ -276,7 +276,7 @@ assert set(found) <= {36 * 9}, found
 assert len(refused) > 20
 assert set(refused) == {"got a call while the first one still loads modules, expected it after that one"}
 """
-    done = subprocess.run([sys.executable, "-c", code, precision], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-c", code, precision], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 
