@@ -18,7 +18,10 @@ class ConvTypeError(PortconvError, TypeError):
 
 
 class BackendError(PortconvError, RuntimeError):
-    """A backend that is missing or has no device, arrays on two devices, a precision it cannot hold."""
+    """A backend that is missing or has no device, arrays on two devices, a precision it cannot hold.
+
+    Also a call that interrupts the first call of a process, which still loads modules.
+    """
 
 
 def in_a_line(error: Exception) -> str:

@@ -142,18 +142,18 @@ def convolve(backend: Backend, picture: Photograph, bank: Bank, gradient: bool) 
         x = backend.asarray(picture.pixels, dtype="float32")
         w = backend.asarray(bank.over(len(picture.pixels)), dtype="float32")
         operations, taps = 2 * math.prod((*w.shape, *picture.pixels.shape[1:])), math.prod(w.shape[2:])
-        if operations > MOST_OPERATIONS or taps > MOST_TAPS:
-            by_fft = explain(x, w, padding="same").algorithm == "fft"
-            if operations > MOST_OPERATIONS and not by_fft:
-                refuse(
-                    f"--filters {bank.name}: got kernels that take {operations:.2g} multiplications and additions on "
-                    f"this photograph, expected at most {MOST_OPERATIONS:.2g}: give smaller ones, or a smaller --size"
-                )
-            if taps > MOST_TAPS and (gradient or not by_fft):  # transforms of the gradients may take too much memory
-                refuse(
-                    f"--filters {bank.name}: got kernels of {taps} cells, each of which takes a step on this photograph"
-                    f"{' for the gradient' if by_fft else ''}, expected at most {MOST_TAPS}: give smaller ones"
-                )
+        are_many = operations > MOST_OPERATIONS or taps > MOST_TAPS
+        by_fft = are_many and explain(x, w, padding="same").algorithm == "fft"
+        if operations > MOST_OPERATIONS and not by_fft:
+            refuse(
+                f"--filters {bank.name}: got kernels that take {operations:.2g} multiplications and additions on this "
+                f"photograph, expected at most {MOST_OPERATIONS:.2g}: give smaller ones, or a smaller --size"
+            )
+        if taps > MOST_TAPS and (gradient or not by_fft):  # transforms of the gradients may take too much memory
+            refuse(
+                f"--filters {bank.name}: got kernels of {taps} cells, each of which takes a step on this photograph"
+                f"{' for the gradient' if by_fft else ''}, expected at most {MOST_TAPS}: give smaller ones"
+            )
         out, cache = conv_forward(x, w, padding="same")
         # The gradient of half a sum of squares with respect to the squared numbers is those numbers.
         dx = backend.to_numpy(conv_backward(out, cache).dx) if gradient else None

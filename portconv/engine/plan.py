@@ -332,18 +332,18 @@ def _copies(operation: Operation, backend: Backend, arithmetic: Arithmetic, give
     narrow = backend.bits(backend.dtype(operation.result_dtype)) // 8
     is_narrowed = operation.result_dtype != operation.dtype and not uses_slices(operation)
     each: dict[str, int] = dict(zip(kind.operands, operands, strict=True))
+    of_read = backend.bits(given[kind.operands.index(kind.read)].dtype) // 8
     each[kind.result] = result + size * is_narrowed
     if is_copied(geometry) and Role.X in kind.operands:
-        each[Role.X] += backend.bits(given[kind.operands.index(Role.X)].dtype) // 8
+        each[Role.X] += of_read
     each["padded"] = max(wide, size) if geometry.extended is not geometry else 0
     # A part's own result, before it is put where it belongs; of filters, what it is added to as well.
     own = 2 * wide if kind == Kind.WEIGHT_GRAD else size
     part = each | {kind.result: each[kind.result] + own + narrow * (kind == Kind.WEIGHT_GRAD or is_narrowed)}
     if each["padded"] and Role.X in kind.operands:
         # Some rows with their padding filled in, before that of other dimensions is.
-        part[Role.X] += backend.bits(given[kind.operands.index(Role.X)].dtype) // 8
-    read = Role.OUT if kind == Kind.INPUT_GRAD else Role.X
-    combed = part | {read: part[read] + backend.bits(given[kind.operands.index(read)].dtype) // 8}
+        part[Role.X] += of_read
+    combed = part | {kind.read: part[kind.read] + of_read}
     return Copies(Bytes(**each), Bytes(**part), Bytes(**combed))
 
 

@@ -138,7 +138,7 @@ def _operands_of(plan: Plan, part: Part, operands: tuple[Array, ...]) -> Iterato
             rows = at[2 + dim]
             array = filled_rows(plan.geometry, plan.backend, array[(*at[:2], ...)], dim, (rows.start, rows.stop))
             at = (*EVERY, *(ALL,) * dim, slice(0, rows.stop - rows.start))
-        if part.combs and role == (Role.OUT if kind == Kind.INPUT_GRAD else Role.X):
+        if part.combs and role == kind.read:
             sizes = plan.geometry.out if role == Role.OUT else plan.geometry.size
             yield comb(part, plan.backend, sizes, at, partial(_cells, plan, role, array))
         else:

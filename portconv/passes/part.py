@@ -68,7 +68,8 @@ def with_filters(part: Part, kind: Kind, some: Range) -> Part:
 def with_samples(part: Part, samples: Range) -> Part:
     """Return the part with only these samples, which are counted in the whole."""
     geometry = replace(part.geometry, batch=samples[1] - samples[0])
-    return Part(geometry, (slice(*samples), *part.of_x[1:]), part.of_w, (slice(*samples), *part.of_out[1:]))
+    of_x, of_out = (slice(*samples), *part.of_x[1:]), (slice(*samples), *part.of_out[1:])
+    return part._replace(geometry=geometry, of_x=of_x, of_out=of_out)
 
 
 def with_outputs(part: Part, dim: int, rows: Range) -> Part:

@@ -292,8 +292,13 @@ def _cells(geometry: Geometry) -> tuple[int, int, int]:
 
 def _is_combed(geometry: Geometry, kind: Kind, dim: int, length: int) -> bool:
     """Return whether a box of this length reads more than its taps do, which can be put together."""
-    run = length if kind == Kind.INPUT_GRAD else (length - 1) * geometry.stride[dim] + 1
-    return not geometry.is_filled(dim) and geometry.kernel[dim] > 1 and run < geometry.dilation[dim]
+    has_gaps = geometry.kernel[dim] > 1 and not geometry.is_filled(dim)
+    return has_gaps and _run(geometry, kind, dim, length) < geometry.dilation[dim]
+
+
+def _run(geometry: Geometry, kind: Kind, dim: int, length: int) -> int:
+    """Count the cells from the first to the last that one tap reads for a box of this length."""
+    return length if kind == Kind.INPUT_GRAD else (length - 1) * geometry.stride[dim] + 1
 
 
 def _cells_of_box(geometry: Geometry, kind: Kind, lengths: list[int], combed: bool = False) -> tuple[int, int, int]:
@@ -306,9 +311,8 @@ def _cells_of_box(geometry: Geometry, kind: Kind, lengths: list[int], combed: bo
         if length >= (size if kind == Kind.INPUT_GRAD else out):
             cells, results, filled = size, out, geometry.padded[dim]
         elif combed and _is_combed(geometry, kind, dim, length):
-            taps = geometry.kernel[dim]
-            of_x = kind == Kind.INPUT_GRAD
-            cells, results = (length, taps * length) if of_x else (taps * ((length - 1) * stride + 1), length)
+            read = geometry.kernel[dim] * _run(geometry, kind, dim, length)
+            cells, results = (length, read) if kind == Kind.INPUT_GRAD else (read, length)
             filled = cells
         elif kind == Kind.INPUT_GRAD:
             cells, results = length, min(out, (length + extent - 2) // stride + 1)

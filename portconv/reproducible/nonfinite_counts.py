@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..backends import Array, Workspace
 from ..spec.geometry import Geometry
-from ..spec.operation import Kind, Role
+from ..spec.operation import Kind
 from ..spec.ranges import Index
 from .cutting import slot
 from .nonfinite import COUNTED, Counts, counts_of, indicators
@@ -40,9 +40,7 @@ def count_nonfinite(
 def _indicator_stack(sliced: SlicedProduct, place: int, part: Operand) -> Array:
     """Return the indicators of an operand side by side: those of `COUNTED` for each product of parts."""
     backend, part_products = sliced.backend, sliced.slicing.part_products
-    # The padded operand is the input, or the first where there is none.
-    padded = sliced.kind.operands[place] == Role.X or (sliced.kind == Kind.INPUT_GRAD and place == 0)
-    names = [pair[0 if padded else 1] for pair in COUNTED]
+    names = [pair[0 if sliced.kind.operands[place] == sliced.kind.read else 1] for pair in COUNTED]
     axis = sliced.slot_axis(place)
     shape = (*part.array.shape[:axis], len(COUNTED) * part_products, *part.array.shape[axis:])
     stack = backend.empty(shape, part.array, dtype=backend.dtype("float64"))

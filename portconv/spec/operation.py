@@ -55,6 +55,11 @@ class Kind(StrEnum):
         return OPERANDS[self]
 
     @property
+    def read(self) -> Role:
+        """The role of the operand whose cells are read through taps: the input, or the output where there is none."""
+        return Role.X if Role.X in self.operands else Role.OUT
+
+    @property
     def result(self) -> Role:
         """The role of the result of a product."""
         return RESULTS[self]
