@@ -16,12 +16,28 @@ from .. import forks
 from ..errors import BackendError, ConvTypeError
 from ._base import Backend
 from ._generic import GenericBackend
+from ._native import Convolution, NativeConvolution, NativeWork
 from ._terms import Array, ArrayT, Costs, Unavailable, Workspace
 
-__all__ = ["Array", "ArrayT", "Backend", "Costs", "Unavailable", "Workspace", "available", "find", "get", "names", "of"]
+__all__ = [
+    "Array",
+    "ArrayT",
+    "Backend",
+    "Convolution",
+    "Costs",
+    "NativeConvolution",
+    "NativeWork",
+    "Unavailable",
+    "Workspace",
+    "available",
+    "find",
+    "get",
+    "names",
+    "of",
+]
 
 GROUP = "portconv.backends"
-NO_LIBRARY = {"_base", "_blas", "_generic", "_host", "_library", "_numpy_like", "_terms", "_threads"}
+NO_LIBRARY = {"_base", "_blas", "_generic", "_host", "_library", "_native", "_numpy_like", "_terms", "_threads"}
 """The modules of this package that have no backend of a library."""
 
 _by_class: dict[type, Backend] = {}

@@ -9,14 +9,16 @@ The class `Backend` meets these requirements:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 from ..errors import BackendError, PortconvError
 from ._host import bfloat16, host_memory
 from ._library import Library
+from ._native import NativeConvolution
 from ._terms import CPU_WORKSPACE, RUN, Array, Block, Costs, Workspace
 
 
@@ -51,8 +53,12 @@ class Backend(Library):
     """How many bytes the columns of one block may have."""
     block_columns = 1 << 14
     """How many columns a product needs to run at full speed; small images share a block up to this number."""
-    costs = Costs(operation=0.02, element=0.5, transform=0.5, call=10_000)
+    costs = Costs(operation=0.02, element=0.5, transform=0.5, call=10_000, native=0.005)
     """How long work takes; the default is for a library on a CPU that makes a new array for each result."""
+    device_costs: Mapping[str, Costs] = MappingProxyType({})
+    """How long work takes on devices of other kinds, by what `place` calls them."""
+    native_convolution: NativeConvolution | None = None
+    """The convolution that the library has of its own, or None."""
     compiled_steps: int | None = None
     """How many steps of a product may be compiled as code of their own, before a `loop` is better; None if a library
     does not compile steps."""
@@ -92,6 +98,10 @@ class Backend(Library):
         """Return the device that holds an array."""
         return array.device
 
+    def place(self, like: Array) -> str:
+        """Return the kind of device that holds `like`, by which `device_costs` has costs; "" for the usual kind."""
+        return ""
+
     def asarray(self, obj: Any, dtype: Any = None, device: Any = None) -> Array:
         """Make an array of this library from `obj`; `dtype` is a dtype of the library or the name of one."""
         if isinstance(dtype, str):
@@ -123,7 +133,7 @@ class Backend(Library):
         """Return the name of a dtype, such as "float32", without its byte order."""
         return self._describe(dtype)[0]
 
-    def native(self, dtype: Any) -> Any:
+    def machine_order(self, dtype: Any) -> Any:
         """Return the same dtype in the byte order of the machine."""
         return dtype
 

@@ -6,11 +6,117 @@ import importlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ..errors import ConvShapeError, PortconvError
+from . import of
 from ._base import Backend
-from ._terms import GPU_WORKSPACE, Array
+from ._native import Convolution, NativeConvolution, NativeWork
+from ._terms import GPU_WORKSPACE, Array, Costs
+
+NEW_ARRAYS = 9
+"""So many times as long as to copy an element it takes XLA to bring it into another order and back."""
+GROUPED = 200
+"""So many times as long as an operation of a dense layer takes one of a layer with groups on a CPU."""
+
+
+class _Native(NativeConvolution):
+    """`jax.lax.conv_general_dilated`, for all three products.
+
+    XLA multiplies zeros with what is not finite: the zeros between the cells of a strided `dout`, and in float64 those
+    that stand for the channels of other groups. So a product is only taken if both its operands are finite.
+    """
+
+    def objection(self, convolution: Convolution) -> str | None:
+        return None if convolution.dims <= 3 else "one to three spatial dimensions, as XLA does"
+
+    def work(self, kind: str, convolution: Convolution, bits: int, device: str) -> NativeWork:
+        moved = convolution.elements
+        if device:
+            return NativeWork(convolution.operations, moved, 1, moved)
+        slowness = (GROUPED if convolution.groups > 1 else 1) * (8 if bits > 32 else 1)
+        return NativeWork(slowness * convolution.operations, NEW_ARRAYS * moved, 2, 2 * moved)
+
+    def code(self, kind: str, convolution: Convolution) -> str:
+        operands = {
+            "forward": "x, w",
+            "input_grad": "dout, (w of each group with channels first, and with taps in reverse)",
+            "weight_grad": "x, dout",
+        }[kind]
+        options = ", ".join(f"{name}={value}" for name, value in _options(kind, convolution).items())
+        return f"jax.lax.conv_general_dilated({operands}, {options}, precision='highest')"
+
+    def forward(self, x: Array, w: Array, b: Array | None, convolution: Convolution) -> Array | None:
+        out = _convolved(x, w, _options("forward", convolution))
+        if out is None or b is None:
+            return out
+        return out + b.astype(out.dtype).reshape(-1, *(1,) * convolution.dims)
+
+    def input_grad(self, dout: Array, w: Array, convolution: Convolution) -> Array | None:
+        groups, (filters, channels, *kernel) = convolution.groups, convolution.w_shape
+        w = w.reshape(groups, filters // groups, channels, *kernel).swapaxes(1, 2)
+        w = w.reshape(groups * channels, filters // groups, *kernel)
+        flipped = w[(..., *(slice(None, None, -1),) * convolution.dims)]
+        return _convolved(dout, flipped, _options("input_grad", convolution))
+
+    def weight_grad(self, dout: Array, x: Array, convolution: Convolution) -> Array | None:
+        return _convolved(x, dout, _options("weight_grad", convolution))
+
+
+def _options(kind: str, convolution: Convolution) -> dict[str, Any]:
+    """Return the options with which XLA's convolution computes a product.
+
+    The input gradient is a convolution of `dout`, with zeros between its cells, and the filters in reverse. The
+    gradient of filters is one of the input and `dout`, whose samples are summed over as channels are; its strides are
+    the dilations, and its dilations the strides.
+    """
+    strides, dilations, groups = convolution.stride, convolution.dilation, convolution.groups
+    sizes, taps, cells = (shape[2:] for shape in (convolution.x_shape, convolution.w_shape, convolution.out_shape))
+    extents = [d * (k - 1) + 1 for d, k in zip(dilations, taps, strict=True)]
+    spread = [s * (p - 1) + 1 for s, p in zip(strides, cells, strict=True)]
+    if kind == "forward":
+        padding = list(zip(convolution.before, convolution.after, strict=True))
+        return {
+            "window_strides": strides,
+            "padding": padding,
+            "rhs_dilation": dilations,
+            "feature_group_count": groups,
+        }
+    # Both are padded so that there is an output for each cell of the input, or for each tap of the filters.
+    ends = [size - one + lo for size, one, lo in zip(sizes, spread, convolution.before, strict=True)]
+    if kind == "input_grad":
+        starts = [extent - 1 - lo for extent, lo in zip(extents, convolution.before, strict=True)]
+        return {
+            "window_strides": (1,) * convolution.dims,
+            "padding": list(zip(starts, ends, strict=True)),
+            "lhs_dilation": strides,
+            "rhs_dilation": dilations,
+            "feature_group_count": groups,
+        }
+    ends = [extent - 1 - end for extent, end in zip(extents, ends, strict=True)]
+    order = (1, 0, *range(2, 2 + convolution.dims))
+    return {
+        "window_strides": dilations,
+        "padding": list(zip(convolution.before, ends, strict=True)),
+        "rhs_dilation": strides,
+        "dimension_numbers": (order,) * 3,
+        "batch_group_count": groups,
+    }
+
+
+def _convolved(a: Array, b: Array, options: dict[str, Any]) -> Array | None:
+    """Convolve by XLA, with sums of float16 and bfloat16 in float32; return None if an operand is not finite."""
+    import jax
+
+    backend = of(a)
+    if not (backend.all_finite(a) and backend.all_finite(b)):
+        return None
+    wide = "float32" if backend.bits(a.dtype) == 16 else None
+    if "dimension_numbers" in options:
+        options["dimension_numbers"] = jax.lax.ConvDimensionNumbers(*options["dimension_numbers"])
+    convolved: Array = jax.lax.conv_general_dilated(a, b, preferred_element_type=wide, **options)
+    return convolved
 
 
 class JaxBackend(Backend):
@@ -21,6 +127,11 @@ class JaxBackend(Backend):
     widening = "jax.config.update('jax_enable_x64', True)"
     mutable = False
     framework = "portconv.frameworks.jax_primitive"
+    native_convolution = _Native()
+    costs = Costs(operation=0.0099, element=0.21, transform=0.22, call=17_000, native=0.0049)
+    device_costs = MappingProxyType(
+        {kind: Costs(5e-5, 6e-3, 2e-3, 10_000, 2e-5) for kind in ("gpu", "cuda", "rocm", "tpu")}
+    )
     block_bytes = 64 << 20
     """Each block is compiled by itself, so a few large blocks are better than many small ones."""
     compiled_steps = 256
@@ -49,6 +160,13 @@ class JaxBackend(Backend):
 
         # A traced array has no device.
         return None if isinstance(array, jax.core.Tracer) else array.device
+
+    def place(self, like: Array) -> str:
+        import jax
+
+        device = self.device_of(like)
+        kind = jax.default_backend() if device is None else next(iter(like.devices())).platform
+        return "" if kind == "cpu" else kind
 
     def same_device(self, array: Array, other: Array) -> bool:
         one, two = self.device_of(array), self.device_of(other)

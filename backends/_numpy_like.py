@@ -20,7 +20,7 @@ class NumpyLike(Backend):
     def conversion(self, array: str, dtype: str) -> str:
         return f'{array}.astype("{dtype}")'
 
-    def native(self, dtype: Any) -> Any:
+    def machine_order(self, dtype: Any) -> Any:
         return dtype.newbyteorder("=")
 
     def complex(self, real: Array, imag: Array) -> Array:

@@ -52,12 +52,15 @@ class Costs(NamedTuple):
         One point of a Fourier transform, for each factor of two in the number of points.
     call : float
         One call of the library, without the work in it.
+    native : float
+        One multiplication or addition in the library's own convolution, if it has one.
     """
 
     operation: float
     element: float
     transform: float
     call: float
+    native: float = 0.0
 
 
 class Unavailable(Exception):

@@ -3,16 +3,184 @@
 from __future__ import annotations
 
 import importlib
+import math
+import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import cache, partial
+from types import MappingProxyType
 from typing import Any
 
 from .. import limits
 from ..errors import ConvTypeError, PortconvError
 from ._base import Backend
 from ._host import bfloat16
-from ._terms import CPU_WORKSPACE, GPU_WORKSPACE, Array
+from ._native import Convolution, NativeConvolution, NativeWork
+from ._terms import CPU_WORKSPACE, GPU_WORKSPACE, Array, Costs
+from ._threads import Held, Holding
+
+LANES = 16
+"""How many channels of a result oneDNN computes at once."""
+KEPT_BYTES = 32 << 20
+"""Larger memory than this the system takes back when it is freed, and new memory of it comes page by page."""
+NEW_PAGES = 4
+"""So many times as long as a copy takes a copy to new pages."""
+
+
+class _Native(NativeConvolution):
+    """`torch.convolution` and its backward: oneDNN on CPUs, cuDNN on NVIDIA's GPUs, else code of PyTorch's own."""
+
+    def objection(self, convolution: Convolution) -> str | None:
+        return None if convolution.dims <= 3 else "one to three spatial dimensions, as PyTorch's own convolution does"
+
+    def work(self, kind: str, convolution: Convolution, bits: int, device: str) -> NativeWork:
+        moved = convolution.elements
+        if device:
+            return NativeWork(convolution.operations, moved, 2, moved)
+        if bits > 32:
+            # PyTorch's own code for float64 makes the columns of all samples, and a small product for each group.
+            columns = math.prod(convolution.out_shape) // convolution.w_shape[0] * convolution.groups
+            columns *= math.prod(convolution.w_shape[1:])
+            return NativeWork(8 * _by_groups(convolution), moved + 2 * columns, 4, columns)
+        sizes = convolution.x_shape, convolution.w_shape, convolution.out_shape
+        pages = NEW_PAGES if max(map(math.prod, sizes)) * bits // 8 > KEPT_BYTES else 1
+        return NativeWork(_slowness(kind, convolution) * convolution.operations, pages * moved, 4, moved)
+
+    def code(self, kind: str, convolution: Convolution) -> str:
+        x = "x" if convolution.rest is None else f"torch.nn.functional.pad(x, {_pads(convolution)})"
+        options = ", ".join(map(str, _options(convolution)))
+        if kind == "forward":
+            return f"torch.convolution({x}, w, b, {options})"
+        wanted = kind == "input_grad", kind == "weight_grad", False
+        call = f"torch.ops.aten.convolution_backward(dout, {x}, w, None, {options}, {wanted})[{wanted.index(True)}]"
+        return f"{call}, whose padding is cut off" if kind == "input_grad" and convolution.rest else call
+
+    def forward(self, x: Array, w: Array, b: Array | None, convolution: Convolution) -> Array | None:
+        torch: Any = sys.modules["torch"]
+        if convolution.is_padded and not _all_finite(w):
+            return None
+        x, w, b = _served(convolution, x, w, b)
+        return _checked(torch.convolution(_padded(x, convolution), w, b, *_options(convolution)))
+
+    def input_grad(self, dout: Array, w: Array, convolution: Convolution) -> Array | None:
+        if not _all_finite(w):
+            return None
+        dout, w, _ = _served(convolution, dout, w)
+        sizes = convolution.x_shape
+        if convolution.rest:
+            cells = zip(sizes[2:], convolution.rest, strict=True)
+            sizes = (*sizes[:2], *(size + lo + hi for size, (lo, hi) in cells))
+        like = _standing_for(sizes, dout)
+        grad = _backward(dout, like, w, convolution, (True, False, False))[0]
+        return _checked(_cropped(grad, convolution))
+
+    def weight_grad(self, dout: Array, x: Array, convolution: Convolution) -> Array | None:
+        if convolution.has_windows_of_padding and not _all_finite(dout):
+            return None
+        dout, x, _ = _served(convolution, dout, x)
+        like = _standing_for(convolution.w_shape, x)
+        grad = _backward(dout, _padded(x, convolution), like, convolution, (False, True, False))[1]
+        # A number of `dout` that is not finite makes some of these so, whichever zeros the library leaves out.
+        return grad if not convolution.is_padded or _all_finite(grad) else None
+
+
+def _by_groups(convolution: Convolution) -> float:
+    """Count the operations of small products, one for each group of each sample."""
+    return convolution.operations * (1 + LANES * (convolution.groups > 1) / math.sqrt(convolution.w_shape[0]))
+
+
+def _slowness(kind: str, convolution: Convolution) -> float:
+    """Return how many times as long as in a dense layer an operation takes by oneDNN, by its measured times.
+
+    Of depthwise layers oneDNN has fast code for input gradients, for output of short kernels, and for gradients of
+    filters of up to 3 taps a dimension. Of other layers it computes `LANES` channels of a result at once.
+    """
+    filters, channels = convolution.w_shape[0] // convolution.groups, convolution.w_shape[1]
+    longest = max(convolution.w_shape[2:])
+    if filters == channels == 1 < convolution.groups:
+        limit, short, long = {"forward": (7, 3, 30), "input_grad": (7, 3, 2), "weight_grad": (3, 6, 50)}[kind]
+        return short if longest <= limit else long
+    made = channels if kind == "input_grad" else filters
+    strided = 1.5 if kind == "input_grad" and max(convolution.stride) > 1 else 1.0
+    return strided * -(-made // LANES) * LANES / made
+
+
+def _all_finite(array: Array) -> bool:
+    """Return whether an array has no nan and no infinity; if its sum is finite, all its numbers are."""
+    torch: Any = sys.modules["torch"]
+    return math.isfinite(array.sum().item()) or bool(torch.isfinite(array).all())
+
+
+def _checked(result: Array) -> Array | None:
+    """Return a result, or None if a GPU's library may have spread a nan or an infinity beyond its windows.
+
+    oneDNN and PyTorch's own code on CPUs add up the products of each window alone.
+    """
+    return result if result.device.type == "cpu" or _all_finite(result) else None
+
+
+def _served(
+    convolution: Convolution, a: Array, b: Array, bias: Array | None = None
+) -> tuple[Array, Array, Array | None]:
+    """Return operands in the dtype that the library computes in.
+
+    cuDNN makes sums of float16 and bfloat16 in float32, and so does oneDNN for bfloat16. PyTorch's own code for CPUs
+    rounds sums in between: its input gradients of float16 are up to 60 times as far off as one rounding allows.
+    """
+    torch: Any = sys.modules["torch"]
+    if a.dtype not in (torch.float16, torch.bfloat16) or a.device.type == "cuda":
+        return a, b, bias
+    if a.dtype == torch.bfloat16 and a.device.type == "cpu" and _has_bfloat16():
+        return a, b, bias
+    return a.float(), b.float(), None if bias is None else bias.float()
+
+
+@cache
+def _has_bfloat16() -> bool:
+    """Return whether oneDNN computes in bfloat16 on this CPU."""
+    torch: Any = sys.modules["torch"]
+    return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _options(convolution: Convolution) -> tuple[Any, ...]:
+    """Return the arguments of PyTorch's functions that are no arrays: the last two say that nothing is transposed."""
+    none = (0,) * convolution.dims
+    return convolution.stride, convolution.shared, convolution.dilation, False, none, convolution.groups
+
+
+def _pads(convolution: Convolution) -> list[int]:
+    """Return the padding that `_options` has not, as PyTorch has it: of the last dimension first."""
+    return [side for sides in reversed(convolution.rest or ()) for side in sides]
+
+
+def _padded(x: Array, convolution: Convolution) -> Array:
+    """Return an input with the padding, or without the cells, that the library does not see to."""
+    torch: Any = sys.modules["torch"]
+    return x if convolution.rest is None else torch.nn.functional.pad(x, _pads(convolution))
+
+
+def _cropped(grad: Array, convolution: Convolution) -> Array:
+    """Return the gradient of an input from that of what `_padded` returns."""
+    torch: Any = sys.modules["torch"]
+    if convolution.rest is None:
+        return grad
+    return torch.nn.functional.pad(grad, [-side for side in _pads(convolution)])
+
+
+def _standing_for(sizes: tuple[int, ...], like: Array) -> Array:
+    """Return any numbers for a function that reads the shape of an array, and whether its channels come last."""
+    torch: Any = sys.modules["torch"]
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(like.ndim)
+    is_last = last is not None and like.is_contiguous(memory_format=last) and not like.is_contiguous()
+    order = last if is_last else torch.contiguous_format
+    return torch.empty(sizes, dtype=like.dtype, device=like.device, memory_format=order)
+
+
+def _backward(dout: Array, x: Array, w: Array, convolution: Convolution, wanted: tuple[bool, bool, bool]) -> Any:
+    """Return the gradients that are wanted, of the input, the filters and a bias, and None for the others."""
+    torch: Any = sys.modules["torch"]
+    return torch.ops.aten.convolution_backward.default(dout, x, w, None, *_options(convolution), wanted)
 
 
 class TorchBackend(Backend):
@@ -23,6 +191,9 @@ class TorchBackend(Backend):
     views = True
     framework = "portconv.frameworks.torch_autograd"
     propagates = True
+    costs = Costs(operation=0.007, element=0.16, transform=0.063, call=15_600, native=0.0047)
+    device_costs = MappingProxyType({"cuda": Costs(5e-5, 6e-3, 2e-3, 10_000, 2e-5)})
+    native_convolution = _Native()
 
     def load(self) -> Any:
         importlib.import_module("torch")
@@ -36,6 +207,10 @@ class TorchBackend(Backend):
 
     def conversion(self, array: str, dtype: str) -> str:
         return f"{array}.to(torch.{dtype})"
+
+    def place(self, like: Array) -> str:
+        kind: str = like.device.type
+        return "" if kind in ("cpu", "meta") else kind
 
     def devices(self) -> list[Any]:
         import torch
@@ -105,22 +280,59 @@ class TorchBackend(Backend):
 
         return torch.matmul(a, b, out=out)
 
-    @contextmanager
-    def during_call(self, like: Array, precision: str) -> Iterator[None]:
-        import torch
-
+    def during_call(self, like: Array, precision: str) -> AbstractContextManager[Any]:
+        torch: Any = sys.modules["torch"]
         threads = limits.threads()
-        # The setting of each library: PyTorch's global one raises an error after a program has used both interfaces.
-        library = {"cpu": torch.backends.mkldnn, "cuda": torch.backends.cuda}.get(like.device.type)
-        with ExitStack() as held:
-            if threads is not None and threads != torch.get_num_threads():
-                held.callback(torch.set_num_threads, torch.get_num_threads())
-                torch.set_num_threads(threads)
-            if precision != "fast" and library is not None:
-                matmul: Any = library.matmul
-                held.callback(setattr, matmul, "fp32_precision", matmul.fp32_precision)
-                matmul.fp32_precision = "ieee"
-            yield
+        if threads == torch.get_num_threads():
+            threads = None
+        held = () if precision == "fast" else _lowered(like.device.type)
+        return nullcontext() if threads is None and not held else _during_call(threads, held)
+
+
+@contextmanager
+def _during_call(threads: int | None, held: tuple[Held, ...]) -> Iterator[None]:
+    """Set the number of threads, unless it is None, and hold some settings to full precision."""
+    torch: Any = sys.modules["torch"]
+    with ExitStack() as stack:
+        if threads is not None:
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(threads)
+        stack.enter_context(Holding(held, EXACT[0]))
+        yield
+
+
+EXACT = ("ieee", "none")
+"""The values of `fp32_precision` with which products of float32 are exact to float32."""
+LIBRARIES = {"cpu": ("mkldnn",) * 2, "cuda": ("cuda", "cudnn")}
+"""The parts of `torch.backends` that multiply matrices and convolve, by the type of a device."""
+
+
+@cache
+def _settings(device: str) -> tuple[Held, ...]:
+    """Return the precision of matrix products and of convolutions on a device, as settings of the process.
+
+    Each library has its own: PyTorch's global one raises an error after a program has used both interfaces.
+    """
+    torch: Any = sys.modules["torch"]
+    if device not in LIBRARIES:
+        return ()
+    multiplies, convolves = (getattr(torch.backends, library) for library in LIBRARIES[device])
+    settings = tuple(_setting(each) for each in (multiplies.matmul, convolves.conv))
+    if hasattr(os, "register_at_fork"):
+        for setting in settings:
+            os.register_at_fork(after_in_child=setting.forget)
+    return settings
+
+
+def _setting(owner: Any) -> Held:
+    return Held(partial(getattr, owner, "fp32_precision"), partial(setattr, owner, "fp32_precision"))
+
+
+def _lowered(device: str) -> tuple[Held, ...]:
+    """Return the settings if the user has lowered one, or another call holds them."""
+    settings = _settings(device)
+    as_it_is = all(setting.current is None and setting.read() in EXACT for setting in settings)
+    return () if as_it_is else settings
 
 
 def is_abstract(array: Array) -> bool:

@@ -273,7 +273,7 @@ class Column:
             raise Wrong(f"{name} is of {backends.of(got).name}")
         if self.backend.device_of(got) != self.device:
             raise Wrong(f"{name} is on {self.backend.device_of(got)}, not {self.device}")
-        if self.backend.dtype_name(got.dtype) != dtype or self.backend.native(got.dtype) != got.dtype:
+        if self.backend.dtype_name(got.dtype) != dtype or self.backend.machine_order(got.dtype) != got.dtype:
             raise Wrong(f"{name} is of {got.dtype}, not {dtype}")
         if tuple(got.shape) != truth.shape:
             raise Wrong(f"{name} is of shape {tuple(got.shape)}, not {truth.shape}")

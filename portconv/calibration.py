@@ -22,7 +22,7 @@ from .errors import in_a_line
 if TYPE_CHECKING:
     from pathlib import Path
 
-FORMAT = 1
+FORMAT = 2
 """The version of the file's format; it changes when the meaning of the numbers changes."""
 
 MOST_BYTES = 1 << 20
@@ -48,9 +48,17 @@ def path() -> Path:
     return folder / "portconv" / "calibration.json"
 
 
-def costs(backend: Backend) -> Costs:
-    """Return the costs of this backend's calls: those measured on this machine, else the shipped ones."""
-    return stored().get(backend.name, backend.costs)
+def costs(backend: Backend, device: str = "") -> Costs:
+    """Return the costs of this backend's calls on a kind of device: those measured on this machine, else those shipped.
+
+    `device` is what `Backend.place` returns.
+    """
+    return stored().get(key(backend, device)) or backend.device_costs.get(device, backend.costs)
+
+
+def key(backend: Backend, device: str) -> str:
+    """Return the name under which the costs of a backend on a kind of device are stored."""
+    return f"{backend.name} {device}".rstrip()
 
 
 def store(measured: dict[str, Costs]) -> Path:
@@ -77,7 +85,7 @@ def _json() -> ModuleType:
 
 @cache
 def stored() -> dict[str, Costs]:
-    """Read the costs that are stored for this machine and version, by the name of the backend."""
+    """Read the costs that are stored for this machine and version, by `key`."""
     try:
         where = path()
         text = _read(where)

@@ -17,7 +17,7 @@ from portconv import backends, calibration
 from portconv.backends import Costs
 from portconv.benchmark.costs import Timing, fit, regrets
 
-OWN = Costs(1.0, 2.0, 3.0, 4.0)
+OWN = Costs(1.0, 2.0, 3.0, 4.0, 5.0)
 
 
 @pytest.fixture(autouse=True)
@@ -43,9 +43,9 @@ def test_without_a_file_the_shipped_costs_serve():
 def test_what_is_stored_is_used_and_other_backends_keep_theirs():
     where = calibration.store({"numpy": OWN})
     assert where == calibration.path()
-    calibration.store({"torch": Costs(5.0, 6.0, 7.0, 8.0)})
+    calibration.store({"torch": Costs(5.0, 6.0, 7.0, 8.0, 9.0)})
     assert numpy_costs() == OWN
-    assert calibration.costs(backends.find("torch")) == (5.0, 6.0, 7.0, 8.0)
+    assert calibration.costs(backends.find("torch")) == (5.0, 6.0, 7.0, 8.0, 9.0)
     assert calibration.costs(backends.find("cupy")) == backends.find("cupy").costs
 
 
@@ -67,7 +67,7 @@ def test_what_is_stored_is_used_and_other_backends_keep_theirs():
         (lambda text: text.replace('"transform"', '"other"'), "it is damaged"),
         (lambda text: text.replace(portconv.__version__, "0.0.0"), "its version is '0.0.0'"),
         (lambda text: text.replace('"machine": "', '"machine": "another '), "its machine is 'another"),
-        (lambda text: text.replace('"format": 1', '"format": 2'), "its format is 2"),
+        (lambda text: text.replace('"format": 2', '"format": 1'), "its format is 1"),
     ],
 )
 def test_a_file_that_cannot_be_trusted_is_ignored_with_one_warning(damage, words):
@@ -142,15 +142,16 @@ def test_a_file_changes_the_choice_of_a_new_process(tmp_path):
 
 def test_costs_are_found_from_times_that_they_explain():
     rng = np.random.default_rng(0)
-    counts = 10 ** rng.uniform(2, 8, (40, 4))
-    true = (0.01, 0.2, 0.3, 3000.0)
+    counts = 10 ** rng.uniform(2, 8, (40, 5))
+    true = (0.01, 0.2, 0.3, 3000.0, 0.005)
     made = [Timing("layer", "forward", "gemm", tuple(own), float(own @ np.array(true))) for own in counts]
     assert fit(made) == pytest.approx(true, rel=1e-3)  # of three digits
 
 
 def test_no_cost_is_negative_and_what_is_not_counted_costs_nothing():
     made = [
-        Timing("layer", "forward", "gemm", (100.0 * n, 10.0 / n, 0.0, 1.0), 300.0 * n - 5 / n) for n in (1, 2, 3, 4)
+        Timing("layer", "forward", "gemm", (100.0 * n, 10.0 / n, 0.0, 1.0, 0.0), 300.0 * n - 5 / n)
+        for n in (1, 2, 3, 4)
     ]
     found = fit(made)
     assert min(found) == 0
@@ -160,16 +161,17 @@ def test_no_cost_is_negative_and_what_is_not_counted_costs_nothing():
 
 def test_regret_is_the_time_over_that_of_the_fastest():
     made = [
-        Timing("a", "forward", "gemm", (10.0, 0, 0, 0), 200.0),
-        Timing("a", "forward", "fft", (0, 0, 5.0, 0), 100.0),
-        Timing("b", "forward", "gemm", (1.0, 0, 0, 0), 50.0),
+        Timing("a", "forward", "gemm", (10.0, 0, 0, 0, 0), 200.0),
+        Timing("a", "forward", "fft", (0, 0, 5.0, 0, 0), 100.0),
+        Timing("b", "forward", "gemm", (1.0, 0, 0, 0, 0), 50.0),
     ]
-    assert regrets(made, Costs(1, 1, 1, 1)) == [("a", "forward", "fft", 1.0), ("b", "forward", "gemm", 1.0)]
-    assert regrets(made, Costs(1, 1, 3, 1))[0] == ("a", "forward", "gemm", 2.0)
+    assert regrets(made, Costs(1, 1, 1, 1, 1)) == [("a", "forward", "fft", 1.0), ("b", "forward", "gemm", 1.0)]
+    assert regrets(made, Costs(1, 1, 3, 1, 1))[0] == ("a", "forward", "gemm", 2.0)
 
 
 def test_the_file_is_json_that_says_where_it_is_from():
     found = json.loads(calibration.store({"numpy": OWN}).read_text())
-    assert found["costs"] == {"numpy": {"operation": 1.0, "element": 2.0, "transform": 3.0, "call": 4.0}}
+    costs = {"operation": 1.0, "element": 2.0, "transform": 3.0, "call": 4.0, "native": 5.0}
+    assert found["costs"] == {"numpy": costs}
     assert found["version"] == portconv.__version__
     assert found["machine"]

@@ -119,6 +119,7 @@ SKEWED = {
     "winograd": "2d mixed kernels",
     "fft": "2d mixed kernels",
     "depthwise": "2d depthwise",
+    "native": "2d pairs",
     "gemm": "2d pairs",
     "tap_loop": "2d pairs",
     "direct": "2d pairs",
@@ -133,8 +134,11 @@ every_algorithm = pytest.mark.parametrize("algorithm", portconv.algorithms())
 @pytest.fixture(autouse=True)
 def _skip_what_is_not_served(request):
     params = getattr(getattr(request.node, "callspec", None), "params", {})
-    if params.get("algorithm") == "tap_loop" and params["target"].backend.compiled_steps is None:
+    algorithm = params.get("algorithm")
+    if algorithm == "tap_loop" and params["target"].backend.compiled_steps is None:
         pytest.skip("tap_loop serves libraries that compile every step")
+    if algorithm == "native" and params["target"].backend.native_convolution is None:
+        pytest.skip("native serves libraries with a convolution of their own")
 
 
 def run(target, operands, **options):

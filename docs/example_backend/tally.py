@@ -111,6 +111,16 @@ class _Namespace:
         return _function(getattr(self.module, name))
 
 
+def convolve(x: Array, w: Array, strides: tuple[int, ...], dilations: tuple[int, ...]) -> Array:
+    """Slide filters (F, C, *K) over inputs (N, C, *S) without padding: (N, F, *P)."""
+    dims = len(strides)
+    extents = tuple(d * (k - 1) + 1 for k, d in zip(w.shape[2:], dilations, strict=True))
+    cells = np.lib.stride_tricks.sliding_window_view(x.values, extents, axis=tuple(range(2, 2 + dims)))
+    cells = cells[(..., *(slice(None, None, step) for step in strides), *(slice(None, None, d) for d in dilations))]
+    taps = tuple(range(2 + dims, 2 + 2 * dims))
+    return Array(np.moveaxis(np.tensordot(cells, w.values, axes=((1, *taps), (1, *range(2, 2 + dims)))), -1, 1))
+
+
 fft = _Namespace(np.fft)
 inf, nan, pi, e, newaxis = np.inf, np.nan, np.pi, np.e, None
 

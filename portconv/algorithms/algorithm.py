@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from ..backends import Array, Backend
+from ..errors import BackendError
 from ..spec.dtypes import Dtype
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind
@@ -31,6 +32,10 @@ SLICED = "slices"
 """The kind of a dtype that holds whole numbers, which no algorithm may round."""
 
 _registered: dict[str, Algorithm] = {}
+
+
+class LibraryError(BackendError):
+    """A library failed inside one of its own functions, for want of memory or of code for the call."""
 
 
 def register(algorithm: Algorithm) -> None:
@@ -72,6 +77,12 @@ class Algorithm:
         Whether integers are cut into slices of floating-point numbers for it.
     pads_input : bool
         Whether it copies the whole input together with its padding.
+    grows : bool
+        Whether only a limit that the user has set holds for its workspace, and not the default one.
+    sums_slices : bool
+        Whether its sums of slices are exact: a plain sum of whole numbers in float64 is.
+    widens_halves : bool
+        Whether float16 and bfloat16 become float32 before it gets them. Otherwise its results are in either dtype.
     """
 
     name: ClassVar[str]
@@ -82,6 +93,9 @@ class Algorithm:
     plain_sums: ClassVar[bool] = True
     slices_integers: ClassVar[bool] = True
     pads_input: ClassVar[bool] = False
+    grows: ClassVar[bool] = False
+    sums_slices: ClassVar[bool] = True
+    widens_halves: ClassVar[bool] = True
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

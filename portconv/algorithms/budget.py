@@ -40,6 +40,10 @@ class Budget(NamedTuple):
         filters are not finite.
     limited : bool
         Whether the user set `workspace_elements`. If not, an algorithm that computes every result may take more.
+    bits : int
+        The bits of an element.
+    device : str
+        The kind of device that the arrays are on (see `Backend.place`).
     """
 
     block_elements: int
@@ -50,6 +54,8 @@ class Budget(NamedTuple):
     summed_positions: int = 0
     mirrored: bool = True
     limited: bool = True
+    bits: int = 32
+    device: str = ""
 
 
 class Work(NamedTuple):
@@ -71,6 +77,8 @@ class Work(NamedTuple):
         The sizes of a block.
     steps : int
         The steps that a library compiles if it compiles every call: the blocks, times the copies of each.
+    native : float
+        Operations of the library's own convolution.
     """
 
     operations: float
@@ -80,12 +88,18 @@ class Work(NamedTuple):
     workspace_elements: int
     block: dict[str, int]
     steps: int = 0
+    native: float = 0
+
+    @property
+    def counts(self) -> tuple[float, float, float, float, float]:
+        """What takes time, in the order of `Costs`."""
+        return self.operations, self.elements, self.transforms, self.calls, self.native
 
 
 NO_WORK = Work(0, 0, 0, 0, 0, {})
 
 
-def budget_of(geometry: Geometry, backend: Backend, bits: int, workspace: int) -> Budget:
+def budget_of(geometry: Geometry, backend: Backend, bits: int, workspace: int, device: str = "") -> Budget:
     """Return the budget of a product whose elements have `bits` bits, for `workspace` bytes of workspace."""
     # With few filters it takes longer to copy the columns than to multiply them, and only blocks share the copies.
     library_threads = (
@@ -99,6 +113,8 @@ def budget_of(geometry: Geometry, backend: Backend, bits: int, workspace: int) -
         least_blocks=backend.least_blocks(geometry.operations, geometry.batch),
         workspace_elements=workspace * 8 // bits,
         library_threads=library_threads,
+        bits=bits,
+        device=device,
     )
 
 

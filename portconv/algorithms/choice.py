@@ -1,8 +1,8 @@
 """The choice of the algorithm that computes a product: the one with the least expected time.
 
-Each algorithm counts its work in four numbers: operations of matrix products, elements that are copied or added, points
-of Fourier transforms times their levels, and calls. A backend's `costs` say how many nanoseconds one of each takes;
-`portconv bench --calibrate` measures them on a machine (see `calibration`).
+Each algorithm counts its work in five numbers: operations of matrix products, elements that are copied or added, points
+of Fourier transforms times their levels, calls, and operations of the library's own convolution. A backend's `costs`
+say how many nanoseconds one of each takes; `portconv bench --calibrate` measures them on a machine (see `calibration`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..spec.geometry import Geometry
 from ..spec.operation import Kind
 from ..spec.remembered import remembered
 from .algorithm import SLICED as SLICED
-from .algorithm import Algorithm, registered
+from .algorithm import Algorithm, LibraryError, registered
 from .budget import NO_WORK, Budget, Work, budget_of
 
 AUTO = "auto"
@@ -46,12 +46,15 @@ class Problem(NamedTuple):
     dtype : Dtype
         The dtype in which it is computed.
     backend : Backend
+    device : str
+        The kind of device that the arrays are on (see `Backend.place`).
     """
 
     kind: str
     geometry: Geometry
     dtype: Dtype
     backend: Backend
+    device: str = ""
 
     @property
     def bits(self) -> int:
@@ -60,7 +63,7 @@ class Problem(NamedTuple):
 
     def budget(self, workspace: int) -> Budget:
         """Return the budget of the product with `workspace` bytes of workspace."""
-        return budget_of(self.geometry, self.backend, self.bits, workspace)
+        return budget_of(self.geometry, self.backend, self.bits, workspace, self.device)
 
 
 @dataclass(frozen=True)
@@ -130,12 +133,13 @@ class Weighed(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The algorithm that computes a problem, the budget of its blocks, and its work."""
+    """The algorithm that computes a problem, the budget of its blocks, its work, and whether the user named it."""
 
     problem: Problem
     algorithm: Algorithm
     budget: Budget
     work: Work
+    is_named: bool = False
 
     def compute(self, kind: str, geometry: Geometry, backend: Backend, *operands: Array) -> Array:
         """Compute a product of `x`, `w` and a bias or None, of `dout` and `w`, or of `dout` and `x`.
@@ -143,13 +147,25 @@ class Choice(NamedTuple):
         If the algorithm cannot vouch for its result, another one computes it. If that one cannot either, because its
         mirrored filters are not finite, it computes the result without mirrored filters.
         """
-        result = self.algorithm.compute(kind, geometry, backend, self.budget, *operands)
+        try:
+            result = self.algorithm.compute(kind, geometry, backend, self.budget, *operands)
+        except LibraryError:
+            if self.is_named:
+                raise
+            result = None
+        return self._by_another(kind, geometry, backend, *operands) if result is None else result
+
+    def _by_another(self, kind: str, geometry: Geometry, backend: Backend, *operands: Array) -> Array:
+        """Compute a product that the chosen algorithm cannot vouch for."""
+        if not self.algorithm.widens_halves:
+            dtype = self.problem.dtype.dtype
+            operands = tuple(None if each is None else backend.astype(each, dtype) for each in operands)
+        other = fall_back(self.problem._replace(kind=kind, geometry=geometry, backend=backend), self.budget)
+        result = None
+        if other is not self.algorithm:
+            result = other.compute(kind, geometry, backend, self.budget, *operands)
         if result is None:
-            other = fall_back(Problem(kind, geometry, self.problem.dtype, backend), self.budget)
-            if other is not self.algorithm:
-                result = other.compute(kind, geometry, backend, self.budget, *operands)
-            if result is None:
-                result = other.compute(kind, geometry, backend, self.budget._replace(mirrored=False), *operands)
+            result = other.compute(kind, geometry, backend, self.budget._replace(mirrored=False), *operands)
         return result
 
     def roundings(self, kind: str, geometry: Geometry, backend: Backend) -> int:
@@ -192,7 +208,7 @@ def algorithms() -> tuple[str, ...]:
     Examples
     --------
     >>> portconv.algorithms()
-    ('winograd', 'fft', 'depthwise', 'gemm', 'tap_loop', 'direct')
+    ('winograd', 'fft', 'depthwise', 'native', 'gemm', 'tap_loop', 'direct')
     """
     return tuple(known())
 
@@ -238,7 +254,7 @@ def choose(problem: Problem, name: str, workspace: int, strict: bool) -> Choice:
     best = min((weigh(one, problem, budget) for one in candidates), key=lambda weighed: weighed.cost)
     if best.work is None or best.why_not is not None:
         raise refusal(problem, name, workspace, best.why_not)
-    return Choice(problem, best.algorithm, budget, best.work)
+    return Choice(problem, best.algorithm, budget, best.work, is_named=name in known())
 
 
 def consider(problem: Problem, budget: Budget) -> tuple[Weighed, ...]:
@@ -248,28 +264,30 @@ def consider(problem: Problem, budget: Budget) -> tuple[Weighed, ...]:
 
 def objection(algorithm: Algorithm, problem: Problem) -> str | None:
     """Return None if an algorithm serves a product with enough memory; otherwise say what it does serve."""
-    _, geometry, dtype, backend = problem
+    _, geometry, dtype, backend, _ = problem
     if dtype.kind != SLICED:
         return algorithm.objection(geometry, dtype, backend)
     # Slices are whole numbers in float64, whose plain sums are exact.
     why_not = algorithm.objection(geometry, dtype._replace(kind="real floating"), backend)
-    return why_not if algorithm.plain_sums else "a precision other than 'reproducible'"
+    exact = algorithm.plain_sums and algorithm.sums_slices
+    return why_not if exact else "a precision other than 'reproducible'"
 
 
 def weigh(algorithm: Algorithm, problem: Problem, budget: Budget, step: int = 1) -> Weighed:
     """Estimate the time of a product by an algorithm; for a library that compiles, each step counts `step` times."""
-    kind, geometry, _, backend = problem
+    kind, geometry, _, backend, device = problem
     why_not = objection(algorithm, problem)
     if why_not is not None:
         return Weighed(algorithm, math.inf, None, why_not)
     if 0 in geometry.x_shape and (kind == Kind.INPUT_GRAD or not geometry.batch):  # there is no work to plan
         return Weighed(algorithm, 0.0 if algorithm.vouches else math.inf, NO_WORK, None)
     work = algorithm.work(kind, geometry, budget, backend)
-    if work.workspace_elements > budget.workspace_elements and (budget.limited or not algorithm.vouches):
+    grows = algorithm.vouches or algorithm.grows
+    if work.workspace_elements > budget.workspace_elements and (budget.limited or not grows):
         size = work.workspace_elements * problem.bits // 8
         return Weighed(algorithm, math.inf, work, f"a workspace_limit of at least {size} bytes")
-    counts = (work.operations, work.elements, work.transforms, work.calls)
-    cost = sum(each * count for each, count in zip(calibration.costs(backend), counts, strict=True))
+    costs = calibration.costs(backend, device)
+    cost = sum(each * count for each, count in zip(costs, work.counts, strict=True))
     if backend.compiled_steps is not None and step * work.steps > backend.compiled_steps:
         cost *= TOO_MANY_STEPS
     return Weighed(algorithm, cost * algorithm.handicap, work, None)

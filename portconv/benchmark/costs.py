@@ -1,6 +1,6 @@
 """Measure the costs of an array library on this machine, by timing each algorithm on layers of the zoo.
 
-An algorithm describes its work in four counts (see `portconv.algorithms.choice`). Its time is the sum of the counts,
+An algorithm describes its work in counts (see `portconv.algorithms.choice`). Its time is the sum of the counts,
 each times a cost. The costs are fitted by least squares of the relative errors; none of them is negative.
 """
 
@@ -30,12 +30,12 @@ SLOW = 6
 
 
 class Timing(NamedTuple):
-    """One product of a layer by one algorithm: its four counts, and the nanoseconds it takes."""
+    """One product of a layer by one algorithm: its counts, and the nanoseconds it takes."""
 
     layer: str
     kind: str
     algorithm: str
-    counts: tuple[float, float, float, float]
+    counts: tuple[float, ...]
     nanoseconds: float
 
 
@@ -48,7 +48,7 @@ def timings(layer: Layer, backend: Backend) -> Iterator[Timing]:
     geometry = call.convolution(x, w, None, Options(**options)).operation.geometry
     dtype = named(backend, backend.dtype_name(x.dtype))
     for kind in PRODUCTS:
-        problem_of_kind = choice.Problem(kind, geometry, dtype, backend)
+        problem_of_kind = choice.Problem(kind, geometry, dtype, backend, backend.place(x))
         budget = choice.choose(problem_of_kind, "auto", backend.default_workspace(x), strict=True).budget
         considered = choice.consider(problem_of_kind, budget)
         lowest_cost = min(candidate.cost for candidate in considered)
@@ -61,7 +61,7 @@ def timings(layer: Layer, backend: Backend) -> Iterator[Timing]:
                     "input_grad": partial(conv_input_grad, dout, w, layer.x_shape, **keywords),
                     "weight_grad": partial(conv_weight_grad, dout, x, layer.w_shape, **keywords),
                 }[kind]
-                counts[candidate.name] = candidate.work[:4]
+                counts[candidate.name] = candidate.work.counts
         for name, seconds in medians(_synchronized(runs, backend), REPEATS).items():
             yield Timing(layer.name, kind, name, counts[name], seconds * 1e9)
 
@@ -81,7 +81,7 @@ def fit(measured: Iterable[Timing]) -> Costs:
     Examples
     --------
     >>> from portconv.benchmark.costs import Timing, fit
-    >>> fit([Timing("", "", "", (1e6, 1e3 * i, 0, i), 8e4 + 100 * i + 3000 * i) for i in range(5)]).operation
+    >>> fit([Timing("", "", "", (1e6, 1e3 * i, 0, i, 0), 8e4 + 100 * i + 3000 * i) for i in range(5)]).operation
     0.08
     """
     rows = [(timing.counts, timing.nanoseconds) for timing in measured]

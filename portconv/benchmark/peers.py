@@ -148,11 +148,11 @@ def _cupy_peak(backend: Backend) -> Callable[[Run], int]:
     return peak
 
 
-class Direct(Peer):
-    """portconv's `direct`, its readable algorithm."""
+class Named(Peer):
+    """portconv by the algorithm of this name."""
 
     def prepare(self, problem: Problem, backend: Backend, threads: int) -> Candidate:
-        return portconv_itself(self.name, problem, backend, "direct")
+        return portconv_itself(self.name, problem, backend, self.name)
 
 
 class Reproducible(Peer):
@@ -342,7 +342,8 @@ PEERS: tuple[Peer, ...] = (
         "pip install jax",
         note="has a thread for each CPU, however many the others have",
     ),
-    Direct("direct", "portconv's direct", default=False, rival=False),
+    Named("direct", "portconv's direct", default=False, rival=False),
+    Named("gemm", "portconv's gemm", default=False, rival=False),
     Reproducible("same-bits", "portconv with precision 'reproducible'", default=False, rival=False),
     Product("product", "matrix products of as many operations", rival=False),
 )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .. import backends
 from ..backends import Backend
@@ -147,16 +147,16 @@ def _needed(case: Case) -> int:
     return itemsize * COPIES * sum(map(math.prod, (sizes.x_shape, sizes.w_shape, sizes.out_shape)))
 
 
-def batches(runs: Sequence[tuple[Case, str]]) -> Iterator[list[tuple[Case, str]]]:
+def batches(runs: Sequence[Run]) -> Iterator[list[Run]]:
     """Cut the runs into parts whose exact values take at most `HELD` bytes, or are those of one case."""
-    batch: list[tuple[Case, str]] = []
+    batch: list[Run] = []
     total = 0
-    for case, precision in runs:
-        total += _needed(case)
+    for run in runs:
+        total += _needed(run.case)
         if batch and total > HELD:
             yield batch
-            batch, total = [], _needed(case)
-        batch.append((case, precision))
+            batch, total = [], _needed(run.case)
+        batch.append(run)
     yield batch
 
 
@@ -170,26 +170,50 @@ def _sizes(dims: Sequence[str]) -> dict[str, int]:
     return sizes
 
 
-def runs(
-    cases: Sequence[Case], algorithms: Sequence[str], precisions: Sequence[str], report: Report
-) -> list[tuple[Case, str]]:
+class Run(NamedTuple):
+    """A case in a precision, and the variants that run it."""
+
+    case: Case
+    precision: str
+    variants: list[Variant]
+
+
+Ways = Mapping[tuple[str, str], Sequence[Variant]]
+"""The variants that run the cases of a dtype in a precision."""
+
+
+def runs(cases: Sequence[Case], algorithms: Sequence[str], ways: Ways, report: Report) -> list[Run]:
     """Return each case in each precision, by each named algorithm or by its own; the report notes what is left out."""
     fitting = [case for case in cases if case.fits]
     for case in cases:
         if not case.fits:
             report.leave_out(f"{case.dtype} cases whose weights are too large for it")
     chosen = []
-    for precision in precisions:
+    for precision in dict.fromkeys(precision for _, precision in ways):
         for case in fitting:
+            wanted = ways[case.dtype, precision]
             if not algorithms:
-                chosen.append((_by_its_own(case, precision), precision))
+                case = _by_its_own(case, precision)
+                chosen.append(Run(case, precision, _serving(case, precision, wanted) or list(wanted)))
             for algorithm in dict.fromkeys(algorithms):
                 named = replace(case, algorithm=algorithm)
-                if algorithm == "auto" or unserved(named, precision) is None:
-                    chosen.append((named, precision))
-                else:
-                    report.leave_out(f"{case.dtype} cases that {algorithm} cannot compute in {precision} precision")
+                serving = _serving(named, precision, wanted)
+                if serving:
+                    chosen.append(Run(named, precision, serving))
+                what = f"{case.dtype} cases that {algorithm} cannot compute in {precision} precision"
+                others = dict.fromkeys(one.backend.name for one in wanted if one not in serving) if serving else [""]
+                if len(serving) < len(wanted):
+                    report.leave_out(f"{what}{' on ' * bool(serving)}{', '.join(others)}")
     return chosen
+
+
+def _serving(case: Case, precision: str, variants: Sequence[Variant]) -> list[Variant]:
+    """Return the variants on whose backends the algorithm of a case can compute it."""
+    if case.algorithm == "auto":
+        return list(variants)
+    by_name = {variant.backend.name: variant.backend for variant in variants}
+    serving = [name for name, backend in by_name.items() if unserved(case, precision, backend) is None]
+    return [variant for variant in variants if variant.backend.name in serving]
 
 
 def _by_its_own(case: Case, precision: str) -> Case:

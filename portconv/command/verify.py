@@ -22,7 +22,7 @@ from rich.text import Text
 from ..benchmark.report import surroundings
 from ..errors import PortconvError
 from ..spec.options import PRECISIONS
-from ..verification import Case, Report, Trial, Variant, cases, unsupported
+from ..verification import Report, Trial, Variant, cases, unsupported
 from ..verification.cases import ALL_DTYPES, DTYPES, in_dtypes
 from ..verification.report import LEGEND, SUBJECT, Row, both, counted, figure, grouped, share
 from . import chosen
@@ -147,10 +147,10 @@ def command(
     ways = _ways(report, places, wanted_dtypes, wanted, threads)
     supported = [dtype for dtype in wanted_dtypes if any(ways[dtype, precision] for precision in wanted)]
     to_run = cases(supported) if layer_cases is None else in_dtypes(layer_cases, supported)
-    runs = chosen.runs(to_run, algorithms, wanted, report)
+    runs = chosen.runs(to_run, algorithms, ways, report)
     if not as_json:
         Console(highlight=False).print(SUBJECT)
-    _fill(report, runs, ways)
+    _fill(report, runs)
     settings = {"precision": ", ".join(wanted), "dtype": ", ".join(wanted_dtypes)}
     about = _about(ctx, report, places, settings)
     if html is not None:
@@ -164,13 +164,9 @@ def command(
     ctx.exit(0 if report.held else 1)
 
 
-Ways = Mapping[tuple[str, str], Sequence[Variant]]
-"""The variants that run the cases of a dtype in a precision."""
-
-
 def _ways(
     report: Report, places: Sequence[Variant], dtypes: Sequence[str], precisions: Sequence[str], threads: Sequence[int]
-) -> Ways:
+) -> chosen.Ways:
     ways = {}
     for precision in precisions:
         for dtype in dtypes:
@@ -186,21 +182,21 @@ def _ways(
     return ways
 
 
-def _fill(report: Report, runs: Sequence[tuple[Case, str]], ways: Ways) -> None:
+def _fill(report: Report, runs: Sequence[chosen.Run]) -> None:
     """Run the cases on one backend after the other, and say on the standard error when each backend is done.
 
     As many cases at a time as `chosen.batches` says. All variants of a backend run a case in a row, because libraries
     that compile forget what they compiled long ago.
     """
     console = Console(stderr=True)
-    counts = Counter(name for case, precision in runs for name in _backends(ways[case.dtype, precision]))
+    counts = Counter(name for run in runs for name in _backends(run.variants))
     left, seconds = counts.copy(), dict.fromkeys(counts, 0.0)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("exact values", total=len(runs) + counts.total())
         for batch in chosen.batches(runs):
             trials = []
-            for case, precision in batch:
-                trials.append(_trial(case, ways[case.dtype, precision], precision))
+            for run in batch:
+                trials.append(_trial(run))
                 progress.advance(task)
             for name in counts:
                 progress.update(task, description=name)
@@ -221,13 +217,13 @@ def _backends(variants: Sequence[Variant]) -> list[str]:
     return list(dict.fromkeys(variant.backend.name for variant in variants))
 
 
-def _trial(case: Case, variants: Sequence[Variant], precision: str) -> Trial:
+def _trial(run: chosen.Run) -> Trial:
     try:
-        return Trial(case, variants, precision)
+        return Trial(run.case, run.variants, run.precision)
     except MemoryError:
-        refuse(f"layer {case.name!r}: its exact values do not fit into memory")
+        refuse(f"layer {run.case.name!r}: its exact values do not fit into memory")
     except PortconvError as error:
-        refuse(f"layer {case.name!r}: its exact values cannot be computed: {error}")
+        refuse(f"layer {run.case.name!r}: its exact values cannot be computed: {error}")
 
 
 def _about(

@@ -61,6 +61,13 @@ class Given(NamedTuple):
 Operands = tuple[Given, Given]
 
 
+class Device(NamedTuple):
+    """The kind of device that the arrays are on, and the bytes of workspace that a call may take there by default."""
+
+    kind: str
+    workspace: int
+
+
 class Plan(NamedTuple):
     """How one of the three products is computed on arrays of a backend.
 
@@ -85,6 +92,7 @@ class Plan(NamedTuple):
         The precision that the library is held to.
     parts : Parts
         What the product is cut into.
+    device : Device
     choices : dict of Geometry to Choice
         The algorithm that serves each part, by its geometry.
     bare : Choice or None
@@ -102,6 +110,7 @@ class Plan(NamedTuple):
     in_slices: bool
     precision: str
     parts: Parts
+    device: Device
     choices: dict[Geometry, Choice]
     bare: Choice | None = None
 
@@ -150,7 +159,8 @@ class Plan(NamedTuple):
 
     def choose(self, geometry: Geometry, dtype: Dtype) -> Choice:
         """Choose the algorithm for a convolution that is computed in that dtype."""
-        name, problem = self.operation.algorithm, Problem(self.operation.kind, geometry, dtype, self.backend)
+        name = self.operation.algorithm
+        problem = Problem(self.operation.kind, geometry, dtype, self.backend, self.device.kind)
         if name == AUTO and self.gathers:
             name = PLAIN  # the others may serve what is gathered, but not the call itself
         return choose(problem, name, self.workspace, self.limited)
@@ -172,7 +182,8 @@ class Plan(NamedTuple):
         limit = limits.workspace() or self.workspace
 
         def least(name: str) -> int | None:
-            return _least_limit(changed(self.operation, algorithm=name), self.backend, _ordered(self.given), limit)
+            operation = changed(self.operation, algorithm=name)
+            return _least_limit(operation, self.backend, _ordered(self.given), self.device, limit)
 
         return explanation(choice, size, least)
 
@@ -199,7 +210,8 @@ def given(operation: Operation, backend: Backend, a: Array, b: Array) -> Operand
 
 def of_given(operation: Operation, backend: Backend, operands: Operands, like: Array) -> Plan:
     """Return the plan of a product, for operands that are described, on the device of `like`."""
-    return _planned(operation, backend, operands, limits.workspace(), backend.default_workspace(like))
+    device = Device(backend.place(like), backend.default_workspace(like))
+    return _planned(operation, backend, operands, device, limits.workspace())
 
 
 def uses_slices(operation: Operation) -> bool:
@@ -219,21 +231,21 @@ def has_no_terms(operation: Operation) -> bool:
 
 
 @remembered(lambda plan: len(plan.choices))
-def _planned(operation: Operation, backend: Backend, operands: Operands, limit: int | None, default: int) -> Plan:
+def _planned(operation: Operation, backend: Backend, operands: Operands, device: Device, limit: int | None) -> Plan:
     if _ordered(operands) != operands:
         try:
-            return _attempt(operation, backend, operands, limit, default)
+            return _attempt(operation, backend, operands, device, limit)
         except ConvValueError:
             # To put an operand in order only saves time. Where there is no memory for that, it stays as it is.
             operands = _ordered(operands)
     try:
-        return _attempt(operation, backend, operands, limit, default)
+        return _attempt(operation, backend, operands, device, limit)
     except ConvValueError:
-        least = None if limit is None else _least_limit(operation, backend, operands, limit)
+        least = None if limit is None else _least_limit(operation, backend, operands, device, limit)
         if least is None:
             raise
     name = operation.algorithm
-    if name != AUTO and _serves(changed(operation, algorithm=AUTO), backend, operands, limit):
+    if name != AUTO and _serves(changed(operation, algorithm=AUTO), backend, operands, device, limit):
         raise ConvValueError(
             f"algorithm: got {name!r} under a workspace_limit of {limit} bytes, expected 'auto', or a workspace_limit "
             f"of at least {least} bytes, which {name!r} needs for this call"
@@ -250,7 +262,7 @@ def _ordered(operands: Operands) -> Operands:
     return Given(a.dtype), Given(b.dtype)
 
 
-def _attempt(operation: Operation, backend: Backend, operands: Operands, limit: int | None, default: int) -> Plan:
+def _attempt(operation: Operation, backend: Backend, operands: Operands, device: Device, limit: int | None) -> Plan:
     """Make a plan; raise a ConvValueError if no algorithm serves, or the limit is too small."""
     kind, geometry = operation.kind, operation.geometry
     asked, slices, ordered = (
@@ -263,16 +275,16 @@ def _attempt(operation: Operation, backend: Backend, operands: Operands, limit: 
     copies = _copies(operation, backend, arithmetic, operands)
     plan = Plan(
         *(operation, backend, arithmetic, operands, copies, geometry, 0),
-        *(limit is not None, slices, held_precision(operation), whole_of(geometry, kind), {}),
+        *(limit is not None, slices, held_precision(operation), whole_of(geometry, kind), device, {}),
     )
     if asked is not None:
-        problem = Problem(kind, *plan.asked(geometry), backend)
+        problem = Problem(kind, *plan.asked(geometry), backend, device.kind)
         if (why_not := objection(asked, problem)) is not None:
             raise refusal(problem, asked.name, 0, why_not)
     if copies and not slices:
         geometry = gathered(geometry)
         copies = _copies(changed(operation, geometry=geometry), backend, arithmetic, operands)
-    all_in_all = limit or default * (SLICES if slices else 1)
+    all_in_all = limit or device.workspace * (SLICES if slices else 1)
     if slices:
         all_in_all -= limits.reproducible_block_bytes(backend.block_bytes, limit)
     # Copies and an algorithm's workspaces take half each.
@@ -297,28 +309,28 @@ def _attempt(operation: Operation, backend: Backend, operands: Operands, limit: 
     return plan._replace(bare=plan.largest[1] if is_bare else None)
 
 
-def _serves(operation: Operation, backend: Backend, operands: Operands, limit: int | None) -> bool:
+def _serves(operation: Operation, backend: Backend, operands: Operands, device: Device, limit: int | None) -> bool:
     """Return whether a limit is enough for a product."""
     try:
-        _attempt(operation, backend, operands, limit, 0)
+        _attempt(operation, backend, operands, device, limit)
     except ConvValueError:
         return False
     return True
 
 
-def _least_limit(operation: Operation, backend: Backend, operands: Operands, limit: int) -> int | None:
+def _least_limit(operation: Operation, backend: Backend, operands: Operands, device: Device, limit: int) -> int | None:
     """Return a limit beyond `limit` that is enough, and little more than the least; None if none is enough."""
-    least = _enough(operation, backend, operands, 1)
+    least = _enough(operation, backend, operands, device, 1)
     # A plan may fit under a limit and none under a larger one, whose parts are larger.
-    return least if least is None or least > limit else _enough(operation, backend, operands, limit)
+    return least if least is None or least > limit else _enough(operation, backend, operands, device, limit)
 
 
 @remembered()
-def _enough(operation: Operation, backend: Backend, operands: Operands, limit: int) -> int | None:
+def _enough(operation: Operation, backend: Backend, operands: Operands, device: Device, limit: int) -> int | None:
     """Return what `_least_limit` does, by trying."""
-    if not _serves(operation, backend, operands, sys.maxsize):
+    if not _serves(operation, backend, operands, device, sys.maxsize):
         return None
-    return _least(lambda more: _serves(operation, backend, operands, more), limit)
+    return _least(lambda more: _serves(operation, backend, operands, device, more), limit)
 
 
 def _copies(operation: Operation, backend: Backend, arithmetic: Arithmetic, given: Operands) -> Copies:
@@ -360,7 +372,7 @@ def _copied(
         return [more + number for more in ordered], number + number // 4 * operation.is_complex, number
     if dtype.kind != "integral":
         # A copy that puts an operand in order has the byte order of the machine.
-        own = [one.dtype if one.in_order else backend.native(one.dtype) for one in given]
+        own = [one.dtype if one.in_order else backend.machine_order(one.dtype) for one in given]
         conjugates = (dtype.kind == "complex floating" and each for each in operation.conjugated)
         both = zip(ordered, own, conjugates, strict=True)
         operands = [more + (wide if copied or one != computed else 0) for more, one, copied in both]

@@ -126,7 +126,9 @@ def _part(plan: Plan, part: Part, operands: tuple[Array, ...]) -> Array:
         grad = choice.compute(kind, geometry.extended, backend, a, b)
         return with_bias(backend, fold(geometry, backend, grad), bias)
 
-    return plan.arithmetic.compute(backend, multiply, a, b, *bias)
+    # The gradient of filled padding is added to that of the cells it is filled from, before it is rounded.
+    folds = kind == Kind.INPUT_GRAD and geometry.extended is not geometry
+    return plan.arithmetic.compute(backend, multiply, folds or choice.algorithm.widens_halves, a, b, *bias)
 
 
 def _operands_of(plan: Plan, part: Part, operands: tuple[Array, ...]) -> Iterator[Array]:

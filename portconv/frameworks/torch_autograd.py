@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from inspect import signature
 from typing import Any
 
 import torch
@@ -20,11 +21,22 @@ NAMES = {Kind.FORWARD: "Conv", Kind.UNFOLD: "Unfold", Kind.FOLD: "Fold"}
 
 
 def node(operation: Operation, backend: Backend, *operands: Array) -> Array:
-    """Make an operation one node of the graph."""
+    """Make an operation one node of the graph, or compute it where there is no graph."""
+    if _is_plain(operands):
+        return execution.compute(operation, backend, *operands)
     if operation.kind == Kind.ERROR_BOUND:  # it has no gradient
         with torch.no_grad():
             return _function(operation.kind).apply(backend, operation, *operands)
     return _function(operation.kind).apply(backend, operation, *operands)
+
+
+def _is_plain(operands: tuple[Array, ...]) -> bool:
+    """Return whether PyTorch only wants the numbers: a node takes longer than a small call."""
+    if torch.is_grad_enabled() and any(operand.requires_grad for operand in operands):
+        return False
+    transformed = torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack()
+    is_dual = torch.autograd.forward_ad._current_level >= 0
+    return not (transformed or is_dual or any(map(is_abstract, operands)))
 
 
 @cache
@@ -69,5 +81,7 @@ def _function(kind: Kind) -> Any:
         ) -> tuple[Array, int]:
             return mapped(operation, backend, operands, in_dims[2:], run), 0
 
+    # PyTorch asks for it at each call, and without it works it out anew.
+    Node.forward.__signature__ = signature(Node.forward)  # type: ignore[attr-defined]
     name = NAMES.get(kind) or "Conv" + kind.title().replace("_", "")
     return type(name, (Node,), {})

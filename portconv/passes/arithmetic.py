@@ -42,16 +42,19 @@ class Arithmetic(NamedTuple):
             return Dtype(backend.dtype("float64"), dtype.name, dtype.kind)
         return dtype
 
-    def compute(self, backend: Backend, product: Product, a: Array, b: Array, bias: Array | None = None) -> Array:
+    def compute(
+        self, backend: Backend, product: Product, widens: bool, a: Array, b: Array, bias: Array | None = None
+    ) -> Array:
         """Compute a product of two operands, and add a bias (F,) to its result (N, F, ...), in this arithmetic.
 
-        `product` computes it of operands, and a bias or None, that are all of one floating-point dtype.
+        `product` computes it of operands, and a bias or None, that are all of one floating-point dtype: of float16 and
+        bfloat16 only unless it `widens` them.
         """
         dtype = self.dtype
         if dtype.kind == "integral":
             return modular(max(1, self.terms) if self.slices else 0, backend, dtype, product, (a, b, bias))
         half = dtype.name in HALVES
-        wide = backend.dtype("float32") if half else dtype.dtype
+        wide = backend.dtype("float32") if half and widens else dtype.dtype
         a, b = backend.astype(a, wide), backend.astype(b, wide)
         result = product(a, b, None if bias is None else backend.astype(bias, wide))
         return backend.astype(result, dtype.dtype) if half else result

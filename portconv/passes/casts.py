@@ -12,8 +12,8 @@ def conjugate(backend: Backend, array: Array) -> Array:
 
 
 def narrow(backend: Backend, array: Array, dtype: object) -> Array:
-    """Return an array in the native form of a dtype; of complex numbers in a real dtype, the real part."""
-    dtype = backend.native(dtype)
+    """Return an array in a dtype, in the machine's byte order; of complex numbers in a real dtype, the real part."""
+    dtype = backend.machine_order(dtype)
     if array.dtype == dtype:
         return array
     complexes = [backend.dtype_name(each).startswith("complex") for each in (array.dtype, dtype)]

@@ -32,5 +32,5 @@ def as_given(operation: Operation, backend: Backend, role: Role, array: Array) -
 def reordered(operation: Operation, backend: Backend, role: Role, array: Array) -> Array:
     """Return a copy of a canonical array in the order in which algorithms make arrays of its role."""
     last = operation.geometry.channels_last and role in LAID_OUT
-    copy = backend.empty(tuple(array.shape), array, last=last, dtype=backend.native(array.dtype))
+    copy = backend.empty(tuple(array.shape), array, last=last, dtype=backend.machine_order(array.dtype))
     return backend.write(copy, (...,), array)

@@ -132,7 +132,7 @@ def _common(backend: Backend, dtypes: tuple[tuple[str, Any], ...]) -> Dtype:
     try:
         # A single dtype needs no promotion.
         common = dtypes[0][1] if len({d for _, d in dtypes}) == 1 else backend.xp.result_type(*(d for _, d in dtypes))
-        common = backend.native(common)
+        common = backend.machine_order(common)
         dtype_name = backend.dtype_name(common)
     except (TypeError, ValueError, RuntimeError) as error:
         dtype_name, why = "", f" ({in_a_line(error)})"

@@ -100,6 +100,7 @@ class Exact:
     def _of_sums(self, dtype: str, precision: str, algorithm: str) -> Doubles:
         """Bound the error of each element of sums in a real dtype."""
         terms, magnitude = self.others.get(algorithm, self.plain)
+        magnitude = np.where(np.isnan(magnitude), np.inf, magnitude)
         computed = "float32" if dtype in HALVES else dtype
         # The sum of magnitudes is rounded in float64, and may be too small by this factor.
         bound = relative(terms, computed, precision, self.products) * magnitude / (1 - gamma(terms))
@@ -130,14 +131,16 @@ def exact(case: Case, inputs: Inputs | None = None) -> dict[str, Exact]:
         The exact values by quantity: out, dx, dw and, if there is a bias, db.
     """
     inputs = case.inputs() if inputs is None else inputs
-    values = _direct(case, *(None if array is None else wide(array) for array in inputs))
-    magnitudes = [None if array is None else _magnitudes(array) for array in inputs]
-    plain, others = _direct(case, *magnitudes), _others(case, *magnitudes)
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = _direct(case, *(None if array is None else wide(array) for array in inputs))
+        magnitudes = [None if array is None else _magnitudes(array) for array in inputs]
+        plain, others = _direct(case, *magnitudes), _others(case, *magnitudes)
     parts = _parts(case)
 
     @cache
     def quantising() -> dict[str, Doubles]:
-        return _quantising(case, inputs)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return _quantising(case, inputs)
 
     return {
         name: Exact(

@@ -30,6 +30,9 @@ ALL_DTYPES = (*DTYPES, "float16", "bfloat16", "complex64", "complex128")
 QUANTITIES = ("out", "dx", "dw", "db")
 """What a case computes; db only if there is a bias."""
 
+WIDEST = {"float16": 2, "bfloat16": 57, "float32": 57, "float64": 500}
+"""The largest power of two, by dtype, that a wide number is multiplied by: 2**12 products of two do not overflow."""
+
 
 class Inputs(NamedTuple):
     """Read-only host arrays in the case's dtype; `b` is None in a case without a bias."""
@@ -44,7 +47,9 @@ class Inputs(NamedTuple):
 class Case:
     """One convolution with its gradients, in one dtype; the fields are those of `portconv.conv`.
 
-    `w` and `b` are the weights and the bias; if None, `inputs` makes them up.
+    `w` and `b` are the weights and the bias; if None, `inputs` makes them up. `numbers` says which it makes: "plain"
+    ones; "wide" ones, of very different sizes; or plain ones but for a nan and an infinity in one of the arrays: "x not
+    finite", "w not finite", "dout not finite".
     """
 
     name: str
@@ -59,6 +64,7 @@ class Case:
     data_format: str = "channels_first"
     algorithm: str = "auto"
     dtype: str = "float32"
+    numbers: str = "plain"
     w: Floats | None = field(default=None, compare=False, repr=False)
     b: Floats | None = field(default=None, compare=False, repr=False)
 
@@ -111,11 +117,12 @@ class Case:
     def inputs(self) -> Inputs:
         """Make the numbers of the case: in [-1, 1), rounded to its dtype, and the same in every process.
 
-        Both parts of complex numbers are in [-1, 1). `w` and `b` are taken from the case where it has them.
+        Both parts of complex numbers are in [-1, 1). `numbers` says how they are changed then. `w` and `b` are taken
+        from the case where it has them.
         """
         dtype = host_dtype(self.dtype)
         x, w, b, dout = (
-            _numbers(f"{self.name} {which}", shape, dtype) if values is None else _frozen(values.astype(dtype))
+            self._made(which, shape, dtype) if values is None else _frozen(values.astype(dtype))
             for which, shape, values in (
                 ("x", self.x_shape, None),
                 ("w", self.w_shape, self.w),
@@ -125,6 +132,24 @@ class Case:
         )
         return Inputs(x, w, b if self.bias else None, dout)
 
+    def _made(self, which: str, shape: Shape, dtype: np.dtype[Any]) -> Floats:
+        """Make the numbers of one array."""
+        label = f"{self.name} {which}"
+        array = _numbers(label, shape, dtype)
+        if self.numbers == "wide":
+            most = np.uint64(WIDEST[real(self.dtype)] + 1)
+            powers = np.ldexp(1.0, (_raw(label, shape) % most).astype(np.int64))
+            return _frozen(array * powers.astype(array.real.dtype))
+        if self.numbers == f"{which} not finite" and array.size:
+            array, raw = array.copy(), _raw(label, shape)
+            # Libraries differ in products of infinite complex numbers.
+            array.flat[np.argmin(raw)], array.flat[np.argmax(raw)] = (
+                math.nan,
+                math.nan if dtype.kind == "c" else math.inf,
+            )
+            return _frozen(array)
+        return array
+
 
 def host_dtype(name: str) -> np.dtype[Any]:
     """Return NumPy's dtype of that name; if bfloat16 is missing, a BackendError says what it needs."""
@@ -132,14 +157,18 @@ def host_dtype(name: str) -> np.dtype[Any]:
     return dtype
 
 
+def _raw(label: str, shape: Shape) -> NDArray[np.uint64]:
+    """Return random integers: a bit generator's raw numbers, which are the same in every version of NumPy."""
+    raw = np.random.PCG64(zlib.crc32(label.encode())).random_raw(math.prod(shape))
+    return np.asarray(raw, np.uint64).reshape(shape)
+
+
 def _numbers(label: str, shape: Shape, dtype: np.dtype[Any]) -> Floats:
     if dtype.kind == "c":
         parts = (_numbers(f"{label}{part}", shape, np.dtype(np.float64)) for part in ("", " imaginary"))
         return _frozen(np.stack([*parts], axis=-1).view(np.complex128)[..., 0].astype(dtype))
-    # A bit generator's raw numbers are the same in every version of NumPy; what Generator makes of them may not be.
-    raw = np.asarray(np.random.PCG64(zlib.crc32(label.encode())).random_raw(math.prod(shape)), np.uint64)
     # Multiples of 2**-52: a product of two is 0 or at least 2**-104, so no product underflows in float32.
-    return _frozen(((raw >> np.uint64(11)) * 2.0**-52 - 1.0).reshape(shape).astype(dtype))
+    return _frozen(((_raw(label, shape) >> np.uint64(11)) * 2.0**-52 - 1.0).astype(dtype))
 
 
 def _frozen(array: Floats) -> Floats:
@@ -292,5 +321,22 @@ _GEOMETRIES = (
         algorithm="depthwise",
     ),
     _of("3d-depthwise-dense", (2, 2, 5, 6, 4), (4, 1, 3, 2, 3), groups=2, padding=1, bias=True, algorithm="depthwise"),
+    *(
+        _of(
+            f"2d-{numbers.replace(' ', '-')}",
+            (2, 4, 9, 8),
+            (6, 2, 3, 3),
+            groups=2,
+            padding=1,
+            bias=True,
+            numbers=numbers,
+        )
+        for numbers in ("wide", "x not finite", "w not finite", "dout not finite")
+    ),
+    _of("1d-wide-long", (2, 3, 90), (4, 3, 25), padding="same", stride=2, numbers="wide"),
+    _of("1d-w-not-finite", (2, 3, 30), (4, 3, 4), padding=((3, 1),), stride=3, numbers="w not finite"),
+    _of("2d-x-not-finite-s2", (2, 16, 12, 11), (16, 16, 3, 3), stride=2, padding=1, numbers="x not finite"),
+    _of("3d-wide", (2, 3, 5, 6, 7), (4, 3, 3, 2, 3), padding=1, bias=True, numbers="wide"),
+    _of("3d-dout-not-finite", (2, 3, 5, 6, 7), (4, 3, 3, 2, 3), padding=1, dilation=2, numbers="dout not finite"),
     _of("4d", (2, 2, 3, 4, 5, 4), (3, 2, 2, 2, 3, 1), padding=(1, 0, 1, 0), stride=(1, 2, 1, 1), bias=True),
 )

@@ -17,7 +17,7 @@ from ..convolution import conv_backward, conv_forward, explain
 from ..engine.gradients import plans_of
 from ..errors import PortconvError, in_a_line
 from .bounds import Doubles, exact
-from .cases import Case, Inputs, host_dtype
+from .cases import Case, Inputs
 from .figures import Figures, Host, Number, Plane, figures, written
 from .variants import Variant, pairs, plain
 
@@ -124,20 +124,24 @@ class Comparison:
         return f" at {list(self.where)} ({one} {got}, {other} {expected})"
 
 
-def unserved(case: Case, precision: str = "standard") -> str | None:
-    """Say why the algorithm that a case names cannot compute it on any backend; None if it can.
+def unserved(case: Case, precision: str = "standard", backend: Backend | None = None) -> str | None:
+    """Say why the algorithm that a case names cannot compute it on a backend; None if it can.
 
     Parameters
     ----------
     case : Case
     precision : {"standard", "fast", "reproducible"}
+    backend : Backend, optional
+        NumPy if None.
 
     Returns
     -------
     str or None
     """
+    backend = backend or registry.get("numpy")
     # Only the shapes and dtypes of the arrays matter.
-    x, w = (np.broadcast_to(np.zeros((), host_dtype(case.dtype)), shape) for shape in (case.x_shape, case.w_shape))
+    one = backend.asarray(np.zeros((), "float32"), dtype=case.dtype)
+    x, w = (backend.xp.broadcast_to(one, shape) for shape in (case.x_shape, case.w_shape))
     try:
         explain(x, w, **case.options | {"precision": precision}, algorithm=case.algorithm)
     except PortconvError as error:  # other errors show in the results

@@ -88,13 +88,17 @@ class Figures:
 def figures(got: Host, expected: Host, bound: Doubles | None, true: Host, case: Case, quantity: str) -> Figures:
     """Compare two arrays; if `bound` is None, only equal bits are allowed. `true` has the exact values."""
     with np.errstate(invalid="ignore"):
-        error = np.abs(_clipped(got, case.dtype) - _clipped(expected, case.dtype))
+        one, other = _clipped(got, case.dtype), _clipped(expected, case.dtype)
+        # Two nans are alike, and two infinities of one sign.
+        alike = (one == other) | (np.isnan(one) & np.isnan(other))
+        error = np.where(alike, 0.0, np.abs(one - other))
     with np.errstate(over="ignore"):
         same = np.all(_bits(got, got.dtype) == _bits(expected, host_dtype(case.dtype)), axis=-1)
     if bound is None:
         error = np.where(same, 0.0, error)
     ratio = _ratio(error, bound) if bound is not None else np.where(same, 0.0, np.inf)
-    size = np.max(np.abs(_clipped(true, case.dtype)), initial=0.0)
+    sizes = np.abs(_clipped(true, case.dtype))
+    size = np.max(sizes, initial=0.0, where=np.isfinite(sizes))
     units = float(np.max(ratio, initial=0.0))
     where = _worst(ratio, error) if units > 0 else None
     return Figures(

@@ -17,7 +17,7 @@ from .cases import Case
 
 READERS = {".toml": ("TOML", tomllib.loads), ".json": ("JSON", json.loads)}
 REQUIRED = ("name", "x_shape", "w_shape")
-KNOWN = tuple(field.name for field in fields(Case) if field.name not in ("dtype", "w", "b"))
+KNOWN = tuple(field.name for field in fields(Case) if field.name not in ("dtype", "numbers", "w", "b"))
 
 
 class Unusable(ValueError):

@@ -21,7 +21,11 @@ CASES = {
 
 @pytest.fixture
 def by_taps(target, monkeypatch):
-    """Make the library one that compiles every step, and for which `gemm` and `depthwise` have too many steps."""
+    """Make the library one that compiles every step, and for which `gemm` and `depthwise` have too many steps.
+
+    It has no convolution of its own.
+    """
+    monkeypatch.setattr(target.backend, "native_convolution", None)
     monkeypatch.setattr(target.backend, "strided", False)
     monkeypatch.setattr(target.backend, "compiled_steps", 1)
     forget()

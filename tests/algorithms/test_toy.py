@@ -82,7 +82,7 @@ OPTIONS = {"padding": ((1, 2), (0, 3)), "dilation": (1, 2), "groups": 2}
 
 @pytest.mark.usefixtures("toy")
 def test_what_is_defined_is_known_and_what_is_withdrawn_is_not():
-    assert portconv.algorithms() == ("winograd", "fft", "depthwise", "gemm", "toy", "tap_loop", "direct")
+    assert portconv.algorithms() == ("winograd", "fft", "depthwise", "native", "gemm", "toy", "tap_loop", "direct")
     withdraw("toy")
     assert portconv.algorithms() == KNOWN
     with pytest.raises(portconv.ConvValueError, match="algorithm: got 'toy'"):

@@ -42,7 +42,9 @@ def chosen(convolution, name, kind="forward"):
         if not algorithm.objection(convolution, FLOAT32, backends.get("numpy"))
     }
     costs = backend.costs
-    times = {algorithm: sum(c * n for c, n in zip(costs, work[:4], strict=True)) for algorithm, work in works.items()}
+    times = {
+        algorithm: sum(c * n for c, n in zip(costs, work.counts, strict=True)) for algorithm, work in works.items()
+    }
     return min(times, key=times.get)
 
 

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -195,7 +196,7 @@ def test_a_library_nobody_announced_works_by_the_standard_alone():
 
 
 @pytest.mark.parametrize("mutable", [True, False])
-@pytest.mark.parametrize("algorithm", portconv.algorithms())
+@pytest.mark.parametrize("algorithm", [name for name in portconv.algorithms() if name != "native"])
 def test_a_stranger_s_arrays_are_convolved(monkeypatch, algorithm, mutable):
     strict = pytest.importorskip("array_api_strict", reason="array-api-strict is not installed")
     known = {name: backend for name, backend in backends._own().items() if name != "array_api_strict"}
@@ -286,24 +287,56 @@ def test_a_broken_third_party_warns_and_is_left_out(announce):
     assert not {"bad", "worse"} & set(names)
 
 
-def test_precision_of_products_is_held_and_left_as_found():
+def library_settings(torch):
+    return torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["matmul", "conv"])
+def test_precision_of_products_is_held_and_left_as_found(which):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    matmul = torch.backends.mkldnn.matmul
-    found = matmul.fp32_precision
+    setting = library_settings(torch)[which]
+    found = setting.fp32_precision
     seen = []
     backend = backends.get("torch")
     x = torch.ones(1, 1, 4)
-    for setting in ("bf16", "ieee", "none"):
-        matmul.fp32_precision = setting
+    for value in ("bf16", "tf32", "ieee", "none"):
+        setting.fp32_precision = value
         try:
             with backend.during_call(x, "standard"):
-                seen.append(matmul.fp32_precision)
-            assert matmul.fp32_precision == setting
+                seen.append(setting.fp32_precision)
+                with backend.during_call(x, "standard"):
+                    assert setting.fp32_precision == seen[-1]
+                assert setting.fp32_precision == seen[-1]
+            assert setting.fp32_precision == value
             with backend.during_call(x, "fast"):
-                assert matmul.fp32_precision == setting
+                assert setting.fp32_precision == value
+            with pytest.raises(RuntimeError, match="a library's"), backend.during_call(x, "standard"):
+                raise RuntimeError("a library's")
+            assert setting.fp32_precision == value
         finally:
-            matmul.fp32_precision = found
-    assert seen == ["ieee"] * 3
+            setting.fp32_precision = found
+    # "none" is full precision where nothing above it says otherwise, and is left alone.
+    assert seen == ["ieee", "ieee", "ieee", "none"]
+
+
+def test_precision_is_held_until_the_last_of_several_threads_ends():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    backend = backends.get("torch")
+    setting = library_settings(torch)[1]
+    found = setting.fp32_precision
+    setting.fp32_precision = "tf32"
+    try:
+        first = backend.during_call(torch.ones(1), "standard")
+        first.__enter__()
+        with ThreadPoolExecutor(1) as pool:
+            second = pool.submit(backend.during_call, torch.ones(1), "standard").result()
+            pool.submit(second.__enter__).result()
+            first.__exit__(None, None, None)
+            assert setting.fp32_precision == "ieee"
+            pool.submit(second.__exit__, None, None, None).result()
+        assert setting.fp32_precision == "tf32"
+    finally:
+        setting.fp32_precision = found
 
 
 def test_advice_names_the_variable_where_avx2_kernels_run_on_avx512(monkeypatch):

@@ -91,7 +91,10 @@ BAD = {
     "algorithm": (
         {"algorithm": "magic"},
         ConvValueError,
-        ("algorithm: got 'magic'", "'auto' or 'winograd' or 'fft' or 'depthwise' or 'gemm' or 'tap_loop' or 'direct'"),
+        (
+            "algorithm: got 'magic'",
+            "'auto' or 'winograd' or 'fft' or 'depthwise' or 'native' or 'gemm' or 'tap_loop' or 'direct'",
+        ),
     ),
 }
 

@@ -232,7 +232,12 @@ class Problem:
 
     def serves(self, algorithm: str) -> bool:
         """Whether an algorithm can compute it, in real numbers."""
-        can = {"winograd": self.tiled, "fft": self.dense, "depthwise": self.w[1] == 1}
+        can = {
+            "winograd": self.tiled,
+            "fft": self.dense,
+            "depthwise": self.w[1] == 1,
+            "native": len(self.w) <= 2 + 3,
+        }
         return can.get(algorithm, True)
 
     def unbatched(self) -> Problem:

@@ -1,0 +1,151 @@
+"""The convolution that an array library has of its own: how portconv describes a convolution to it, and what it asks.
+
+PyTorch has one, and JAX has. A backend of such a library sets `Backend.native_convolution` to an object of a subclass
+of `NativeConvolution`. The algorithm "native" calls it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from ._terms import Array
+
+Ints = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A convolution of batches with channels first, padded with zeros.
+
+    Attributes
+    ----------
+    x_shape, w_shape, out_shape : tuple of int
+        (N, C, *S), (F, C/G, *K) and (N, F, *P).
+    stride, dilation : tuple of int
+        One number for each spatial dimension.
+    before, after : tuple of int
+        The cells of padding at both ends of each spatial dimension. So many cells are dropped if they are negative.
+    groups : int
+    """
+
+    x_shape: Ints
+    w_shape: Ints
+    out_shape: Ints
+    stride: Ints
+    dilation: Ints
+    before: Ints
+    after: Ints
+    groups: int
+
+    @property
+    def dims(self) -> int:
+        """The number of spatial dimensions."""
+        return len(self.stride)
+
+    @cached_property
+    def operations(self) -> int:
+        """The multiplications and additions of one of the three products."""
+        return 2 * math.prod(self.out_shape) * math.prod(self.w_shape[1:])
+
+    @cached_property
+    def elements(self) -> int:
+        """The elements of the input, the filters and the output."""
+        return math.prod(self.x_shape) + math.prod(self.w_shape) + math.prod(self.out_shape)
+
+    @cached_property
+    def is_padded(self) -> bool:
+        """Whether there is padding."""
+        return any(cells > 0 for cells in (*self.before, *self.after))
+
+    @cached_property
+    def has_windows_of_padding(self) -> bool:
+        """Whether a window may lie in the padding as a whole."""
+        extents = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.w_shape[2:], strict=True)]
+        sides = zip(self.before, self.after, extents, strict=True)
+        return 0 in self.x_shape or any(max(lo, hi) >= extent for lo, hi, extent in sides)
+
+    @cached_property
+    def shared(self) -> Ints:
+        """The cells of padding that both ends of a dimension have: all that most libraries take.
+
+        Zeros where the input has no cells, which most libraries do not take.
+        """
+        if 0 in self.x_shape:
+            return (0,) * self.dims
+        return tuple(max(0, min(sides)) for sides in zip(self.before, self.after, strict=True))
+
+    @cached_property
+    def rest(self) -> tuple[tuple[int, int], ...] | None:
+        """The cells of padding beyond the shared ones, before and after; None if there are none."""
+        sides = zip(self.before, self.after, self.shared, strict=True)
+        rest = tuple((lo - both, hi - both) for lo, hi, both in sides)
+        return rest if any(map(any, rest)) else None
+
+
+class NativeWork(NamedTuple):
+    """What a product by a library's own convolution takes, as it is compared with other algorithms.
+
+    Attributes
+    ----------
+    operations : float
+        Multiplications and additions, in units of `Costs.native`: those that the library computes more slowly than
+        those of a dense layer count more.
+    elements : float
+        Elements that are copied, in units of `Costs.element`.
+    calls : float
+        Calls, in units of `Costs.call`.
+    workspace : int
+        Elements of memory beside the operands and the result.
+    """
+
+    operations: float
+    elements: float
+    calls: float
+    workspace: int
+
+
+class NativeConvolution:
+    """The three products of a convolution, by functions of the library.
+
+    All arrays have one dtype: float16, bfloat16, float32 or float64. Sums of float16 and bfloat16 are made in float32,
+    so a library that would make them in another dtype gets operands in float32. Results are in the dtype of the
+    operands, or in float32.
+
+    A product is None if the library's result may be wrong because a number is not finite: it has lost a nan or an
+    infinity of its window, or may have spread one beyond. Then another algorithm computes it. An error that the library
+    raises is reported as its own.
+    """
+
+    def objection(self, convolution: Convolution) -> str | None:
+        """Return None if the library computes such a convolution; otherwise say which ones it does compute.
+
+        The words follow "serves": "one to three spatial dimensions".
+        """
+        return None
+
+    def work(self, kind: str, convolution: Convolution, bits: int, device: str) -> NativeWork:
+        """Count the work of a product, of elements of so many bits, on a device of that kind (see `Backend.place`).
+
+        `kind` is "forward", "input_grad" or "weight_grad".
+        """
+        moved = convolution.elements
+        return NativeWork(convolution.operations, moved, 1, moved)
+
+    def code(self, kind: str, convolution: Convolution) -> str:
+        """Return the library's call for a product as code, of `x`, `w`, `b` and `dout`, for a report of an error."""
+        return ""
+
+    def forward(self, x: Array, w: Array, b: Array | None, convolution: Convolution) -> Array | None:
+        """Compute the output (N, F, *P) of `x`, `w` and a bias (F,) or None."""
+        raise NotImplementedError
+
+    def input_grad(self, dout: Array, w: Array, convolution: Convolution) -> Array | None:
+        """Compute the gradient of the input (N, C, *S) for the gradient `dout` of the output."""
+        raise NotImplementedError
+
+    def weight_grad(self, dout: Array, x: Array, convolution: Convolution) -> Array | None:
+        """Compute the gradient of the filters (F, C/G, *K) for the gradient `dout` of the output."""
+        raise NotImplementedError

@@ -1,0 +1,99 @@
+"""The convolution that the array library has of its own, such as PyTorch's and JAX's.
+
+The library's functions are called through `Backend.native_convolution`, which says what they compute, what they cost,
+and where their result may be wrong because a number is not finite. Here is what holds for all libraries.
+
+The error bound is that of a plain sum. It holds for sums in any order, in blocks, with fused multiply-adds or with
+zeros between the terms: each term is rounded at most once for each term of its sum. oneDNN, XLA and PyTorch's own code
+for CPUs add up so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..backends import Array, Backend, Convolution
+from ..errors import in_a_line
+from ..spec.dtypes import Dtype
+from ..spec.geometry import Geometry
+from ..spec.remembered import looked_up
+from .algorithm import Algorithm, LibraryError
+from .budget import Budget, Work
+
+MOST_PADDED = 1 << 20
+"""So many elements a padded input may have, or `PADDED` times as many as the input and the output."""
+PADDED = 4
+
+
+class Native(Algorithm):
+    """The library's own functions."""
+
+    name = "native"
+    order = 30
+    grows = True
+    sums_slices = False
+    widens_halves = False
+
+    def objection(self, geometry: Geometry, dtype: Dtype, backend: Backend) -> str | None:
+        """Support the real floating-point numbers of a library that has a convolution of its own."""
+        native = backend.native_convolution
+        if native is None:
+            return "arrays of a library with a convolution of its own, as PyTorch and JAX have"
+        if dtype.kind == "complex floating":
+            return "real numbers: libraries make three products of a complex one, whose differences cancel"
+        if dtype.kind == "integral":
+            return "floating-point numbers: libraries convolve integers slowly, or not at all"
+        convolution = described(geometry)
+        if (why_not := native.objection(convolution)) is not None:
+            return why_not
+        padded = geometry.batch * geometry.in_channels
+        for size, lo, hi in zip(geometry.size, geometry.before, geometry.after, strict=True):
+            padded *= size + max(0, lo) + max(0, hi)
+        if padded > max(MOST_PADDED, PADDED * convolution.elements):
+            return f"padding that makes an input at most {PADDED} times as large as all arrays together"
+        return None
+
+    def work(self, kind: str, geometry: Geometry, budget: Budget, backend: Backend) -> Work:
+        """Count the work of a product as the library's backend does."""
+        assert backend.native_convolution is not None
+        counted = backend.native_convolution.work(str(kind), described(geometry), budget.bits, budget.device)
+        return Work(0, counted.elements, 0, counted.calls, counted.workspace, {}, steps=1, native=counted.operations)
+
+    def forward(
+        self, geometry: Geometry, backend: Backend, budget: Budget, x: Array, w: Array, b: Array | None
+    ) -> Array | None:
+        assert backend.native_convolution is not None
+        return _called(backend, backend.native_convolution.forward, x, w, b, described(geometry))
+
+    def input_grad(self, geometry: Geometry, backend: Backend, budget: Budget, dout: Array, w: Array) -> Array | None:
+        assert backend.native_convolution is not None
+        return _called(backend, backend.native_convolution.input_grad, dout, w, described(geometry))
+
+    def weight_grad(self, geometry: Geometry, backend: Backend, budget: Budget, dout: Array, x: Array) -> Array | None:
+        assert backend.native_convolution is not None
+        return _called(backend, backend.native_convolution.weight_grad, dout, x, described(geometry))
+
+
+@looked_up
+def described(geometry: Geometry) -> Convolution:
+    """Describe a convolution to a library."""
+    return Convolution(
+        geometry.x_shape,
+        geometry.w_shape,
+        geometry.out_shape,
+        geometry.stride,
+        geometry.dilation,
+        geometry.before,
+        geometry.after,
+        geometry.groups,
+    )
+
+
+def _called(backend: Backend, product: Callable[..., Array | None], *arguments: Any) -> Array | None:
+    """Call a function of a library; report an error that it raises as the library's."""
+    try:
+        return product(*arguments)
+    except Exception as error:
+        words = f"{type(error).__name__}: {in_a_line(error)}"
+        raise LibraryError(f"algorithm 'native': {backend.name}'s own convolution failed: {words}") from error
