@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -13,19 +14,21 @@ from ..errors import ConvShapeError, PortconvError
 from . import of
 from ._base import Backend
 from ._native import Convolution, NativeConvolution, NativeWork
-from ._terms import GPU_WORKSPACE, Array, Costs
+from ._terms import GPU_WORKSPACE, KEPT_BYTES, NEW_PAGES, Array, Costs
 
-NEW_ARRAYS = 9
-"""So many times as long as to copy an element it takes XLA to bring it into another order and back."""
-GROUPED = 200
-"""So many times as long as an operation of a dense layer takes one of a layer with groups on a CPU."""
+REORDERED = 5
+"""So many times as long as to copy an element it takes XLA to bring it into its own order and back, on a CPU."""
+GROUPED, FEW_TAPS = 92, 21
+"""So many times as long as one of a dense layer takes an operation of a layer with groups, on a CPU, with many taps;
+and the taps with which it takes twice as long."""
 
 
 class _Native(NativeConvolution):
     """`jax.lax.conv_general_dilated`, for all three products.
 
     XLA multiplies zeros with what is not finite: the zeros between the cells of a strided `dout`, and in float64 those
-    that stand for the channels of other groups. So a product is only taken if both its operands are finite.
+    that stand for the channels of other groups. So an output and an input gradient are only taken if both operands are
+    finite. A number of an operand that is not finite makes some of the gradients of filters so.
     """
 
     def objection(self, convolution: Convolution) -> str | None:
@@ -35,8 +38,10 @@ class _Native(NativeConvolution):
         moved = convolution.elements
         if device:
             return NativeWork(convolution.operations, moved, 1, moved)
-        slowness = (GROUPED if convolution.groups > 1 else 1) * (8 if bits > 32 else 1)
-        return NativeWork(slowness * convolution.operations, NEW_ARRAYS * moved, 2, 2 * moved)
+        sizes = convolution.x_shape, convolution.w_shape, convolution.out_shape
+        pages = NEW_PAGES if max(map(math.prod, sizes)) * bits // 8 > KEPT_BYTES else 1
+        operations = (bits // 32) * _slowness(kind, convolution) * convolution.operations
+        return NativeWork(operations, REORDERED * pages * moved, 2, 2 * moved)
 
     def code(self, kind: str, convolution: Convolution) -> str:
         operands = {
@@ -48,12 +53,14 @@ class _Native(NativeConvolution):
         return f"jax.lax.conv_general_dilated({operands}, {options}, precision='highest')"
 
     def forward(self, x: Array, w: Array, b: Array | None, convolution: Convolution) -> Array | None:
+        if not _all_finite(x, w):
+            return None
         out = _convolved(x, w, _options("forward", convolution))
-        if out is None or b is None:
-            return out
-        return out + b.astype(out.dtype).reshape(-1, *(1,) * convolution.dims)
+        return out if b is None else out + b.astype(out.dtype).reshape(-1, *(1,) * convolution.dims)
 
     def input_grad(self, dout: Array, w: Array, convolution: Convolution) -> Array | None:
+        if not _all_finite(dout, w):
+            return None
         groups, (filters, channels, *kernel) = convolution.groups, convolution.w_shape
         w = w.reshape(groups, filters // groups, channels, *kernel).swapaxes(1, 2)
         w = w.reshape(groups * channels, filters // groups, *kernel)
@@ -61,7 +68,23 @@ class _Native(NativeConvolution):
         return _convolved(dout, flipped, _options("input_grad", convolution))
 
     def weight_grad(self, dout: Array, x: Array, convolution: Convolution) -> Array | None:
-        return _convolved(x, dout, _options("weight_grad", convolution))
+        if convolution.has_windows_of_padding and not _all_finite(dout):
+            return None
+        grad = _convolved(x, dout, _options("weight_grad", convolution))
+        return grad if _all_finite(grad) else None
+
+
+def _slowness(kind: str, convolution: Convolution) -> float:
+    """Return how many times as long as in a dense layer an operation takes on a CPU, by measured times."""
+    is_strided = kind == "input_grad" and max(convolution.stride) > 1
+    if convolution.groups == 1:
+        return 1.5 if is_strided else 1.0
+    filters, channels, *kernel = convolution.w_shape
+    filters //= convolution.groups
+    slowness = GROUPED * (1 + FEW_TAPS / math.prod(kernel))
+    if kind == "weight_grad":
+        return 2 * filters * slowness
+    return max(1.0, slowness / (channels if kind == "forward" else filters)) * (8 if is_strided else 1)
 
 
 def _options(kind: str, convolution: Convolution) -> dict[str, Any]:
@@ -105,14 +128,16 @@ def _options(kind: str, convolution: Convolution) -> dict[str, Any]:
     }
 
 
-def _convolved(a: Array, b: Array, options: dict[str, Any]) -> Array | None:
-    """Convolve by XLA, with sums of float16 and bfloat16 in float32; return None if an operand is not finite."""
+def _all_finite(*arrays: Array) -> bool:
+    """Return whether arrays have no nan and no infinity, as `Backend.all_finite` does."""
+    return all(of(array).all_finite(array) for array in arrays)
+
+
+def _convolved(a: Array, b: Array, options: dict[str, Any]) -> Array:
+    """Convolve by XLA, with sums of float16 and bfloat16 in float32."""
     import jax
 
-    backend = of(a)
-    if not (backend.all_finite(a) and backend.all_finite(b)):
-        return None
-    wide = "float32" if backend.bits(a.dtype) == 16 else None
+    wide = "float32" if of(a).bits(a.dtype) == 16 else None
     if "dimension_numbers" in options:
         options["dimension_numbers"] = jax.lax.ConvDimensionNumbers(*options["dimension_numbers"])
     convolved: Array = jax.lax.conv_general_dilated(a, b, preferred_element_type=wide, **options)
@@ -213,6 +238,11 @@ class JaxBackend(Backend):
         from jax import lax
 
         return lax.dynamic_update_slice(array, part, starts)
+
+    def all_finite(self, array: Array) -> bool:
+        # On a CPU this takes a fifth of the time of a truth value for each element.
+        xp = self.xp
+        return self.likely(xp.isfinite(xp.max(xp.abs(array), initial=0)))
 
     def likely(self, condition: Array) -> bool:
         import jax

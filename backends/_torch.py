@@ -17,15 +17,11 @@ from ..errors import ConvTypeError, PortconvError
 from ._base import Backend
 from ._host import bfloat16
 from ._native import Convolution, NativeConvolution, NativeWork
-from ._terms import CPU_WORKSPACE, GPU_WORKSPACE, Array, Costs
+from ._terms import CPU_WORKSPACE, GPU_WORKSPACE, KEPT_BYTES, NEW_PAGES, Array, Costs
 from ._threads import Held, Holding
 
 LANES = 16
 """How many channels of a result oneDNN computes at once."""
-KEPT_BYTES = 32 << 20
-"""Larger memory than this the system takes back when it is freed, and new memory of it comes page by page."""
-NEW_PAGES = 4
-"""So many times as long as a copy takes a copy to new pages."""
 
 
 class _Native(NativeConvolution):

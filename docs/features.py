@@ -428,8 +428,8 @@ def transposed(x: Ints, w: Ints, *, unbatched: bool = False, **options: Any) -> 
 
 
 SINGLES = ("float32",) * 3
-ALGORITHMS = [name for name in portconv.algorithms() if name != "tap_loop"]
-"""Those that serve every library; `tap_loop` is for libraries that compile every step."""
+ALGORITHMS = [name for name in portconv.algorithms() if name not in ("tap_loop", "native")]
+"""Those that serve every library; `tap_loop` is for libraries that compile every step, `native` for some."""
 
 
 def both_ways(
@@ -587,7 +587,8 @@ def not_finite(column: Column) -> None:
         operands["x"][0, 0, 1, 1], operands["x"][1, 3, 4, 5] = np.inf, np.nan
         operands["dout"][0, 1, 0, 4], operands["dout"][1, 2, 4, 0] = np.nan, -np.inf
 
-    for algorithm in ALGORITHMS:
+    own = ["native"] if column.backend.native_convolution is not None else []
+    for algorithm in [*ALGORITHMS, *own]:
         with np.errstate(invalid="ignore"):  # NumPy may warn; only the numbers matter here
             both_ways(column, replace(TILED, options={**TILED.options, "algorithm": algorithm}), spoil=spoil)
 
@@ -844,6 +845,16 @@ TABLES = (
             *(
                 row(f'`algorithm="{name}"`', replace(TILED, options={**TILED.options, "algorithm": name}))
                 for name in ALGORITHMS
+            ),
+            Feature(
+                '`algorithm="native"`',
+                partial(both_ways, call=replace(TILED, options={**TILED.options, "algorithm": "native"})),
+                {
+                    "numpy": "NumPy has no convolution of several channels.",
+                    "array_api_strict": "The standard has no convolution.",
+                    "dask": "Dask's chunks are NumPy's, which has none.",
+                    "cupy": "CuPy has none since version 14.",
+                },
             ),
             *(
                 row(f'`precision="{name}"`', replace(SKEWED, options={**SKEWED.options, "precision": name}))

@@ -25,11 +25,14 @@ from ..spec.options import PRECISIONS
 from ..verification import Report, Trial, Variant, cases, unsupported
 from ..verification.cases import ALL_DTYPES, DTYPES, in_dtypes
 from ..verification.report import LEGEND, SUBJECT, Row, both, counted, figure, grouped, share
+from ..verification.smallest import of_failures
 from . import chosen
 from .group import UNCHECKED, AlgorithmName, check_destination, echo, refuse, write
 
 MOST_FAILURES = 20
 """How many failures are printed."""
+MOST_SMALLEST = 3
+"""So many failures are made smaller, which takes up to some hundred runs each."""
 PAGES = ("html", "htm")
 NOT_SHARED = ("backend", "threads", "BLAS", "load")
 """Surroundings that differ between backends, or that matter only for timings."""
@@ -130,9 +133,9 @@ def command(
 ) -> None:
     """Check portconv's results on each array library here.
 
-    portconv's own algorithms run forward and backward on the arrays of each library. Each result is compared with exact
-    values and with the results on the other libraries, and may differ by what rounding can explain. The libraries' own
-    convolutions do not run.
+    portconv runs forward and backward on the arrays of each library. Each result is compared with exact values and with
+    the results on the other libraries, and may differ by what rounding can explain. With --algorithm native it is the
+    convolution that each library has of its own. A failure is shown by the smallest call that shows it.
 
     Reproducible results must also have equal bits on all backends and devices, with any number of threads and in halves
     of the batch. The exit status is 0 only if all comparisons hold.
@@ -151,6 +154,7 @@ def command(
     if not as_json:
         Console(highlight=False).print(SUBJECT)
     _fill(report, runs)
+    report.smallest = of_failures(report.failures, [run.case for run in runs], report.variants, MOST_SMALLEST)
     settings = {"precision": ", ".join(wanted), "dtype": ", ".join(wanted_dtypes)}
     about = _about(ctx, report, places, settings)
     if html is not None:
@@ -270,6 +274,8 @@ def _print(report: Report, html: Path | None) -> None:
         echo(f"FAILED {failure}")
     if len(failures) > MOST_FAILURES:
         echo(f"... and {len(failures) - MOST_FAILURES} more")
+    for smallest in report.smallest:
+        echo(smallest)
     for digest in report.unexpected:
         echo(f"FAILED {digest}: not as expected")
     if html is not None:

@@ -157,6 +157,8 @@ def _failures(main: Element, report: Report) -> None:
         _in(listed, "li", str(failure), kind="bad")
     if len(failures) > MOST_FAILURES:
         _in(main, "p", f"and {len(failures) - MOST_FAILURES} more")
+    for smallest in report.smallest:
+        _in(main, "pre", smallest)
 
 
 def _worst(main: Element, report: Report) -> None:

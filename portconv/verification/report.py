@@ -15,8 +15,8 @@ from .figures import EDGES, Number
 from .variants import Variant
 
 SUBJECT = (
-    "portconv's own convolution, on the arrays of each library, compared with exact values and between libraries. "
-    "The libraries' own convolutions do not run."
+    "portconv's results on the arrays of each library, compared with exact values and between libraries. The "
+    "libraries' own convolutions run where the algorithm is native."
 )
 """What is compared, in the first lines of a report."""
 LEGEND = (
@@ -138,6 +138,8 @@ class Report:
         The expected digests, if any.
     worst : dict of bool to Comparison
         The worst comparison that has a plane: True for those between variants, False for those with the exact values.
+    smallest : list of str
+        The smallest calls that show some of the failures, and code that repeats them.
     """
 
     comparisons: list[Comparison] = field(default_factory=list)
@@ -147,6 +149,7 @@ class Report:
     by_algorithm: bool = False
     expected: tuple[str, ...] = ()
     worst: dict[bool, Comparison] = field(default_factory=dict)
+    smallest: list[str] = field(default_factory=list)
 
     def take(self, comparisons: Iterable[Comparison]) -> None:
         """Add comparisons, and keep only the planes of the worst ones."""
@@ -311,6 +314,7 @@ class Report:
             "pairs": [_plain(row) for row in self.pairs()],
             "digests": [_plain(digest) for digest in self.digests()],
             "expected_digests": list(self.expected),
+            "smallest": self.smallest,
             "failures": [{**_plain(comparison), "message": str(comparison)} for comparison in self.failures],
             "error_sizes": list(EDGES),
             "results": [_plain(comparison) for comparison in self.comparisons],

@@ -133,10 +133,10 @@ def test_a_step_is_traced_once_for_each_shape(monkeypatch):
     computed = counted(monkeypatch)
     x, w = arrays(((2, 4, 11), (6, 4, 3)), seed=2)
     for _ in range(3):
-        portconv.conv(x, w)
-    portconv.conv(x + 1, w)
+        portconv.conv(x, w, algorithm="gemm")
+    portconv.conv(x + 1, w, algorithm="gemm")
     assert computed == ["forward"]
-    portconv.conv(x, w, stride=2)
+    portconv.conv(x, w, stride=2, algorithm="gemm")
     assert computed == ["forward", "forward"]
 
 
@@ -176,7 +176,7 @@ def test_code_does_not_grow_with_taps(algorithm):
 
         return jax.jit(both).lower(x, w).as_text().count("\n")
 
-    assert lines(1000) <= lines(500) <= 1500
+    assert max(map(lines, (500, 1000, 2000))) <= 1500
 
 
 def test_a_step_is_hashed_once(monkeypatch):
@@ -254,7 +254,7 @@ def test_inside_scan_and_checkpoint():
     np.testing.assert_allclose(one, other, rtol=0, atol=3 * 12 * 14 * 2**-52 * 1000)
 
 
-@pytest.mark.parametrize("algorithm", ["gemm", "winograd", "fft", "direct"])
+@pytest.mark.parametrize("algorithm", ["gemm", "winograd", "fft", "native", "direct"])
 def test_what_is_not_finite_takes_the_way_that_it_takes_elsewhere(algorithm):
     x, w, dout = (np.array(array) for array in arrays(((1, 4, 9, 8), (6, 4, 3, 3), (1, 6, 9, 8)), dtype="float32"))
     for place, value in (((0, 1, 3, 3), np.inf), ((0, 2, 7, 1), np.nan), ((0, 0, 5, 5), 3e38)):
