@@ -16,6 +16,8 @@ from ._base import Backend
 from ._native import Convolution, NativeConvolution, NativeWork
 from ._terms import GPU_WORKSPACE, KEPT_BYTES, NEW_PAGES, Array, Costs
 
+GPUS = ("gpu", "cuda", "rocm")
+"""JAX's names for GPUs."""
 REORDERED = 5
 """So many times as long as to copy an element it takes XLA to bring it into its own order and back, on a CPU."""
 GROUPED, FEW_TAPS = 92, 21
@@ -42,6 +44,9 @@ class _Native(NativeConvolution):
         pages = NEW_PAGES if max(map(math.prod, sizes)) * bits // 8 > KEPT_BYTES else 1
         operations = (bits // 32) * _slowness(kind, convolution) * convolution.operations
         return NativeWork(operations, REORDERED * pages * moved, 2, 2 * moved)
+
+    def in_tiles(self, convolution: Convolution, device: str) -> bool:
+        return device in GPUS and convolution.is_tiled
 
     def code(self, kind: str, convolution: Convolution) -> str:
         operands = {
@@ -154,9 +159,7 @@ class JaxBackend(Backend):
     framework = "portconv.frameworks.jax_primitive"
     native_convolution = _Native()
     costs = Costs(operation=0.0099, element=0.21, transform=0.22, call=17_000, native=0.0049)
-    device_costs = MappingProxyType(
-        {kind: Costs(5e-5, 6e-3, 2e-3, 10_000, 2e-5) for kind in ("gpu", "cuda", "rocm", "tpu")}
-    )
+    device_costs = MappingProxyType({kind: Costs(5e-5, 6e-3, 2e-3, 10_000, 2e-5) for kind in (*GPUS, "tpu")})
     block_bytes = 64 << 20
     """Each block is compiled by itself, so a few large blocks are better than many small ones."""
     compiled_steps = 256

@@ -56,6 +56,11 @@ class Convolution:
         return math.prod(self.x_shape) + math.prod(self.w_shape) + math.prod(self.out_shape)
 
     @cached_property
+    def is_tiled(self) -> bool:
+        """Whether cuDNN has Winograd's algorithm for it: a kernel of 3 x 3, and stride and dilation 1."""
+        return self.w_shape[2:] == (3, 3) and self.stride == self.dilation == (1, 1)
+
+    @cached_property
     def is_padded(self) -> bool:
         """Whether there is padding."""
         return any(cells > 0 for cells in (*self.before, *self.after))
@@ -133,6 +138,10 @@ class NativeConvolution:
         """
         moved = convolution.elements
         return NativeWork(convolution.operations, moved, 1, moved)
+
+    def in_tiles(self, convolution: Convolution, device: str) -> bool:
+        """Return whether the library may compute products by Winograd's algorithm, whose errors are larger."""
+        return False
 
     def code(self, kind: str, convolution: Convolution) -> str:
         """Return the library's call for a product as code, of `x`, `w`, `b` and `dout`, for a report of an error."""

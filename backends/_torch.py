@@ -43,6 +43,9 @@ class _Native(NativeConvolution):
         pages = NEW_PAGES if max(map(math.prod, sizes)) * bits // 8 > KEPT_BYTES else 1
         return NativeWork(_slowness(kind, convolution) * convolution.operations, pages * moved, 4, moved)
 
+    def in_tiles(self, convolution: Convolution, device: str) -> bool:
+        return device == "cuda" and convolution.is_tiled
+
     def code(self, kind: str, convolution: Convolution) -> str:
         x = "x" if convolution.rest is None else f"torch.nn.functional.pad(x, {_pads(convolution)})"
         options = ", ".join(map(str, _options(convolution)))

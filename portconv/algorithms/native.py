@@ -5,7 +5,7 @@ and where their result may be wrong because a number is not finite. Here is what
 
 The error bound is that of a plain sum. It holds for sums in any order, in blocks, with fused multiply-adds or with
 zeros between the terms: each term is rounded at most once for each term of its sum. oneDNN, XLA and PyTorch's own code
-for CPUs add up so.
+for CPUs add up so. Where a library may do otherwise the bound is that of `native_tiles`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from ..backends import Array, Backend, Convolution
 from ..errors import in_a_line
 from ..spec.dtypes import Dtype
 from ..spec.geometry import Geometry
+from ..spec.operation import Kind
 from ..spec.remembered import looked_up
-from .algorithm import Algorithm, LibraryError
+from . import native_tiles
+from .algorithm import Algorithm, LibraryError, PlainProduct
 from .budget import Budget, Work
 
 MOST_PADDED = 1 << 20
@@ -73,6 +75,15 @@ class Native(Algorithm):
     def weight_grad(self, geometry: Geometry, backend: Backend, budget: Budget, dout: Array, x: Array) -> Array | None:
         assert backend.native_convolution is not None
         return _called(backend, backend.native_convolution.weight_grad, dout, x, described(geometry))
+
+    def magnitudes(
+        self, kind: Kind, geometry: Geometry, backend: Backend, product: PlainProduct, a: Array, b: Array
+    ) -> Array:
+        """Return the plain sums, or what bounds the errors of tiles where the library may compute them."""
+        native = backend.native_convolution
+        if native is not None and native.in_tiles(described(geometry), backend.place(a)):
+            return native_tiles.magnitudes(kind, geometry, backend, product, a, b)
+        return product(kind, geometry, a, b)
 
 
 @looked_up

@@ -109,7 +109,9 @@ class _Bound:
         magnitude = magnitude * (1 + 2 * gamma(terms, EPSILON[self.wide.name] / 2))
         error = unit * magnitude
         if half:
-            error = error + EPSILON[self.real] / 2 * (magnitude + error)
+            # A library that takes them as they are may round the sum before it adds the bias.
+            roundings = 2 if self.b and not algorithm.widens_halves else 1
+            error = error + roundings * EPSILON[self.real] / 2 * (magnitude + error)
         return self.infinite_beyond(error + terms * self.tiny, magnitude + error)
 
     def of_reproducible(self) -> Array:

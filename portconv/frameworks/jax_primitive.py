@@ -17,7 +17,7 @@ from .. import backends, limits
 from ..backends import Array, Backend
 from ..engine import execution
 from ..engine.call import ConvCache, ConvTransposeCache, Forward
-from ..errors import BackendError
+from ..errors import BackendError, in_a_line
 from ..spec.operation import Kind, Operation
 from ..spec.options import Options
 from .vmap import mapped
@@ -83,7 +83,11 @@ def _primitive(kind: Kind) -> Any:
 
     def run(*operands: Array, operation: Operation, limit: int | None) -> Array:
         compiled = _compiled_reproducible if operation.precision == "reproducible" else _compiled
-        return compiled(operation, limit)(*operands)
+        try:
+            result: Array = compiled(operation, limit)(*operands)
+        except jax.errors.JaxRuntimeError as error:
+            raise BackendError(f"jax: {in_a_line(error)}") from error
+        return result
 
     def batch(operands: Any, axes: Any, *, operation: Operation, limit: int | None) -> tuple[Array, int]:
         return mapped(operation, backend, operands, axes, partial(_bind, limit)), 0

@@ -13,13 +13,13 @@ from .. import backends as registry
 from ..backends import Array
 from ..engine import call
 from ..engine.gradients import ConvGrads, plans_of
-from ..engine.plan import Plan
 from ..errors import ConvShapeError, ConvTypeError, ConvValueError
 from ..spec import dtypes
 from ..spec.dtypes import EPSILON, HALVES, KINDS, LEAST_NORMAL, real
 from ..spec.operation import Role
 from ..spec.options import Options
 from ..verification import Case, Exact, exact
+from ..verification.bounds import bounded_as
 from ..verification.cases import Inputs
 from .structures import Doubles, dtype_name, on_host
 
@@ -170,13 +170,8 @@ def conv_grads_tolerance(dout: Array, x: Array, w: Array, b: Array | None = None
         return 4 * bound if is_complex else bound
 
     plans = plans_of(cache)
-    dx, dw = reach("dx", x, _names(plans["dx"])), reach("dw", w, _names(plans["dw"]))
+    dx, dw = reach("dx", x, bounded_as(plans["dx"], x)), reach("dw", w, bounded_as(plans["dw"], x))
     return ConvGrads(dx, dw, None if b is None else reach("db", b, ["direct"]))
-
-
-def _names(plan: Plan) -> list[str]:
-    """Return the names of the algorithms of a plan."""
-    return [algorithm.name for algorithm in plan.algorithms]
 
 
 def _exact(

@@ -18,7 +18,7 @@ bound of one part (Higham, section 3.6, with that sum in place of sqrt(2) |a| |b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -27,10 +27,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import backends
+from ..algorithms import native_tiles
 from ..algorithms.algorithm import Algorithm
 from ..algorithms.choice import known
+from ..algorithms.native import described
 from ..convolution import conv_backward, conv_forward
 from ..engine.execution import compute
+from ..engine.plan import Plan
 from ..engine.rounding_error import relative
 from ..passes.padding import extend, fold, overlap
 from ..reproducible.operands import quanta
@@ -40,6 +43,9 @@ from ..spec.operation import Kind, Operation, Role
 from .cases import Case, Floats, Inputs
 
 Doubles = NDArray[np.float64]
+
+IN_TILES = "native in tiles"
+"""The algorithm of a library that may compute by Winograd's: see `portconv.algorithms.native_tiles`."""
 
 
 class Sums(NamedTuple):
@@ -60,8 +66,8 @@ class Exact:
     plain : Sums
         The maximum of terms in its sums, and the sums of the terms' magnitudes. For complex numbers, these are the
         terms of the real part or of the imaginary part.
-    others : mapping of str to Sums
-        The same for each algorithm that computes other sums and supports the case, by its name.
+    others : callable
+        Returns the same for the algorithm of a name that computes other sums and supports the case, else None.
     products : bool
         Whether the terms are products, for which fast arithmetic may have larger rounding errors.
     quantising : callable
@@ -72,7 +78,7 @@ class Exact:
 
     value: Floats
     plain: Sums
-    others: Mapping[str, Sums]
+    others: Callable[[str], Sums | None]
     products: bool
     quantising: Callable[[], Doubles]
     roundings: int = 1
@@ -99,7 +105,7 @@ class Exact:
 
     def _of_sums(self, dtype: str, precision: str, algorithm: str) -> Doubles:
         """Bound the error of each element of sums in a real dtype."""
-        terms, magnitude = self.others.get(algorithm, self.plain)
+        terms, magnitude = self.others(algorithm) or self.plain
         magnitude = np.where(np.isnan(magnitude), np.inf, magnitude)
         computed = "float32" if dtype in HALVES else dtype
         # The sum of magnitudes is rounded in float64, and may be too small by this factor.
@@ -108,6 +114,9 @@ class Exact:
             unit = EPSILON[dtype] / 2
             # The factor 1 + 2 * unit allows for more than the error of `value`.
             bound = bound + unit * (1 + 2 * unit) * (np.abs(self.value) + bound) + unit * 2.0 ** LEAST_NORMAL[dtype]
+            if self.roundings > 1 and algorithm in ("native", IN_TILES):
+                # A library may round the sum before it adds the bias.
+                bound = bound + unit * (1 + 2 * unit) * magnitude
         return bound
 
     @property
@@ -134,8 +143,13 @@ def exact(case: Case, inputs: Inputs | None = None) -> dict[str, Exact]:
     with np.errstate(over="ignore", invalid="ignore"):
         values = _direct(case, *(None if array is None else wide(array) for array in inputs))
         magnitudes = [None if array is None else _magnitudes(array) for array in inputs]
-        plain, others = _direct(case, *magnitudes), _others(case, *magnitudes)
+        plain = _direct(case, *magnitudes)
     parts = _parts(case)
+
+    @cache
+    def others(algorithm: str) -> dict[str, Sums]:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return _others(case, algorithm, *magnitudes)
 
     @cache
     def quantising() -> dict[str, Doubles]:
@@ -146,7 +160,7 @@ def exact(case: Case, inputs: Inputs | None = None) -> dict[str, Exact]:
         name: Exact(
             values[name],
             Sums(case.terms[name] * (parts if name != "db" else 1), plain[name]),
-            {algorithm: sums[name] for algorithm, sums in others.items() if name in sums},
+            partial(_sums_of, others, name),
             products=name != "db",
             quantising=partial(_item, quantising, name),
             roundings=2 if name == "out" and case.bias else 1,
@@ -155,9 +169,22 @@ def exact(case: Case, inputs: Inputs | None = None) -> dict[str, Exact]:
     }
 
 
+def bounded_as(plan: Plan, like: Any) -> list[str]:
+    """Return the names by which `Exact.reach` knows the algorithms of a plan, on the device of `like`."""
+    native, geometry = plan.backend.native_convolution, plan.operation.geometry.extended
+    in_tiles = native is not None and native.in_tiles(described(geometry), plan.backend.place(like))
+    names = [algorithm.name for algorithm in plan.algorithms]
+    return [IN_TILES if in_tiles and name == "native" else name for name in names]
+
+
 def _item(function: Callable[[], dict[str, Doubles]], name: str) -> Doubles:
     """Return one item of what a function returns."""
     return function()[name]
+
+
+def _sums_of(function: Callable[[str], dict[str, Sums]], name: str, algorithm: str) -> Sums | None:
+    """Return one item of what a function returns for an algorithm, if it has it."""
+    return function(algorithm).get(name)
 
 
 def wide(array: Floats) -> Floats:
@@ -183,18 +210,20 @@ def _direct(case: Case, x: Any, w: Any, b: Any, dout: Any) -> dict[str, Any]:
     return {"out": out, **conv_backward(dout, cache)._asdict()}
 
 
-def _others(case: Case, x: Any, w: Any, b: Any, dout: Any) -> dict[str, dict[str, Sums]]:
-    """Return the sums of magnitudes for each algorithm that computes other sums than plain ones."""
-    numpy = backends.get("numpy")
-    return {
-        name: _of_algorithm(case, algorithm, x, w, b, dout)
-        for name, algorithm in known().items()
-        if not algorithm.plain_sums and algorithm.objection(case.geometry.extended, _dtype(case), numpy) is None
-    }
+def _others(case: Case, name: str, x: Any, w: Any, b: Any, dout: Any) -> dict[str, Sums]:
+    """Return the sums of magnitudes for the algorithm of a name if it computes other sums than plain ones."""
+    algorithm = known().get("native" if name == IN_TILES else name)
+    if algorithm is not None and name == IN_TILES:
+        return _of_algorithm(case, native_tiles.magnitudes, algorithm, x, w, b, dout)
+    if algorithm is None or algorithm.plain_sums:
+        return {}
+    if algorithm.objection(case.geometry.extended, _dtype(case), backends.get("numpy")) is not None:
+        return {}
+    return _of_algorithm(case, algorithm.sharp_magnitudes, algorithm, x, w, b, dout)
 
 
-def _of_algorithm(case: Case, algorithm: Algorithm, *operands: Any) -> dict[str, Sums]:
-    """Return the sums of magnitudes for an algorithm, of out, dx and dw.
+def _of_algorithm(case: Case, sharp: Callable[..., Doubles], algorithm: Algorithm, *operands: Any) -> dict[str, Sums]:
+    """Return the sums of magnitudes for an algorithm, of out, dx and dw, by its function of that name.
 
     `operands` are the magnitudes of `x`, `w`, `b` or None, and `dout`.
     """
@@ -205,7 +234,7 @@ def _of_algorithm(case: Case, algorithm: Algorithm, *operands: Any) -> dict[str,
     sums = {}
     for name, kind in {"out": Kind.FORWARD, "dx": Kind.INPUT_GRAD, "dw": Kind.WEIGHT_GRAD}.items():
         magnitudes = [arrays[role] for role in kind.operands]
-        magnitude = algorithm.sharp_magnitudes(kind, extended, numpy, _plain_product, *magnitudes)
+        magnitude = sharp(kind, extended, numpy, _plain_product, *magnitudes)
         terms = algorithm.error_terms(kind, extended, _parts(case))
         if name == "out" and b is not None:
             magnitude, terms = magnitude + np.reshape(b, (-1, *(1,) * extended.dims)), terms + 1

@@ -16,7 +16,7 @@ from ..backends import Backend
 from ..convolution import conv_backward, conv_forward, explain
 from ..engine.gradients import plans_of
 from ..errors import PortconvError, in_a_line
-from .bounds import Doubles, exact
+from .bounds import Doubles, bounded_as, exact
 from .cases import Case, Inputs
 from .figures import Figures, Host, Number, Plane, figures, written
 from .variants import Variant, pairs, plain
@@ -244,7 +244,7 @@ class Trial:
         if not variant.halves:
             with variant.held():
                 results, algorithms = self._run(variant)
-            return results, {name: (algorithm,) for name, algorithm in algorithms.items()}
+            return results, algorithms
         case, batch = self.case, self.case.geometry.batch
         if len(case.x_shape) < len(case.w_shape) or batch < 2:
             return {}, {}
@@ -259,12 +259,15 @@ class Trial:
                 joined[name] = first if isinstance(first, str) else str(second)
             else:
                 joined[name] = np.concatenate([first, second])
-        return joined, {name: tuple(dict.fromkeys(algorithms[name] for _, algorithms in by_half)) for name in joined}
+        both = {name: [one for _, algorithms in by_half for one in algorithms[name]] for name in joined}
+        return joined, {name: tuple(dict.fromkeys(algorithms)) for name, algorithms in both.items()}
 
-    def _run(self, variant: Variant, samples: slice = ALL_SAMPLES) -> tuple[dict[str, Host | str], dict[str, str]]:
+    def _run(
+        self, variant: Variant, samples: slice = ALL_SAMPLES
+    ) -> tuple[dict[str, Host | str], dict[str, tuple[str, ...]]]:
         """Run some samples of the case in one way; return the results, and the algorithms that computed them."""
         case, backend, inputs = self.case, variant.backend, self.inputs
-        algorithms = dict.fromkeys(case.quantities, case.algorithm)
+        algorithms: dict[str, tuple[str, ...]] = dict.fromkeys(case.quantities, (case.algorithm,))
         shapes = {name: true.value.shape for name, true in self.truth.items()}
         if samples != ALL_SAMPLES:
             inputs = inputs._replace(x=inputs.x[samples], dout=inputs.dout[samples])
@@ -280,7 +283,7 @@ class Trial:
             out, cache = conv_forward(x, w, b, **options, algorithm=case.algorithm)
         except Exception as error:
             return dict.fromkeys(case.quantities, _words(error)), algorithms
-        algorithms |= {name: plan.algorithm for name, plan in plans_of(cache).items()}
+        algorithms |= {name: tuple(bounded_as(plan, x)) for name, plan in plans_of(cache).items()}
         results: dict[str, Host | str] = {"out": _host(backend, x, out, shapes["out"])}
         try:
             grads = conv_backward(dout, cache)._asdict()

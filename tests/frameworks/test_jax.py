@@ -25,6 +25,8 @@ if portconv.backends.find("jax").fault:
 
 from jax.test_util import check_grads  # noqa: E402
 
+from portconv.frameworks import jax_primitive  # noqa: E402  (needs JAX)
+
 portconv.backends.get("jax").widen()
 # Code that runs once need not be good, and compiling it is what takes the time.
 jax.config.update("jax_disable_most_optimizations", True)
@@ -263,9 +265,8 @@ def test_what_is_not_finite_takes_the_way_that_it_takes_elsewhere(algorithm):
             own[role] = array.copy()
             own[role][tuple(i % n for i, n in zip(place, array.shape, strict=True))] = value
             with np.errstate(all="ignore"):
-                mine, theirs = (
-                    gradients(*map(convert, own.values()), algorithm) for convert in (jax.numpy.asarray, np.asarray)
-                )
+                mine = gradients(*map(jax.numpy.asarray, own.values()), algorithm)
+                theirs = gradients(*map(np.asarray, own.values()), "gemm" if algorithm == "native" else algorithm)
             for one, other in zip(mine, theirs, strict=True):
                 assert np.array_equal(np.isnan(one), np.isnan(other))
                 assert np.array_equal(np.isposinf(one), np.isposinf(other))
@@ -447,3 +448,13 @@ def test_vmap_maps_a_cache():
     for i in range(4):
         alone, cache = portconv.conv_forward(x[i], w)
         assert jax.numpy.array_equal(grads.dw[i], portconv.conv_backward(alone, cache).dw)
+
+
+def test_an_error_of_xla_s_is_one_of_portconv_s(monkeypatch):
+    def failing(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory\nwhile trying to allocate")
+
+    monkeypatch.setattr(jax_primitive, "_compiled", lambda *_: failing)
+    x, w = arrays(((1, 2, 5), (3, 2, 2)))
+    with pytest.raises(portconv.BackendError, match="jax: RESOURCE_EXHAUSTED: out of memory while trying to allocate"):
+        portconv.conv(x, w)
