@@ -14,7 +14,7 @@ from ..errors import ConvShapeError, PortconvError
 from . import of
 from ._base import Backend
 from ._native import Convolution, NativeConvolution, NativeWork
-from ._terms import GPU_WORKSPACE, KEPT_BYTES, NEW_PAGES, Array, Costs
+from ._terms import GPU_WORKSPACE, Array, Costs
 
 GPUS = ("gpu", "cuda", "rocm")
 """JAX's names for GPUs."""
@@ -40,10 +40,8 @@ class _Native(NativeConvolution):
         moved = convolution.elements
         if device:
             return NativeWork(convolution.operations, moved, 1, moved)
-        sizes = convolution.x_shape, convolution.w_shape, convolution.out_shape
-        pages = NEW_PAGES if max(map(math.prod, sizes)) * bits // 8 > KEPT_BYTES else 1
         operations = (bits // 32) * _slowness(kind, convolution) * convolution.operations
-        return NativeWork(operations, REORDERED * pages * moved, 2, 2 * moved)
+        return NativeWork(operations, REORDERED * convolution.copied(bits), 2, 2 * moved)
 
     def in_tiles(self, convolution: Convolution, device: str) -> bool:
         return device in GPUS and convolution.is_tiled

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from ._terms import Array
+from ._terms import KEPT_BYTES, NEW_PAGES, Array
 
 Ints = tuple[int, ...]
 
@@ -54,6 +54,11 @@ class Convolution:
     def elements(self) -> int:
         """The elements of the input, the filters and the output."""
         return math.prod(self.x_shape) + math.prod(self.w_shape) + math.prod(self.out_shape)
+
+    def copied(self, bits: int) -> int:
+        """Return `elements` of so many bits, which count several times on a CPU if an array takes new pages."""
+        largest = max(map(math.prod, (self.x_shape, self.w_shape, self.out_shape)))
+        return self.elements * (NEW_PAGES if largest * bits // 8 > KEPT_BYTES else 1)
 
     @cached_property
     def is_tiled(self) -> bool:

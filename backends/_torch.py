@@ -17,7 +17,7 @@ from ..errors import ConvTypeError, PortconvError
 from ._base import Backend
 from ._host import bfloat16
 from ._native import Convolution, NativeConvolution, NativeWork
-from ._terms import CPU_WORKSPACE, GPU_WORKSPACE, KEPT_BYTES, NEW_PAGES, Array, Costs
+from ._terms import CPU_WORKSPACE, GPU_WORKSPACE, Array, Costs
 from ._threads import Held, Holding
 
 LANES = 16
@@ -39,9 +39,7 @@ class _Native(NativeConvolution):
             columns = math.prod(convolution.out_shape) // convolution.w_shape[0] * convolution.groups
             columns *= math.prod(convolution.w_shape[1:])
             return NativeWork(8 * _by_groups(convolution), moved + 2 * columns, 4, columns)
-        sizes = convolution.x_shape, convolution.w_shape, convolution.out_shape
-        pages = NEW_PAGES if max(map(math.prod, sizes)) * bits // 8 > KEPT_BYTES else 1
-        return NativeWork(_slowness(kind, convolution) * convolution.operations, pages * moved, 4, moved)
+        return NativeWork(_slowness(kind, convolution) * convolution.operations, convolution.copied(bits), 4, moved)
 
     def in_tiles(self, convolution: Convolution, device: str) -> bool:
         return device == "cuda" and convolution.is_tiled
