@@ -72,10 +72,10 @@ class Convolution:
 
     @cached_property
     def has_windows_of_padding(self) -> bool:
-        """Whether a window may lie in the padding as a whole."""
+        """Whether a window may read nothing but padding: beside the input, or with taps on both sides of it."""
         extents = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.w_shape[2:], strict=True)]
-        sides = zip(self.before, self.after, extents, strict=True)
-        return 0 in self.x_shape or any(max(lo, hi) >= extent for lo, hi, extent in sides)
+        sides = zip(self.before, self.after, extents, self.dilation, self.x_shape[2:], strict=True)
+        return any(max(lo, hi) >= extent or min(d, extent) > size for lo, hi, extent, d, size in sides)
 
     @cached_property
     def shared(self) -> Ints:

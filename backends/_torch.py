@@ -21,25 +21,41 @@ from ._terms import CPU_WORKSPACE, GPU_WORKSPACE, Array, Costs
 from ._threads import Held, Holding
 
 LANES = 16
-"""How many channels of a result oneDNN computes at once."""
+"""How many channels oneDNN computes at once, and lays side by side in its copies of arrays."""
+BY_COLUMNS = 9
+"""So many times as long as oneDNN's takes an operation of PyTorch's own code, which makes columns of windows."""
+BY_GROUPS = 150
+"""So many times as long takes an operation of a group of one channel, of which that code makes a product each."""
 
 
 class _Native(NativeConvolution):
     """`torch.convolution` and its backward: oneDNN on CPUs, cuDNN on NVIDIA's GPUs, else code of PyTorch's own."""
 
     def objection(self, convolution: Convolution) -> str | None:
-        return None if convolution.dims <= 3 else "one to three spatial dimensions, as PyTorch's own convolution does"
+        if convolution.dims > 3:
+            return "one to three spatial dimensions, as PyTorch's own convolution does"
+        if convolution.has_windows_of_padding:
+            # PyTorch 2.13 writes beyond its memory for some of these, with channels last.
+            return "windows of which each reads the input, as PyTorch's own convolution may fail on others"
+        return None
 
     def work(self, kind: str, convolution: Convolution, bits: int, device: str) -> NativeWork:
-        moved = convolution.elements
+        padded = sum(math.prod(cells) for cells in (_sizes(convolution),) * 2 if convolution.rest)
         if device:
-            return NativeWork(convolution.operations, moved, 2, moved)
-        if bits > 32:
-            # PyTorch's own code for float64 makes the columns of all samples, and a small product for each group.
-            columns = math.prod(convolution.out_shape) // convolution.w_shape[0] * convolution.groups
-            columns *= math.prod(convolution.w_shape[1:])
-            return NativeWork(8 * _by_groups(convolution), moved + 2 * columns, 4, columns)
-        return NativeWork(_slowness(kind, convolution) * convolution.operations, convolution.copied(bits), 4, moved)
+            return NativeWork(convolution.operations, convolution.elements, 2, convolution.elements + padded)
+        if _is_by_columns(convolution, bits, sys.modules["torch"].get_num_threads()):
+            (samples, filters, *cells), channels = convolution.out_shape, convolution.w_shape[1]
+            columns = samples * convolution.groups * math.prod((*cells, *convolution.w_shape[1:]))
+            slowness = BY_COLUMNS if convolution.groups == 1 else max(BY_COLUMNS, BY_GROUPS / channels)
+            workspace = columns + 2 * convolution.elements + padded
+            return NativeWork(slowness * convolution.operations, convolution.elements + 2 * columns, 4, workspace)
+        # Channels are filled up with zeros to a multiple of `LANES`, of filters both.
+        shapes = convolution.x_shape, convolution.out_shape
+        blocked = sum(math.prod(shape) // max(1, shape[1]) * _filled(shape[1]) for shape in shapes)
+        filters, channels, *taps = convolution.w_shape
+        blocked += _filled(filters) * _filled(channels) * math.prod(taps)
+        slowness = _slowness(kind, convolution)
+        return NativeWork(slowness * convolution.operations, convolution.copied(bits), 4, blocked + padded)
 
     def in_tiles(self, convolution: Convolution, device: str) -> bool:
         return device == "cuda" and convolution.is_tiled
@@ -55,36 +71,57 @@ class _Native(NativeConvolution):
 
     def forward(self, x: Array, w: Array, b: Array | None, convolution: Convolution) -> Array | None:
         torch: Any = sys.modules["torch"]
-        if convolution.is_padded and not _all_finite(w):
+        if not _adds_plainly(x) or (convolution.is_padded and not _all_finite(w)):
             return None
-        x, w, b = _served(convolution, x, w, b)
+        x, w, b = (None if array is None else _served(array) for array in (x, w, b))
         return _checked(torch.convolution(_padded(x, convolution), w, b, *_options(convolution)))
 
     def input_grad(self, dout: Array, w: Array, convolution: Convolution) -> Array | None:
-        if not _all_finite(w):
+        if not _adds_plainly(dout) or not _all_finite(w):
             return None
-        dout, w, _ = _served(convolution, dout, w)
-        sizes = convolution.x_shape
-        if convolution.rest:
-            cells = zip(sizes[2:], convolution.rest, strict=True)
-            sizes = (*sizes[:2], *(size + lo + hi for size, (lo, hi) in cells))
-        like = _standing_for(sizes, dout)
+        dout, w = _served(dout), _served(w)
+        like = _standing_for(_sizes(convolution), dout)
         grad = _backward(dout, like, w, convolution, (True, False, False))[0]
         return _checked(_cropped(grad, convolution))
 
     def weight_grad(self, dout: Array, x: Array, convolution: Convolution) -> Array | None:
-        if convolution.has_windows_of_padding and not _all_finite(dout):
+        if not _adds_plainly(x):
             return None
-        dout, x, _ = _served(convolution, dout, x)
+        dout, x = _served(dout), _served(x)
         like = _standing_for(convolution.w_shape, x)
         grad = _backward(dout, _padded(x, convolution), like, convolution, (False, True, False))[1]
         # A number of `dout` that is not finite makes some of these so, whichever zeros the library leaves out.
         return grad if not convolution.is_padded or _all_finite(grad) else None
 
 
-def _by_groups(convolution: Convolution) -> float:
-    """Count the operations of small products, one for each group of each sample."""
-    return convolution.operations * (1 + LANES * (convolution.groups > 1) / math.sqrt(convolution.w_shape[0]))
+def _filled(channels: int) -> int:
+    """Return a number of channels, filled up to a multiple of `LANES`."""
+    return -(-channels // LANES) * LANES
+
+
+@cache
+def _is_by_columns(convolution: Convolution, bits: int, threads: int) -> bool:
+    """Return whether code of PyTorch's own computes a convolution on a CPU, and not oneDNN."""
+    torch: Any = sys.modules["torch"]
+    if bits > 32 or not _has_onednn():
+        return True
+    select = getattr(torch._C, "_select_conv_backend", None)
+    if select is None:
+        return False
+    # Only the shapes matter.
+    x, w = (torch.empty(1).expand(shape) for shape in (convolution.x_shape, convolution.w_shape))
+    return "slow" in str(select(x, w, None, *_options(convolution), None)).lower()
+
+
+def _has_onednn() -> bool:
+    """Return whether PyTorch calls oneDNN on this CPU, which the user may have switched off."""
+    torch: Any = sys.modules["torch"]
+    return bool(torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled)
+
+
+def _adds_plainly(array: Array) -> bool:
+    """Return whether sums are plain ones: without oneDNN, PyTorch may call NNPACK, which computes transforms."""
+    return array.device.type != "cpu" or _has_onednn()
 
 
 def _slowness(kind: str, convolution: Convolution) -> float:
@@ -100,7 +137,8 @@ def _slowness(kind: str, convolution: Convolution) -> float:
         return short if longest <= limit else long
     made = channels if kind == "input_grad" else filters
     strided = 1.5 if kind == "input_grad" and max(convolution.stride) > 1 else 1.0
-    return strided * -(-made // LANES) * LANES / made
+    lone = 3.0 if kind == "input_grad" and channels == 1 else 1.0
+    return strided * lone * _filled(made) / made
 
 
 def _all_finite(array: Array) -> bool:
@@ -112,32 +150,28 @@ def _all_finite(array: Array) -> bool:
 def _checked(result: Array) -> Array | None:
     """Return a result, or None if a GPU's library may have spread a nan or an infinity beyond its windows.
 
-    oneDNN and PyTorch's own code on CPUs add up the products of each window alone.
+    On CPUs float32 and float64 are added up for each window alone.
     """
     return result if result.device.type == "cpu" or _all_finite(result) else None
 
 
-def _served(
-    convolution: Convolution, a: Array, b: Array, bias: Array | None = None
-) -> tuple[Array, Array, Array | None]:
-    """Return operands in the dtype that the library computes in.
+def _served(array: Array) -> Array:
+    """Return an operand in the dtype that the library computes in: float16 and bfloat16 as they are on GPUs alone.
 
-    cuDNN makes sums of float16 and bfloat16 in float32, and so does oneDNN for bfloat16. PyTorch's own code for CPUs
-    rounds sums in between: its input gradients of float16 are up to 60 times as far off as one rounding allows.
+    cuDNN makes sums of them in float32. On CPUs PyTorch's own code rounds sums of float16 in between, and oneDNN's code
+    for bfloat16 takes subnormal numbers for zeros and lets a nan reach windows that do not touch it.
     """
     torch: Any = sys.modules["torch"]
-    if a.dtype not in (torch.float16, torch.bfloat16) or a.device.type == "cuda":
-        return a, b, bias
-    if a.dtype == torch.bfloat16 and a.device.type == "cpu" and _has_bfloat16():
-        return a, b, bias
-    return a.float(), b.float(), None if bias is None else bias.float()
+    if array.dtype not in (torch.float16, torch.bfloat16) or array.device.type == "cuda":
+        return array
+    return array.float()
 
 
-@cache
-def _has_bfloat16() -> bool:
-    """Return whether oneDNN computes in bfloat16 on this CPU."""
-    torch: Any = sys.modules["torch"]
-    return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+def _sizes(convolution: Convolution) -> tuple[int, ...]:
+    """Return the shape of what `_padded` returns."""
+    sizes = convolution.x_shape
+    cells = zip(sizes[2:], convolution.rest or ((0, 0),) * convolution.dims, strict=True)
+    return (*sizes[:2], *(size + lo + hi for size, (lo, hi) in cells))
 
 
 def _options(convolution: Convolution) -> tuple[Any, ...]:
@@ -283,17 +317,18 @@ class TorchBackend(Backend):
         if threads == torch.get_num_threads():
             threads = None
         held = () if precision == "fast" else _lowered(like.device.type)
-        return nullcontext() if threads is None and not held else _during_call(threads, held)
+        if threads is None:
+            return Holding(held, EXACT[0]) if held else nullcontext()
+        return _during_call(threads, held)
 
 
 @contextmanager
-def _during_call(threads: int | None, held: tuple[Held, ...]) -> Iterator[None]:
-    """Set the number of threads, unless it is None, and hold some settings to full precision."""
+def _during_call(threads: int, held: tuple[Held, ...]) -> Iterator[None]:
+    """Set the number of threads, and hold some settings to full precision."""
     torch: Any = sys.modules["torch"]
     with ExitStack() as stack:
-        if threads is not None:
-            stack.callback(torch.set_num_threads, torch.get_num_threads())
-            torch.set_num_threads(threads)
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(threads)
         stack.enter_context(Holding(held, EXACT[0]))
         yield
 

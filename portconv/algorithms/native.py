@@ -11,6 +11,7 @@ for CPUs add up so. Where a library may do otherwise the bound is that of `nativ
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from ..backends import Array, Backend, Convolution
@@ -18,6 +19,7 @@ from ..errors import in_a_line
 from ..spec.dtypes import Dtype
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind
+from ..spec.ranges import Ranges, pieces
 from ..spec.remembered import looked_up
 from . import native_tiles
 from .algorithm import Algorithm, LibraryError, PlainProduct
@@ -26,6 +28,16 @@ from .budget import Budget, Work
 MOST_PADDED = 1 << 20
 """So many elements a padded input may have, or `PADDED` times as many as the input and the output."""
 PADDED = 4
+
+HALF = 16
+"""The bits of float16 and bfloat16."""
+LONGEST_RUN = 1 << 15
+"""So many positions a library adds up at once in a gradient of filters, or those of one sample: it may add up one by
+one, and the error grows with the longest plain sum."""
+MOST_RUNS = 32
+"""There are no more runs than this."""
+MOST_POSITIONS, LOSING_DIGITS = 1 << 17, 1000
+""""auto" leaves a gradient of filters to others if a sample has more positions: its operations count so many times."""
 
 
 class Native(Algorithm):
@@ -60,7 +72,12 @@ class Native(Algorithm):
         """Count the work of a product as the library's backend does."""
         assert backend.native_convolution is not None
         counted = backend.native_convolution.work(str(kind), described(geometry), budget.bits, budget.device)
-        return Work(0, counted.elements, 0, counted.calls, counted.workspace, {}, steps=1, native=counted.operations)
+        steps, operations = 1, counted.operations
+        if kind == Kind.WEIGHT_GRAD:
+            steps = len(_runs(geometry))
+            operations *= LOSING_DIGITS if geometry.positions > MOST_POSITIONS else 1
+        calls = steps * counted.calls
+        return Work(0, counted.elements, 0, calls, counted.workspace, {}, steps=steps, native=operations)
 
     def forward(
         self, geometry: Geometry, backend: Backend, budget: Budget, x: Array, w: Array, b: Array | None
@@ -74,7 +91,19 @@ class Native(Algorithm):
 
     def weight_grad(self, geometry: Geometry, backend: Backend, budget: Budget, dout: Array, x: Array) -> Array | None:
         assert backend.native_convolution is not None
-        return _called(backend, backend.native_convolution.weight_grad, dout, x, described(geometry))
+        product, runs = backend.native_convolution.weight_grad, _runs(geometry)
+        if len(runs) == 1:
+            return _called(backend, product, dout, x, described(geometry))
+        if backend.bits(x.dtype) == HALF:  # what is added up is in float32
+            dout, x = (backend.astype(array, backend.dtype("float32")) for array in (dout, x))
+        total: Array = None
+        for start, stop in runs:
+            convolution = described(replace(geometry, batch=stop - start))
+            part = _called(backend, product, dout[start:stop, ...], x[start:stop, ...], convolution)
+            if part is None:
+                return None
+            total = part if total is None else backend.add(total, (...,), part)
+        return total
 
     def magnitudes(
         self, kind: Kind, geometry: Geometry, backend: Backend, product: PlainProduct, a: Array, b: Array
@@ -84,6 +113,12 @@ class Native(Algorithm):
         if native is not None and native.in_tiles(described(geometry), backend.place(a)):
             return native_tiles.magnitudes(kind, geometry, backend, product, a, b)
         return product(kind, geometry, a, b)
+
+
+def _runs(geometry: Geometry) -> Ranges:
+    """Cut the samples of a gradient of filters into runs, whose sums are added up."""
+    samples = max(1, LONGEST_RUN // max(1, geometry.positions))
+    return pieces(geometry.batch, max(samples, -(-geometry.batch // MOST_RUNS)))
 
 
 @looked_up

@@ -252,7 +252,7 @@ def _planned(operation: Operation, backend: Backend, operands: Operands, device:
         )
     raise ConvValueError(
         f"workspace_limit: got {limit} bytes, expected at least {least}, which this call needs"
-        f"{'' if name == AUTO else f' by {name!r}'}"
+        f"{'' if name in (AUTO, PLAIN) else f' by {name!r}'}"
     )
 
 
