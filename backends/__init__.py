@@ -37,7 +37,18 @@ __all__ = [
 ]
 
 GROUP = "portconv.backends"
-NO_LIBRARY = {"_base", "_blas", "_generic", "_host", "_library", "_native", "_numpy_like", "_terms", "_threads"}
+NO_LIBRARY = {
+    "_base",
+    "_blas",
+    "_generic",
+    "_host",
+    "_library",
+    "_native",
+    "_numpy_like",
+    "_terms",
+    "_threads",
+    "_torch_native",
+}
 """The modules of this package that have no backend of a library."""
 
 _by_class: dict[type, Backend] = {}

@@ -9,10 +9,9 @@ The class `Backend` meets these requirements:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any
 
 from ..errors import BackendError, PortconvError
@@ -55,8 +54,8 @@ class Backend(Library):
     """How many columns a product needs to run at full speed; small images share a block up to this number."""
     costs = Costs(operation=0.02, element=0.5, transform=0.5, call=10_000, native=0.005)
     """How long work takes; the default is for a library on a CPU that makes a new array for each result."""
-    device_costs: Mapping[str, Costs] = MappingProxyType({})
-    """How long work takes on devices of other kinds, by what `place` calls them."""
+    accelerator_costs: Costs | None = None
+    """How long work takes on devices of other kinds than the usual one (see `device_kind`); None if as long."""
     native_convolution: NativeConvolution | None = None
     """The convolution that the library has of its own, or None."""
     compiled_steps: int | None = None
@@ -98,8 +97,8 @@ class Backend(Library):
         """Return the device that holds an array."""
         return array.device
 
-    def place(self, like: Array) -> str:
-        """Return the kind of device that holds `like`, by which `device_costs` has costs; "" for the usual kind."""
+    def device_kind(self, like: Array) -> str:
+        """Return the kind of device that holds `like`, such as "cuda"; "" for the usual kind."""
         return ""
 
     def asarray(self, obj: Any, dtype: Any = None, device: Any = None) -> Array:

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ..errors import ConvShapeError, PortconvError
@@ -53,13 +52,17 @@ class _Native(NativeConvolution):
         return device in GPUS and convolution.is_tiled
 
     def code(self, kind: str, convolution: Convolution) -> str:
-        operands = {
-            "forward": "x, w",
-            "input_grad": "dout, (w of each group with channels first, and with taps in reverse)",
-            "weight_grad": "x, dout",
-        }[kind]
+        groups, (filters, channels, *kernel) = convolution.groups, convolution.w_shape
+        by_group = f"w.reshape({(groups, filters // groups, channels, *kernel)}).swapaxes(1, 2)"
+        swapped = f"{by_group}.reshape({(groups * channels, filters // groups, *kernel)})"
+        flipped = f"jax.numpy.flip({swapped}, {tuple(range(2, 2 + convolution.dims))})"
+        operands = {"forward": "x, w", "input_grad": f"dout, {flipped}", "weight_grad": "x, dout"}[kind]
         options = ", ".join(f"{name}={value}" for name, value in _options(kind, convolution).items())
+        options = options.replace("ConvDim", "jax.lax.ConvDim")
         return f"jax.lax.conv_general_dilated({operands}, {options}, precision='highest')"
+
+    def literal(self, values: str, dtype: str, device: str) -> str:
+        return f'jax.numpy.asarray({values}, dtype="{dtype}")'
 
     def forward(self, x: Array, w: Array, b: Array | None, convolution: Convolution) -> Array | None:
         if not _all_finite(x, w):
@@ -109,6 +112,8 @@ def _options(kind: str, convolution: Convolution) -> dict[str, Any]:
     gradient of filters is one of the input and `dout`, whose samples are summed over as channels are; its strides are
     the dilations, and its dilations the strides.
     """
+    import jax
+
     strides, dilations, groups = convolution.stride, convolution.dilation, convolution.groups
     sizes, taps, cells = (shape[2:] for shape in (convolution.x_shape, convolution.w_shape, convolution.out_shape))
     extents = [d * (k - 1) + 1 for d, k in zip(dilations, taps, strict=True)]
@@ -138,7 +143,7 @@ def _options(kind: str, convolution: Convolution) -> dict[str, Any]:
         "window_strides": dilations,
         "padding": list(zip(convolution.before, ends, strict=True)),
         "rhs_dilation": strides,
-        "dimension_numbers": (order,) * 3,
+        "dimension_numbers": jax.lax.ConvDimensionNumbers(order, order, order),
         "batch_group_count": groups,
     }
 
@@ -153,8 +158,6 @@ def _convolved(a: Array, b: Array, options: dict[str, Any]) -> Array:
     import jax
 
     wide = "float32" if of(a).bits(a.dtype) == 16 else None
-    if "dimension_numbers" in options:
-        options["dimension_numbers"] = jax.lax.ConvDimensionNumbers(*options["dimension_numbers"])
     convolved: Array = jax.lax.conv_general_dilated(a, b, preferred_element_type=wide, **options)
     return convolved
 
@@ -169,7 +172,7 @@ class JaxBackend(Backend):
     framework = "portconv.frameworks.jax_primitive"
     native_convolution = _Native()
     costs = Costs(operation=0.0099, element=0.21, transform=0.22, call=17_000, native=0.0049)
-    device_costs = MappingProxyType({kind: Costs(5e-5, 6e-3, 2e-3, 10_000, 2e-5) for kind in (*GPUS, "tpu")})
+    accelerator_costs = Costs(5e-5, 6e-3, 2e-3, 10_000, 2e-5)
     block_bytes = 64 << 20
     """Each block is compiled by itself, so a few large blocks are better than many small ones."""
     compiled_steps = 256
@@ -199,7 +202,7 @@ class JaxBackend(Backend):
         # A traced array has no device.
         return None if isinstance(array, jax.core.Tracer) else array.device
 
-    def place(self, like: Array) -> str:
+    def device_kind(self, like: Array) -> str:
         import jax
 
         device = self.device_of(like)

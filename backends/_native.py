@@ -75,7 +75,10 @@ class Convolution:
         """Whether a window may read nothing but padding: beside the input, or with taps on both sides of it."""
         extents = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.w_shape[2:], strict=True)]
         sides = zip(self.before, self.after, extents, self.dilation, self.x_shape[2:], strict=True)
-        return any(max(lo, hi) >= extent or min(d, extent) > size for lo, hi, extent, d, size in sides)
+        return any(
+            max(lo, hi) >= extent or min(d, extent) > size + min(0, lo) + min(0, hi)
+            for lo, hi, extent, d, size in sides
+        )
 
     @cached_property
     def shared(self) -> Ints:
@@ -120,9 +123,9 @@ class NativeWork(NamedTuple):
 class NativeConvolution:
     """The three products of a convolution, by functions of the library.
 
-    All arrays have one dtype: float16, bfloat16, float32 or float64. Sums of float16 and bfloat16 are made in float32,
-    so a library that would make them in another dtype gets operands in float32. Results are in the dtype of the
-    operands, or in float32.
+    All three are needed. Operands have one dtype: float16, bfloat16, float32 or float64, and may lie in memory in any
+    order. Sums of float16 and bfloat16 are to be made in float32: where the library makes them in another dtype, these
+    methods convert the operands first. Results are in the dtype of the operands, or in float32.
 
     A product is None if the library's result may be wrong because a number is not finite: it has lost a nan or an
     infinity of its window, or may have spread one beyond. Then another algorithm computes it. An error that the library
@@ -132,14 +135,15 @@ class NativeConvolution:
     def objection(self, convolution: Convolution) -> str | None:
         """Return None if the library computes such a convolution; otherwise say which ones it does compute.
 
-        The words follow "serves": "one to three spatial dimensions".
+        The words follow "serves" and "expected 'auto', or": "one to three spatial dimensions".
         """
         return None
 
     def work(self, kind: str, convolution: Convolution, bits: int, device: str) -> NativeWork:
-        """Count the work of a product, of elements of so many bits, on a device of that kind (see `Backend.place`).
+        """Count the work of a product on a device of that kind (see `Backend.device_kind`).
 
-        `kind` is "forward", "input_grad" or "weight_grad".
+        `kind` is "forward", "input_grad" or "weight_grad", and `bits` are those of an element: 32 for float16 and
+        bfloat16 too.
         """
         moved = convolution.elements
         return NativeWork(convolution.operations, moved, 1, moved)
@@ -149,8 +153,12 @@ class NativeConvolution:
         return False
 
     def code(self, kind: str, convolution: Convolution) -> str:
-        """Return the library's call for a product as code, of `x`, `w`, `b` and `dout`, for a report of an error."""
+        """Return the library's call for a product as code, of arrays `x`, `w` and `dout`, for a report of an error."""
         return ""
+
+    def literal(self, values: str, dtype: str, device: str) -> str:
+        """Return the code of an array of numbers, of which `values` is a nested list, as the library gets it."""
+        return values
 
     def forward(self, x: Array, w: Array, b: Array | None, convolution: Convolution) -> Array | None:
         """Compute the output (N, F, *P) of `x`, `w` and a bias (F,) or None."""

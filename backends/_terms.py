@@ -57,14 +57,14 @@ class Costs(NamedTuple):
     call : float
         One call of the library, without the work in it.
     native : float
-        One multiplication or addition in the library's own convolution, if it has one.
+        One multiplication or addition in the library's own convolution; as many as in a matrix product if None or 0.
     """
 
     operation: float
     element: float
     transform: float
     call: float
-    native: float = 0.0
+    native: float | None = None
 
 
 class Unavailable(Exception):

@@ -51,9 +51,13 @@ def path() -> Path:
 def costs(backend: Backend, device: str = "") -> Costs:
     """Return the costs of this backend's calls on a kind of device: those measured on this machine, else those shipped.
 
-    `device` is what `Backend.place` returns.
+    `device` is what `Backend.device_kind` returns. Where nobody has measured the library's own convolution, its
+    operations cost as much as those of matrix products.
     """
-    return stored().get(key(backend, device)) or backend.device_costs.get(device, backend.costs)
+    shipped = backend.accelerator_costs if device else None
+    found = stored().get(key(backend, device)) or shipped or backend.costs
+    needed = backend.native_convolution is not None and not found.native
+    return found._replace(native=found.operation) if needed else found
 
 
 def key(backend: Backend, device: str) -> str:
@@ -125,7 +129,8 @@ def _ignored(where: Path, why: str) -> dict[str, Costs]:
 def _checked(fields: dict[str, Any]) -> Costs:
     costs = Costs(**fields)
     # Choices add up costs times counts of work, and these sums must be finite; `math.isfinite` fails on 10**400.
-    if not all(type(cost) in (int, float) and 0 <= cost <= MOST_NANOSECONDS for cost in costs) or not any(costs):
+    numbers = [cost for cost in costs if cost is not None]
+    if not all(type(cost) in (int, float) and 0 <= cost <= MOST_NANOSECONDS for cost in numbers) or not any(numbers):
         raise ValueError(fields)
     return costs
 

@@ -43,7 +43,7 @@ class Budget(NamedTuple):
     bits : int
         The bits of an element.
     device : str
-        The kind of device that the arrays are on (see `Backend.place`).
+        The kind of device that the arrays are on (see `Backend.device_kind`).
     """
 
     block_elements: int

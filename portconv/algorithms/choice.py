@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -47,7 +48,7 @@ class Problem(NamedTuple):
         The dtype in which it is computed.
     backend : Backend
     device : str
-        The kind of device that the arrays are on (see `Backend.place`).
+        The kind of device that the arrays are on (see `Backend.device_kind`).
     """
 
     kind: str
@@ -149,9 +150,10 @@ class Choice(NamedTuple):
         """
         try:
             result = self.algorithm.compute(kind, geometry, backend, self.budget, *operands)
-        except LibraryError:
+        except LibraryError as error:
             if self.is_named:
                 raise
+            warnings.warn(f"{error}; another algorithm computes", RuntimeWarning, stacklevel=2)
             result = None
         return self._by_another(kind, geometry, backend, *operands) if result is None else result
 
@@ -287,7 +289,7 @@ def weigh(algorithm: Algorithm, problem: Problem, budget: Budget, step: int = 1)
         size = work.workspace_elements * problem.bits // 8
         return Weighed(algorithm, math.inf, work, f"a workspace_limit of at least {size} bytes")
     costs = calibration.costs(backend, device)
-    cost = sum(each * count for each, count in zip(costs, work.counts, strict=True))
+    cost = sum((each or 0) * count for each, count in zip(costs, work.counts, strict=True))
     if backend.compiled_steps is not None and step * work.steps > backend.compiled_steps:
         cost *= TOO_MANY_STEPS
     return Weighed(algorithm, cost * algorithm.handicap, work, None)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from ..backends import Array, Backend, Convolution
+from ..backends import Array, Backend, Convolution, NativeConvolution
 from ..errors import in_a_line
 from ..spec.dtypes import Dtype
 from ..spec.geometry import Geometry
@@ -44,7 +44,7 @@ class Native(Algorithm):
     """The library's own functions."""
 
     name = "native"
-    order = 30
+    order = 35
     grows = True
     sums_slices = False
     widens_halves = False
@@ -70,8 +70,7 @@ class Native(Algorithm):
 
     def work(self, kind: str, geometry: Geometry, budget: Budget, backend: Backend) -> Work:
         """Count the work of a product as the library's backend does."""
-        assert backend.native_convolution is not None
-        counted = backend.native_convolution.work(str(kind), described(geometry), budget.bits, budget.device)
+        counted = _own(backend).work(str(kind), described(geometry), budget.bits, budget.device)
         steps, operations = 1, counted.operations
         if kind == Kind.WEIGHT_GRAD:
             steps = len(_runs(geometry))
@@ -82,16 +81,13 @@ class Native(Algorithm):
     def forward(
         self, geometry: Geometry, backend: Backend, budget: Budget, x: Array, w: Array, b: Array | None
     ) -> Array | None:
-        assert backend.native_convolution is not None
-        return _called(backend, backend.native_convolution.forward, x, w, b, described(geometry))
+        return _called(backend, _own(backend).forward, x, w, b, described(geometry))
 
     def input_grad(self, geometry: Geometry, backend: Backend, budget: Budget, dout: Array, w: Array) -> Array | None:
-        assert backend.native_convolution is not None
-        return _called(backend, backend.native_convolution.input_grad, dout, w, described(geometry))
+        return _called(backend, _own(backend).input_grad, dout, w, described(geometry))
 
     def weight_grad(self, geometry: Geometry, backend: Backend, budget: Budget, dout: Array, x: Array) -> Array | None:
-        assert backend.native_convolution is not None
-        product, runs = backend.native_convolution.weight_grad, _runs(geometry)
+        product, runs = _own(backend).weight_grad, _runs(geometry)
         if len(runs) == 1:
             return _called(backend, product, dout, x, described(geometry))
         if backend.bits(x.dtype) == HALF:  # what is added up is in float32
@@ -110,7 +106,7 @@ class Native(Algorithm):
     ) -> Array:
         """Return the plain sums, or what bounds the errors of tiles where the library may compute them."""
         native = backend.native_convolution
-        if native is not None and native.in_tiles(described(geometry), backend.place(a)):
+        if native is not None and native.in_tiles(described(geometry), backend.device_kind(a)):
             return native_tiles.magnitudes(kind, geometry, backend, product, a, b)
         return product(kind, geometry, a, b)
 
@@ -136,10 +132,19 @@ def described(geometry: Geometry) -> Convolution:
     )
 
 
+def _own(backend: Backend) -> NativeConvolution:
+    """Return the convolution of a library that has one."""
+    native = backend.native_convolution
+    assert native is not None
+    return native
+
+
 def _called(backend: Backend, product: Callable[..., Array | None], *arguments: Any) -> Array | None:
     """Call a function of a library; report an error that it raises as the library's."""
     try:
         return product(*arguments)
+    except (NotImplementedError, AttributeError, NameError):  # not of the library: of its backend
+        raise
     except Exception as error:
         words = f"{type(error).__name__}: {in_a_line(error)}"
         raise LibraryError(f"algorithm 'native': {backend.name}'s own convolution failed: {words}") from error

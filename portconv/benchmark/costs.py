@@ -39,16 +39,15 @@ class Timing(NamedTuple):
     nanoseconds: float
 
 
-def timings(layer: Layer, backend: Backend) -> Iterator[Timing]:
-    """Time every algorithm that "auto" considers, on each product of a layer."""
+def timings(layer: Layer, backend: Backend, device: Any) -> Iterator[Timing]:
+    """Time every algorithm that "auto" considers, on each product of a layer, on a device."""
     problem = Problem(layer)
-    device = backend.devices()[0]
     x, w, _, dout = (backend.asarray(array, device=device) for array in problem.arrays)
     options: dict[str, Any] = layer.options
     geometry = call.convolution(x, w, None, Options(**options)).operation.geometry
     dtype = named(backend, backend.dtype_name(x.dtype))
     for kind in PRODUCTS:
-        problem_of_kind = choice.Problem(kind, geometry, dtype, backend, backend.place(x))
+        problem_of_kind = choice.Problem(kind, geometry, dtype, backend, backend.device_kind(x))
         budget = choice.choose(problem_of_kind, "auto", backend.default_workspace(x), strict=True).budget
         considered = choice.consider(problem_of_kind, budget)
         lowest_cost = min(candidate.cost for candidate in considered)
@@ -96,7 +95,7 @@ def regrets(measured: Iterable[Timing], costs: Costs) -> list[tuple[str, str, st
         products.setdefault((timing.layer, timing.kind), []).append(timing)
 
     def estimate(timing: Timing) -> float:
-        return sum(cost * count for cost, count in zip(costs, timing.counts, strict=True))
+        return sum((cost or 0) * count for cost, count in zip(costs, timing.counts, strict=True))
 
     listed = []
     for (layer, kind), of_product in products.items():

@@ -23,6 +23,7 @@ from ..benchmark.measurement import OURS
 from ..benchmark.problem import PASSES
 from ..benchmark.report import MIB, ratios
 from ..benchmark.zoo import named
+from .backends import device_name
 from .group import UNCHECKED, AlgorithmName, backend_named, check_destination, echo, refuse
 from .verify import plain_table
 
@@ -73,6 +74,7 @@ WIDE = 110
 @click.option("--json", "as_json", is_flag=True, help="Print JSON alone; null stands for a number that is not finite.")
 @click.option("--plot", metavar="FILE", type=UNCHECKED, help="Also draw the speed-ups: a PNG, SVG or PDF file.")
 @click.option("--calibrate", is_flag=True, help="Time only portconv's algorithms, and store the costs of calls.")
+@click.option("--device", metavar="NAME", help="The device that --calibrate measures; the default one if not given.")
 @click.option("--list", "listing", is_flag=True, help="List the layers and the peers, and time nothing.")
 @click.pass_context
 def command(
@@ -86,6 +88,7 @@ def command(
     as_json: bool,
     plot: Path | None,
     calibrate: bool,
+    device: str | None,
     listing: bool,
 ) -> None:
     """Time layers of real networks beside other libraries.
@@ -101,7 +104,7 @@ def command(
     layers = _layers(layer_names, HELD_OUT if held_out else ZOO)
     backend = backend_named(backend_name)
     if calibrate:
-        _calibrate(layers, backend, as_json)
+        _calibrate(layers, backend, device, as_json)
         return
     report = Report()
     peers = _peers(peer_names, backend, report)
@@ -121,26 +124,32 @@ def command(
     ctx.exit(0 if report.held else 1)
 
 
-def _calibrate(layers: Sequence[Layer], backend: Backend, as_json: bool) -> None:
+def _calibrate(layers: Sequence[Layer], backend: Backend, device: str | None, as_json: bool) -> None:
     """Measure what calls cost on this machine, store it, and say how much better the choices get."""
+    devices = {device_name(each): each for each in backend.devices()}
+    if device is not None and device not in devices:
+        refuse(f"--device: got {device!r}, expected one of {', '.join(devices)}")
+    place = devices[device or next(iter(devices))]
+    kind = backend.device_kind(backend.asarray([0.0], dtype="float32", device=place))
     measured: list[Timing] = []
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         for layer in progress.track(layers, description="calibrating"):
-            measured += timings(layer, backend)
+            measured += timings(layer, backend, place)
     if not measured:
         refuse("--calibrate: got layers with nothing to time")
     costs = fit(measured)
-    before, after = (_regret(measured, each) for each in (calibration.costs(backend), costs))
+    before, after = (_regret(measured, each) for each in (calibration.costs(backend, kind), costs))
+    name = calibration.key(backend, kind)
     try:
-        where = calibration.store({backend.name: costs})
+        where = calibration.store({name: costs})
     except OSError as error:
         refuse(f"--calibrate: {calibration.path()} cannot be written: {error}")
     if as_json:
-        stored = {"file": str(where), "backend": backend.name, "costs": costs._asdict()}
+        stored = {"file": str(where), "backend": name, "costs": costs._asdict()}
         echo(json.dumps({**stored, "over_fastest": {"before": before, "after": after}}, indent=2))
         return
-    echo(f"{backend.name}: {', '.join(f'{name} {cost:g} ns' for name, cost in costs._asdict().items())}")
+    echo(f"{name}: {', '.join(f'{name} {cost:g} ns' for name, cost in costs._asdict().items())}")
     echo(f"time of the chosen algorithms over that of the fastest: {before:.3f} before, {after:.3f} now")
     echo(f"stored in {where}")
 

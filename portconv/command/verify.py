@@ -134,8 +134,8 @@ def command(
     """Check portconv's results on each array library here.
 
     portconv runs forward and backward on the arrays of each library. Each result is compared with exact values and with
-    the results on the other libraries, and may differ by what rounding can explain. With --algorithm native it is the
-    convolution that each library has of its own. A failure is shown by the smallest call that shows it.
+    the results on the other libraries, and may differ by what rounding can explain. With --algorithm native the
+    convolution that each library has of its own computes them. A failure is shown by the smallest call that shows it.
 
     Reproducible results must also have equal bits on all backends and devices, with any number of threads and in halves
     of the batch. The exit status is 0 only if all comparisons hold.

@@ -210,7 +210,7 @@ def given(operation: Operation, backend: Backend, a: Array, b: Array) -> Operand
 
 def of_given(operation: Operation, backend: Backend, operands: Operands, like: Array) -> Plan:
     """Return the plan of a product, for operands that are described, on the device of `like`."""
-    device = Device(backend.place(like), backend.default_workspace(like))
+    device = Device(backend.device_kind(like), backend.default_workspace(like))
     return _planned(operation, backend, operands, device, limits.workspace())
 
 

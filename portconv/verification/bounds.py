@@ -172,7 +172,7 @@ def exact(case: Case, inputs: Inputs | None = None) -> dict[str, Exact]:
 def bounded_as(plan: Plan, like: Any) -> list[str]:
     """Return the names by which `Exact.reach` knows the algorithms of a plan, on the device of `like`."""
     native, geometry = plan.backend.native_convolution, plan.operation.geometry.extended
-    in_tiles = native is not None and native.in_tiles(described(geometry), plan.backend.place(like))
+    in_tiles = native is not None and native.in_tiles(described(geometry), plan.backend.device_kind(like))
     names = [algorithm.name for algorithm in plan.algorithms]
     return [IN_TILES if in_tiles and name == "native" else name for name in names]
 
@@ -229,7 +229,7 @@ def _of_algorithm(case: Case, sharp: Callable[..., Doubles], algorithm: Algorith
     """
     numpy, geometry, (x, w, b, dout) = backends.get("numpy"), case.geometry, operands
     extended, overlaps = geometry.extended, overlap(geometry)
-    cells, grads = _batched(case, x, dout)
+    cells, grads = batched(case, x, dout)
     arrays = {Role.X: extend(geometry, numpy, cells), Role.W: w, Role.OUT: grads}
     sums = {}
     for name, kind in {"out": Kind.FORWARD, "dx": Kind.INPUT_GRAD, "dw": Kind.WEIGHT_GRAD}.items():
@@ -259,7 +259,7 @@ def _plain_product(kind: Kind, geometry: Geometry, a: Any, b: Any) -> Any:
 def _quantising(case: Case, inputs: Inputs) -> dict[str, Doubles]:
     """Bound the change of results when operands are quantised: products with the change of each operand."""
     backend, geometry = backends.get("numpy"), replace(case.geometry, channels_last=False)
-    cells, grads = _batched(case, inputs.x, inputs.dout)
+    cells, grads = batched(case, inputs.x, inputs.dout)
     products = {
         "out": (Kind.FORWARD, cells, inputs.w),
         "dx": (Kind.INPUT_GRAD, grads, inputs.w),
@@ -277,7 +277,7 @@ def _quantising(case: Case, inputs: Inputs) -> dict[str, Doubles]:
     return changes
 
 
-def _batched(case: Case, x: Any, dout: Any) -> tuple[Any, Any]:
+def batched(case: Case, x: Any, dout: Any) -> tuple[Any, Any]:
     """Return the input and the gradient of the output with channels first: (N, C, *S) and (N, F, *P)."""
     geometry, last = case.geometry, case.data_format == "channels_last"
     cells, grads = (np.moveaxis(a, -1, -1 - geometry.dims) if last else a for a in (x, dout))

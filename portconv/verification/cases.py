@@ -31,7 +31,7 @@ QUANTITIES = ("out", "dx", "dw", "db")
 """What a case computes; db only if there is a bias."""
 
 WIDEST = {"float16": 2, "bfloat16": 57, "float32": 57, "float64": 500}
-"""The largest power of two, by dtype, that a wide number is multiplied by: 2**12 products of two do not overflow."""
+"""The largest power of two, by dtype, that a wide number is multiplied by: 2**11 products of two do not overflow."""
 
 
 class Inputs(NamedTuple):

@@ -16,7 +16,7 @@ from .variants import Variant
 
 SUBJECT = (
     "portconv's results on the arrays of each library, compared with exact values and between libraries. The "
-    "libraries' own convolutions run where the algorithm is native."
+    "libraries' own convolutions run where the algorithm is native, or auto chooses it."
 )
 """What is compared, in the first lines of a report."""
 LEGEND = (

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .. import backends as registry
 from ..algorithms.native import described
 from ..errors import PortconvError
-from ..spec.operation import Kind
+from ..passes.padding import extend
+from ..spec.operation import Kind, Role
+from .bounds import batched
 from .cases import Case
 from .comparison import Comparison, Trial
 from .variants import Variant
 
-MOST_TRIES = 400
-"""So many smaller cases are tried at most."""
-MOST_NUMBERS = 24
+MOST_SECONDS = 20.0
+"""For so long smaller cases are tried."""
+MOST_NUMBERS = 64
 """Arrays of up to so many numbers are written out."""
 
 KINDS = {"out": Kind.FORWARD, "dx": Kind.INPUT_GRAD, "dw": Kind.WEIGHT_GRAD}
@@ -39,26 +43,42 @@ class Smallest:
     variant: Variant
 
     def __str__(self) -> str:
-        """Say which call it is, what it gives, and how it is repeated."""
-        backend, case, quantity = self.variant.backend, self.case, self.comparison.quantity
-        lines = [f"smallest call with {backend.name} {backend.version()}: {self.comparison}"]
-        if self.comparison.served == "native" and backend.native_convolution is not None:
-            call = backend.native_convolution.code(str(KINDS[quantity]), described(case.geometry.extended))
-            lines.append(f"    {call}")
-        inputs = case.inputs()
-        for name, array in inputs._asdict().items():
-            if array is None or (quantity in KINDS and name not in _operands(quantity)):
-                continue
-            if array.size <= MOST_NUMBERS:
-                lines.append(f"    {name} = {array.tolist()}  # {case.dtype}")
-            else:
-                lines.append(f"    {name} = {_code(case)}.inputs().{name}  # {array.shape} {case.dtype}")
-        return "\n".join(lines)
+        """Say which call it is and what it gives, with code that repeats it."""
+        backend, quantity = self.variant.backend, self.comparison.quantity
+        head = f"smallest call with {backend.name} {backend.version()}: {self.comparison}"
+        served = (self.comparison.served or "").startswith("native")
+        code = self._own if served and backend.native_convolution is not None else self._ours
+        return "\n".join([head, *(f"    {line}" for line in code(quantity))])
+
+    def _own(self, quantity: str) -> Iterator[str]:
+        """Return the library's own call, of batches with channels first and with their padding filled in."""
+        backend, case, kind = self.variant.backend, self.case, KINDS[quantity]
+        native, numpy, inputs = backend.native_convolution, registry.get("numpy"), case.inputs()
+        assert native is not None
+        device = backend.device_kind(backend.asarray([0.0], dtype="float32", **_on(self.variant.device)))
+        cells, grads = batched(case, inputs.x, inputs.dout)
+        arrays = {Role.X: extend(case.geometry, numpy, cells), Role.W: inputs.w, Role.OUT: grads}
+        names = {Role.X: "x", Role.W: "w", Role.OUT: "dout"}
+        yield f"import {backend.module}"
+        for role, array in arrays.items():
+            if role in kind.operands:
+                yield f"{names[role]} = {native.literal(str(array.tolist()), case.dtype, device)}"
+        yield native.code(str(kind), described(case.geometry.extended))
+
+    def _ours(self, quantity: str) -> Iterator[str]:
+        """Return portconv's call, of the case's numbers."""
+        for name, array in self.case.inputs()._asdict().items():
+            if array is not None and name in OPERANDS[quantity]:
+                written = str(array.tolist()) if array.size <= MOST_NUMBERS else f"{_code(self.case)}.inputs().{name}"
+                yield f"{name} = {written}  # {array.shape} {self.case.dtype}"
 
 
-def _operands(quantity: str) -> Sequence[str]:
-    """Return the arrays that a quantity is computed of."""
-    return {"out": ("x", "w", "b"), "dx": ("w", "dout"), "dw": ("x", "dout")}[quantity]
+OPERANDS = {"out": ("x", "w", "b"), "dx": ("w", "dout"), "dw": ("x", "dout"), "db": ("dout",)}
+"""The arrays that a quantity is computed of."""
+
+
+def _on(device: Any) -> dict[str, Any]:
+    return {} if device is None else {"device": device}
 
 
 def _code(case: Case) -> str:
@@ -67,7 +87,7 @@ def _code(case: Case) -> str:
     options["numbers"] = case.numbers
     plain = Case("", (), ())
     own = "".join(f", {name}={value!r}" for name, value in options.items() if value != getattr(plain, name))
-    return f"Case({case.name!r}, {case.x_shape}, {case.w_shape}{own})"
+    return f"portconv.verification.Case({case.name!r}, {case.x_shape}, {case.w_shape}{own})"
 
 
 def smallest(failed: Comparison, case: Case, variant: Variant) -> Smallest | None:
@@ -86,17 +106,16 @@ def smallest(failed: Comparison, case: Case, variant: Variant) -> Smallest | Non
         None if the failure does not show again: with the numbers of a model's weights, or not at every call.
     """
     case = replace(case, w=None, b=None)
+    end = time.monotonic() + MOST_SECONDS
     found = _failing(failed, case, variant)
-    tries = 0
     while found is not None:
         for smaller in _smaller(found.case):
-            tries += 1
+            if time.monotonic() > end:
+                return found
             again = _failing(failed, smaller, variant)
             if again is not None:
                 found = again
                 break
-            if tries >= MOST_TRIES:
-                return found
         else:
             break
     return found
@@ -106,7 +125,7 @@ def _failing(failed: Comparison, case: Case, variant: Variant) -> Smallest | Non
     """Return a case with its comparison if it fails; None if it holds, or is no legal call of its algorithm."""
     try:
         comparisons = Trial(case, [variant], failed.precision).run(variant)
-    except PortconvError:
+    except (PortconvError, MemoryError):
         return None
     for comparison in comparisons:
         if comparison.quantity == failed.quantity and comparison.problem is None and not comparison.held:
@@ -116,25 +135,16 @@ def _failing(failed: Comparison, case: Case, variant: Variant) -> Smallest | Non
 
 def _smaller(case: Case) -> Iterator[Case]:
     """Return cases with fewer numbers or plainer options, those that change most first."""
-    plain = Case("", (), ())
-    for name in ("bias", "padding_mode", "dilation", "stride", "padding", "numbers"):
-        if getattr(case, name) != getattr(plain, name):
-            yield replace(case, **{name: getattr(plain, name)})
-    batched, last = len(case.x_shape) == len(case.w_shape), case.data_format == "channels_last"
+    has_batch, last = len(case.x_shape) == len(case.w_shape), case.data_format == "channels_last"
     dims = len(case.w_shape) - 2
     if last:
-        batch, sizes, channels = case.x_shape[:batched], case.x_shape[batched:-1], case.x_shape[-1]
+        batch, sizes, channels = case.x_shape[:has_batch], case.x_shape[has_batch:-1], case.x_shape[-1]
         yield replace(case, x_shape=(*batch, channels, *sizes), data_format="channels_first")
-    at = int(batched) + (0 if last else 1)
-    if batched:
+    at = int(has_batch) + (0 if last else 1)
+    if has_batch:
         for count in _fewer(case.x_shape[0]):
             yield replace(case, x_shape=(count, *case.x_shape[1:]))
-    for dim in range(dims):
-        for size in _fewer(case.x_shape[at + dim]):
-            yield replace(case, x_shape=_put(case.x_shape, at + dim, size))
-        for taps in _fewer(case.w_shape[2 + dim]):
-            yield replace(case, w_shape=_put(case.w_shape, 2 + dim, taps))
-    channel_axis = len(case.x_shape) - 1 if last else int(batched)
+    channel_axis = len(case.x_shape) - 1 if last else int(has_batch)
     for groups in _fewer(case.groups):
         channels, filters = case.w_shape[1] * groups, max(1, case.w_shape[0] // case.groups) * groups
         yield replace(
@@ -148,6 +158,15 @@ def _smaller(case: Case) -> Iterator[Case]:
     for channels in _fewer(case.w_shape[1]):
         x_shape = _put(case.x_shape, channel_axis, channels * case.groups)
         yield replace(case, x_shape=x_shape, w_shape=_put(case.w_shape, 1, channels))
+    plain = Case("", (), ())
+    for name in ("bias", "padding_mode", "dilation", "stride", "padding", "numbers"):
+        if getattr(case, name) != getattr(plain, name):
+            yield replace(case, **{name: getattr(plain, name)})
+    for dim in range(dims):
+        for size in _fewer(case.x_shape[at + dim]):
+            yield replace(case, x_shape=_put(case.x_shape, at + dim, size))
+        for taps in _fewer(case.w_shape[2 + dim]):
+            yield replace(case, w_shape=_put(case.w_shape, 2 + dim, taps))
 
 
 def _fewer(count: int) -> Iterator[int]:

@@ -149,7 +149,7 @@ def test_the_command_takes_its_name(name, monkeypatch):
 @pytest.mark.usefixtures("toy")
 def test_its_time_is_measured_to_calibrate():
     (layer,) = zoo.named("small 3x3 3-8@8 b1")
-    assert {timing.algorithm for timing in timings(layer, backends.get("numpy"))} == {"toy"}
+    assert {timing.algorithm for timing in timings(layer, backends.get("numpy"), "cpu")} == {"toy"}
 
 
 def test_an_explanation_is_printed_as_a_table():

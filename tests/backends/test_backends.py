@@ -351,3 +351,27 @@ def test_advice_names_the_variable_where_avx2_kernels_run_on_avx512(monkeypatch)
     assert "set OPENBLAS_CORETYPE=SkylakeX" in numpy.advice()
     library.architecture = "SkylakeX"
     assert numpy.advice() is None
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_one_number_that_is_not_finite_is_seen_in_a_large_array(target, dtype, value):
+    array = np.ones(40_000, dtype)
+    assert target.backend.all_finite(target.array(array))
+    array[7] = value
+    assert not target.backend.all_finite(target.array(array))
+
+
+def test_a_precision_that_was_left_to_the_setting_above_it_is_left_to_it_again():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    mkldnn, backend = torch.backends.mkldnn, backends.get("torch")
+    found = mkldnn.fp32_precision
+    try:
+        mkldnn.fp32_precision = "bf16"
+        with backend.during_call(torch.ones(1), "standard"):
+            assert (mkldnn.matmul.fp32_precision, mkldnn.conv.fp32_precision) == ("ieee", "ieee")
+        assert mkldnn.conv.fp32_precision == "bf16"
+        mkldnn.fp32_precision = "ieee"
+        assert (mkldnn.matmul.fp32_precision, mkldnn.conv.fp32_precision) == ("ieee", "ieee")
+    finally:
+        mkldnn.fp32_precision = found

@@ -22,4 +22,4 @@ def test_help_fits_and_is_whole(names: tuple[str, ...]) -> None:
 def test_the_help_of_verify_says_what_is_compared() -> None:
     words = " ".join(testing.CliRunner().invoke(portconv, ["verify", "--help"]).output.split())
     assert "portconv runs forward and backward on the arrays of each library" in words
-    assert "With --algorithm native it is the convolution that each library has of its own." in words
+    assert "With --algorithm native the convolution that each library has of its own computes them." in words
