@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 import math
 import sys
 from functools import cache
@@ -141,7 +142,7 @@ def _slowness(kind: str, convolution: Convolution) -> float:
 def all_finite(array: Array) -> bool:
     """Return whether an array has no nan and no infinity; if its sum is finite, all its numbers are."""
     torch: Any = sys.modules["torch"]
-    return math.isfinite(array.sum().item()) or bool(torch.isfinite(array).all())
+    return cmath.isfinite(array.sum().item()) or bool(torch.isfinite(array).all())
 
 
 def _checked(result: Array) -> Array | None:

@@ -119,7 +119,7 @@ SKEWED = {
     "winograd": "2d mixed kernels",
     "fft": "2d mixed kernels",
     "depthwise": "2d depthwise",
-    "native": "2d pairs",
+    "native": "2d padded",
     "gemm": "2d pairs",
     "tap_loop": "2d pairs",
     "direct": "2d pairs",
@@ -137,7 +137,15 @@ def _skip_what_is_not_served(request):
     algorithm = params.get("algorithm")
     if algorithm == "tap_loop" and params["target"].backend.compiled_steps is None:
         pytest.skip("tap_loop serves libraries that compile every step")
-    if algorithm == "native" and params["target"].backend.native_convolution is None:
+    if algorithm == "native" and "problem" in params:
+        x, w = (
+            params["target"].array(np.zeros(shape, "float32")) for shape in (params["problem"].x, params["problem"].w)
+        )
+        try:
+            portconv.explain(x, w, algorithm=algorithm, **params["options"])
+        except portconv.ConvValueError as error:
+            pytest.skip(str(error))
+    elif algorithm == "native" and params["target"].backend.native_convolution is None:
         pytest.skip("native serves libraries with a convolution of their own")
 
 

@@ -43,7 +43,8 @@ def chosen(convolution, name, kind="forward"):
     }
     costs = backend.costs
     times = {
-        algorithm: sum(c * n for c, n in zip(costs, work.counts, strict=True)) for algorithm, work in works.items()
+        algorithm: sum((c or 0) * n for c, n in zip(costs, work.counts, strict=True))
+        for algorithm, work in works.items()
     }
     return min(times, key=times.get)
 
