@@ -5,7 +5,7 @@ from __future__ import annotations
 import cmath
 import math
 import sys
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 from ._native import Convolution, NativeConvolution, NativeWork
@@ -34,7 +34,7 @@ class TorchConvolution(NativeConvolution):
         padded = sum(math.prod(cells) for cells in (_sizes(convolution),) * 2 if convolution.rest)
         if device:
             return NativeWork(convolution.operations, convolution.elements, 2, convolution.elements + padded)
-        if _is_by_columns(convolution, bits, sys.modules["torch"].get_num_threads()):
+        if _is_by_columns(convolution, bits):
             (samples, filters, *cells), channels = convolution.out_shape, convolution.w_shape[1]
             columns = samples * convolution.groups * math.prod((*cells, *convolution.w_shape[1:]))
             slowness = BY_COLUMNS if convolution.groups == 1 else max(BY_COLUMNS, BY_GROUPS / channels)
@@ -57,8 +57,8 @@ class TorchConvolution(NativeConvolution):
         if kind == "forward":
             return f"torch.convolution({x}, w, None, {options})"
         wanted = kind == "input_grad", kind == "weight_grad", False
-        x = f"torch.empty({_sizes(convolution)})" if wanted[0] else x
-        w = "w" if wanted[0] else f"torch.empty({convolution.w_shape})"
+        x = f"dout.new_empty({_sizes(convolution)})" if wanted[0] else x
+        w = "w" if wanted[0] else f"dout.new_empty({convolution.w_shape})"
         call = f"torch.ops.aten.convolution_backward(dout, {x}, {w}, None, {options}, {wanted})[{wanted.index(True)}]"
         return padded(call, [-side for side in _pads(convolution)]) if wanted[0] and convolution.rest else call
 
@@ -89,7 +89,7 @@ class TorchConvolution(NativeConvolution):
         like = _standing_for(convolution.w_shape, x)
         grad = _backward(dout, _padded(x, convolution), like, convolution, (False, True, False))[1]
         # A number of `dout` that is not finite makes some of these so, whichever zeros the library leaves out.
-        return grad if not convolution.is_padded or all_finite(grad) else None
+        return _checked(grad) if not convolution.is_padded or all_finite(grad) else None
 
 
 def _filled(channels: int) -> int:
@@ -97,12 +97,15 @@ def _filled(channels: int) -> int:
     return -(-channels // LANES) * LANES
 
 
-@cache
-def _is_by_columns(convolution: Convolution, bits: int, threads: int) -> bool:
+def _is_by_columns(convolution: Convolution, bits: int) -> bool:
     """Return whether code of PyTorch's own computes a convolution on a CPU, and not oneDNN."""
+    return bits > 32 or not _has_onednn() or _is_slow(convolution, sys.modules["torch"].get_num_threads())
+
+
+@lru_cache(maxsize=256)
+def _is_slow(convolution: Convolution, threads: int) -> bool:
+    """Return whether PyTorch does not give a convolution in float32 to oneDNN, by its own choice."""
     torch: Any = sys.modules["torch"]
-    if bits > 32 or not _has_onednn():
-        return True
     select = getattr(torch._C, "_select_conv_backend", None)
     if select is None:
         return False

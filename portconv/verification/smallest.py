@@ -60,6 +60,8 @@ class Smallest:
         arrays = {Role.X: extend(case.geometry, numpy, cells), Role.W: inputs.w, Role.OUT: grads}
         names = {Role.X: "x", Role.W: "w", Role.OUT: "dout"}
         yield f"import {backend.module}"
+        if case.numbers.endswith("not finite"):
+            yield "from math import inf, nan"
         for role, array in arrays.items():
             if role in kind.operands:
                 yield f"{names[role]} = {native.literal(str(array.tolist()), case.dtype, device)}"
