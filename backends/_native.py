@@ -104,12 +104,12 @@ class NativeWork(NamedTuple):
     Attributes
     ----------
     operations : float
-        Multiplications and additions, in units of `Costs.native`: those that the library computes more slowly than
-        those of a dense layer count more.
+        Multiplications and additions, each of which takes ``native`` of the backend's `Costs`. Those that the library
+        computes more slowly than in a dense layer count more.
     elements : float
-        Elements that are copied, in units of `Costs.element`.
+        Elements that are copied, each of which takes ``element`` of these costs.
     calls : float
-        Calls, in units of `Costs.call`.
+        Calls, each of which takes ``call`` of these costs.
     workspace : int
         Elements of memory beside the operands and the result.
     """

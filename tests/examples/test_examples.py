@@ -52,6 +52,14 @@ def test_what_the_page_of_frameworks_shows_can_be_pasted(library):
         assert made["dw"].shape == (1, 1, 3, 3, 3)
 
 
+def test_what_the_page_of_verify_shows_of_portconv():
+    if not DOCS.exists():
+        pytest.skip("docs/ is not beside the tests")
+    for library in ("torch", "jax"):
+        pytest.importorskip(library, reason=f"{library} is not installed")
+    run((DOCS / "verify.md").read_text(), "verify.md")
+
+
 @pytest.mark.parametrize("function", list(functions()))
 def test_docstring(function):
     text = inspect.getdoc(function)
