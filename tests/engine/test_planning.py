@@ -168,7 +168,7 @@ def test_what_is_remembered_has_a_bound_in_bytes(monkeypatch, work, most):
     assert remembered._held[0] <= most
 
 
-BY_NATURE = {"_checked_powers", "_compiled", "_compiled_reproducible", "_compile"}
+BY_NATURE = {"_checked_powers", "_compiled", "_compiled_reproducible", "_compile", "_is_slow"}
 """The other caches with a largest size: an entry is a device's powers of two, or a program that JAX compiled."""
 
 
