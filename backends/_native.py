@@ -11,9 +11,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from ._terms import KEPT_BYTES, NEW_PAGES, Array
+from ._terms import Array
 
 Ints = tuple[int, ...]
+
+KEPT_BYTES, NEW_PAGES = 32 << 20, 4
+"""The system takes back larger memory than this when it is freed, and new memory comes page by page: to copy to it
+takes so many times as long."""
 
 
 @dataclass(frozen=True)

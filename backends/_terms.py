@@ -26,10 +26,6 @@ Block = TypeVar("Block")
 CPU_WORKSPACE, GPU_WORKSPACE = 64 << 20, 512 << 20
 """How many bytes a call may use on each thread beside its result, unless the user sets a limit."""
 
-KEPT_BYTES, NEW_PAGES = 32 << 20, 4
-"""The system takes back larger memory than this when it is freed, and new memory comes page by page: to copy to it
-takes so many times as long."""
-
 MASKED = "got a masked array, expected a plain one"
 """Why an array is refused: a product would count what its mask leaves out."""
 

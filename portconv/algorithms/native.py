@@ -16,7 +16,7 @@ from typing import Any
 
 from ..backends import Array, Backend, Convolution, NativeConvolution
 from ..errors import in_a_line
-from ..spec.dtypes import Dtype
+from ..spec.dtypes import HALVES, Dtype
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind
 from ..spec.ranges import Ranges, pieces
@@ -29,8 +29,6 @@ MOST_PADDED = 1 << 20
 """So many elements a padded input may have, or `PADDED` times as many as the input and the output."""
 PADDED = 4
 
-HALF = 16
-"""The bits of float16 and bfloat16."""
 LONGEST_RUN = 1 << 15
 """So many positions a library adds up at once in a gradient of filters, or those of one sample: it may add up one by
 one, and the error grows with the longest plain sum."""
@@ -90,7 +88,7 @@ class Native(Algorithm):
         product, runs = _own(backend).weight_grad, _runs(geometry)
         if len(runs) == 1:
             return _called(backend, product, dout, x, described(geometry))
-        if backend.bits(x.dtype) == HALF:  # what is added up is in float32
+        if backend.dtype_name(x.dtype) in HALVES:  # what is added up is in float32
             dout, x = (backend.astype(array, backend.dtype("float32")) for array in (dout, x))
         total: Array = None
         for start, stop in runs:

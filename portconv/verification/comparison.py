@@ -19,7 +19,7 @@ from ..errors import PortconvError, in_a_line
 from .bounds import Doubles, bounded_as, exact
 from .cases import Case, Inputs
 from .figures import Figures, Host, Number, Plane, figures, written
-from .variants import Variant, pairs, plain
+from .variants import Variant, on, pairs, plain
 
 Array = Any
 
@@ -272,7 +272,7 @@ class Trial:
         if samples != ALL_SAMPLES:
             inputs = inputs._replace(x=inputs.x[samples], dout=inputs.dout[samples])
             shapes |= {"out": inputs.dout.shape, "dx": inputs.x.shape}
-        device = {} if variant.device is None else {"device": variant.device}
+        device = on(variant.device)
         try:
             # Each library gets copies, because it may share the host's memory and change it. bfloat16 is handed over in
             # float32, because only NumPy takes an array of ml_dtypes.

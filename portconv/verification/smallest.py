@@ -16,7 +16,7 @@ from ..spec.operation import Kind, Role
 from .bounds import batched
 from .cases import Case
 from .comparison import Comparison, Trial
-from .variants import Variant
+from .variants import Variant, on
 
 MOST_SECONDS = 20.0
 """For so long smaller cases are tried."""
@@ -55,7 +55,7 @@ class Smallest:
         backend, case, kind = self.variant.backend, self.case, KINDS[quantity]
         native, numpy, inputs = backend.native_convolution, registry.get("numpy"), case.inputs()
         assert native is not None
-        device = backend.device_kind(backend.asarray([0.0], dtype="float32", **_on(self.variant.device)))
+        device = backend.device_kind(backend.asarray([0.0], dtype="float32", **on(self.variant.device)))
         cells, grads = batched(case, inputs.x, inputs.dout)
         arrays = {Role.X: extend(case.geometry, numpy, cells), Role.W: inputs.w, Role.OUT: grads}
         names = {Role.X: "x", Role.W: "w", Role.OUT: "dout"}
@@ -77,10 +77,6 @@ class Smallest:
 
 OPERANDS = {"out": ("x", "w", "b"), "dx": ("w", "dout"), "dw": ("x", "dout"), "db": ("dout",)}
 """The arrays that a quantity is computed of."""
-
-
-def _on(device: Any) -> dict[str, Any]:
-    return {} if device is None else {"device": device}
 
 
 def _code(case: Case) -> str:

@@ -106,15 +106,15 @@ def unsupported(
             backends.get("numpy").dtype(dtype)
         except BackendError as error:
             return str(error)
-        known = backend.holds(dtype, backend.asarray([0.0], dtype="float32", **_on(device)))
+        known = backend.holds(dtype, backend.asarray([0.0], dtype="float32", **on(device)))
     else:
-        known = hasattr(backend.xp, dtype) if info is None else dtype in info.dtypes(**_on(device), kind=None)
+        known = hasattr(backend.xp, dtype) if info is None else dtype in info.dtypes(**on(device), kind=None)
     if not known:
         return f"has no {dtype} on {where}"
     if precision == "standard":
         return None
     try:
-        one = backend.asarray([[[1.0]]], dtype=dtype, **_on(device))
+        one = backend.asarray([[[1.0]]], dtype=dtype, **on(device))
         conv(one, one, precision=precision)  # type: ignore[arg-type]
     except BackendError as error:
         return f"{dtype} on {where}: {in_a_line(error)}"
@@ -123,5 +123,6 @@ def unsupported(
     return None
 
 
-def _on(device: Any) -> dict[str, Any]:
+def on(device: Any) -> dict[str, Any]:
+    """Return the keyword with which a library makes arrays on a device: none for its default one."""
     return {} if device is None else {"device": device}
