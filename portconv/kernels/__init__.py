@@ -1,0 +1,1 @@
+"""Kernels that are generated for this CPU, for `portconv.algorithms.compiled`."""

@@ -1,0 +1,33 @@
+"""The families of kernels, and the kernels of each: what can be compiled for a CPU."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import NamedTuple
+
+from . import panels
+from .emit import Module
+from .target import Target
+
+FAMILIES: dict[str, ModuleType] = {"panels": panels}
+"""Each family is a module with `VARIANTS`, the names of its kernels, and `module(target, variant)`, which writes one."""
+
+
+class Kernel(NamedTuple):
+    """One kernel: its family and which of the family's it is."""
+
+    family: str
+    variant: str
+
+    def __str__(self) -> str:
+        return f"{self.family}-{self.variant}"
+
+    def written(self, target: Target) -> Module:
+        """Write the kernel for a target."""
+        module: Module = FAMILIES[self.family].module(target, self.variant)
+        return module
+
+
+def kernels() -> tuple[Kernel, ...]:
+    """Return all kernels."""
+    return tuple(Kernel(family, variant) for family, module in FAMILIES.items() for variant in module.VARIANTS)

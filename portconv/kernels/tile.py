@@ -1,0 +1,56 @@
+"""The sums of a tile: a few filters times a few vectors of positions, which stay in registers while terms are added.
+
+Every dense kernel ends here. A term of the sums is one row of a panel, `vectors` vectors that lie side by side, times
+one number of each filter. With eight filters and three vectors there are 24 sums for 11 loads, so a CPU that multiplies
+and adds one vector a cycle never waits for memory in the cache (Goto and van de Geijn, "Anatomy of high-performance
+matrix multiplication", 2008, section 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .emit import Function, Number, Pointer, Variable, Vector
+
+Sums = list[list[Variable]]
+"""The sums of a tile: for each filter, for each vector."""
+
+
+def sums_of(
+    code: Function, panel: Pointer, pitch: int, filters: Sequence[Pointer], vectors: int, terms: Number
+) -> Sums:
+    """Add up `terms` terms, one row of a panel after the other.
+
+    Parameters
+    ----------
+    code : Function
+    panel : Pointer
+        The first row; they are `pitch` numbers apart.
+    pitch : int
+    filters : sequence of Pointer
+        The first number of each filter; the others lie behind it.
+    vectors : int
+    terms : int
+    """
+    lanes = code.lanes
+    sums = [[code.variable(code.zeros) for _ in range(vectors)] for _ in filters]
+    with code.loop(0, terms) as term:
+        row = panel + term * pitch
+        cells = [code.load(row + lanes * v, align=4 * lanes) for v in range(vectors)]
+        for numbers, own in zip(filters, sums, strict=True):
+            number = code.splat(numbers[term])
+            for cell, total in zip(cells, own, strict=True):
+                total.set(code.fma(cell, number, total.get()))
+    return sums
+
+
+def filters_from(
+    code: Function, first: Pointer, step: Number, start: Number, stop: Number, count: int
+) -> list[Pointer]:
+    """Return the addresses of `count` filters from `start`; the last one stands for those beyond `stop`."""
+    return [first + code.minimum(start + i, stop - 1) * step for i in range(count)]
+
+
+def finished(sums: Sums) -> list[list[Vector]]:
+    """Return what the sums of a tile are."""
+    return [[total.get() for total in own] for own in sums]
