@@ -31,6 +31,8 @@ TOGETHER = ("benchmark", "command", "examples", "verification", "test_testing.py
 IN_FRAMEWORKS = {"torch": ("autograd", "torch_compile", "torch_tensors"), "jax": ("jax",), "dask": ("dask",)}
 """Tests of what one library alone has."""
 MODULES = {"array_api_strict", "torch", "cupy", "jax", "dask"}
+KERNELS = ("numpy",)
+"""The backends whose environments have the library that kernels are compiled with; the others do without."""
 
 nox.options.sessions = [
     "lint",
@@ -79,11 +81,12 @@ def typecheck(session: nox.Session) -> None:
 @nox.parametrize("backend", list(LIBRARIES))
 def tests(session: nox.Session, backend: str) -> None:
     """Run the matrix on one backend, in an environment with no other."""
-    install(session, *LIBRARIES[backend], *GROUPS["tests"])
-    find = f"import importlib.util as u; print(*(m for m in {sorted(MODULES)} if u.find_spec(m)))"
+    install(session, *LIBRARIES[backend], *GROUPS["tests"], extras="[kernels]" if backend in KERNELS else "")
+    find = f"import importlib.util as u; print(*(m for m in {sorted({*MODULES, 'llvmlite'})} if u.find_spec(m)))"
     found = set(str(session.run("python", "-P", "-c", find, silent=True)).split())
-    if found != {backend} & MODULES:
-        session.error(f"this environment should hold {backend} alone, and holds {found}")
+    expected = {backend} & MODULES | ({"llvmlite"} if backend in KERNELS else set())
+    if found != expected:
+        session.error(f"this environment should hold {expected or 'no other library'} alone, and holds {found}")
     reason = no_device(session, backend)
     for files in chosen(backend, reason):
         session.run("pytest", "--numprocesses=auto", "--backend", backend, *files, *session.posargs)
@@ -128,7 +131,7 @@ def consistency(session: nox.Session) -> None:
     """Run all CPU backends together: what compares them, the command, the examples, and what documents say of them."""
     peers = ("keras", "onnx", "onnxscript", "scipy", "sigpy")
     own = [library for name in ("array_api_strict", "torch", "jax") for library in LIBRARIES[name]]
-    install(session, *own, *peers, *GROUPS["examples"], *GROUPS["tests"], extras="[cli,dask,onnx]")
+    install(session, *own, *peers, *GROUPS["examples"], *GROUPS["tests"], extras="[cli,dask,kernels,onnx]")
     environment = {"KERAS_BACKEND": "torch", "KERAS_HOME": session.create_tmp()}
     imported = ("torch", "jax", "keras", "onnx", "scipy", "sigpy", "array_api_strict", "dask")
     session.run("python", "-P", "-c", f"import {', '.join(imported)}", env=environment)
@@ -139,6 +142,7 @@ def consistency(session: nox.Session) -> None:
     )
     session.run("pytest", "--numprocesses=auto", *backends, *(session.posargs or files), env=environment)
     session.run("portconv", "backends")
+    session.run("portconv", "kernels", "--all")
     session.run("portconv", "verify", *backends)
     session.run("portconv", "verify", "--backend", "jax", "--backend", "dask", "--dtype", "float32")
     session.run("python", "docs/features.py", "--check")
@@ -202,6 +206,9 @@ def package(session: nox.Session) -> None:
         points = "from importlib.metadata import distribution as d; [p.load() for p in d('portconv').entry_points]"
         session.run("python", "-c", points)
         session.run("portconv", "backends")
+        said = str(session.run("portconv", "kernels", success_codes=[1], silent=True))
+        if "pip install 'portconv[kernels]'" not in said:
+            session.error(f"without llvmlite the command says {said!r}, not how to install it")
         session.run("python", "-m", "portconv", "--version")
 
 
@@ -216,7 +223,7 @@ def site(session: nox.Session) -> None:
 @nox.session(name="docs-examples")
 def docs_examples(session: nox.Session) -> None:
     """Run the examples of the docstrings and the README, and the README's first command in a fresh copy."""
-    install(session, *GROUPS["tests"], extras="[cli]")
+    install(session, *GROUPS["tests"], extras="[cli,kernels]")
     session.run("pytest", "tests/examples/test_examples.py")
     first, second = re.findall(r"```sh\n(.+?)\n```", (ROOT / "README.md").read_text())[:2]
     if second not in (ROOT / ".ci" / "run").read_text():

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any
 
+from .. import limits
 from ..errors import BackendError, PortconvError
 from ._host import bfloat16, host_memory
 from ._library import Library
@@ -58,6 +59,8 @@ class Backend(Library):
     """How long work takes on devices of other kinds than the usual one (see `device_kind`); None if as long."""
     native_convolution: NativeConvolution | None = None
     """The convolution that the library has of its own, or None."""
+    has_addresses = False
+    """Whether arrays may lie in the memory of this machine, at an `address`."""
     compiled_steps: int | None = None
     """How many steps of a product may be compiled as code of their own, before a `loop` is better; None if a library
     does not compile steps."""
@@ -262,6 +265,18 @@ class Backend(Library):
     def at_hand(self, like: Array) -> bool:
         """Return whether reading and writing a few numbers of an array such as `like` takes no longer than a call."""
         return self.mutable
+
+    def address(self, array: Array) -> int | None:
+        """Return where the first element of an array lies in this machine's memory; None if it does not lie there."""
+        return None
+
+    def in_a_row(self, array: Array) -> Array:
+        """Return an array whose elements lie one after the other: the same one, or a copy."""
+        return array
+
+    def threads(self) -> int:
+        """Return how many threads a call may use, if portconv starts them."""
+        return limits.threads() or 1
 
     def all_finite(self, array: Array) -> bool:
         """Return whether an array has no nan and no infinity, as `likely` does."""

@@ -30,6 +30,7 @@ class TorchBackend(Backend):
     costs = Costs(operation=0.007, element=0.16, transform=0.063, call=15_600, native=0.0047)
     accelerator_costs = Costs(5e-5, 6e-3, 2e-3, 10_000, 2e-5)
     native_convolution = TorchConvolution()
+    has_addresses = True
 
     def load(self) -> Any:
         importlib.import_module("torch")
@@ -58,6 +59,19 @@ class TorchBackend(Backend):
 
     def all_finite(self, array: Array) -> bool:
         return all_finite(array)
+
+    def address(self, array: Array) -> int | None:
+        if array.device.type != "cpu" or is_abstract(array) or array.is_neg() or array.is_conj():
+            return None
+        return int(array.data_ptr())
+
+    def in_a_row(self, array: Array) -> Array:
+        return array.contiguous()
+
+    def threads(self) -> int:
+        import torch
+
+        return limits.threads() or int(torch.get_num_threads())
 
     def at_hand(self, like: Array) -> bool:
         return bool(like.device.type == "cpu")

@@ -18,6 +18,7 @@ FLOORS = (
     ("limits",),
     ("backends",),
     ("calibration", "spec"),
+    ("kernels",),
     ("passes", "algorithms"),
     ("reproducible",),
     ("engine",),
@@ -105,7 +106,7 @@ def test_no_import_hides_inside_a_function(name):
     assert [modules for node in late if (modules := imported(name, node))] == []
 
 
-ALGORITHMIC = ("spec", "passes", "algorithms", "reproducible", "engine")
+ALGORITHMIC = ("spec", "passes", "kernels", "algorithms", "reproducible", "engine")
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.partition(".")[0] in ALGORITHMIC])
@@ -115,6 +116,14 @@ def test_no_algorithm_imports_an_array_library(name):
         roots = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
         if isinstance(node, ast.Import) or not node.level:
             assert not libraries & {root.partition(".")[0] for root in roots}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.partition(".")[0] == "kernels"])
+def test_kernels_know_nothing_of_convolutions_outside(name):
+    others = {other for other in EDGES[name] if other.partition(".")[0] != "kernels"}
+    assert others <= {"errors", "forks", "_version"}
+    # LLVM takes long to import, and is imported when a call needs a kernel.
+    assert "llvmlite" not in {each.name.partition(".")[0] for node in imports(TREES[name]) for each in node.names}
 
 
 CORE = [name for name in NAMES if name.partition(".")[0] in (*ALGORITHMIC, "frameworks", "backends")]

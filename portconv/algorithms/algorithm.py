@@ -113,6 +113,13 @@ class Algorithm:
         """
         return None
 
+    def lacks(self, kind: str, geometry: Geometry, device: str) -> str | None:
+        """Return None if the algorithm has this product, on this kind of device; otherwise say which products it has.
+
+        The words end the same sentences as those of `objection`.
+        """
+        return None
+
     def work(self, kind: str, geometry: Geometry, budget: Budget, backend: Backend) -> Work:
         """Count the work of a product that the algorithm supports."""
         raise NotImplementedError

@@ -266,7 +266,9 @@ def consider(problem: Problem, budget: Budget) -> tuple[Weighed, ...]:
 
 def objection(algorithm: Algorithm, problem: Problem) -> str | None:
     """Return None if an algorithm serves a product with enough memory; otherwise say what it does serve."""
-    _, geometry, dtype, backend, _ = problem
+    kind, geometry, dtype, backend, device = problem
+    if (why_not := algorithm.lacks(kind, geometry, device)) is not None:
+        return why_not
     if dtype.kind != SLICED:
         return algorithm.objection(geometry, dtype, backend)
     # Slices are whole numbers in float64, whose plain sums are exact.

@@ -41,7 +41,7 @@ from .algorithm import Algorithm, PlainProduct
 from .budget import Budget, Work
 from .mirrored import mirrored
 from .summing import correlate, in_runs
-from .winograd_magnitudes import of_outputs, of_weights, tile_counts
+from .winograd_magnitudes import by_plain_sums, of_outputs, of_weights, tile_counts
 from .winograd_tiles import Cuts, Tiles, count_work, count_workspace, cut_tiles, tiling
 from .winograd_transforms import (
     Halves,
@@ -55,8 +55,6 @@ from .winograd_transforms import (
     weights_of_places,
 )
 
-CELL_WEIGHTS = (2.0, 1.0, 2.0)
-"""Upper bounds of how often |A^T| |B^T| counts each cell of an output's window, along a dimension of kernel 3."""
 
 
 class Winograd(Algorithm):
@@ -199,22 +197,9 @@ class Winograd(Algorithm):
     def magnitudes(
         self, kind: Kind, geometry: Geometry, backend: Backend, product: PlainProduct, a: Array, b: Array
     ) -> Array:
-        """Bound |A^T| ((|G| |w|) * (|B^T| |x|)), or its adjoint, by plain sums.
-
-        The plain sums are those with a kernel of (2, 1, 2) along each dimension of kernel 3, times the sum of the taps
-        of a filter.
-        """
-        xp, dims = backend.xp, geometry.dims
-        taps = xp.sum(b, axis=tuple(range(2, 2 + dims)), keepdims=True) if kind != Kind.WEIGHT_GRAD else 1.0
-        for axis, kernel in enumerate(geometry.kernel):
-            if kernel == 3:
-                row = backend.asarray(CELL_WEIGHTS, b.dtype, backend.device_of(b))
-                taps = taps * xp.reshape(row, (1, 1, *(3 if at == axis else 1 for at in range(dims))))
-        if kind != Kind.WEIGHT_GRAD:
-            return product(kind, geometry, a, taps * 1.0)
-        # The bound of the gradient of the filters is the adjoint of that sum: all taps of a filter have one bound.
-        sums = xp.sum(product(kind, geometry, a, b) * taps, axis=tuple(range(2, 2 + dims)), keepdims=True)
-        return xp.broadcast_to(sums, geometry.w_shape) * 1.0
+        """Bound |A^T| ((|G| |w|) * (|B^T| |x|)), or its adjoint, by plain sums."""
+        axes = [axis for axis, kernel in enumerate(geometry.kernel) if kernel == 3]
+        return by_plain_sums(kind, geometry, backend, product, (a, b), axes)
 
     def sharp_magnitudes(
         self, kind: Kind, geometry: Geometry, backend: Backend, product: PlainProduct, a: Array, b: Array

@@ -11,9 +11,12 @@ filters of a group, and cells, taps or tiles for each dimension.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from ..backends import Array, Backend
 from ..spec.geometry import Geometry
+from ..spec.operation import Kind
+from .algorithm import PlainProduct
 
 Matrix = tuple[tuple[float, ...], ...]
 
@@ -21,6 +24,33 @@ Matrix = tuple[tuple[float, ...], ...]
 INPUT = ((1, 0, 1, 0), (0, 1, 1, 0), (0, 1, 1, 0), (0, 1, 0, 1))
 FILTER = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), (0, 0, 1))
 OUTPUT = ((1, 1, 1, 0), (0, 1, 1, 1))
+CELL_WEIGHTS = (2.0, 1.0, 2.0)
+"""Upper bounds of how often |A^T| |B^T| counts each cell of an output's window, along a dimension of kernel 3."""
+
+
+def by_plain_sums(
+    kind: Kind,
+    geometry: Geometry,
+    backend: Backend,
+    product: PlainProduct,
+    operands: tuple[Array, Array],
+    axes: Sequence[int],
+) -> Array:
+    """Bound |A^T| ((|G| |w|) * (|B^T| |x|)), or its adjoint, where the dimensions `axes` are transformed.
+
+    The plain sums are those with a kernel of (2, 1, 2) along each of these dimensions, times the sum of a filter's taps
+    along them.
+    """
+    (a, b), xp, along = operands, backend.xp, tuple(2 + axis for axis in axes)
+    taps = xp.sum(b, axis=along, keepdims=True) if kind != Kind.WEIGHT_GRAD else 1.0
+    row = backend.asarray(CELL_WEIGHTS, b.dtype, backend.device_of(b))
+    for axis in axes:
+        taps = taps * xp.reshape(row, (1, 1, *(3 if at == axis else 1 for at in range(geometry.dims))))
+    if kind != Kind.WEIGHT_GRAD:
+        return product(kind, geometry, a, taps * 1.0)
+    # The bound of the gradient of the filters is the adjoint of that sum: all taps of a filter have one bound.
+    sums = xp.sum(product(kind, geometry, a, b) * taps, axis=along, keepdims=True)
+    return xp.broadcast_to(sums, geometry.w_shape) * 1.0
 
 
 def of_outputs(geometry: Geometry, backend: Backend, x: Array, w: Array) -> Array:

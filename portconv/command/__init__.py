@@ -1,4 +1,4 @@
-"""The command ``portconv``: `run`, `backends`, `verify` and `bench`, one module each."""
+"""The command ``portconv``: `run`, `backends`, `kernels`, `verify` and `bench`, one module each."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""``portconv backends``: list the array libraries, the devices that they have here, and why others do not work."""
+"""``portconv backends``: list the array libraries, their devices, and the kernels; say why others do not work."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import backends
+from ..kernels import state
 from .group import echo
 
 
@@ -35,13 +36,17 @@ class _Entry:
 @click.command("backends")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON alone.")
 def command(as_json: bool) -> None:
-    """List the array libraries, and say which of them work here."""
+    """List the array libraries, and say which of them work here.
+
+    A line below says whether there are kernels for this CPU.
+    """
     entries = [_entry(name) for name in backends.names()]
     if as_json:
-        echo(json.dumps({"backends": [asdict(entry) for entry in entries]}, indent=2))
+        echo(json.dumps({"backends": [asdict(entry) for entry in entries], "kernels": _kernels()}, indent=2))
         return
     console = Console(highlight=False)
     console.print(_table(entries))
+    console.print(Text(f"kernels: {_kernels_in_words()}"), soft_wrap=True)
     for entry in entries:
         if entry.advice:
             console.print(Text(f"{entry.name}: {entry.advice}"), soft_wrap=True)
@@ -81,6 +86,24 @@ def _fill(entry: _Entry) -> None:
     entry.details = {key: _line(value) for key, value in backend.details().items()}
     entry.advice = _line(backend.advice() or "") or None
     entry.available = True
+
+
+def _kernels() -> dict[str, Any]:
+    """Return whether kernels are generated for this CPU, with which instructions, and why not."""
+    fault = state.fault()
+    return {
+        "available": fault is None,
+        "reason": fault,
+        "install": None if state.is_installed() else state.INSTALL,
+        "instructions": None if fault else state.here().name,
+        "cpu": None if fault else state.here().cpu,
+        "version": state.version(),
+    }
+
+
+def _kernels_in_words() -> str:
+    fault = state.fault()
+    return f"none: {fault}" if fault else f"for {state.here().words}, by {state.version()}"
 
 
 def _line(text: object) -> str:

@@ -19,7 +19,7 @@ from ..algorithms.choice import algorithms
 from ..backends import Backend
 from ..errors import BackendError
 
-SUBCOMMANDS = ("backends", "bench", "run", "verify")
+SUBCOMMANDS = ("backends", "bench", "kernels", "run", "verify")
 MOST_TAPS = 2**19
 """With more cells in a kernel, the steps for each of them take minutes."""
 
@@ -61,7 +61,7 @@ class _Group(click.Group):
 @click.command(cls=_Group)
 @click.version_option(__version__)
 def portconv() -> None:
-    """Convolve a photograph, list the array libraries, check the results on each, and time layers."""
+    """Convolve a photograph, list the array libraries and kernels, check the results on each, and time layers."""
 
 
 class BadInput(click.ClickException):

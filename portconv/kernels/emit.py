@@ -45,6 +45,9 @@ class Flag(Value):
     def __and__(self, other: Flag) -> Flag:
         return Flag(self.code, self.type, self.code.assign(f"and {self.typed}, {other}"))
 
+    def __or__(self, other: Flag) -> Flag:
+        return Flag(self.code, self.type, self.code.assign(f"or {self.typed}, {other}"))
+
     def __invert__(self) -> Flag:
         ones = "true" if self.type == FLAG else f"splat ({FLAG} true)"
         return Flag(self.code, self.type, self.code.assign(f"xor {self.typed}, {ones}"))
@@ -305,6 +308,44 @@ class Function:
         self.places.append(f"  {place} = alloca [{length} x {element}], align 64")
         return Pointer(self, element, place)
 
+    # Words that several threads read and write.
+
+    def look(self, word: Pointer) -> Int:
+        """Read a word that other threads write."""
+        return Int(self, INTEGER, self.assign(f"load atomic i64, ptr {word} seq_cst, align 8"))
+
+    def put(self, word: Pointer, value: int) -> None:
+        """Write a word that other threads read."""
+        self.add(f"store atomic i64 {value}, ptr {word} seq_cst, align 8")
+
+    def rise(self, word: Pointer, by: int) -> Int:
+        """Add to a word in one step; return what it was."""
+        return Int(self, INTEGER, self.assign(f"atomicrmw add ptr {word}, i64 {by} seq_cst"))
+
+    def claims(self, word: Pointer) -> Flag:
+        """Change a word from 0 to 1 in one step; return whether it was 0."""
+        both = self.assign(f"cmpxchg ptr {word}, i64 0, i64 1 seq_cst seq_cst")
+        return Flag(self, FLAG, self.assign(f"extractvalue {{ i64, i1 }} {both}, 1"))
+
+    def put_address(self, word: Pointer, address: Value | str) -> None:
+        """Write an address into a word."""
+        self.add(f"store ptr {address}, ptr {word}, align 8")
+
+    def address(self, word: Pointer) -> Pointer:
+        """Read an address from a word."""
+        return Pointer(self, INTEGER, self.assign(f"load ptr, ptr {word}, align 8"))
+
+    def call_at(self, word: Pointer, *values: Value) -> None:
+        """Call the function whose address a word holds; what it returns is ignored."""
+        self.add(f"call void {self.address(word)}({', '.join(value.typed for value in values)})")
+
+    def pause(self, target: str) -> None:
+        """Let the CPU know that the thread waits for another one."""
+        if target == "neon":
+            self.intrinsic("void", "aarch64.hint", "i32 1")
+        else:
+            self.intrinsic("void", "x86.sse2.pause")
+
     # Integers.
 
     def minimum(self, a: Number, b: Number) -> Number:
@@ -334,6 +375,10 @@ class Function:
     def zeros(self) -> Vector:
         """A vector of zeros."""
         return Vector(self, self.vector_type, "zeroinitializer")
+
+    def constant(self, number: float) -> Vector:
+        """Return a vector whose lanes all hold a number that is known now, and exact in few bits."""
+        return self.splat(Vector(self, self.element, f"{number!r}"))
 
     def splat(self, number: Vector) -> Vector:
         """Return a vector whose lanes all hold a number."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from types import ModuleType
 from typing import NamedTuple
 
-from . import panels
+from . import panels, standby, winograd
 from .emit import Module
 from .target import Target
 
-FAMILIES: dict[str, ModuleType] = {"panels": panels}
+FAMILIES: dict[str, ModuleType] = {"winograd": winograd, "panels": panels, "standby": standby}
 """Each family is a module with `VARIANTS`, the names of its kernels, and `module(target, variant)`, which writes one."""
 
 

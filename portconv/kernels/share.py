@@ -1,31 +1,118 @@
 """The work of a call is cut into shares of a fixed size, which threads take one after the other.
 
 A share computes some outputs from the first term to the last. So neither the number of threads nor who takes a share
-changes a bit. Shares may come in phases, each of which needs all of what the one before has made.
+changes a bit. Shares may come in phases, the second of which needs all of what the first one has made.
+
+Each object has two functions for Python: `alone` computes all shares, and `together` shares them with the threads that
+stand by (see `standby`). These look at one record in memory, the team's, which the one call that holds its seat fills in. A
+call that finds the seat taken computes alone. Nobody waits for a thread that has not begun a share.
 """
 
 from __future__ import annotations
 
-from .emit import INTEGER, Argument, Function, Pointer
+from .emit import INTEGER, Argument, Function, Int, Number, Pointer, Record
 from .target import Target
 
 PLAN_HEAD = ("phases", "shares_first", "shares_last")
 """The first fields of each plan: 1 or 2 phases, and the shares of the first and of the last one."""
+HEAD = Record(*PLAN_HEAD)
 
 OPERANDS = (
     Argument("plan", "*i64"),
-    *(Argument(name, "*float") for name in ("x", "w", "b", "out", "scratch")),
+    *(Argument(name, "*float") for name in ("x", "w", "b", "out", "scratch", "shared")),
 )
 SHARE = (*OPERANDS, Argument("phase", INTEGER), Argument("index", INTEGER))
-"""The arguments of a function that computes one share; it returns 1 if a number is not finite, else 0."""
+"""The arguments of a function that computes one share; it returns 1 if a number is not finite, else 0.
+
+`scratch` is memory of the thread alone, and `shared` is that of all threads of the call, for what a first phase makes.
+"""
+
+REQUEST = Record(*(argument.name for argument in OPERANDS), "scratch_bytes", "most")
+"""What `together` is asked for: the operands, the bytes of scratch of each thread, and the most threads."""
+
+APART = 16
+"""Words that several threads write lie this far apart, so that they are in different lines of the cache."""
+SEAT, EPOCH, OPEN, INSIDE, PLACES, FLAG, NEXT, DONE, STOP, AWAKE, ASKED, ENTRY, YIELD = (APART * i for i in range(13))
+"""The words of the team's record: whether a call holds it; how many have; whether threads may join; how many have
+joined and not left; how many places are taken; what is not finite; for each phase the next share, and the shares that
+are done (one word apart); whether threads are to leave; how many stand by; what is asked; and two functions."""
+TEAM_WORDS = 13 * APART
+SPINS_OF_YIELD = 256
+"""After so many looks a thread that waits for another one lets the system run it."""
 
 
 def driver(target: Target, share: Function) -> list[Function]:
-    """Write the function that Python calls."""
-    code = Function("run", OPERANDS, target.lanes, public=True, returns=True)
-    plan = code.given[0]
-    flag = code.variable(0)
-    with code.loop(0, plan[2]) as index:
+    """Write the functions that compute the shares of a call, for Python and for threads that help."""
+    take = _take(target, share)
+    return [_alone(target, share), take, _together(target, take)]
+
+
+def _alone(target: Target, share: Function) -> Function:
+    code = Function("alone", OPERANDS, target.lanes, public=True, returns=True)
+    plan, flag = HEAD.read(code.given[0]), code.variable(0)
+    with code.when(plan.phases.equals(2)), code.loop(0, plan.shares_first) as index:
         flag.set(flag.get() + code.call(share, *code.given, 0, index))
+    with code.loop(0, plan.shares_last) as index:
+        flag.set(flag.get() + code.call(share, *code.given, 1, index))
     code.give(flag.get())
-    return [code]
+    return code
+
+
+def _take(target: Target, share: Function) -> Function:
+    """Take a place, and shares until there are none."""
+    code = _function("take", (Argument("team", "*i64"),), target)
+    (team,) = code.given
+    asked = REQUEST.read(code.address(team + ASKED))
+    place = code.rise(team + PLACES, 1)
+    with code.when(place < asked.most):
+        operands = [asked.pointer(name, element.removeprefix("*")) for name, element in OPERANDS]
+        operands[5] = (operands[5].of("i8") + place * asked.scratch_bytes).of("float")
+        plan = HEAD.read(operands[0])
+        for phase, count in ((0, plan.shares_first), (1, plan.shares_last)):
+            with code.repeat() as end:
+                index = code.rise(team + (NEXT + phase), 1)
+                code.leave(index >= count, end)
+                found = code.call(share, *operands, phase, index)
+                with code.when(~found.equals(0)):
+                    code.rise(team + FLAG, 1)
+                code.rise(team + (DONE + phase), 1)
+            if phase == 0:
+                _wait(code, target, team, team + DONE, count)
+    return code
+
+
+def _together(target: Target, take: Function) -> Function:
+    code = _function("together", (Argument("team", "*i64"), Argument("request", "*i64")), target, returns=True)
+    team, request = code.given
+    flag = code.variable(-1)
+    with code.when(code.claims(team + SEAT)):
+        # Threads may still leave what they came too late for, so INSIDE is theirs alone.
+        for word in (PLACES, FLAG, NEXT, NEXT + 1, DONE, DONE + 1):
+            code.put(team + word, 0)
+        code.put_address(team + ASKED, request)
+        code.put_address(team + ENTRY, f"@{take.name}")
+        code.put(team + OPEN, 1)
+        code.rise(team + EPOCH, 1)
+        code.call(take, team)
+        code.put(team + OPEN, 0)
+        _wait(code, target, team, team + INSIDE, 0)
+        flag.set(code.look(team + FLAG))
+        code.put(team + SEAT, 0)
+    code.give(flag.get())
+    return code
+
+
+def _wait(code: Function, target: Target, team: Pointer, word: Pointer, wanted: Number) -> None:
+    """Wait until a word has a value, which takes no longer than a share unless the system runs other threads."""
+    looks = code.variable(0)
+    with code.repeat() as end:
+        code.leave(code.look(word).equals(wanted), end)
+        code.pause(target.name)
+        now: Int = looks.get() + 1
+        looks.set(now)
+        with code.when((now % SPINS_OF_YIELD).equals(0) & ~code.look(team + YIELD).equals(0)):
+            code.call_at(team + YIELD)
+
+
+def _function(name: str, arguments: tuple[Argument, ...], target: Target, *, returns: bool = False) -> Function:
+    return Function(name, arguments, target.lanes, public=name != "take", returns=returns)

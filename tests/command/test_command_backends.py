@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import warnings
 from typing import Any
@@ -19,6 +20,8 @@ pytest.importorskip("rich", reason="the command's libraries are not installed: p
 from click.testing import CliRunner
 
 from portconv.command.backends import command, device_name
+from portconv.kernels import state
+from portconv.kernels.target import cross
 
 
 class Fast(Backend):
@@ -138,7 +141,7 @@ def test_json_of_each_case() -> None:
 @pytest.mark.usefixtures("made_up")
 def test_table_fits_80_columns_and_cuts_nothing_short() -> None:
     lines = listed().splitlines()
-    table = [line for line in lines if not line.startswith("fast: ")]
+    table = [line for line in lines if not line.startswith(("fast: ", "kernels: "))]
     assert max(len(line) for line in table) == 80
     details = "".join(line.split("│")[4].strip() for line in table if line.count("│") == 5)
     assert "…" not in "".join(table)
@@ -155,9 +158,33 @@ def test_install_command_is_shown_only_where_installing_helps() -> None:
 
 @pytest.mark.usefixtures("made_up")
 def test_advice_is_one_line_below_the_table() -> None:
-    *_, border, advice = listed().splitlines()
+    *_, border, kernels, advice = listed().splitlines()
+    assert kernels.startswith("kernels: ")
     assert border.startswith("╰")
     assert advice == f"fast: {Fast().advice()}".rstrip()
+
+
+def test_whether_there_are_kernels_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = cross("avx2")
+    monkeypatch.setattr(state, "_state", state._State(here, None))
+    said = json.loads(listed("--json"))["kernels"]
+    assert (said["available"], said["reason"], said["instructions"], said["cpu"]) == (True, None, "avx2", "haswell")
+    assert "\nkernels: for AVX2 (haswell), by " in listed()
+
+
+def test_without_llvmlite_the_install_command_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "llvmlite" else found(name))
+    monkeypatch.setattr(state, "_state", None)
+    assert json.loads(listed("--json"))["kernels"] == {
+        "available": False,
+        "reason": "llvmlite is not installed; to install it: pip install 'portconv[kernels]'",
+        "install": "pip install 'portconv[kernels]'",
+        "instructions": None,
+        "cpu": None,
+        "version": None,
+    }
+    assert "\nkernels: none: llvmlite is not installed" in listed()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,159 @@
+"""Kernels that portconv generates for this CPU, for arrays in the memory of this machine (see `portconv.kernels`).
+
+Each family of kernels plans a convolution and estimates its time, and the fastest one computes it. The input gradient
+at stride 1 is the output of the mirrored convolution.
+
+Sums are added up in runs, so each term is rounded no more often than there are terms: the bound of a plain sum holds.
+Where Winograd's tiles may be transformed, the bound is theirs: F(2x2, 3x3) along the last two dimensions.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..backends import Array, Backend
+from ..kernels import call, state, winograd
+from ..kernels.choice import Chosen, chosen
+from ..kernels.sizes import Sizes
+from ..spec.dtypes import Dtype
+from ..spec.geometry import Geometry
+from ..spec.operation import Kind
+from ..spec.remembered import forget, remembered
+from .algorithm import Algorithm, LibraryError, PlainProduct
+from .budget import NO_WORK, Budget, Work
+from .winograd_magnitudes import by_plain_sums
+
+OPERATIONS = 1.2
+"""A lane that is multiplied and added counts as so many operations of a matrix product of the library, which are two."""
+CALLS = 1.0
+"""A call of a kernel takes as long as so many calls of the library."""
+BYTES = 4
+"""The bytes of a number."""
+
+
+class Asked(NamedTuple):
+    """What a plan depends on: the convolution, whether there is a bias, and the bytes of workspace of a thread."""
+
+    geometry: Geometry
+    has_bias: bool
+    memory: int
+    transforms: bool = True
+    """Whether tiles may be transformed; infinities and nans would spread in them."""
+
+
+class Compiled(Algorithm):
+    """Kernels that are generated for this CPU."""
+
+    name = "compiled"
+    order = 5
+    sums_slices = False
+
+    def objection(self, geometry: Geometry, dtype: Dtype, backend: Backend) -> str | None:
+        """Support float32 in the memory of this machine, channels first."""
+        if not backend.has_addresses:
+            return "arrays in the memory of this machine, as NumPy's are and PyTorch's on a CPU"
+        if dtype.name != "float32":
+            return "float32 (float16 and bfloat16 become float32)"
+        if geometry.channels_last:
+            return "channels first"
+        if (fault := state.fault()) is not None:
+            return f"where there are kernels: {fault}"
+        if _planned(Asked(geometry, False, 0)) is None:
+            return "smaller kernels"
+        return None
+
+    def lacks(self, kind: str, geometry: Geometry, device: str) -> str | None:
+        """Support the output, and the gradient of the input at stride 1."""
+        if device:
+            return "arrays in the memory of this machine"
+        if kind == Kind.WEIGHT_GRAD or (kind == Kind.INPUT_GRAD and not geometry.dense):
+            return "the output, and at stride 1 the gradient of the input; other gradients take another algorithm"
+        return None
+
+    def work(self, kind: str, geometry: Geometry, budget: Budget, backend: Backend) -> Work:
+        """Count the work of a product."""
+        if kind == Kind.INPUT_GRAD:
+            return self.mirrored_work(geometry, budget, backend)
+        found = _planned(_asked(geometry, budget))
+        if found is None:
+            return NO_WORK
+        operations = found.planned.cycles * state.here().lanes * OPERATIONS
+        elements = (found.planned.scratch_bytes + found.planned.shared_bytes) // BYTES
+        return Work(operations, 0, 0, CALLS, elements, found.planned.block)
+
+    def forward(
+        self, geometry: Geometry, backend: Backend, budget: Budget, x: Array, w: Array, b: Array | None
+    ) -> Array | None:
+        out = backend.empty(geometry.out_shape, like=x)
+        operands = [backend.in_a_row(array) for array in ((x, w) if b is None else (x, w, b))]
+        places = [backend.address(array) for array in (*operands, out)]
+        if None in places:
+            return None
+        if b is None:
+            places.insert(2, call.NO_BIAS)
+        asked, threads = _asked(geometry, budget, has_bias=b is not None), backend.threads()
+        try:
+            planned = _call(asked)
+            spoiled = planned.run(tuple(places), threads)
+            if spoiled and planned.kernel.family == "winograd":
+                _call(asked._replace(transforms=False)).run(tuple(places), threads)
+        except call.KernelError as error:
+            forget()  # the next choices leave the kernel out
+            raise LibraryError(f"algorithm 'compiled': {error}") from error
+        return out
+
+    def error_terms(self, kind: str, geometry: Geometry, products: int = 1) -> int:
+        """Count the roundings of a plain sum, or those of a sum over channels of tiles, as the algorithm "winograd"."""
+        terms = super().error_terms(kind, geometry, products)
+        if not may_transform(geometry):
+            return terms
+        channels = geometry.group_in if kind == Kind.FORWARD else geometry.group_out
+        return max(terms, channels * geometry.taps // 9 + 3 * 2 + 9 - 1)
+
+    def magnitudes(
+        self, kind: Kind, geometry: Geometry, backend: Backend, product: PlainProduct, a: Array, b: Array
+    ) -> Array:
+        """Return the plain sums, or what bounds the errors of tiles where they may be transformed."""
+        if may_transform(geometry):
+            return magnitudes_of_tiles(kind, geometry, backend, product, a, b)
+        return product(kind, geometry, a, b)
+
+
+def may_transform(geometry: Geometry) -> bool:
+    """Return whether a convolution, or its input gradient, may be computed in Winograd's tiles."""
+    return winograd.serves(_sizes(geometry))
+
+
+def magnitudes_of_tiles(
+    kind: Kind, geometry: Geometry, backend: Backend, product: PlainProduct, a: Array, b: Array
+) -> Array:
+    """Return what the errors of tiles are in proportion to, transformed along the last two dimensions."""
+    axes = (geometry.dims - 2, geometry.dims - 1)
+    return by_plain_sums(kind, geometry, backend, product, (a, b), axes)
+
+
+def _asked(geometry: Geometry, budget: Budget, *, has_bias: bool = False) -> Asked:
+    return Asked(geometry, has_bias, budget.workspace_elements * BYTES)
+
+
+def _sizes(geometry: Geometry) -> Sizes:
+    return Sizes(
+        *(geometry.batch, geometry.in_channels, geometry.out_channels, geometry.groups),
+        *(geometry.size, geometry.kernel, geometry.stride, geometry.dilation),
+        *(geometry.before, geometry.after, geometry.out),
+    )
+
+
+@remembered()
+def _planned(asked: Asked) -> Chosen | None:
+    """Plan a convolution by the family that is expected to be fastest, or by the one that takes the least memory."""
+    return chosen(_sizes(asked.geometry), asked.memory, has_bias=asked.has_bias, transforms=asked.transforms)
+
+
+@remembered()
+def _call(asked: Asked) -> call.Call:
+    """Make a planned convolution ready to be called."""
+    found = _planned(asked)
+    if found is None:
+        raise call.KernelError("no kernel is left for this convolution")
+    return call.Call(found.kernel, found.planned)

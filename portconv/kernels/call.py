@@ -1,0 +1,167 @@
+"""Calls of kernels: code that is ready, plans in memory, scratch memory, and threads.
+
+A call of a few microseconds is one foreign call that keeps the interpreter. A longer one lets other threads of Python
+run, and a still longer one is shared with the threads of a `Team`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from array import array
+from ctypes import CFUNCTYPE, PYFUNCTYPE, c_char, c_int64, c_void_p
+from ctypes import addressof as address_of
+from typing import Any, NamedTuple
+
+from .. import forks
+from ..errors import BackendError, in_a_line
+from . import state
+from .cache import object_of
+from .compile import Loaded
+from .families import Kernel
+from .share import OPERANDS
+from .sizes import LINE, Planned
+from .team import Team
+
+SHORT, SHARED = 150_000.0, 200_000.0
+"""A call of fewer cycles keeps the interpreter, and a call of more is shared: threads that are awake take part in it
+within a few microseconds."""
+
+
+class KernelError(BackendError):
+    """A kernel cannot be compiled or loaded."""
+
+
+class Ready(NamedTuple):
+    """The functions of one kernel in memory."""
+
+    short: Any
+    alone: Any
+    together: Any
+
+
+class _Memory(threading.local):
+    """The scratch memory of a thread of Python, for all threads that help its calls; kept for its next call."""
+
+    def __init__(self) -> None:
+        self.size, self.address, self.held = 0, 0, b""
+
+    def of(self, size: int) -> int:
+        """Return the address of so many bytes."""
+        if size > self.size:
+            held = bytearray(size + LINE)  # zeros that take no memory before they are written
+            start = address_of(c_char.from_buffer(held))
+            self.size, self.address, self.held = size, start + -start % LINE, held
+        return self.address
+
+
+_memory = _Memory()
+_ready: dict[Kernel, Ready] = {}
+failed: dict[Kernel, str] = {}
+"""Why kernels cannot be compiled or loaded, which is tried once."""
+STANDBY = Kernel("standby", "attend")
+_teams: list[Team] = []
+_ZERO = array("q", [0])
+NO_BIAS: int = _ZERO.buffer_info()[0]
+"""The address of what stands for a bias where there is none."""
+
+
+class Call:
+    """A planned convolution, ready to be called.
+
+    Parameters
+    ----------
+    kernel : Kernel
+    planned : Planned
+    """
+
+    __slots__ = ("address", "compute", "is_short", "kernel", "most", "planned", "ready", "scratch", "values")
+
+    def __init__(self, kernel: Kernel, planned: Planned) -> None:
+        self.kernel, self.planned = kernel, planned
+        self.ready = ready(kernel)
+        self.values = array("q", planned.values)
+        self.address = self.values.buffer_info()[0]
+        self.scratch = -(-planned.scratch_bytes // LINE) * LINE
+        self.most = planned.shares if planned.cycles > SHARED else 1
+        self.is_short = planned.cycles < SHORT
+        self.compute = self.ready.short if self.is_short else self.ready.alone
+
+    def run(self, operands: tuple[int, int, int, int], threads: int) -> int:
+        """Compute the output on at most so many threads; return whether a number of it is not finite.
+
+        `operands` are the addresses of the input, the filters, the bias and the output.
+        """
+        threads, shared = min(threads, self.most), self.planned.shared_bytes
+        scratch = _memory.of(threads * self.scratch + shared)
+        common = scratch + threads * self.scratch
+        if threads > 1:
+            team = _team()
+            team.wake(threads - 1)
+            request = array("q", (self.address, *operands, scratch, common, self.scratch, threads))
+            found: int = self.ready.together(team.address, request.buffer_info()[0])
+            if found >= 0:
+                return found
+        found = self.compute(self.address, *operands, scratch, common)
+        return found
+
+
+def ready(kernel: Kernel) -> Ready:
+    """Return the functions of a kernel, which is compiled or read from the cache when it is first needed."""
+    found = _ready.get(kernel)
+    return _prepared(kernel) if found is None else found
+
+
+def _prepared(kernel: Kernel) -> Ready:
+    with forks.lock:
+        if kernel not in _ready:
+            loaded = _loaded(kernel)
+            types = (c_int64, *(c_void_p for _ in OPERANDS))
+            alone, together = loaded.addresses["alone"], loaded.addresses["together"]
+            _ready[kernel] = Ready(
+                PYFUNCTYPE(*types)(alone), CFUNCTYPE(*types)(alone), CFUNCTYPE(c_int64, c_void_p, c_void_p)(together)
+            )
+        return _ready[kernel]
+
+
+def _loaded(kernel: Kernel) -> Loaded:
+    """Load the code of a kernel, and keep it for as long as the process lives.
+
+    Threads may run it while the interpreter ends, so it is never freed.
+    """
+    if kernel in failed:
+        raise KernelError(failed[kernel])
+    target = state.here()
+    try:
+        loaded = Loaded(object_of(kernel, target), kernel.written(target).public, target)
+    except Exception as error:
+        failed[kernel] = f"kernel {kernel}: {type(error).__name__}: {in_a_line(error)}"
+        raise KernelError(failed[kernel]) from error
+    ctypes = forks.imported("ctypes")
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(loaded))
+    return loaded
+
+
+def _team() -> Team:
+    """Return the threads that help, of this process."""
+    if not _teams:
+        with forks.lock:
+            if not _teams:
+                _teams.append(Team(_loaded(STANDBY).addresses["attend"]))
+    return _teams[0]
+
+
+def _at_exit() -> None:
+    for team in _teams:
+        team.stop()
+
+
+def _start_afresh() -> None:
+    """Forget the threads of the parent in a forked process."""
+    _teams.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_afresh)
+atexit.register(_at_exit)

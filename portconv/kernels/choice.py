@@ -1,0 +1,38 @@
+"""Which family of kernels computes a convolution: the one that is expected to be fastest of those that fit."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from . import call, panels, state, winograd
+from .families import Kernel
+from .sizes import Planned, Sizes
+
+
+class Chosen(NamedTuple):
+    """A kernel, and its plan of a convolution."""
+
+    kernel: Kernel
+    planned: Planned
+
+    @property
+    def memory(self) -> int:
+        """The bytes of workspace of a thread."""
+        return self.planned.scratch_bytes + self.planned.shared_bytes
+
+
+def chosen(sizes: Sizes, memory: int, *, has_bias: bool, transforms: bool) -> Chosen | None:
+    """Plan a convolution by the fastest family within so many bytes, else by the one that takes the least.
+
+    Return nothing if no family serves it. `transforms` says whether Winograd's tiles may be transformed.
+    """
+    target = state.here()
+    plans = {
+        "winograd": winograd.plan_of(target, sizes, has_bias=has_bias) if transforms else None,
+        "panels": panels.plan_of(target, sizes, has_bias=has_bias, memory=memory or panels.BLOCK_BYTES),
+    }
+    found = [Chosen(Kernel(family, plan.variant), plan) for family, plan in plans.items() if plan is not None]
+    found = [one for one in found if one.kernel not in call.failed]
+    if not found:
+        return None
+    return min(found, key=lambda one: (one.memory > memory, one.memory if one.memory > memory else one.planned.cycles))

@@ -1,0 +1,136 @@
+"""What a kernel is told of a convolution, and the plan of a call that it answers with."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import NamedTuple
+
+SHARE_PRODUCTS = 500_000
+"""So many multiplications are about one share of the work: some 10 to 20 microseconds of one thread."""
+
+LINE = 64
+"""The bytes of a line of the cache."""
+
+
+class Sizes(NamedTuple):
+    """The sizes of a convolution whose arrays have channels first; the tuples have one number a dimension."""
+
+    batch: int
+    in_channels: int
+    out_channels: int
+    groups: int
+    size: tuple[int, ...]
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    out: tuple[int, ...]
+
+    @property
+    def channels(self) -> int:
+        """The input channels of a group."""
+        return self.in_channels // self.groups
+
+    @property
+    def filters(self) -> int:
+        """The filters of a group."""
+        return self.out_channels // self.groups
+
+    @property
+    def cells(self) -> int:
+        """The numbers of one channel of the input."""
+        return math.prod(self.size)
+
+    @property
+    def positions(self) -> int:
+        """The numbers of one channel of the output."""
+        return math.prod(self.out)
+
+    @property
+    def taps(self) -> int:
+        """The numbers of one channel of a filter."""
+        return math.prod(self.kernel)
+
+    def outer(self, count: int) -> dict[str, array[int]]:
+        """Return, for the first `count` dimensions, the lists that kernels read, by the names of their fields."""
+        edges = zip(self.kernel, self.dilation, self.before, strict=True)
+        firsts = [range(-before, step * taps - before, step) for taps, step, before in edges]
+        lists: dict[str, Sequence[int]] = {
+            "outer_sizes": self.out[:count],
+            "outer_steps": self.stride[:count],
+            "outer_inputs": self.size[:count],
+            "outer_strides": [math.prod(self.size[dim + 1 :]) for dim in range(count)],
+            "outer_taps": [cell for tap in product(*firsts[:count]) for cell in tap],
+        }
+        return {name: numbers(values) for name, values in lists.items()}
+
+
+class Planned(NamedTuple):
+    """The plan of a call.
+
+    Attributes
+    ----------
+    variant : str
+        The kernel of the family.
+    values : list of int
+        The plan as the kernel reads it, 8 bytes a number.
+    tables : tuple of arrays
+        What addresses in the plan point to; they must live as long as it does.
+    shares : int
+        All shares, of all phases.
+    scratch_bytes : int
+        The memory that a thread needs for itself, which begins at a multiple of 64 bytes.
+    block : dict of str to int
+        What was chosen, for people to read.
+    shared_bytes : int
+        The memory that all threads of a call share.
+    cycles : float
+        About how many vectors are multiplied and added in the time that it takes.
+    """
+
+    variant: str
+    values: list[int]
+    tables: tuple[array[int], ...]
+    shares: int
+    scratch_bytes: int
+    block: dict[str, int]
+    shared_bytes: int = 0
+    cycles: float = 0.0
+
+
+def ceiling(a: int, b: int) -> int:
+    """Return `a / b`, rounded up."""
+    return -(-a // b)
+
+
+class Layout:
+    """Places for arrays in scratch memory, one after the other, each of which begins on a line of the cache."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def add(self, nbytes: int) -> int:
+        """Add an array of so many bytes; return where it begins."""
+        place = self.bytes
+        self.bytes += ceiling(nbytes, LINE) * LINE
+        return place
+
+
+def numbers(values: Sequence[int]) -> array[int]:
+    """Return integers as kernels read them; at least one, so that they have an address."""
+    return array("q", values or (0,))
+
+
+def addresses(lists: Mapping[str, array[int]]) -> dict[str, int]:
+    """Return where lists lie, while they live."""
+    return {name: values.buffer_info()[0] for name, values in lists.items()}
+
+
+def blocks(count: int, most: int) -> tuple[int, int]:
+    """Cut a number of things into blocks of nearly the same size, at most `most`; return their number and that size."""
+    size = max(1, ceiling(count, max(1, ceiling(count, most))))
+    return max(1, ceiling(count, size)), size

@@ -1,0 +1,454 @@
+"""Winograd's minimal filtering F(2x2, 3x3), with its transforms in the kernel.
+
+Lavin and Gray, "Fast algorithms for convolutional neural networks" (CVPR 2016), section 4: a tile of 2x2 outputs of a
+3x3 kernel takes 16 multiplications in place of 36,
+
+    out = A^T ((G w G^T) * (B^T x B)) A
+
+    B^T = 1  0 -1  0     G =  1    0    0      A^T = 1  1  1  0
+          0  1  1  0         1/2  1/2  1/2           0  1 -1 -1
+          0 -1  1  0         1/2 -1/2  1/2
+          0  1  0 -1          0    0    1
+
+Tiles of all samples are counted through, one a lane. A first phase transforms the filters. Then each share transforms
+the inputs of a few vectors of tiles into panels, one for each of the 16 places, multiplies them as `panels` does, and
+transforms the sums into outputs. A kernel of more dimensions is one of 3x3 planes: each plane is a term of the sums.
+
+The transforms add numbers of neighbouring windows, so one number that is not finite spoils its tile. Then at least
+one output of the tile is not finite, and the share says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from .emit import INTEGER, Argument, Fields, Function, Int, Module, Number, Pointer, Record, Variable, Vector
+from .share import PLAN_HEAD, SHARE, driver
+from .sizes import Layout, Planned, Sizes, addresses, blocks, ceiling
+from .target import Target
+from .tile import filters_from, finished, sums_of
+
+VARIANTS = ("3x3",)
+PLACES = 16
+"""The numbers of a tile after the transform, each of which is multiplied on its own."""
+RUN = 256
+"""So many terms are added up one after the other."""
+FILTERS_AT_ONCE = 32
+"""The sums of so many filters stay in the cache until they are transformed."""
+FEW_SHARES, MOST_SHARES, FEWEST_FILTERS = 4, 16, 128
+"""Filters are cut where there are fewer shares than the first number, to no fewer filters than the last: each share
+transforms inputs. The first phase has no more shares than the second number."""
+TRANSFORMED = 1 << 11
+"""About so many filters of one channel are transformed in one share."""
+MOST_ENTRIES = 1 << 13
+"""The most planes of a kernel times pieces of a share, so that the tables stay in the cache."""
+CYCLES_OF_INPUT, CYCLES_OF_OUTPUT, CYCLES_OF_FILTER = 60.0, 50.0, 150.0
+"""About how many vectors are multiplied in the time in which one piece of inputs, one vector of outputs or one of
+filters is transformed."""
+MOST_OUTER = 15
+"""The most dimensions before the last two."""
+ENTRY, GOAL = 5, 4
+"""The numbers that say what a piece reads: where, and the cells of each of its four rows; and what a run writes."""
+
+PLAN = Record(
+    *PLAN_HEAD,
+    *("groups", "filters", "terms", "planes", "pitch"),
+    *("rows", "height", "width", "tile_rows", "tile_columns", "tiles", "positions"),
+    *("input_height", "input_width", "top", "left", "x_sample", "x_channel", "out_sample", "bias_step"),
+    *("outer", "outer_sizes", "outer_steps", "outer_inputs", "outer_strides", "outer_taps"),
+    *("tiles_of_block", "column_blocks", "filter_blocks", "filters_of_block", "pieces", "filters_of_share"),
+    *("at_tables", "at_goals", "at_sums"),
+)
+"""The plan in memory. `planes` counts the taps of the outer dimensions, `pitch` is the length of a transformed filter,
+and `rows` counts the planes of outputs of a sample."""
+
+
+def module(target: Target, variant: str) -> Module:
+    """Write the kernels."""
+    kernels = Winograd(target)
+    share = kernels.share()
+    return Module([kernels.filters, kernels.tables, kernels.inputs, kernels.outputs, share, *driver(target, share)])
+
+
+def serves(sizes: Sizes) -> bool:
+    """Return whether the kernel is one of 3x3 planes, with stride 1 and dilation 1 in the plane."""
+    last = slice(-2, None)
+    plane = sizes.kernel[last], sizes.stride[last], sizes.dilation[last]
+    return plane == ((3, 3), (1, 1), (1, 1)) and len(sizes.size) <= MOST_OUTER + 2
+
+
+def _tile_rows(sizes: Sizes) -> tuple[int, int]:
+    """Return the rows and the columns of tiles of a plane."""
+    return ceiling(sizes.out[-2], 2), ceiling(sizes.out[-1], 2)
+
+
+def _pieces(sizes: Sizes, target: Target) -> int:
+    """Return how many pieces a share's tiles have at most."""
+    width, row = target.lanes * target.vectors, _tile_rows(sizes)[1]
+    of_row = ceiling(min(row, width), target.lanes)
+    return min(width, width // row * of_row + of_row + 1)
+
+
+def plan_of(target: Target, sizes: Sizes, *, has_bias: bool) -> Planned | None:
+    """Plan a convolution, or return nothing if the kernels do not serve it.
+
+    Each share has a few vectors of tiles, and some of the filters where there are few tiles.
+    """
+    if not serves(sizes) or sizes.taps // 9 * _pieces(sizes, target) > MOST_ENTRIES:
+        return None
+    width, terms = target.lanes * target.vectors, sizes.channels * sizes.taps // 9
+    (tile_rows, tile_columns), planes = _tile_rows(sizes), math.prod(sizes.out[:-2])
+    tiles = sizes.batch * planes * tile_rows * tile_columns
+    column_blocks, vectors = blocks(ceiling(tiles, target.lanes), target.vectors)
+    split = ceiling(FEW_SHARES, column_blocks * sizes.groups)
+    filters_of_block = ceiling(max(FEWEST_FILTERS, ceiling(sizes.filters, split)), FILTERS_AT_ONCE) * FILTERS_AT_ONCE
+    filter_blocks = ceiling(sizes.filters, filters_of_block)
+    pitch = (ceiling(terms, target.lanes) + 1) * target.lanes
+    filters_of_share = max(1, ceiling(sizes.out_channels, MOST_SHARES), TRANSFORMED // max(1, terms))
+    entries = _pieces(sizes, target)
+
+    layout = Layout()
+    layout.add(4 * PLACES * (terms * width + target.lanes))
+    places = {
+        "at_tables": layout.add(8 * sizes.taps // 9 * entries * ENTRY),
+        "at_goals": layout.add(8 * (width * GOAL + 1)),
+        "at_sums": layout.add(4 * PLACES * FILTERS_AT_ONCE * width),
+    }
+    lists, shares = sizes.outer(len(sizes.size) - 2), sizes.groups * column_blocks * filter_blocks
+    values = PLAN.packed(
+        **{"phases": 2, "shares_first": ceiling(sizes.out_channels, filters_of_share), "shares_last": shares},
+        **{"groups": sizes.groups, "filters": sizes.filters, "terms": terms, "planes": sizes.taps // 9},
+        **{"pitch": pitch, "rows": planes, "height": sizes.out[-2], "width": sizes.out[-1], "tiles": tiles},
+        **{"tile_rows": tile_rows, "tile_columns": tile_columns, "positions": sizes.positions},
+        **{"input_height": sizes.size[-2], "input_width": sizes.size[-1], "bias_step": int(has_bias)},
+        **{"top": sizes.before[-2], "left": sizes.before[-1], "x_channel": sizes.cells},
+        **{"x_sample": sizes.in_channels * sizes.cells, "out_sample": sizes.out_channels * sizes.positions},
+        **{"outer": len(sizes.size) - 2, "tiles_of_block": vectors * target.lanes, "pieces": entries},
+        **{"column_blocks": column_blocks, "filter_blocks": filter_blocks, "filters_of_block": filters_of_block},
+        **{"filters_of_share": filters_of_share},
+        **places,
+        **addresses(lists),
+    )
+    block = {"tiles": vectors * target.lanes, "filters": min(filters_of_block, sizes.filters)}
+    return Planned(
+        VARIANTS[0], values, tuple(lists.values()), shares, layout.bytes, block,
+        4 * PLACES * sizes.out_channels * pitch, _cycles(sizes, target, filter_blocks),
+    )  # fmt: skip
+
+
+def _cycles(sizes: Sizes, target: Target, filter_blocks: int) -> float:
+    """Estimate the time: the products at all places, and the transforms of inputs, outputs and filters."""
+    terms, planes = sizes.channels * sizes.taps // 9, math.prod(sizes.out[:-2])
+    rows, columns = _tile_rows(sizes)
+    tiles = sizes.batch * planes * rows * columns
+    vectors, width = ceiling(tiles, target.lanes), target.lanes * target.vectors
+    pieces = ceiling(min(columns, width), target.lanes) / min(columns, width) * tiles
+    filters = ceiling(sizes.filters, target.filters // 2) * (target.filters // 2)
+    transforms = pieces * terms * CYCLES_OF_INPUT * filter_blocks + vectors * filters * CYCLES_OF_OUTPUT
+    prepared = filters * ceiling(terms, target.lanes) * CYCLES_OF_FILTER
+    return sizes.groups * (PLACES * filters * terms * vectors + transforms + prepared)
+
+
+def input_row(a: Vector, b: Vector, c: Vector, d: Vector) -> list[Vector]:
+    """Multiply four numbers by B^T."""
+    return [a - c, b + c, c - b, b - d]
+
+
+def output_row(a: Vector, b: Vector, c: Vector, d: Vector) -> list[Vector]:
+    """Multiply four numbers by A^T."""
+    both, opposed = b + c, b - c
+    return [a + both, opposed - d]
+
+
+class Winograd:
+    """The functions of this family for one target."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.lanes, self.width = target.lanes, target.lanes * target.vectors
+        self.filters = self._filters()
+        self.tables = self._tables()
+        self.inputs = self._inputs()
+        self.outputs = self._outputs()
+
+    def _filters(self) -> Function:
+        """Transform some filters: for each place, for each filter, a number for each term."""
+        names = ("plan", "*i64"), ("w", "*float"), ("places", "*float"), ("first", INTEGER), ("last", INTEGER)
+        code = Function("filters", [Argument(*each) for each in names], self.lanes)
+        memory, w, places, first, last = code.given
+        plan = PLAN.read(memory)
+        half = code.constant(0.5)
+        lanes = self.lanes
+
+        def transformed(a: Vector, b: Vector, c: Vector) -> list[Vector]:
+            ends = a + c
+            return [a, (ends + b) * half, (ends - b) * half, c]
+
+        with code.loop(first, last) as number, code.loop(0, plan.terms, lanes) as term:
+            own = w + (number * plan.terms + term) * 9
+            left = (plan.terms - term) * 9
+            loaded = [code.load(own + lanes * k, code.lanes_between(None, left - lanes * k)) for k in range(9)]
+            taps = [_every_ninth(code, loaded, tap) for tap in range(9)]
+            columns = [transformed(*taps[i::3]) for i in range(3)]
+            for row in range(4):
+                for column, value in enumerate(transformed(*(columns[i][row] for i in range(3)))):
+                    place = (row * 4 + column) * plan.groups * plan.filters + number
+                    code.store(value, places + (place * plan.pitch + term), align=4 * lanes)
+        return code
+
+    def _tables(self) -> Function:
+        """Write down what to read for some tiles, and where their outputs go.
+
+        Pieces are runs of at most `lanes` tiles in one row of tiles. For each plane of the kernel and each piece there
+        are `ENTRY` numbers. Runs are whole: for each there are its first tile, its first output, its columns and its
+        rows. The number of runs comes first.
+        """
+        names = ("plan", "*i64"), ("table", "*i64"), ("goals", "*i64"), ("start", INTEGER), ("count", INTEGER)
+        code = Function("tables", [Argument(*each) for each in names], self.lanes, returns=True)
+        memory, table, goals, start, count = code.given
+        plan = PLAN.read(memory)
+        lists = _lists(plan)
+        cells = code.array(MOST_OUTER + 1, INTEGER)
+        pieces, runs, tile = code.variable(0), code.variable(0), code.variable(0)
+        with code.repeat() as end:
+            lane: Int = tile.get()
+            code.leave(lane >= count, end)
+            at = start + lane
+            row, tx = at // plan.tile_columns, at % plan.tile_columns
+            ty, plane = row % plan.tile_rows, row // plan.tile_rows
+            sample, rest = plane // plan.rows, plane % plan.rows
+            _write_cells(code, plan, lists, cells, rest)
+            length = code.minimum(plan.tile_columns - tx, count - lane)
+            goal = goals + (runs.get() * GOAL + 1)
+            goal[0] = lane
+            goal[1] = sample * plan.out_sample + (rest * plan.height + ty * 2) * plan.width + tx * 2
+            goal[2] = code.minimum(length * 2, plan.width - tx * 2)
+            goal[3] = code.minimum(plan.height - ty * 2, 2)
+            with code.loop(0, length, self.lanes) as ahead:
+                piece: Int = pieces.get()
+                with code.loop(0, plan.planes) as number:
+                    first, inside = _first_cell(code, plan, lists, cells, number)
+                    entry = table + (number * plan.pieces + piece) * ENTRY
+                    self._entry(code, plan, entry, (sample * plan.x_sample + first, inside), (ty, tx + ahead, lane + ahead))
+                pieces.set(piece + 1)
+            runs.set(runs.get() + 1)
+            tile.set(lane + length)
+        goals[0] = runs.get()
+        code.give(pieces.get())
+        return code
+
+    def _entry(
+        self, code: Function, plan: Fields, entry: Pointer, plane: tuple[Int, Int], tile: tuple[Int, Int, Int]
+    ) -> None:
+        """Write down what a piece reads of a plane: where it begins, and which cells of each row are inside of it."""
+        (first, inside), (ty, tx, lane) = plane, tile
+        y, x = ty * 2 - plan.top, tx * 2 - plan.left
+        most = 2 * self.lanes + 2
+        one = code.variable(1).get()
+        low, high = (code.minimum(code.maximum(each, 0), most) for each in (0 - x, plan.input_width - x))
+        cells = ((one << high) - 1) & (0 - (one << low))
+        # The highest bits hold the lane: a row has at most 34 cells.
+        entry[0] = first + y * plan.input_width + x
+        for row in range(4):
+            is_inside = (y + row).is_index(plan.input_height)
+            bits = code.select(is_inside, cells, 0)
+            entry[1 + row] = code.select(inside.equals(0), 0, bits) + (lane << 40)
+
+    def _inputs(self) -> Function:
+        """Transform the inputs of some tiles, term by term, into the panels of all places."""
+        names = ("panels", "*float"), ("x", "*float"), ("table", "*i64"), *(
+            (name, INTEGER) for name in ("count", "pieces", "terms", "planes", "channel", "row", "size")
+        )
+        code = Function("inputs", [Argument(*each) for each in names], self.lanes)
+        panels, x, table, count, pieces, terms, planes, channel, row, size = code.given
+        plane, cells = code.variable(0), code.variable(x)
+        with code.loop(0, terms) as term:
+            now, here = plane.get(), cells.get()
+            panel, entries = panels + term * self.width, table + now * pieces * ENTRY
+            with code.loop(0, count) as piece:
+                entry = entries + piece * ENTRY
+                place = here + entry[0]
+                packed = [entry[1 + i] for i in range(4)]
+                rows = [self._row(code, place + row * i, bits) for i, bits in enumerate(packed)]
+                columns = [input_row(*(rows[i][j] for i in range(4))) for j in range(4)]
+                goal = panel + (packed[0] >> 40)
+                for i in range(4):
+                    for j, value in enumerate(input_row(*(columns[j][i] for j in range(4)))):
+                        code.store(value, goal + size * (4 * i + j))
+            ends = (now + 1).equals(planes)
+            plane.set(code.select(ends, 0, now + 1))
+            cells.set(code.select(ends, here + channel, here))
+        return code
+
+    def _row(self, code: Function, place: Pointer, bits: Int) -> list[Vector]:
+        """Return the four cells of each tile in one row; those outside of the input are zeros."""
+        lanes = self.lanes
+        starts = (0, lanes, 2, lanes + 2)
+        masks = [code.mask_of_bits(bits >> start if start else bits) for start in starts]
+        near, far, next_near, next_far = (
+            code.load(place + start, mask) for start, mask in zip(starts, masks, strict=True)
+        )
+        even, odd = [2 * lane for lane in range(lanes)], [2 * lane + 1 for lane in range(lanes)]
+        return [code.shuffle(*pair, which) for pair in ((near, far), (next_near, next_far)) for which in (even, odd)]
+
+    def _outputs(self) -> Function:
+        """Transform the sums of one filter into outputs, add the bias, and store them."""
+        names = ("sums", "*float"), ("b", "*float"), ("out", "*float"), ("goals", "*i64"), ("vectors", INTEGER), ("width", INTEGER)
+        code = Function("outputs", [Argument(*each) for each in names], self.lanes, returns=True)
+        sums, b, out, goals, vectors, width = code.given
+        lanes = self.lanes
+        rows, check, bias = code.array(2 * (2 * self.width + lanes)), code.variable(code.zeros), code.splat(b[0])
+        pitch = 2 * self.width + lanes
+        with code.loop(0, vectors) as v:
+            size = FILTERS_AT_ONCE * self.width
+            tiles = [[code.load(sums + (v * lanes + (4 * i + j) * size), align=4 * lanes) for j in range(4)] for i in range(4)]
+            columns = [output_row(*(tiles[i][j] for i in range(4))) for j in range(4)]
+            for i in range(2):
+                left, right = (value + bias for value in output_row(*(columns[j][i] for j in range(4))))
+                for part in range(2):
+                    order = [(part * lanes + k) // 2 + (lanes if k % 2 else 0) for k in range(lanes)]
+                    value = code.shuffle(left, right, order)
+                    code.store(value, rows + (v * 2 * lanes + (i * pitch + part * lanes)), align=4 * lanes)
+        with code.loop(0, goals[0]) as number:
+            goal = goals + (number * GOAL + 1)
+            columns_of_run: Int = goal[2]
+            with code.loop(0, goal[3]) as i:
+                source, place = rows + (i * pitch + goal[0] * 2), out + (goal[1] + i * width)
+                whole = columns_of_run // lanes * lanes
+                with code.loop(0, whole, lanes) as column:
+                    value = code.load(source + column)
+                    code.store(value, place + column)
+                    check.set(code.fma(value, code.zeros, check.get()))
+                with code.when(whole < columns_of_run):
+                    mask = code.lanes_between(None, columns_of_run - whole)
+                    value = code.load(source + whole, mask)
+                    code.store(value, place + whole, mask)
+                    check.set(code.fma(value, code.zeros, check.get()))
+        code.give(code.is_not_finite(check.get()))
+        return code
+
+    def share(self) -> Function:
+        """Transform some filters in the first phase; in the second one compute the outputs of some tiles."""
+        code = Function("share", SHARE, self.lanes, returns=True)
+        memory, x, w, b, out, scratch, shared, phase, index = code.given
+        plan = PLAN.read(memory)
+        flag = code.variable(0)
+        with code.when(phase.equals(0)):
+            first = index * plan.filters_of_share
+            last = code.minimum(first + plan.filters_of_share, plan.groups * plan.filters)
+            code.call(self.filters, memory, w, shared, first, last)
+        with code.when(~phase.equals(0)):
+            filter_block, rest = index % plan.filter_blocks, index // plan.filter_blocks
+            column_block, group = rest % plan.column_blocks, rest // plan.column_blocks
+            block = _Block(self, code, plan, scratch)
+            start = column_block * plan.tiles_of_block
+            count = code.minimum(plan.tiles - start, plan.tiles_of_block)
+            pieces = code.call(self.tables, memory, block.table, block.goals, start, count)
+            code.call(
+                self.inputs, scratch, x + group * plan.terms // plan.planes * plan.x_channel, block.table, pieces,
+                plan.pieces, plan.terms, plan.planes, plan.x_channel, plan.input_width, block.size,
+            )  # fmt: skip
+            first = filter_block * plan.filters_of_block
+            last = code.minimum(first + plan.filters_of_block, plan.filters)
+            ahead = group * plan.filters
+            arrays = shared + ahead * plan.pitch, b + ahead * plan.bias_step, out + ahead * plan.positions
+            with code.loop(first, last, FILTERS_AT_ONCE) as at:
+                stop = code.minimum(at + FILTERS_AT_ONCE, last)
+                flag.set(flag.get() + block.filters(arrays, (at, stop), count))
+        code.give(flag.get())
+        return code
+
+
+class _Block:
+    """The products of a share: of its tiles with some filters."""
+
+    def __init__(self, family: Winograd, code: Function, plan: Fields, scratch: Pointer) -> None:
+        self.family, self.code, self.plan, self.panels = family, code, plan, scratch
+        self.table, self.goals, self.sums = (
+            (scratch.of("i8") + at).of(kind)
+            for at, kind in ((plan.at_tables, INTEGER), (plan.at_goals, INTEGER), (plan.at_sums, code.element))
+        )
+        # A piece is stored as a whole vector, so the last one of a panel writes beyond its end.
+        self.size = plan.terms * family.width + family.lanes
+
+    def filters(self, arrays: Sequence[Pointer], between: tuple[Number, Number], count: Number) -> Int:
+        """Multiply at all places, transform and store the outputs of some filters."""
+        code, family, plan = self.code, self.family, self.plan
+        (places, b, out), (first, last) = arrays, between
+        vectors = (count + (family.lanes - 1)) // family.lanes
+        most = family.target.filters
+        flag = code.variable(0)
+        with code.loop(0, PLACES) as place:
+            own = places + place * plan.groups * plan.filters * plan.pitch
+            with code.loop(first, last, most) as at:
+                left = last - at
+                for size, fits in ((most, left > most // 2), (most // 2, left <= most // 2)):
+                    with code.when(fits):
+                        filters = filters_from(code, own, plan.pitch, at, last, size)
+                        goal = self.sums + (place * FILTERS_AT_ONCE + (at - first)) * family.width
+                        for each in range(1, family.target.vectors + 1):
+                            with code.when(vectors.equals(each)):
+                                self.tile(place, filters, goal, each)
+        with code.loop(first, last) as at:
+            found = code.call(
+                family.outputs, self.sums + (at - first) * family.width, b + at * plan.bias_step,
+                out + at * plan.positions, self.goals, vectors, plan.width,
+            )  # fmt: skip
+            flag.set(flag.get() + found)
+        result: Int = flag.get()
+        return result
+
+    def tile(self, place: Int, filters: list[Pointer], goal: Pointer, vectors: int) -> None:
+        """Add up the products of a tile at one place, in runs."""
+        code, family, terms = self.code, self.family, self.plan.terms
+        lanes, width = family.lanes, family.width
+        with code.loop(0, terms, RUN) as first:
+            panel = self.panels + place * self.size + first * width
+            totals = sums_of(code, panel, width, [one + first for one in filters], vectors, code.minimum(terms - first, RUN))
+            with code.when(first > 0):
+                for i, own in enumerate(totals):
+                    for v, total in enumerate(own):
+                        total.set(code.load(goal + (i * width + v * lanes), align=4 * lanes) + total.get())
+            for i, values in enumerate(finished(totals)):
+                for v, value in enumerate(values):
+                    code.store(value, goal + (i * width + v * lanes), align=4 * lanes)
+
+
+def _lists(plan: Fields) -> dict[str, Pointer]:
+    names = ("outer_sizes", "outer_steps", "outer_inputs", "outer_strides", "outer_taps")
+    return {name: plan.pointer(name, INTEGER) for name in names}
+
+
+def _write_cells(code: Function, plan: Fields, lists: dict[str, Pointer], cells: Pointer, rest: Int) -> None:
+    """Write down the first cell that a plane of outputs reads along each outer dimension."""
+    left = code.variable(rest)
+    with code.loop(0, plan.outer) as back:
+        dim = plan.outer - 1 - back
+        now: Int = left.get()
+        cells[dim] = now % lists["outer_sizes"][dim] * lists["outer_steps"][dim]
+        left.set(now // lists["outer_sizes"][dim])
+
+
+def _first_cell(
+    code: Function, plan: Fields, lists: dict[str, Pointer], cells: Pointer, tap: Int
+) -> tuple[Int, Int]:
+    """Return where the plane lies that a tap of the outer dimensions reads, and whether it is inside: 1 or 0."""
+    first, inside = code.variable(0), code.variable(1)
+    with code.loop(0, plan.outer) as dim:
+        cell = cells[dim] + lists["outer_taps"][tap * plan.outer + dim]
+        inside.set(code.select(cell.is_index(lists["outer_inputs"][dim]), inside.get(), 0))
+        first.set(first.get() + cell * lists["outer_strides"][dim])
+    return first.get(), inside.get()
+
+
+def _every_ninth(code: Function, vectors: Sequence[Vector], start: int) -> Vector:
+    """Return every ninth number of nine vectors that lie side by side."""
+    lanes = code.lanes
+    wanted = [divmod(9 * lane + start, lanes) for lane in range(lanes)]
+    result = vectors[0]
+    for number, vector in enumerate(vectors):
+        # Lanes that are already there stay, and those that this vector has are taken from it.
+        order = [lanes + cell if at == number else lane for lane, (at, cell) in enumerate(wanted)]
+        result = code.shuffle(result if number else vector, vector, order)
+    return result
