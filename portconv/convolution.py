@@ -150,8 +150,7 @@ def conv_forward(
     options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
     if is_traced():
         return call.convolve(x, w, b, options), ConvCache(x, w, b, options)
-    cache = call.convolution(x, w, b, options)
-    return cache.run(), cache
+    return call.convolve_and_keep(x, w, b, options)
 
 
 def conv_backward(dout: ArrayT, cache: ConvCache) -> ConvGrads[ArrayT]:

@@ -136,6 +136,15 @@ class Algorithm:
         result: Array | None = getattr(self, kind)(geometry, backend, budget, *operands)
         return result
 
+    def repeated(
+        self, geometry: Geometry, backend: Backend, budget: Budget, operands: tuple[Array, ...]
+    ) -> Callable[[Array, Array, Array | None], Array | None] | None:
+        """Return what computes the output of arrays that lie in memory as `operands` do, or None.
+
+        The function returns None for a result that needs a second look: one that is not finite.
+        """
+        return None
+
     def forward(
         self, geometry: Geometry, backend: Backend, budget: Budget, x: Array, w: Array, b: Array | None
     ) -> Array | None:

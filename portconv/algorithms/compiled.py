@@ -9,10 +9,12 @@ Where Winograd's tiles may be transformed, the bound is theirs: F(2x2, 3x3) alon
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from ..backends import Array, Backend
 from ..kernels import call, state, winograd
+from ..kernels.call import NO_BIAS
 from ..kernels.choice import Chosen, chosen
 from ..kernels.sizes import Sizes
 from ..spec.dtypes import Dtype
@@ -90,7 +92,7 @@ class Compiled(Algorithm):
         if None in places:
             return None
         if b is None:
-            places.insert(2, call.NO_BIAS)
+            places.insert(2, NO_BIAS)
         asked, threads = _asked(geometry, budget, has_bias=b is not None), backend.threads()
         try:
             planned = _call(asked)
@@ -101,6 +103,24 @@ class Compiled(Algorithm):
             forget()  # the next choices leave the kernel out
             raise LibraryError(f"algorithm 'compiled': {error}") from error
         return out
+
+    def repeated(
+        self, geometry: Geometry, backend: Backend, budget: Budget, operands: tuple[Array, ...]
+    ) -> Callable[[Array, Array, Array | None], Array | None] | None:
+        if any(backend.in_a_row(array) is not array for array in operands):
+            return None
+        planned, shape = _call(_asked(geometry, budget, has_bias=len(operands) == 3)), geometry.out_shape
+        address, empty, run, is_shared = backend.address, backend.empty, planned.run, planned.most > 1
+
+        def compute(x: Array, w: Array, b: Array | None) -> Array | None:
+            out = empty(shape, x)
+            places = address(x), address(w), NO_BIAS if b is None else address(b), address(out)
+            # An array may begin anywhere, and the kernels load whole numbers.
+            aligned = not (places[0] | places[1] | places[2]) % BYTES
+            spoiled = not aligned or run(places, backend.threads() if is_shared else 1)
+            return None if spoiled else out
+
+        return compute
 
     def error_terms(self, kind: str, geometry: Geometry, products: int = 1) -> int:
         """Count the roundings of a plain sum, or those of a sum over channels of tiles, as the algorithm "winograd"."""

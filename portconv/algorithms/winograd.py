@@ -56,7 +56,6 @@ from .winograd_transforms import (
 )
 
 
-
 class Winograd(Algorithm):
     """Minimal filtering of tiles of two outputs."""
 

@@ -14,6 +14,7 @@ from ..spec.layout import Shape, given_shape
 from ..spec.operation import Kind, Operation, Role
 from ..spec.options import PRECISIONS, Options
 from ..spec.remembered import looked_up, remembered
+from . import repeated
 from .execution import opaque, run
 
 
@@ -117,7 +118,19 @@ def transposed(x: Array, w: Array, b: Array | None, options: Options) -> ConvTra
 @opaque
 def convolve(x: Array, w: Array, b: Array | None, options: Options) -> Array:
     """Check the arguments of a convolution, and compute it."""
-    return convolution(x, w, b, options).run()
+    return convolve_and_keep(x, w, b, options)[0]
+
+
+def convolve_and_keep(x: Array, w: Array, b: Array | None, options: Options) -> tuple[Array, ConvCache]:
+    """Check the arguments of a convolution, and compute it; a call like one before is looked up."""
+    key = repeated.key_of(x, w, b, options)
+    out = repeated.computed(key, x, w, b)
+    if out is not None:
+        return out, ConvCache(x, w, b, options)
+    cache = convolution(x, w, b, options)
+    out = cache.run()
+    repeated.remember(key, cache.operation, cache.backend, cache.operands)
+    return out, cache
 
 
 @opaque

@@ -230,7 +230,9 @@ class Winograd:
                 with code.loop(0, plan.planes) as number:
                     first, inside = _first_cell(code, plan, lists, cells, number)
                     entry = table + (number * plan.pieces + piece) * ENTRY
-                    self._entry(code, plan, entry, (sample * plan.x_sample + first, inside), (ty, tx + ahead, lane + ahead))
+                    self._entry(
+                        code, plan, entry, (sample * plan.x_sample + first, inside), (ty, tx + ahead, lane + ahead)
+                    )
                 pieces.set(piece + 1)
             runs.set(runs.get() + 1)
             tile.set(lane + length)
@@ -257,8 +259,11 @@ class Winograd:
 
     def _inputs(self) -> Function:
         """Transform the inputs of some tiles, term by term, into the panels of all places."""
-        names = ("panels", "*float"), ("x", "*float"), ("table", "*i64"), *(
-            (name, INTEGER) for name in ("count", "pieces", "terms", "planes", "channel", "row", "size")
+        names = (
+            ("panels", "*float"),
+            ("x", "*float"),
+            ("table", "*i64"),
+            *((name, INTEGER) for name in ("count", "pieces", "terms", "planes", "channel", "row", "size")),
         )
         code = Function("inputs", [Argument(*each) for each in names], self.lanes)
         panels, x, table, count, pieces, terms, planes, channel, row, size = code.given
@@ -294,7 +299,14 @@ class Winograd:
 
     def _outputs(self) -> Function:
         """Transform the sums of one filter into outputs, add the bias, and store them."""
-        names = ("sums", "*float"), ("b", "*float"), ("out", "*float"), ("goals", "*i64"), ("vectors", INTEGER), ("width", INTEGER)
+        names = (
+            ("sums", "*float"),
+            ("b", "*float"),
+            ("out", "*float"),
+            ("goals", "*i64"),
+            ("vectors", INTEGER),
+            ("width", INTEGER),
+        )
         code = Function("outputs", [Argument(*each) for each in names], self.lanes, returns=True)
         sums, b, out, goals, vectors, width = code.given
         lanes = self.lanes
@@ -302,7 +314,10 @@ class Winograd:
         pitch = 2 * self.width + lanes
         with code.loop(0, vectors) as v:
             size = FILTERS_AT_ONCE * self.width
-            tiles = [[code.load(sums + (v * lanes + (4 * i + j) * size), align=4 * lanes) for j in range(4)] for i in range(4)]
+            tiles = [
+                [code.load(sums + (v * lanes + (4 * i + j) * size), align=4 * lanes) for j in range(4)]
+                for i in range(4)
+            ]
             columns = [output_row(*(tiles[i][j] for i in range(4))) for j in range(4)]
             for i in range(2):
                 left, right = (value + bias for value in output_row(*(columns[j][i] for j in range(4))))
@@ -405,7 +420,9 @@ class _Block:
         lanes, width = family.lanes, family.width
         with code.loop(0, terms, RUN) as first:
             panel = self.panels + place * self.size + first * width
-            totals = sums_of(code, panel, width, [one + first for one in filters], vectors, code.minimum(terms - first, RUN))
+            totals = sums_of(
+                code, panel, width, [one + first for one in filters], vectors, code.minimum(terms - first, RUN)
+            )
             with code.when(first > 0):
                 for i, own in enumerate(totals):
                     for v, total in enumerate(own):
@@ -430,9 +447,7 @@ def _write_cells(code: Function, plan: Fields, lists: dict[str, Pointer], cells:
         left.set(now // lists["outer_sizes"][dim])
 
 
-def _first_cell(
-    code: Function, plan: Fields, lists: dict[str, Pointer], cells: Pointer, tap: Int
-) -> tuple[Int, Int]:
+def _first_cell(code: Function, plan: Fields, lists: dict[str, Pointer], cells: Pointer, tap: Int) -> tuple[Int, Int]:
     """Return where the plane lies that a tap of the outer dimensions reads, and whether it is inside: 1 or 0."""
     first, inside = code.variable(0), code.variable(1)
     with code.loop(0, plan.outer) as dim:

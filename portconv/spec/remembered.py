@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import _lru_cache_wrapper, lru_cache, wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from ..errors import PortconvError
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
+Key = TypeVar("Key")
 
 MOST_BYTES = 32 << 20
 """All caches together are emptied when they hold more: docs/speed.md names this bound."""
@@ -17,6 +18,7 @@ ITEM_BYTES = 1 << 10
 """What an entry takes with its arguments, and what each item of a sequence in it takes, at most on average."""
 
 _caches: list[_lru_cache_wrapper[Any]] = []
+_shelves: list[Shelf[Any, Any]] = []
 _held = [0]
 """The bytes that all caches hold, as they are counted."""
 
@@ -62,8 +64,30 @@ def looked_up(function: Callable[Arguments, Result]) -> Callable[Arguments, Resu
     return look_up
 
 
+class Shelf(Generic[Key, Result]):
+    """What is put down to be looked up by a key, until all caches are emptied."""
+
+    def __init__(self) -> None:
+        self._items: dict[Key, Result] = {}
+        self.get = self._items.get
+        _shelves.append(self)
+
+    def put(self, key: Key, value: Result) -> None:
+        """Put a value down; it counts as one entry of a cache."""
+        if _held[0] + ITEM_BYTES > MOST_BYTES:
+            forget()
+        _held[0] += ITEM_BYTES
+        self._items[key] = value
+
+    def clear(self) -> None:
+        """Take all down."""
+        self._items.clear()
+
+
 def forget() -> None:
     """Empty all caches."""
     _held[0] = 0
+    for shelf in _shelves:
+        shelf.clear()
     for cache in _caches:
         cache.cache_clear()

@@ -1,0 +1,58 @@
+"""Calls that were made before, with arrays of the same kinds: what was found then is looked up in one step.
+
+A small convolution takes a few microseconds, and checks and plans take thirty. All that they depend on is the key of a
+look-up here: shapes, strides, dtypes, options, and the limits that are set. Its value is a function of an algorithm
+that computes such a call, or hands it back: a result that needs a second look, such as one that is not finite, takes
+the long way with all its checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .. import limits
+from ..backends import Array, Backend
+from ..spec.operation import Kind, Operation
+from ..spec.options import Options
+from ..spec.remembered import Shelf
+from . import plan as plans
+
+Key = tuple[Any, ...]
+Compute = Callable[[Array, Array, Array | None], Array | None]
+
+_known: Shelf[Key, Compute] = Shelf()
+
+
+def key_of(x: Array, w: Array, b: Array | None, options: Options) -> Key | None:
+    """Return all that a call depends on but the numbers; None for arrays or options that are looked at each time."""
+    try:
+        of_bias = None if b is None else (type(b), b.shape, b.strides, b.dtype)
+        of_arrays = type(x), x.shape, x.strides, x.dtype, type(w), w.shape, w.strides, w.dtype, of_bias
+    except AttributeError:
+        return None
+    return (of_arrays, options, limits.threads(), limits.workspace()) if options.plain else None
+
+
+def computed(key: Key | None, x: Array, w: Array, b: Array | None) -> Array | None:
+    """Compute a call as the one before it, or return None if there was none, or if it takes the long way."""
+    if key is None:
+        return None
+    try:
+        compute = _known.get(key)
+    except TypeError:  # a shape of symbols
+        return None
+    return None if compute is None else compute(x, w, b)
+
+
+def remember(key: Key | None, operation: Operation, backend: Backend, operands: tuple[Array, ...]) -> None:
+    """Remember how a call has been computed, if that is a single step on arrays as they are."""
+    if key is None or backend.framework or operation.kind != Kind.FORWARD or not operation.is_canonical:
+        return
+    plan = plans.of(operation, backend, *operands[:2])
+    bare = plan.bare
+    if bare is None or any(array.dtype != operands[0].dtype for array in operands):
+        return
+    compute = bare.algorithm.repeated(operation.geometry, backend, bare.budget, operands)
+    if compute is not None:
+        _known.put(key, compute)
