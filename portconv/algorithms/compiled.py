@@ -26,7 +26,7 @@ from .budget import NO_WORK, Budget, Work
 from .winograd_magnitudes import by_plain_sums
 
 OPERATIONS = 1.2
-"""A lane that is multiplied and added counts as so many operations of a matrix product of the library, which are two."""
+"""A lane that is multiplied and added counts as so many operations of the library's matrix products, where it is two."""
 CALLS = 1.0
 """A call of a kernel takes as long as so many calls of the library."""
 BYTES = 4
@@ -87,18 +87,17 @@ class Compiled(Algorithm):
         self, geometry: Geometry, backend: Backend, budget: Budget, x: Array, w: Array, b: Array | None
     ) -> Array | None:
         out = backend.empty(geometry.out_shape, like=x)
-        operands = [backend.in_a_row(array) for array in ((x, w) if b is None else (x, w, b))]
-        places = [backend.address(array) for array in (*operands, out)]
-        if None in places:
+        x, w = backend.in_a_row(x), backend.in_a_row(w)
+        b = None if b is None else backend.in_a_row(b)
+        places = _addresses(backend, x, w, b, out)
+        if places is None:
             return None
-        if b is None:
-            places.insert(2, NO_BIAS)
         asked, threads = _asked(geometry, budget, has_bias=b is not None), backend.threads()
         try:
             planned = _call(asked)
-            spoiled = planned.run(tuple(places), threads)
+            spoiled = planned.run(places, threads)
             if spoiled and planned.kernel.family == "winograd":
-                _call(asked._replace(transforms=False)).run(tuple(places), threads)
+                _call(asked._replace(transforms=False)).run(places, threads)
         except call.KernelError as error:
             forget()  # the next choices leave the kernel out
             raise LibraryError(f"algorithm 'compiled': {error}") from error
@@ -110,15 +109,15 @@ class Compiled(Algorithm):
         if any(backend.in_a_row(array) is not array for array in operands):
             return None
         planned, shape = _call(_asked(geometry, budget, has_bias=len(operands) == 3)), geometry.out_shape
-        address, empty, run, is_shared = backend.address, backend.empty, planned.run, planned.most > 1
+        empty, run, is_shared = backend.empty, planned.run, planned.most > 1
 
         def compute(x: Array, w: Array, b: Array | None) -> Array | None:
             out = empty(shape, x)
-            places = address(x), address(w), NO_BIAS if b is None else address(b), address(out)
+            places = _addresses(backend, x, w, b, out)
             # An array may begin anywhere, and the kernels load whole numbers.
-            aligned = not (places[0] | places[1] | places[2]) % BYTES
-            spoiled = not aligned or run(places, backend.threads() if is_shared else 1)
-            return None if spoiled else out
+            if places is None or (places[0] | places[1] | places[2]) % BYTES:
+                return None
+            return None if run(places, backend.threads() if is_shared else 1) else out
 
         return compute
 
@@ -150,6 +149,15 @@ def magnitudes_of_tiles(
     """Return what the errors of tiles are in proportion to, transformed along the last two dimensions."""
     axes = (geometry.dims - 2, geometry.dims - 1)
     return by_plain_sums(kind, geometry, backend, product, (a, b), axes)
+
+
+def _addresses(backend: Backend, x: Array, w: Array, b: Array | None, out: Array) -> tuple[int, int, int, int] | None:
+    """Return where arrays lie in this machine's memory, or None if one does not."""
+    address = backend.address
+    of_x, of_w, of_b, of_out = address(x), address(w), NO_BIAS if b is None else address(b), address(out)
+    if of_x is None or of_w is None or of_b is None or of_out is None:
+        return None
+    return of_x, of_w, of_b, of_out
 
 
 def _asked(geometry: Geometry, budget: Budget, *, has_bias: bool = False) -> Asked:

@@ -105,6 +105,8 @@ def _compile_all(target: Target) -> list[str]:
                 faults.append(f"{kernel}: LLVM cannot compile it: {in_a_line(error)}")
     if cache.folder() is None:
         faults.append(f"nothing is kept: {cache.VARIABLE} is {cache.OFF}, or there is no home folder")
+    elif not cache.sources():
+        faults.append("nothing is kept: portconv's own files changed after they were imported, or cannot be read")
     return faults
 
 

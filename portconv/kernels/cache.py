@@ -16,6 +16,7 @@ import stat
 import sys
 import time
 import warnings
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from .. import forks
@@ -42,6 +43,9 @@ ASIDE = re.compile(r"\.[\w.-]+-[0-9a-f]{32}\.kernel\.[0-9a-f]{16}", re.ASCII)
 """The names of files, and of those that are being written or were left half written."""
 LEFT_AFTER = 3600.0
 """The seconds after which nobody still writes a file."""
+
+IMPORTED = time.time_ns()
+"""When this process imported the package. Files that changed afterwards would name objects that they did not make."""
 
 CURRENT, STALE, DAMAGED = "current", "stale", "damaged"
 """What a file is: of this version, of another one, or not to be trusted."""
@@ -81,7 +85,7 @@ class _Distrusted(Exception):
 def object_of(kernel: Kernel, target: Target) -> bytes:
     """Return a kernel's object: the cached one, or else a new one, which is cached."""
     where = folder()
-    if where is None or not SOURCES:
+    if where is None or not sources():
         return compiled(kernel.written(target), target)
     header = _header(kernel, target)
     path = where / file_name(kernel, target)
@@ -124,7 +128,7 @@ def distrust(where: Path) -> str | None:
     except FileNotFoundError:
         return None
     except (OSError, _Distrusted) as error:
-        return in_a_line(error)
+        return _why(error)
     return None
 
 
@@ -189,7 +193,7 @@ def _versions() -> dict[str, str]:
     llvm = binding()
     return {
         "portconv": __version__,
-        "sources": SOURCES,
+        "sources": sources(),
         "LLVM": ".".join(map(str, llvm.llvm_version_info)),
         "llvmlite": str(forks.imported("llvmlite").__version__),
     }
@@ -206,19 +210,18 @@ def _hash(contents: bytes) -> str:
     return str(forks.imported("hashlib").sha256(contents).hexdigest())
 
 
-def _sources() -> str:
-    """Return a hash of the files of this package; an empty one if they are not there to be read."""
+@cache
+def sources() -> str:
+    """Return a hash of the files of this package; an empty one if they are not those that were imported."""
     # The text of a kernel would say as much, and takes milliseconds to write.
     path_class: type[Path] = forks.imported("pathlib").Path
     try:
-        texts = {path.name: path.read_bytes() for path in sorted(path_class(__file__).parent.glob("*.py"))}
+        paths = sorted(path_class(__file__).parent.glob("*.py"))
+        texts = {path.name: path.read_bytes() for path in paths}
+        changed = max((max(path.stat().st_mtime_ns, path.stat().st_ctime_ns) for path in paths), default=0)
     except OSError:
         return ""
-    return _hash(repr(texts).encode()) if texts else ""
-
-
-SOURCES = _sources()
-"""The hash of the package as it was imported: files that change afterwards make other objects, in other processes."""
+    return _hash(repr(texts).encode()) if 0 < changed < IMPORTED else ""
 
 
 # Reading.
@@ -235,7 +238,7 @@ def _found(path: Path, header: bytes) -> bytes | None:
     except FileNotFoundError:
         return None
     except (OSError, _Distrusted) as error:
-        _warn(f"ignores {path}: {in_a_line(error)}; the kernel is compiled anew")
+        _warn(f"ignores {path}: {_why(error)}; the kernel is compiled anew")
         return None
 
 
@@ -300,7 +303,7 @@ def _store(path: Path, header: bytes, contents: bytes) -> None:
         _check_folder(path.parent)
         _write(path, header + contents)
     except (OSError, _Distrusted) as error:
-        _warn(f"keeps no kernels in {path.parent}: {in_a_line(error)}; each process compiles its own")
+        _warn(f"keeps no kernels in {path.parent}: {_why(error)}; each process compiles its own")
 
 
 def _write(path: Path, rest: bytes) -> None:
@@ -313,6 +316,11 @@ def _write(path: Path, rest: bytes) -> None:
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+def _why(error: Exception) -> str:
+    """Say what is wrong with a file that is named already."""
+    return (isinstance(error, OSError) and error.strerror) or in_a_line(error)
 
 
 def _warn(words: str) -> None:

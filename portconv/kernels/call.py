@@ -45,7 +45,7 @@ class _Memory(threading.local):
     """The scratch memory of a thread of Python, for all threads that help its calls; kept for its next call."""
 
     def __init__(self) -> None:
-        self.size, self.address, self.held = 0, 0, b""
+        self.size, self.address, self.held = 0, 0, bytearray()
 
     def of(self, size: int) -> int:
         """Return the address of so many bytes."""
@@ -103,8 +103,7 @@ class Call:
             found: int = self.ready.together(team.address, request.buffer_info()[0])
             if found >= 0:
                 return found
-        found = self.compute(self.address, *operands, scratch, common)
-        return found
+        return int(self.compute(self.address, *operands, scratch, common))
 
 
 def ready(kernel: Kernel) -> Ready:

@@ -67,7 +67,7 @@ SHAPES = {
     shape.name: shape
     for size in (3, 5, 7)
     for stride in (1, 2)
-    for rows in ((4, 7) if size == 3 else (4, 7))
+    for rows in (4, 7, 14)
     for half in (False, True)
     for shape in (Shape((size, size), stride, rows, half),)
 }

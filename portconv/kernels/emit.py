@@ -1,10 +1,7 @@
 """Instructions for LLVM, written by functions of Python.
 
-A `Function` collects the text of one function of LLVM's language. Its values are Python objects, so that a kernel reads
-like the loop it becomes: `+` and `*` of two `Int` emit an addition and a multiplication, and what is known while the
-kernel is made, such as a size of a tile, is a plain int that costs nothing at run time.
-
-LLVM's language is documented in https://llvm.org/docs/LangRef.html. A variable is a place on the stack (`alloca`), which
+A `Function` collects the text of one function of LLVM's language, so that a kernel reads like the loop it becomes. The
+language is documented in https://llvm.org/docs/LangRef.html. A variable is a place on the stack (`alloca`), which
 LLVM's pass "sroa" turns into a register.
 """
 
@@ -12,189 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import count
 from typing import Any, NamedTuple
 
-INTEGER, POINTER, FLAG = "i64", "ptr", "i1"
-ELEMENT_BYTES = {"float": 4, "double": 8, "i64": 8, "ptr": 8, "i8": 1}
+from .record import Fields, Record
+from .values import ELEMENT_BYTES, FLAG, INTEGER, POINTER, Flag, Int, Number, Pointer, Value, Variable, Vector
 
-
-class Value:
-    """A value that a function computes at run time: its name, its type and the function."""
-
-    __slots__ = ("code", "name", "type")
-
-    def __init__(self, code: Function, type: str, name: str) -> None:
-        self.code, self.type, self.name = code, type, name
-
-    def __str__(self) -> str:
-        return self.name
-
-    @property
-    def typed(self) -> str:
-        """The type and the name, as instructions have them."""
-        return f"{self.type} {self.name}"
-
-
-class Flag(Value):
-    """One bit, or a bit for each lane of a vector (a mask)."""
-
-    __slots__ = ()
-
-    def __and__(self, other: Flag) -> Flag:
-        return Flag(self.code, self.type, self.code.assign(f"and {self.typed}, {other}"))
-
-    def __or__(self, other: Flag) -> Flag:
-        return Flag(self.code, self.type, self.code.assign(f"or {self.typed}, {other}"))
-
-    def __invert__(self) -> Flag:
-        ones = "true" if self.type == FLAG else f"splat ({FLAG} true)"
-        return Flag(self.code, self.type, self.code.assign(f"xor {self.typed}, {ones}"))
-
-
-class Int(Value):
-    """An integer of 64 bits; beside one, a plain int is one too."""
-
-    __slots__ = ()
-
-    def _with(self, name: str, a: Number, b: Number) -> Int:
-        return Int(self.code, INTEGER, self.code.assign(f"{name} i64 {a}, {b}"))
-
-    def __add__(self, other: Number) -> Int:
-        return self if isinstance(other, int) and other == 0 else self._with("add nsw", self, other)
-
-    __radd__ = __add__
-
-    def __sub__(self, other: Number) -> Int:
-        return self if isinstance(other, int) and other == 0 else self._with("sub nsw", self, other)
-
-    def __rsub__(self, other: Number) -> Int:
-        return self._with("sub nsw", other, self)
-
-    def __mul__(self, other: Number) -> Int:
-        return self if isinstance(other, int) and other == 1 else self._with("mul nsw", self, other)
-
-    __rmul__ = __mul__
-
-    def __floordiv__(self, other: Number) -> Int:
-        """Divide by a positive number; neither is negative."""
-        return self._with("udiv", self, other)
-
-    def __mod__(self, other: Number) -> Int:
-        """Return the rest of a division of numbers that are not negative."""
-        return self._with("urem", self, other)
-
-    def __and__(self, other: Number) -> Int:
-        return self._with("and", self, other)
-
-    def __lshift__(self, other: Number) -> Int:
-        return self._with("shl", self, other)
-
-    def __rlshift__(self, other: Number) -> Int:
-        return self._with("shl", other, self)
-
-    def __rshift__(self, other: Number) -> Int:
-        return self._with("lshr", self, other)
-
-    def _compared(self, how: str, other: Number) -> Flag:
-        return Flag(self.code, FLAG, self.code.assign(f"icmp {how} i64 {self}, {other}"))
-
-    def __lt__(self, other: Number) -> Flag:
-        return self._compared("slt", other)
-
-    def __le__(self, other: Number) -> Flag:
-        return self._compared("sle", other)
-
-    def __gt__(self, other: Number) -> Flag:
-        return self._compared("sgt", other)
-
-    def __ge__(self, other: Number) -> Flag:
-        return self._compared("sge", other)
-
-    def equals(self, other: Number) -> Flag:
-        """Compare; `==` would hide what Python means by it."""
-        return self._compared("eq", other)
-
-    def is_index(self, size: Number) -> Flag:
-        """Return whether the number is one of 0, 1, ..., size - 1."""
-        return self._compared("ult", other=size)
-
-
-Number = int | Int
-"""An integer that is known now, or at run time."""
-
-
-class Vector(Value):
-    """Floating-point numbers, one a lane, or a single one."""
-
-    __slots__ = ()
-
-    def _with(self, name: str, other: Vector) -> Vector:
-        return Vector(self.code, self.type, self.code.assign(f"{name} {self.typed}, {other}"))
-
-    def __add__(self, other: Vector) -> Vector:
-        return self._with("fadd", other)
-
-    def __sub__(self, other: Vector) -> Vector:
-        return self._with("fsub", other)
-
-    def __mul__(self, other: Vector) -> Vector:
-        return self._with("fmul", other)
-
-
-class Pointer(Value):
-    """The address of elements of one type; `pointer + 3` is the address of the third element after it."""
-
-    __slots__ = ("element",)
-
-    def __init__(self, code: Function, element: str, name: str) -> None:
-        super().__init__(code, POINTER, name)
-        self.element = element
-
-    def __add__(self, index: Number) -> Pointer:
-        if isinstance(index, int) and index == 0:
-            return self
-        name = self.code.assign(f"getelementptr {self.element}, ptr {self}, i64 {index}")
-        return Pointer(self.code, self.element, name)
-
-    def of(self, element: str) -> Pointer:
-        """Return the same address, of elements of another type."""
-        return Pointer(self.code, element, self.name)
-
-    def __getitem__(self, index: Number) -> Any:
-        """Load one element: an `Int`, a `Pointer` to numbers, or a number."""
-        name = self.code.assign(f"load {self.element}, ptr {self + index}, align {ELEMENT_BYTES[self.element]}")
-        if self.element == POINTER:
-            return Pointer(self.code, self.code.element, name)
-        return (Int if self.element == INTEGER else Vector)(self.code, self.element, name)
-
-    def __setitem__(self, index: Number, value: Number | Value) -> None:
-        """Store one element."""
-        typed = f"i64 {value}" if isinstance(value, int) else value.typed
-        self.code.add(f"store {typed}, ptr {self + index}, align {ELEMENT_BYTES[self.element]}")
-
-
-@dataclass(slots=True)
-class Variable:
-    """A value that changes in a loop."""
-
-    code: Function
-    place: Pointer
-    kind: type[Value]
-
-    def get(self) -> Any:
-        """Return what it holds now."""
-        element = self.place.element
-        name = self.code.assign(f"load {element}, ptr {self.place}")
-        return (
-            Pointer(self.code, self.code.element, name) if element == POINTER else self.kind(self.code, element, name)
-        )
-
-    def set(self, value: Number | Value) -> None:
-        """Let it hold another value from here on."""
-        typed = f"i64 {value}" if isinstance(value, int) else value.typed
-        self.code.add(f"store {typed}, ptr {self.place}")
+__all__ = [
+    "FLAG",
+    "INTEGER",
+    "POINTER",
+    "Argument",
+    "Fields",
+    "Flag",
+    "Function",
+    "Int",
+    "Module",
+    "Number",
+    "Pointer",
+    "Record",
+    "Value",
+    "Variable",
+    "Vector",
+]
 
 
 class Argument(NamedTuple):
@@ -253,7 +90,8 @@ class Function:
         kind = "define" if self.public else "define internal"
         result = INTEGER if self.returns else "void"
         end = [] if self.returns else ["  ret void"]
-        head = f"{kind} {result} @{self.name}({types}) nounwind {{"
+        # Vectors that do not fit into registers are kept on the stack, where none may cross a line of the cache.
+        head = f"{kind} {result} @{self.name}({types}) nounwind alignstack(64) {{"
         return "\n".join([head, "entry:", *self.places, *self.lines, *end, "}"])
 
     # What is written.
@@ -278,14 +116,18 @@ class Function:
             return ""
         return self.assign(call)
 
-    def call(self, other: Function, *values: Number | Value) -> Int | None:
-        """Call another function of the same module."""
-        pairs = zip(other.arguments, values, strict=True)
-        operands = ", ".join(f"{_type(argument.element)} {value}" for argument, value in pairs)
-        if not other.returns:
-            self.add(f"call void @{other.name}({operands})")
-            return None
-        return Int(self, INTEGER, self.assign(f"call i64 @{other.name}({operands})"))
+    def call(self, other: Function, *values: Number | Value) -> Int:
+        """Call another function of the same module, and return what it returns."""
+        return Int(self, INTEGER, self.assign(f"call i64 @{other.name}({other.given_as(values)})"))
+
+    def run(self, other: Function, *values: Number | Value) -> None:
+        """Call another function of the same module that returns nothing."""
+        self.add(f"call void @{other.name}({other.given_as(values)})")
+
+    def given_as(self, values: Sequence[Number | Value]) -> str:
+        """Return the arguments of a call of this function."""
+        pairs = zip(self.arguments, values, strict=True)
+        return ", ".join(f"{_type(argument.element)} {value}" for argument, value in pairs)
 
     def give(self, value: Number) -> None:
         """Return from the function, at its end."""
@@ -348,17 +190,15 @@ class Function:
 
     # Integers.
 
-    def minimum(self, a: Number, b: Number) -> Number:
+    def minimum(self, a: Number, b: Number) -> Int:
         """Return the smaller of two integers."""
-        return self._extreme("smin", min, a, b)
+        return self._extreme("smin", a, b)
 
-    def maximum(self, a: Number, b: Number) -> Number:
+    def maximum(self, a: Number, b: Number) -> Int:
         """Return the larger of two integers."""
-        return self._extreme("smax", max, a, b)
+        return self._extreme("smax", a, b)
 
-    def _extreme(self, name: str, known: Any, a: Number, b: Number) -> Number:
-        if isinstance(a, int) and isinstance(b, int):
-            return int(known(a, b))
+    def _extreme(self, name: str, a: Number, b: Number) -> Int:
         return Int(self, INTEGER, self.intrinsic(INTEGER, f"{name}.i64", f"i64 {a}", f"i64 {b}"))
 
     def select(self, flag: Flag, a: Any, b: Any) -> Any:
@@ -442,10 +282,7 @@ class Function:
     def _lanes(self, how: str, bound: Number) -> Flag:
         # Lanes are numbered in 32 bits, for which there are more comparisons; far bounds are clamped to fit.
         near = self.minimum(self.maximum(bound, -1), self.lanes)
-        if isinstance(near, int):
-            number = str(near)
-        else:
-            number = self.assign(f"trunc i64 {near} to i32")
+        number = self.assign(f"trunc i64 {near} to i32")
         first = self.assign(f"insertelement <{self.lanes} x i32> poison, i32 {number}, i64 0")
         zeros = f"<{self.lanes} x i32> zeroinitializer"
         spread = self.assign(f"shufflevector <{self.lanes} x i32> {first}, <{self.lanes} x i32> poison, {zeros}")
@@ -544,40 +381,6 @@ class Module:
     def public(self) -> dict[str, Function]:
         """The functions that Python may call, by name."""
         return {function.name: function for function in self.functions if function.public}
-
-
-class Record:
-    """Numbers and addresses of 8 bytes each, by name, that Python writes into memory and a kernel reads."""
-
-    def __init__(self, *names: str) -> None:
-        self.names = names
-        self.places = {name: place for place, name in enumerate(names)}
-
-    def read(self, memory: Pointer) -> Fields:
-        """Read all fields at this point of a function; what is not used costs nothing."""
-        return Fields(memory, self.places)
-
-    def packed(self, **values: int) -> list[int]:
-        """Return the values in the order of the fields; each field needs one."""
-        assert values.keys() == self.places.keys(), values.keys() ^ self.places.keys()
-        return [values[name] for name in self.names]
-
-
-class Fields:
-    """The fields of a record, as values of a function."""
-
-    def __init__(self, memory: Pointer, places: dict[str, int]) -> None:
-        self._values: dict[str, Int] = {name: memory.of(INTEGER)[place] for name, place in places.items()}
-        self._memory, self._places = memory, places
-
-    def __getattr__(self, name: str) -> Int:
-        return self._values[name]
-
-    def pointer(self, name: str, element: str) -> Pointer:
-        """Return the field of a name as an address; read where the function begins."""
-        # LLVM may take addresses that are made of integers for others: it is loaded as an address.
-        pointer: Pointer = self._memory.of(POINTER)[self._places[name]]
-        return pointer.of(element)
 
 
 def _type(element: str) -> str:

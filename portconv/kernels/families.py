@@ -10,7 +10,7 @@ from .emit import Module
 from .target import Target
 
 FAMILIES: dict[str, ModuleType] = {"winograd": winograd, "panels": panels, "standby": standby}
-"""Each family is a module with `VARIANTS`, the names of its kernels, and `module(target, variant)`, which writes one."""
+"""Each family is a module with `VARIANTS`, which names its kernels, and `module(target, variant)`, which writes one."""
 
 
 class Kernel(NamedTuple):

@@ -3,9 +3,10 @@
 A share computes some outputs from the first term to the last. So neither the number of threads nor who takes a share
 changes a bit. Shares may come in phases, the second of which needs all of what the first one has made.
 
-Each object has two functions for Python: `alone` computes all shares, and `together` shares them with the threads that
-stand by (see `standby`). These look at one record in memory, the team's, which the one call that holds its seat fills in. A
-call that finds the seat taken computes alone. Nobody waits for a thread that has not begun a share.
+Each object has two functions for Python: `alone` computes all shares, and `together` divides them among threads, its
+own and those that stand by (see `standby`). These look at one record in memory, the team's, which the one call that
+holds its seat fills in. A call that finds the seat taken computes alone. Nobody waits for a thread that has not begun a
+share.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def _together(target: Target, take: Function) -> Function:
         code.put_address(team + ENTRY, f"@{take.name}")
         code.put(team + OPEN, 1)
         code.rise(team + EPOCH, 1)
-        code.call(take, team)
+        code.run(take, team)
         code.put(team + OPEN, 0)
         _wait(code, target, team, team + INSIDE, 0)
         flag.set(code.look(team + FLAG))

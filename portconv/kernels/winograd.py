@@ -20,48 +20,16 @@ one output of the tile is not finite, and the share says so.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-from .emit import INTEGER, Argument, Fields, Function, Int, Module, Number, Pointer, Record, Variable, Vector
-from .share import PLAN_HEAD, SHARE, driver
-from .sizes import Layout, Planned, Sizes, addresses, blocks, ceiling
+from .emit import INTEGER, Argument, Fields, Function, Int, Module, Number, Pointer, Vector
+from .outer import Outer
+from .share import SHARE, driver
 from .target import Target
 from .tile import filters_from, finished, sums_of
+from .winograd_plan import ENTRY, FILTERS_AT_ONCE, GOAL, PLACES, PLAN, RUN, VARIANTS, plan_of, serves
 
-VARIANTS = ("3x3",)
-PLACES = 16
-"""The numbers of a tile after the transform, each of which is multiplied on its own."""
-RUN = 256
-"""So many terms are added up one after the other."""
-FILTERS_AT_ONCE = 32
-"""The sums of so many filters stay in the cache until they are transformed."""
-FEW_SHARES, MOST_SHARES, FEWEST_FILTERS = 4, 16, 128
-"""Filters are cut where there are fewer shares than the first number, to no fewer filters than the last: each share
-transforms inputs. The first phase has no more shares than the second number."""
-TRANSFORMED = 1 << 11
-"""About so many filters of one channel are transformed in one share."""
-MOST_ENTRIES = 1 << 13
-"""The most planes of a kernel times pieces of a share, so that the tables stay in the cache."""
-CYCLES_OF_INPUT, CYCLES_OF_OUTPUT, CYCLES_OF_FILTER = 60.0, 50.0, 150.0
-"""About how many vectors are multiplied in the time in which one piece of inputs, one vector of outputs or one of
-filters is transformed."""
-MOST_OUTER = 15
-"""The most dimensions before the last two."""
-ENTRY, GOAL = 5, 4
-"""The numbers that say what a piece reads: where, and the cells of each of its four rows; and what a run writes."""
-
-PLAN = Record(
-    *PLAN_HEAD,
-    *("groups", "filters", "terms", "planes", "pitch"),
-    *("rows", "height", "width", "tile_rows", "tile_columns", "tiles", "positions"),
-    *("input_height", "input_width", "top", "left", "x_sample", "x_channel", "out_sample", "bias_step"),
-    *("outer", "outer_sizes", "outer_steps", "outer_inputs", "outer_strides", "outer_taps"),
-    *("tiles_of_block", "column_blocks", "filter_blocks", "filters_of_block", "pieces", "filters_of_share"),
-    *("at_tables", "at_goals", "at_sums"),
-)
-"""The plan in memory. `planes` counts the taps of the outer dimensions, `pitch` is the length of a transformed filter,
-and `rows` counts the planes of outputs of a sample."""
+__all__ = ["VARIANTS", "module", "plan_of", "serves"]
 
 
 def module(target: Target, variant: str) -> Module:
@@ -69,85 +37,6 @@ def module(target: Target, variant: str) -> Module:
     kernels = Winograd(target)
     share = kernels.share()
     return Module([kernels.filters, kernels.tables, kernels.inputs, kernels.outputs, share, *driver(target, share)])
-
-
-def serves(sizes: Sizes) -> bool:
-    """Return whether the kernel is one of 3x3 planes, with stride 1 and dilation 1 in the plane."""
-    last = slice(-2, None)
-    plane = sizes.kernel[last], sizes.stride[last], sizes.dilation[last]
-    return plane == ((3, 3), (1, 1), (1, 1)) and len(sizes.size) <= MOST_OUTER + 2
-
-
-def _tile_rows(sizes: Sizes) -> tuple[int, int]:
-    """Return the rows and the columns of tiles of a plane."""
-    return ceiling(sizes.out[-2], 2), ceiling(sizes.out[-1], 2)
-
-
-def _pieces(sizes: Sizes, target: Target) -> int:
-    """Return how many pieces a share's tiles have at most."""
-    width, row = target.lanes * target.vectors, _tile_rows(sizes)[1]
-    of_row = ceiling(min(row, width), target.lanes)
-    return min(width, width // row * of_row + of_row + 1)
-
-
-def plan_of(target: Target, sizes: Sizes, *, has_bias: bool) -> Planned | None:
-    """Plan a convolution, or return nothing if the kernels do not serve it.
-
-    Each share has a few vectors of tiles, and some of the filters where there are few tiles.
-    """
-    if not serves(sizes) or sizes.taps // 9 * _pieces(sizes, target) > MOST_ENTRIES:
-        return None
-    width, terms = target.lanes * target.vectors, sizes.channels * sizes.taps // 9
-    (tile_rows, tile_columns), planes = _tile_rows(sizes), math.prod(sizes.out[:-2])
-    tiles = sizes.batch * planes * tile_rows * tile_columns
-    column_blocks, vectors = blocks(ceiling(tiles, target.lanes), target.vectors)
-    split = ceiling(FEW_SHARES, column_blocks * sizes.groups)
-    filters_of_block = ceiling(max(FEWEST_FILTERS, ceiling(sizes.filters, split)), FILTERS_AT_ONCE) * FILTERS_AT_ONCE
-    filter_blocks = ceiling(sizes.filters, filters_of_block)
-    pitch = (ceiling(terms, target.lanes) + 1) * target.lanes
-    filters_of_share = max(1, ceiling(sizes.out_channels, MOST_SHARES), TRANSFORMED // max(1, terms))
-    entries = _pieces(sizes, target)
-
-    layout = Layout()
-    layout.add(4 * PLACES * (terms * width + target.lanes))
-    places = {
-        "at_tables": layout.add(8 * sizes.taps // 9 * entries * ENTRY),
-        "at_goals": layout.add(8 * (width * GOAL + 1)),
-        "at_sums": layout.add(4 * PLACES * FILTERS_AT_ONCE * width),
-    }
-    lists, shares = sizes.outer(len(sizes.size) - 2), sizes.groups * column_blocks * filter_blocks
-    values = PLAN.packed(
-        **{"phases": 2, "shares_first": ceiling(sizes.out_channels, filters_of_share), "shares_last": shares},
-        **{"groups": sizes.groups, "filters": sizes.filters, "terms": terms, "planes": sizes.taps // 9},
-        **{"pitch": pitch, "rows": planes, "height": sizes.out[-2], "width": sizes.out[-1], "tiles": tiles},
-        **{"tile_rows": tile_rows, "tile_columns": tile_columns, "positions": sizes.positions},
-        **{"input_height": sizes.size[-2], "input_width": sizes.size[-1], "bias_step": int(has_bias)},
-        **{"top": sizes.before[-2], "left": sizes.before[-1], "x_channel": sizes.cells},
-        **{"x_sample": sizes.in_channels * sizes.cells, "out_sample": sizes.out_channels * sizes.positions},
-        **{"outer": len(sizes.size) - 2, "tiles_of_block": vectors * target.lanes, "pieces": entries},
-        **{"column_blocks": column_blocks, "filter_blocks": filter_blocks, "filters_of_block": filters_of_block},
-        **{"filters_of_share": filters_of_share},
-        **places,
-        **addresses(lists),
-    )
-    block = {"tiles": vectors * target.lanes, "filters": min(filters_of_block, sizes.filters)}
-    return Planned(
-        VARIANTS[0], values, tuple(lists.values()), shares, layout.bytes, block,
-        4 * PLACES * sizes.out_channels * pitch, _cycles(sizes, target, filter_blocks),
-    )  # fmt: skip
-
-
-def _cycles(sizes: Sizes, target: Target, filter_blocks: int) -> float:
-    """Estimate the time: the products at all places, and the transforms of inputs, outputs and filters."""
-    terms, planes = sizes.channels * sizes.taps // 9, math.prod(sizes.out[:-2])
-    rows, columns = _tile_rows(sizes)
-    tiles = sizes.batch * planes * rows * columns
-    vectors, width = ceiling(tiles, target.lanes), target.lanes * target.vectors
-    pieces = ceiling(min(columns, width), target.lanes) / min(columns, width) * tiles
-    filters = ceiling(sizes.filters, target.filters // 2) * (target.filters // 2)
-    transforms = pieces * terms * CYCLES_OF_INPUT * filter_blocks + vectors * filters * CYCLES_OF_OUTPUT
-    prepared = filters * ceiling(terms, target.lanes) * CYCLES_OF_FILTER
-    return sizes.groups * (PLACES * filters * terms * vectors + transforms + prepared)
 
 
 def input_row(a: Vector, b: Vector, c: Vector, d: Vector) -> list[Vector]:
@@ -208,8 +97,7 @@ class Winograd:
         code = Function("tables", [Argument(*each) for each in names], self.lanes, returns=True)
         memory, table, goals, start, count = code.given
         plan = PLAN.read(memory)
-        lists = _lists(plan)
-        cells = code.array(MOST_OUTER + 1, INTEGER)
+        outer = Outer(code, plan)
         pieces, runs, tile = code.variable(0), code.variable(0), code.variable(0)
         with code.repeat() as end:
             lane: Int = tile.get()
@@ -218,7 +106,7 @@ class Winograd:
             row, tx = at // plan.tile_columns, at % plan.tile_columns
             ty, plane = row % plan.tile_rows, row // plan.tile_rows
             sample, rest = plane // plan.rows, plane % plan.rows
-            _write_cells(code, plan, lists, cells, rest)
+            outer.enter(rest)
             length = code.minimum(plan.tile_columns - tx, count - lane)
             goal = goals + (runs.get() * GOAL + 1)
             goal[0] = lane
@@ -228,7 +116,7 @@ class Winograd:
             with code.loop(0, length, self.lanes) as ahead:
                 piece: Int = pieces.get()
                 with code.loop(0, plan.planes) as number:
-                    first, inside = _first_cell(code, plan, lists, cells, number)
+                    first, inside = outer.read(number)
                     entry = table + (number * plan.pieces + piece) * ENTRY
                     self._entry(
                         code, plan, entry, (sample * plan.x_sample + first, inside), (ty, tx + ahead, lane + ahead)
@@ -328,8 +216,8 @@ class Winograd:
         with code.loop(0, goals[0]) as number:
             goal = goals + (number * GOAL + 1)
             columns_of_run: Int = goal[2]
-            with code.loop(0, goal[3]) as i:
-                source, place = rows + (i * pitch + goal[0] * 2), out + (goal[1] + i * width)
+            with code.loop(0, goal[3]) as line:
+                source, place = rows + (line * pitch + goal[0] * 2), out + (goal[1] + line * width)
                 whole = columns_of_run // lanes * lanes
                 with code.loop(0, whole, lanes) as column:
                     value = code.load(source + column)
@@ -352,7 +240,7 @@ class Winograd:
         with code.when(phase.equals(0)):
             first = index * plan.filters_of_share
             last = code.minimum(first + plan.filters_of_share, plan.groups * plan.filters)
-            code.call(self.filters, memory, w, shared, first, last)
+            code.run(self.filters, memory, w, shared, first, last)
         with code.when(~phase.equals(0)):
             filter_block, rest = index % plan.filter_blocks, index // plan.filter_blocks
             column_block, group = rest % plan.column_blocks, rest // plan.column_blocks
@@ -360,7 +248,7 @@ class Winograd:
             start = column_block * plan.tiles_of_block
             count = code.minimum(plan.tiles - start, plan.tiles_of_block)
             pieces = code.call(self.tables, memory, block.table, block.goals, start, count)
-            code.call(
+            code.run(
                 self.inputs, scratch, x + group * plan.terms // plan.planes * plan.x_channel, block.table, pieces,
                 plan.pieces, plan.terms, plan.planes, plan.x_channel, plan.input_width, block.size,
             )  # fmt: skip
@@ -387,7 +275,7 @@ class _Block:
         # A piece is stored as a whole vector, so the last one of a panel writes beyond its end.
         self.size = plan.terms * family.width + family.lanes
 
-    def filters(self, arrays: Sequence[Pointer], between: tuple[Number, Number], count: Number) -> Int:
+    def filters(self, arrays: Sequence[Pointer], between: tuple[Int, Int], count: Int) -> Int:
         """Multiply at all places, transform and store the outputs of some filters."""
         code, family, plan = self.code, self.family, self.plan
         (places, b, out), (first, last) = arrays, between
@@ -430,31 +318,6 @@ class _Block:
             for i, values in enumerate(finished(totals)):
                 for v, value in enumerate(values):
                     code.store(value, goal + (i * width + v * lanes), align=4 * lanes)
-
-
-def _lists(plan: Fields) -> dict[str, Pointer]:
-    names = ("outer_sizes", "outer_steps", "outer_inputs", "outer_strides", "outer_taps")
-    return {name: plan.pointer(name, INTEGER) for name in names}
-
-
-def _write_cells(code: Function, plan: Fields, lists: dict[str, Pointer], cells: Pointer, rest: Int) -> None:
-    """Write down the first cell that a plane of outputs reads along each outer dimension."""
-    left = code.variable(rest)
-    with code.loop(0, plan.outer) as back:
-        dim = plan.outer - 1 - back
-        now: Int = left.get()
-        cells[dim] = now % lists["outer_sizes"][dim] * lists["outer_steps"][dim]
-        left.set(now // lists["outer_sizes"][dim])
-
-
-def _first_cell(code: Function, plan: Fields, lists: dict[str, Pointer], cells: Pointer, tap: Int) -> tuple[Int, Int]:
-    """Return where the plane lies that a tap of the outer dimensions reads, and whether it is inside: 1 or 0."""
-    first, inside = code.variable(0), code.variable(1)
-    with code.loop(0, plan.outer) as dim:
-        cell = cells[dim] + lists["outer_taps"][tap * plan.outer + dim]
-        inside.set(code.select(cell.is_index(lists["outer_inputs"][dim]), inside.get(), 0))
-        first.set(first.get() + cell * lists["outer_strides"][dim])
-    return first.get(), inside.get()
 
 
 def _every_ninth(code: Function, vectors: Sequence[Vector], start: int) -> Vector:

@@ -140,6 +140,10 @@ def test_all_says_where_nothing_can_be_kept(where: Path, monkeypatch: pytest.Mon
     answer = listed("--all", "--target", "avx2", status=1)
     assert answer["cache"]["folder"] is None
     assert answer["faults"] == ["nothing is kept: PORTCONV_KERNEL_CACHE is off, or there is no home folder"]
+    monkeypatch.setenv(cache.VARIABLE, str(where.with_name("other")))
+    monkeypatch.setattr(cache, "sources", str)
+    (fault,) = listed("--all", "--target", "avx2", status=1)["faults"]
+    assert fault.startswith("nothing is kept: portconv's own files changed")
 
 
 @LLVM

@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -325,7 +326,7 @@ def test_a_file_s_name_depends_on_all_that_an_object_does(monkeypatch):
     fields = {field: f"{value}0" if isinstance(value, str) else value + 1 for field, value in AVX2._asdict().items()}
     targets = [AVX2, *(AVX2._replace(**{field: value}) for field, value in fields.items())]
     names = [cache.file_name(kernel, each) for kernel in kernels() for each in targets]
-    for field, value in (("__version__", "0.0"), ("SOURCES", "others")):
+    for field, value in (("__version__", "0.0"), ("sources", lambda: "others")):
         with monkeypatch.context() as patch:
             patch.setattr(cache, field, value)
             names.append(cache.file_name(KERNEL, AVX2))
@@ -336,20 +337,32 @@ def test_a_file_s_name_depends_on_all_that_an_object_does(monkeypatch):
     assert all(cache.NAME.fullmatch(name) for name in names)
 
 
-def test_a_source_that_changes_makes_other_objects(tmp_path, monkeypatch, where, made):
-    package = Path(cache.__file__).parent
-    for path in package.glob("*.py"):
+def test_a_source_that_changes_makes_other_objects(tmp_path, monkeypatch):
+    def sources() -> str:
+        monkeypatch.setattr(cache, "IMPORTED", time.time_ns() + 10**9)
+        return cache.sources.__wrapped__()
+
+    for path in Path(cache.__file__).parent.glob("*.py"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
+    before = sources()
     monkeypatch.setattr(cache, "__file__", str(tmp_path / "cache.py"))
-    assert cache._sources() == cache.SOURCES
+    assert sources() == before != ""
     with (tmp_path / "emit.py").open("a") as file:
         file.write("\n")
-    assert cache._sources() not in (cache.SOURCES, "")
-    monkeypatch.setattr(cache, "__file__", str(tmp_path / "archive.zip" / "cache.py"))
-    assert cache._sources() == ""
-    # Without sources nobody knows what an object would be good for.
-    monkeypatch.setattr(cache, "SOURCES", "")
-    assert asked() == []
+    assert sources() not in (before, "")
+
+
+def test_without_the_sources_that_were_imported_nothing_is_read_or_written(tmp_path, monkeypatch, where, made):
+    # Files that came later, and a package in an archive: nobody knows what an object would be good for.
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "IMPORTED", 10**18)
+        assert cache.sources.__wrapped__() == ""
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "__file__", str(tmp_path / "archive.zip" / "cache.py"))
+        assert cache.sources.__wrapped__() == ""
+    monkeypatch.setattr(cache, "sources", str)
+    assert asked(KERNEL, KERNEL) == []
+    assert made == ["avx2"] * 2
     assert not where.exists()
 
 

@@ -1,0 +1,111 @@
+"""The plan of dense products: what a share of `panels` is, and how long the products take."""
+
+from __future__ import annotations
+
+from .emit import Record
+from .outer import FIELDS, MOST_OUTER
+from .share import PLAN_HEAD
+from .sizes import SHARE_PRODUCTS, Layout, Planned, Sizes, addresses, blocks, ceiling, numbers
+from .target import Target
+
+RUN = 256
+"""So many terms are added up one after the other."""
+MOST_PANELS, BLOCK_BYTES = 4, 600 << 10
+"""A share has at most so many panels, and takes about so many bytes, so that they stay in the second cache."""
+MOST_SHARES, FEWEST_FILTERS = 16, 64
+"""There are no more shares than this for the sake of threads, and filters are cut to this number: each share copies."""
+MOST_ENTRIES = 1 << 14
+"""The most taps times pieces of a panel, so that the tables stay in the cache."""
+CYCLES_OF_PIECE = {"full": 3.0, "halved": 4.5, "gathered": 24.0}
+CYCLES_OF_TABLE = 12.0
+"""About how many vectors are multiplied in the time in which one is copied, and one entry of a table is made."""
+FULL, HALVED, GATHERED = "full", "halved", "gathered"
+"""How cells are read: side by side, every second one of two vectors, or each by an address of its own."""
+VARIANTS = (FULL, HALVED, GATHERED)
+
+PLAN = Record(
+    *PLAN_HEAD,
+    *("channels", "filters", "terms", "taps", "taps_of_row"),
+    *("rows", "width", "positions", "columns"),
+    *("input_width", "step", "x_sample", "x_channel", "out_sample", "bias_step"),
+    *FIELDS,
+    "row_taps",
+    *("panels", "column_blocks", "filter_blocks", "filters_of_block", "pieces"),
+    *("at_tables", "at_pieces", "at_images", "at_sums"),
+)
+"""The plan in memory. `row_taps` has the first cell of each tap along the last dimension."""
+
+
+def steps_of(stride: int) -> str:
+    """Return how the cells of neighbouring positions are read, for a stride along the last dimension."""
+    return {1: FULL, 2: HALVED}.get(stride, GATHERED)
+
+
+def _pieces(sizes: Sizes, width: int, lanes: int) -> int:
+    """Return how many pieces a panel has at most."""
+    row = sizes.out[-1]
+    # A panel that begins within a row has one more.
+    return min(width, width // row * ceiling(min(row, width), lanes) + ceiling(min(row, width), lanes) + 1)
+
+
+def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, memory: int = BLOCK_BYTES) -> Planned | None:
+    """Plan a convolution in blocks of about so many bytes, or return nothing if the kernels do not serve it.
+
+    There are few enough panels and filters in a block for the cache, and enough blocks for threads to share.
+    """
+    width, terms = target.lanes * target.vectors, sizes.channels * sizes.taps
+    columns, entries = sizes.batch * sizes.positions, _pieces(sizes, width, target.lanes)
+    if len(sizes.size) > MOST_OUTER + 1 or sizes.taps * entries > MOST_ENTRIES:
+        return None
+    of_panel = 4 * RUN * width + 16 * sizes.taps * entries + (4 * width * sizes.filters if terms > RUN else 0)
+    panels_in_all = ceiling(columns, width)
+    most = max(1, min(MOST_PANELS, min(BLOCK_BYTES, memory) // of_panel))
+    products = sizes.groups * sizes.filters * terms * columns
+    wanted = min(MOST_SHARES, max(1, products // SHARE_PRODUCTS))
+    column_blocks, panels = blocks(panels_in_all, max(1, min(most, panels_in_all * sizes.groups // wanted)))
+    split = min(max(1, wanted // (column_blocks * sizes.groups)), max(1, sizes.filters // FEWEST_FILTERS))
+    # A tile of filters is never cut.
+    tiles = ceiling(sizes.filters, target.filters)
+    filter_blocks, tiles_of_block = blocks(tiles, ceiling(tiles, split))
+    filters_of_block = tiles_of_block * target.filters
+
+    layout, table = Layout(), sizes.taps * entries * 16
+    layout.add(4 * (panels * RUN * width + target.lanes))
+    places = {
+        "at_tables": layout.add(panels * table),
+        "at_pieces": layout.add(8 * panels),
+        "at_images": layout.add(8 * panels * (3 * width + 1)),
+        "at_sums": layout.add(4 * panels * filters_of_block * width if terms > RUN else 0),
+    }
+    kernel, before = sizes.kernel[-1], sizes.before[-1]
+    lists = sizes.outer(len(sizes.size) - 1)
+    lists["row_taps"] = numbers([tap * sizes.dilation[-1] - before for tap in range(kernel)])
+    shares = sizes.groups * column_blocks * filter_blocks
+    values = PLAN.packed(
+        **{"phases": 1, "shares_first": 0, "shares_last": shares, "channels": sizes.channels, "terms": terms},
+        **{"filters": sizes.filters, "taps": sizes.taps, "taps_of_row": kernel, "columns": columns},
+        **{"rows": sizes.positions // sizes.out[-1], "width": sizes.out[-1], "positions": sizes.positions},
+        **{"input_width": sizes.size[-1], "step": sizes.stride[-1], "bias_step": int(has_bias)},
+        **{"x_sample": sizes.in_channels * sizes.cells, "x_channel": sizes.cells},
+        **{"out_sample": sizes.out_channels * sizes.positions, "outer": len(sizes.size) - 1},
+        **{"panels": panels, "column_blocks": column_blocks, "filter_blocks": filter_blocks},
+        **{"filters_of_block": filters_of_block, "pieces": entries},
+        **places,
+        **addresses(lists),
+    )
+    block = {"positions": panels * width, "filters": min(filters_of_block, sizes.filters)}
+    return Planned(
+        steps_of(sizes.stride[-1]), values, tuple(lists.values()), shares, layout.bytes, block, 0,
+        _cycles(sizes, target, filter_blocks),
+    )  # fmt: skip
+
+
+def _cycles(sizes: Sizes, target: Target, filter_blocks: int) -> float:
+    """Estimate the time: products of whole tiles, and the copy of each panel, piece by piece."""
+    width, terms = target.lanes * target.vectors, sizes.channels * sizes.taps
+    columns = ceiling(sizes.batch * sizes.positions, target.lanes) * target.lanes
+    rows = ceiling(sizes.filters, target.filters // 2) * (target.filters // 2)
+    row = min(sizes.out[-1], width)
+    pieces = ceiling(row, target.lanes) / row * columns
+    copies = pieces * CYCLES_OF_PIECE[steps_of(sizes.stride[-1])] * filter_blocks
+    return sizes.groups * terms * (rows * columns / target.lanes + copies) + CYCLES_OF_TABLE * pieces * sizes.taps

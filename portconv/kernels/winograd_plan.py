@@ -1,0 +1,122 @@
+"""The plan of Winograd's tiles: what a share of `winograd` is, and how long it takes."""
+
+from __future__ import annotations
+
+import math
+
+from .emit import Record
+from .outer import FIELDS, MOST_OUTER
+from .share import PLAN_HEAD
+from .sizes import Layout, Planned, Sizes, addresses, blocks, ceiling
+from .target import Target
+
+VARIANTS = ("3x3",)
+PLACES = 16
+"""The numbers of a tile after the transform, each of which is multiplied on its own."""
+RUN = 256
+"""So many terms are added up one after the other."""
+FILTERS_AT_ONCE = 32
+"""The sums of so many filters stay in the cache until they are transformed."""
+FEW_SHARES, MOST_SHARES, FEWEST_FILTERS = 4, 16, 128
+"""Filters are cut where there are fewer shares than the first number, to no fewer filters than the last: each share
+transforms inputs. The first phase has no more shares than the second number."""
+TRANSFORMED = 1 << 11
+"""About so many filters of one channel are transformed in one share."""
+MOST_ENTRIES = 1 << 13
+"""The most planes of a kernel times pieces of a share, so that the tables stay in the cache."""
+CYCLES_OF_INPUT, CYCLES_OF_OUTPUT, CYCLES_OF_FILTER = 60.0, 50.0, 150.0
+"""About how many vectors are multiplied in the time in which one piece of inputs, one vector of outputs or one of
+filters is transformed."""
+ENTRY, GOAL = 5, 4
+"""The numbers that say what a piece reads: where, and the cells of each of its four rows; and what a run writes."""
+
+PLAN = Record(
+    *PLAN_HEAD,
+    *("groups", "filters", "terms", "planes", "pitch"),
+    *("rows", "height", "width", "tile_rows", "tile_columns", "tiles", "positions"),
+    *("input_height", "input_width", "top", "left", "x_sample", "x_channel", "out_sample", "bias_step"),
+    *FIELDS,
+    *("tiles_of_block", "column_blocks", "filter_blocks", "filters_of_block", "pieces", "filters_of_share"),
+    *("at_tables", "at_goals", "at_sums"),
+)
+"""The plan in memory. `planes` counts the taps of the outer dimensions, `pitch` is the length of a transformed filter,
+and `rows` counts the planes of outputs of a sample."""
+
+
+def serves(sizes: Sizes) -> bool:
+    """Return whether the kernel is one of 3x3 planes, with stride 1 and dilation 1 in the plane."""
+    last = slice(-2, None)
+    plane = sizes.kernel[last], sizes.stride[last], sizes.dilation[last]
+    return plane == ((3, 3), (1, 1), (1, 1)) and len(sizes.size) <= MOST_OUTER
+
+
+def _tile_rows(sizes: Sizes) -> tuple[int, int]:
+    """Return the rows and the columns of tiles of a plane."""
+    return ceiling(sizes.out[-2], 2), ceiling(sizes.out[-1], 2)
+
+
+def _pieces(sizes: Sizes, target: Target) -> int:
+    """Return how many pieces a share's tiles have at most."""
+    width, row = target.lanes * target.vectors, _tile_rows(sizes)[1]
+    of_row = ceiling(min(row, width), target.lanes)
+    return min(width, width // row * of_row + of_row + 1)
+
+
+def plan_of(target: Target, sizes: Sizes, *, has_bias: bool) -> Planned | None:
+    """Plan a convolution, or return nothing if the kernels do not serve it.
+
+    Each share has a few vectors of tiles, and some of the filters where there are few tiles.
+    """
+    if not serves(sizes) or sizes.taps // 9 * _pieces(sizes, target) > MOST_ENTRIES:
+        return None
+    width, terms = target.lanes * target.vectors, sizes.channels * sizes.taps // 9
+    (tile_rows, tile_columns), planes = _tile_rows(sizes), math.prod(sizes.out[:-2])
+    tiles = sizes.batch * planes * tile_rows * tile_columns
+    column_blocks, vectors = blocks(ceiling(tiles, target.lanes), target.vectors)
+    split = ceiling(FEW_SHARES, column_blocks * sizes.groups)
+    filters_of_block = ceiling(max(FEWEST_FILTERS, ceiling(sizes.filters, split)), FILTERS_AT_ONCE) * FILTERS_AT_ONCE
+    filter_blocks = ceiling(sizes.filters, filters_of_block)
+    pitch = (ceiling(terms, target.lanes) + 1) * target.lanes
+    filters_of_share = max(1, ceiling(sizes.out_channels, MOST_SHARES), TRANSFORMED // max(1, terms))
+    entries = _pieces(sizes, target)
+
+    layout = Layout()
+    layout.add(4 * PLACES * (terms * width + target.lanes))
+    places = {
+        "at_tables": layout.add(8 * sizes.taps // 9 * entries * ENTRY),
+        "at_goals": layout.add(8 * (width * GOAL + 1)),
+        "at_sums": layout.add(4 * PLACES * FILTERS_AT_ONCE * width),
+    }
+    lists, shares = sizes.outer(len(sizes.size) - 2), sizes.groups * column_blocks * filter_blocks
+    values = PLAN.packed(
+        **{"phases": 2, "shares_first": ceiling(sizes.out_channels, filters_of_share), "shares_last": shares},
+        **{"groups": sizes.groups, "filters": sizes.filters, "terms": terms, "planes": sizes.taps // 9},
+        **{"pitch": pitch, "rows": planes, "height": sizes.out[-2], "width": sizes.out[-1], "tiles": tiles},
+        **{"tile_rows": tile_rows, "tile_columns": tile_columns, "positions": sizes.positions},
+        **{"input_height": sizes.size[-2], "input_width": sizes.size[-1], "bias_step": int(has_bias)},
+        **{"top": sizes.before[-2], "left": sizes.before[-1], "x_channel": sizes.cells},
+        **{"x_sample": sizes.in_channels * sizes.cells, "out_sample": sizes.out_channels * sizes.positions},
+        **{"outer": len(sizes.size) - 2, "tiles_of_block": vectors * target.lanes, "pieces": entries},
+        **{"column_blocks": column_blocks, "filter_blocks": filter_blocks, "filters_of_block": filters_of_block},
+        **{"filters_of_share": filters_of_share},
+        **places,
+        **addresses(lists),
+    )
+    block = {"tiles": vectors * target.lanes, "filters": min(filters_of_block, sizes.filters)}
+    return Planned(
+        VARIANTS[0], values, tuple(lists.values()), shares, layout.bytes, block,
+        4 * PLACES * sizes.out_channels * pitch, _cycles(sizes, target, filter_blocks),
+    )  # fmt: skip
+
+
+def _cycles(sizes: Sizes, target: Target, filter_blocks: int) -> float:
+    """Estimate the time: the products at all places, and the transforms of inputs, outputs and filters."""
+    terms, planes = sizes.channels * sizes.taps // 9, math.prod(sizes.out[:-2])
+    rows, columns = _tile_rows(sizes)
+    tiles = sizes.batch * planes * rows * columns
+    vectors, width = ceiling(tiles, target.lanes), target.lanes * target.vectors
+    pieces = ceiling(min(columns, width), target.lanes) / min(columns, width) * tiles
+    filters = ceiling(sizes.filters, target.filters // 2) * (target.filters // 2)
+    transforms = pieces * terms * CYCLES_OF_INPUT * filter_blocks + vectors * filters * CYCLES_OF_OUTPUT
+    prepared = filters * ceiling(terms, target.lanes) * CYCLES_OF_FILTER
+    return sizes.groups * (PLACES * filters * terms * vectors + transforms + prepared)
