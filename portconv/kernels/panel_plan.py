@@ -8,7 +8,7 @@ from .share import PLAN_HEAD
 from .sizes import SHARE_PRODUCTS, Layout, Planned, Sizes, addresses, blocks, ceiling, numbers
 from .target import Target
 
-RUN = 256
+RUN = 128
 """So many terms are added up one after the other."""
 MOST_PANELS, BLOCK_BYTES = 4, 600 << 10
 """A share has at most so many panels, and takes about so many bytes, so that they stay in the second cache."""
@@ -16,18 +16,21 @@ MOST_SHARES, FEWEST_FILTERS = 16, 64
 """There are no more shares than this for the sake of threads, and filters are cut to this number: each share copies."""
 MOST_ENTRIES = 1 << 14
 """The most taps times pieces of a panel, so that the tables stay in the cache."""
-CYCLES_OF_PIECE = {"full": 3.0, "halved": 4.5, "gathered": 24.0}
+EVERY = {"full": 1, "halved": 2, "thirds": 3, "quarters": 4, "gathered": 0}
+"""The distance of the cells that neighbouring columns read; 0 stands for other distances. A few vectors are loaded side
+by side and every second, third or fourth number is taken, or each number is loaded on its own."""
+VARIANTS = tuple(EVERY)
+ENTRY = 3
+"""The numbers that say what a piece reads for one tap."""
+CYCLES_OF_PIECE = {"full": 5.5, "halved": 7.5, "thirds": 9.0, "quarters": 11.0, "gathered": 30.0}
 CYCLES_OF_TABLE = 12.0
 """About how many vectors are multiplied in the time in which one is copied, and one entry of a table is made."""
-FULL, HALVED, GATHERED = "full", "halved", "gathered"
-"""How cells are read: side by side, every second one of two vectors, or each by an address of its own."""
-VARIANTS = (FULL, HALVED, GATHERED)
 
 PLAN = Record(
     *PLAN_HEAD,
     *("channels", "filters", "terms", "taps", "taps_of_row"),
     *("rows", "width", "positions", "columns"),
-    *("input_width", "step", "x_sample", "x_channel", "out_sample", "bias_step"),
+    *("input_width", "step", "is_linear", "x_sample", "x_channel", "out_sample", "bias_step"),
     *FIELDS,
     "row_taps",
     *("panels", "column_blocks", "filter_blocks", "filters_of_block", "pieces"),
@@ -36,14 +39,24 @@ PLAN = Record(
 """The plan in memory. `row_taps` has the first cell of each tap along the last dimension."""
 
 
-def steps_of(stride: int) -> str:
-    """Return how the cells of neighbouring positions are read, for a stride along the last dimension."""
-    return {1: FULL, 2: HALVED}.get(stride, GATHERED)
+def variant_of(stride: int) -> str:
+    """Return the variant that reads cells at this distance."""
+    return next((name for name, every in EVERY.items() if every == stride), "gathered")
+
+
+def is_linear(sizes: Sizes) -> bool:
+    """Return whether the cells that a tap reads follow one another from row to row, as the outputs do."""
+    return sizes.size == sizes.out and set(sizes.stride) == {1}
+
+
+def length_of_pieces(sizes: Sizes) -> int:
+    """Return the length of the row, or of the sample, that is cut into pieces."""
+    return sizes.positions if is_linear(sizes) else sizes.out[-1]
 
 
 def _pieces(sizes: Sizes, width: int, lanes: int) -> int:
     """Return how many pieces a panel has at most."""
-    row = sizes.out[-1]
+    row = length_of_pieces(sizes)
     # A panel that begins within a row has one more.
     return min(width, width // row * ceiling(min(row, width), lanes) + ceiling(min(row, width), lanes) + 1)
 
@@ -57,7 +70,7 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, memory: int = BLOCK
     columns, entries = sizes.batch * sizes.positions, _pieces(sizes, width, target.lanes)
     if len(sizes.size) > MOST_OUTER + 1 or sizes.taps * entries > MOST_ENTRIES:
         return None
-    of_panel = 4 * RUN * width + 16 * sizes.taps * entries + (4 * width * sizes.filters if terms > RUN else 0)
+    of_panel = 8 * ENTRY * sizes.taps * entries + (4 * width * sizes.filters if terms > RUN else 0)
     panels_in_all = ceiling(columns, width)
     most = max(1, min(MOST_PANELS, min(BLOCK_BYTES, memory) // of_panel))
     products = sizes.groups * sizes.filters * terms * columns
@@ -69,8 +82,8 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, memory: int = BLOCK
     filter_blocks, tiles_of_block = blocks(tiles, ceiling(tiles, split))
     filters_of_block = tiles_of_block * target.filters
 
-    layout, table = Layout(), sizes.taps * entries * 16
-    layout.add(4 * (panels * RUN * width + target.lanes))
+    layout, table = Layout(), 8 * ENTRY * sizes.taps * entries
+    layout.add(4 * (RUN * width + target.lanes))
     places = {
         "at_tables": layout.add(panels * table),
         "at_pieces": layout.add(8 * panels),
@@ -85,7 +98,12 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, memory: int = BLOCK
         **{"phases": 1, "shares_first": 0, "shares_last": shares, "channels": sizes.channels, "terms": terms},
         **{"filters": sizes.filters, "taps": sizes.taps, "taps_of_row": kernel, "columns": columns},
         **{"rows": sizes.positions // sizes.out[-1], "width": sizes.out[-1], "positions": sizes.positions},
-        **{"input_width": sizes.size[-1], "step": sizes.stride[-1], "bias_step": int(has_bias)},
+        **{
+            "input_width": sizes.size[-1],
+            "step": sizes.stride[-1],
+            "is_linear": int(is_linear(sizes)),
+            "bias_step": int(has_bias),
+        },
         **{"x_sample": sizes.in_channels * sizes.cells, "x_channel": sizes.cells},
         **{"out_sample": sizes.out_channels * sizes.positions, "outer": len(sizes.size) - 1},
         **{"panels": panels, "column_blocks": column_blocks, "filter_blocks": filter_blocks},
@@ -95,7 +113,7 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, memory: int = BLOCK
     )
     block = {"positions": panels * width, "filters": min(filters_of_block, sizes.filters)}
     return Planned(
-        steps_of(sizes.stride[-1]), values, tuple(lists.values()), shares, layout.bytes, block, 0,
+        variant_of(sizes.stride[-1]), values, tuple(lists.values()), shares, layout.bytes, block, 0,
         _cycles(sizes, target, filter_blocks),
     )  # fmt: skip
 
@@ -105,7 +123,7 @@ def _cycles(sizes: Sizes, target: Target, filter_blocks: int) -> float:
     width, terms = target.lanes * target.vectors, sizes.channels * sizes.taps
     columns = ceiling(sizes.batch * sizes.positions, target.lanes) * target.lanes
     rows = ceiling(sizes.filters, target.filters // 2) * (target.filters // 2)
-    row = min(sizes.out[-1], width)
+    row = min(length_of_pieces(sizes), width)
     pieces = ceiling(row, target.lanes) / row * columns
-    copies = pieces * CYCLES_OF_PIECE[steps_of(sizes.stride[-1])] * filter_blocks
+    copies = pieces * CYCLES_OF_PIECE[variant_of(sizes.stride[-1])] * filter_blocks
     return sizes.groups * terms * (rows * columns / target.lanes + copies) + CYCLES_OF_TABLE * pieces * sizes.taps

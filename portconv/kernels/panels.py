@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from .emit import INTEGER, Fields, Flag, Function, Int, Module, Pointer, Variable, Vector
 from .panel_copies import Copies
-from .panel_plan import BLOCK_BYTES, PLAN, RUN, VARIANTS, plan_of
+from .panel_plan import BLOCK_BYTES, ENTRY, PLAN, RUN, VARIANTS, plan_of
 from .share import SHARE, driver
 from .target import Target
 from .tile import filters_from, finished, sums_of
@@ -38,8 +38,8 @@ class Block:
     ----------
     w, b, out : Pointer
         The arrays, from the group's first filter on.
-    panels : Pointer
-        The cells of one run of terms.
+    panel : Pointer
+        The cells of one run of terms, for the columns of one panel.
     tables, pieces, images : Pointer
         For each panel what is read, how many pieces that is, and where its columns go.
     sums : Pointer
@@ -53,7 +53,7 @@ class Block:
     w: Pointer
     b: Pointer
     out: Pointer
-    panels: Pointer
+    panel: Pointer
     tables: Pointer
     pieces: Pointer
     images: Pointer
@@ -79,7 +79,7 @@ def _share(target: Target, copies: Copies) -> Function:
         w=w + group * plan.filters * plan.terms,
         b=b + group * plan.filters * plan.bias_step,
         out=out + group * plan.filters * plan.positions,
-        panels=scratch,
+        panel=scratch,
         tables=(bytes_ + plan.at_tables).of(INTEGER),
         pieces=(bytes_ + plan.at_pieces).of(INTEGER),
         images=(bytes_ + plan.at_images).of(INTEGER),
@@ -91,7 +91,7 @@ def _share(target: Target, copies: Copies) -> Function:
         last=code.minimum(filters + plan.filters_of_block, plan.filters),
     )
     x = x + group * plan.channels * plan.x_channel
-    table, images = plan.taps * plan.pieces * 2, width * 3 + 1
+    table, images = plan.taps * plan.pieces * ENTRY, width * 3 + 1
     with code.loop(0, block.count) as panel:
         first, count = panel * width, code.minimum(columns - panel * width, width)
         found = code.call(
@@ -102,11 +102,12 @@ def _share(target: Target, copies: Copies) -> Function:
     with code.loop(0, plan.terms, RUN) as term:
         stop = code.minimum(term + RUN, plan.terms)
         with code.loop(0, block.count) as panel:
+            # The cells of one panel stay in the first cache until all filters have multiplied them.
             code.run(
-                copies.copy, scratch + panel * RUN * width, x, block.tables + panel * table, block.pieces[panel],
+                copies.copy, scratch, x, block.tables + panel * table, block.pieces[panel],
                 plan.pieces, term, stop, plan.taps, plan.x_channel, plan.step,
             )  # fmt: skip
-        products.run(term, stop)
+            products.run(term, stop, panel)
     code.give(code.is_not_finite(products.check.get()))
     return code
 
@@ -121,22 +122,19 @@ class _Products:
         """Its lanes become nan if an output is not finite."""
         self.buffer = code.array((target.filters + 1) * self.width)
 
-    def run(self, first: Int, last: Int) -> None:
-        """Add up the terms from `first` to `last`."""
+    def run(self, first: Int, last: Int, panel: Int) -> None:
+        """Add up the terms from `first` to `last` for the columns of a panel."""
         code, block, most = self.code, self.block, self.target.filters
-        with code.loop(block.first, block.last, most) as at:
-            left = block.last - at
-            for size, fits in ((most, left > most // 2), (most // 2, left <= most // 2)):
-                with code.when(fits):
-                    filters = filters_from(code, block.w + first, self.plan.terms, at, block.last, size)
-                    with code.loop(0, block.count) as panel:
-                        count = code.minimum(block.columns - panel * self.width, self.width)
-                        vectors = (count + (self.lanes - 1)) // self.lanes
-                        for each in range(1, self.target.vectors + 1):
-                            with code.when(vectors.equals(each)):
-                                cells = block.panels + panel * RUN * self.width
-                                sums = sums_of(code, cells, self.width, filters, each, last - first)
-                                self.finish(sums, (at, panel, count), first.equals(0), last.equals(self.plan.terms))
+        count = code.minimum(block.columns - panel * self.width, self.width)
+        vectors = (count + (self.lanes - 1)) // self.lanes
+        for each in range(1, self.target.vectors + 1):
+            with code.when(vectors.equals(each)), code.loop(block.first, block.last, most) as at:
+                left = block.last - at
+                for size, fits in ((most, left > most // 2), (most // 2, left <= most // 2)):
+                    with code.when(fits):
+                        filters = filters_from(code, block.w + first, self.plan.terms, at, block.last, size)
+                        sums = sums_of(code, block.panel, self.width, filters, each, last - first)
+                        self.finish(sums, (at, panel, count), first.equals(0), last.equals(self.plan.terms))
 
     def finish(self, sums: list[list[Variable]], where: tuple[Int, Int, Int], is_first: Flag, is_last: Flag) -> None:
         """Add the sums of earlier runs; keep the sums, or store the outputs if this run is the last."""

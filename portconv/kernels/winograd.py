@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .emit import INTEGER, Argument, Fields, Function, Int, Module, Number, Pointer, Vector
+from .emit import INTEGER, Argument, Fields, Function, Int, Module, Pointer, Vector
 from .outer import Outer
 from .share import SHARE, driver
 from .target import Target
@@ -78,7 +78,7 @@ class Winograd:
             own = w + (number * plan.terms + term) * 9
             left = (plan.terms - term) * 9
             loaded = [code.load(own + lanes * k, code.lanes_between(None, left - lanes * k)) for k in range(9)]
-            taps = [_every_ninth(code, loaded, tap) for tap in range(9)]
+            taps = [code.every(9, loaded, tap) for tap in range(9)]
             columns = [transformed(*taps[i::3]) for i in range(3)]
             for row in range(4):
                 for column, value in enumerate(transformed(*(columns[i][row] for i in range(3)))):
@@ -318,15 +318,3 @@ class _Block:
             for i, values in enumerate(finished(totals)):
                 for v, value in enumerate(values):
                     code.store(value, goal + (i * width + v * lanes), align=4 * lanes)
-
-
-def _every_ninth(code: Function, vectors: Sequence[Vector], start: int) -> Vector:
-    """Return every ninth number of nine vectors that lie side by side."""
-    lanes = code.lanes
-    wanted = [divmod(9 * lane + start, lanes) for lane in range(lanes)]
-    result = vectors[0]
-    for number, vector in enumerate(vectors):
-        # Lanes that are already there stay, and those that this vector has are taken from it.
-        order = [lanes + cell if at == number else lane for lane, (at, cell) in enumerate(wanted)]
-        result = code.shuffle(result if number else vector, vector, order)
-    return result
