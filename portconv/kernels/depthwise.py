@@ -102,7 +102,7 @@ class Shape(NamedTuple):
         loss = 1 + row_loss / self.rows
         if self.rows > FEW_ROWS and plane.size[1] > WIDE:
             loss += MANY_ROWS_LOSS / self.kernel[0]
-        bands = plane.dilation[0] * ceiling(ceiling(plane.out[0], plane.dilation[0]), self.rows)
+        bands = min(plane.dilation[0], plane.out[0]) * ceiling(ceiling(plane.out[0], plane.dilation[0]), self.rows)
         return columns / target.lanes * bands * self.rows * self.kernel[0] * self.kernel[1] * loss
 
 
@@ -226,8 +226,9 @@ class _Tile:
         rows = [number + plan.row_dilation * code.minimum(start + each, last) for each in range(shape.rows)]
         self.outputs = [row * plan.out_width for row in rows]
         following = first + shape.rows
-        top.set(code.select(following <= last, following, 0))
-        phase.set(code.select(following <= last, number, number + 1))
+        stays = following < plan.bands_of_phase * shape.rows
+        top.set(code.select(stays, following, 0))
+        phase.set(code.select(stays, number, number + 1))
 
     def plane(self, arrays: Sequence[Pointer], counters: Sequence[Variable]) -> None:
         """Compute the band of one plane, from left to right, and count on to the next plane."""
@@ -340,7 +341,7 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, variant: str = "") 
     shape = SHAPES[variant]
     lanes, planes = shape.lanes(target), sizes.batch * sizes.out_channels
     bands_of_phase = ceiling(ceiling(plane.out[0], plane.dilation[0]), shape.rows)
-    bands = plane.dilation[0] * bands_of_phase
+    bands = min(plane.dilation[0], plane.out[0]) * bands_of_phase
     band_products = shape.rows * ceiling(plane.out[1], lanes) * lanes * sizes.taps
     bands_of_share = min(bands, ceiling(SHARE_PRODUCTS, band_products))
     planes_of_share = min(planes, ceiling(SHARE_PRODUCTS, band_products * bands_of_share))

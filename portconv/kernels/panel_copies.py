@@ -129,7 +129,7 @@ class _Rows:
         return self.code.minimum(self.plan.width - self.column, most)
 
     def taps(self, table: Pointer, size: Int) -> Iterator[tuple[Pointer, Int, Int, Flag]]:
-        """Write what follows for each tap: its entry, its first cell, that cell's place in its row, and if it counts."""
+        """Write what follows for each tap: its entry, its first cell, that cell's place in its row, whether it is."""
         code, plan = self.code, self.plan
         with code.loop(0, plan.taps // plan.taps_of_row) as tap:
             first, inside = self.outer.read(tap)

@@ -12,6 +12,8 @@ RUN = 128
 """So many terms are added up one after the other."""
 MOST_PANELS, BLOCK_BYTES = 4, 600 << 10
 """A share has at most so many panels, and takes about so many bytes, so that they stay in the second cache."""
+MANY_TERMS = 512
+"""With fewer terms all panels of a share are copied before the first filter multiplies them."""
 MOST_SHARES, FEWEST_FILTERS = 16, 64
 """There are no more shares than this for the sake of threads, and filters are cut to this number: each share copies."""
 MOST_ENTRIES = 1 << 14
@@ -33,7 +35,7 @@ PLAN = Record(
     *("input_width", "step", "is_linear", "x_sample", "x_channel", "out_sample", "bias_step"),
     *FIELDS,
     "row_taps",
-    *("panels", "column_blocks", "filter_blocks", "filters_of_block", "pieces"),
+    *("panels", "together", "column_blocks", "filter_blocks", "filters_of_block", "pieces"),
     *("at_tables", "at_pieces", "at_images", "at_sums"),
 )
 """The plan in memory. `row_taps` has the first cell of each tap along the last dimension."""
@@ -70,7 +72,7 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, memory: int = BLOCK
     columns, entries = sizes.batch * sizes.positions, _pieces(sizes, width, target.lanes)
     if len(sizes.size) > MOST_OUTER + 1 or sizes.taps * entries > MOST_ENTRIES:
         return None
-    of_panel = 8 * ENTRY * sizes.taps * entries + (4 * width * sizes.filters if terms > RUN else 0)
+    of_panel = 4 * RUN * width + 8 * ENTRY * sizes.taps * entries + (4 * width * sizes.filters if terms > RUN else 0)
     panels_in_all = ceiling(columns, width)
     most = max(1, min(MOST_PANELS, min(BLOCK_BYTES, memory) // of_panel))
     products = sizes.groups * sizes.filters * terms * columns
@@ -82,8 +84,10 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, memory: int = BLOCK
     filter_blocks, tiles_of_block = blocks(tiles, ceiling(tiles, split))
     filters_of_block = tiles_of_block * target.filters
 
+    # A panel whose cells are read often stays in the first cache; with few terms, rows of outputs are written at once.
+    together = 1 if terms >= MANY_TERMS else panels
     layout, table = Layout(), 8 * ENTRY * sizes.taps * entries
-    layout.add(4 * (RUN * width + target.lanes))
+    layout.add(4 * (together * RUN * width + target.lanes))
     places = {
         "at_tables": layout.add(panels * table),
         "at_pieces": layout.add(8 * panels),
@@ -106,7 +110,7 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, memory: int = BLOCK
         },
         **{"x_sample": sizes.in_channels * sizes.cells, "x_channel": sizes.cells},
         **{"out_sample": sizes.out_channels * sizes.positions, "outer": len(sizes.size) - 1},
-        **{"panels": panels, "column_blocks": column_blocks, "filter_blocks": filter_blocks},
+        **{"panels": panels, "together": together, "column_blocks": column_blocks, "filter_blocks": filter_blocks},
         **{"filters_of_block": filters_of_block, "pieces": entries},
         **places,
         **addresses(lists),

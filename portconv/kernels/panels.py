@@ -38,8 +38,8 @@ class Block:
     ----------
     w, b, out : Pointer
         The arrays, from the group's first filter on.
-    panel : Pointer
-        The cells of one run of terms, for the columns of one panel.
+    panels : Pointer
+        The cells of one run of terms, for the columns of some panels.
     tables, pieces, images : Pointer
         For each panel what is read, how many pieces that is, and where its columns go.
     sums : Pointer
@@ -53,7 +53,7 @@ class Block:
     w: Pointer
     b: Pointer
     out: Pointer
-    panel: Pointer
+    panels: Pointer
     tables: Pointer
     pieces: Pointer
     images: Pointer
@@ -79,7 +79,7 @@ def _share(target: Target, copies: Copies) -> Function:
         w=w + group * plan.filters * plan.terms,
         b=b + group * plan.filters * plan.bias_step,
         out=out + group * plan.filters * plan.positions,
-        panel=scratch,
+        panels=scratch,
         tables=(bytes_ + plan.at_tables).of(INTEGER),
         pieces=(bytes_ + plan.at_pieces).of(INTEGER),
         images=(bytes_ + plan.at_images).of(INTEGER),
@@ -101,13 +101,14 @@ def _share(target: Target, copies: Copies) -> Function:
     products = _Products(target, code, plan, block)
     with code.loop(0, plan.terms, RUN) as term:
         stop = code.minimum(term + RUN, plan.terms)
-        with code.loop(0, block.count) as panel:
-            # The cells of one panel stay in the first cache until all filters have multiplied them.
-            code.run(
-                copies.copy, scratch, x, block.tables + panel * table, block.pieces[panel],
-                plan.pieces, term, stop, plan.taps, plan.x_channel, plan.step,
-            )  # fmt: skip
-            products.run(term, stop, panel)
+        with code.loop(0, block.count, plan.together) as start_of_group:
+            end_of_group = code.minimum(start_of_group + plan.together, block.count)
+            with code.loop(start_of_group, end_of_group) as panel:
+                code.run(
+                    copies.copy, scratch + (panel - start_of_group) * RUN * width, x, block.tables + panel * table,
+                    block.pieces[panel], plan.pieces, term, stop, plan.taps, plan.x_channel, plan.step,
+                )  # fmt: skip
+            products.run((term, stop), (start_of_group, end_of_group))
     code.give(code.is_not_finite(products.check.get()))
     return code
 
@@ -122,19 +123,22 @@ class _Products:
         """Its lanes become nan if an output is not finite."""
         self.buffer = code.array((target.filters + 1) * self.width)
 
-    def run(self, first: Int, last: Int, panel: Int) -> None:
-        """Add up the terms from `first` to `last` for the columns of a panel."""
-        code, block, most = self.code, self.block, self.target.filters
-        count = code.minimum(block.columns - panel * self.width, self.width)
-        vectors = (count + (self.lanes - 1)) // self.lanes
-        for each in range(1, self.target.vectors + 1):
-            with code.when(vectors.equals(each)), code.loop(block.first, block.last, most) as at:
-                left = block.last - at
-                for size, fits in ((most, left > most // 2), (most // 2, left <= most // 2)):
-                    with code.when(fits):
-                        filters = filters_from(code, block.w + first, self.plan.terms, at, block.last, size)
-                        sums = sums_of(code, block.panel, self.width, filters, each, last - first)
-                        self.finish(sums, (at, panel, count), first.equals(0), last.equals(self.plan.terms))
+    def run(self, terms: tuple[Int, Int], panels: tuple[Int, Int]) -> None:
+        """Add up the terms from the first number to the second for the columns of some panels."""
+        code, block, most, (first, last) = self.code, self.block, self.target.filters, terms
+        with code.loop(block.first, block.last, most) as at:
+            left = block.last - at
+            for size, fits in ((most, left > most // 2), (most // 2, left <= most // 2)):
+                with code.when(fits):
+                    filters = filters_from(code, block.w + first, self.plan.terms, at, block.last, size)
+                    with code.loop(*panels) as panel:
+                        count = code.minimum(block.columns - panel * self.width, self.width)
+                        vectors = (count + (self.lanes - 1)) // self.lanes
+                        cells = block.panels + (panel - panels[0]) * RUN * self.width
+                        for each in range(1, self.target.vectors + 1):
+                            with code.when(vectors.equals(each)):
+                                sums = sums_of(code, cells, self.width, filters, each, last - first)
+                                self.finish(sums, (at, panel, count), first.equals(0), last.equals(self.plan.terms))
 
     def finish(self, sums: list[list[Variable]], where: tuple[Int, Int, Int], is_first: Flag, is_last: Flag) -> None:
         """Add the sums of earlier runs; keep the sums, or store the outputs if this run is the last."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from .emit import INTEGER, Argument, Function, Int, Pointer
-from .row_plan import GATHERED, HALVED, PLAN
+from .row_plan import GATHERED, HALVED, PIECE, PLAN
 from .target import Target
 
 
@@ -73,7 +73,7 @@ class Copies:
         return code
 
     def _pieces(self) -> Function:
-        """Write down where each piece reads in the copy, where it goes in the output, and how long it is."""
+        """Write down the numbers of each piece (see `PIECE`)."""
         code = self._function("pieces", "*plan", "*pieces", "first", "count", "column", "columns", returns=True)
         memory, pieces, first, count, column, columns = code.given
         plan = PLAN.read(memory)
@@ -83,12 +83,19 @@ class Copies:
             line = code.variable(0 - first * plan.lines_of_step)
             with digits(code, start + row, plan.outer, rows) as (dim, at):
                 line.set(line.get() + at * steps[dim] * strides[dim])
+            above = plan.first_before - (start + row) // plan.rows_of_first * plan.first_step
+            low, high = (
+                code.minimum((code.maximum(cells, 0) + (plan.first_apart - 1)) // plan.first_apart, plan.first_taps)
+                for cells in (above, above + plan.first_size)
+            )
+            of_first = plan.taps // plan.first_taps
             with code.loop(0, columns, self.lanes) as at:
-                piece: Int = number.get()
-                pieces[piece * 3] = line.get() * (plan.entries * self.lanes) + at
-                pieces[piece * 3 + 1] = (start + row) * plan.columns + column + at
-                pieces[piece * 3 + 2] = code.minimum(columns - at, self.lanes)
-                number.set(piece + 1)
+                piece = pieces + number.get() * PIECE
+                piece[0] = line.get() * (plan.entries * self.lanes) + at
+                piece[1] = (start + row) * plan.columns + column + at
+                piece[2] = code.minimum(columns - at, self.lanes)
+                piece[3], piece[4] = low * of_first, high * of_first
+                number.set(number.get() + 1)
         code.give(number.get())
         return code
 

@@ -20,6 +20,9 @@ FILTERS = (1, 2, 4, 8)
 """The filters of a tile."""
 VARIANTS = tuple(f"{steps}{filters}" for steps in (FULL, HALVED, GATHERED) for filters in FILTERS)
 MOST_VECTORS = 8
+PIECE = 5
+"""The numbers of a piece: where it reads in the copy and goes in the output, its length, and its taps along the first
+dimension: the first that is not outside of the input for all of it, and the last one."""
 CELLS_BYTES, MOST_BYTES = 96 << 10, 16 << 20
 """About how many bytes of inputs are copied at once, and the most."""
 MOST_COLUMNS = 4096
@@ -30,6 +33,7 @@ PLAN = Record(
     *("units", "units_of_share", "groups", "channels", "channels_of_run", "filters", "taps", "terms"),
     *("firsts", "firsts_of_share", "first_blocks", "rows_of_first", "lines_of_step", "lines_beyond"),
     *("columns", "columns_of_share", "column_blocks", "width", "step", "before"),
+    *("first_size", "first_before", "first_step", "first_apart", "first_taps"),
     *("entries", "entries_of_phase", "lines_of_share", "pieces_of_share"),
     *("x_sample", "x_channel", "out_sample", "out_channel", "bias_step"),
     *("outer", "padded", "befores", "inputs", "strides", "rows", "steps", "line_strides", "row_phases", "row_taps"),
@@ -37,9 +41,10 @@ PLAN = Record(
 )
 """The plan in memory.
 
-A unit is a group of one sample; `firsts` are the positions along the first dimension of several, which has as many rows
-as `rows_of_first`, and `lines` are rows of the padded input. The lists have a number for each dimension before the last
-one, but `row_phases` has the columns where phases begin, and `row_taps` where in the copy each tap reads.
+A unit is a group of one sample. `firsts` are the positions along the first of several dimensions, each of which has as
+many rows as `rows_of_first`, and `first_...` are the numbers of that dimension. `lines` are rows of the padded input.
+The lists have a number for each dimension before the last one, but `row_phases` has the columns where phases begin, and
+`row_taps` where in the copy each tap reads.
 """
 
 
@@ -139,6 +144,7 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, variant: str = "") 
     first_lines = lines.strides[0] if lines.padded else 1
     beyond = (sizes.kernel[0] - 1) * sizes.dilation[0] + 1 if lines.padded else 1
     first_step, firsts = (sizes.stride[0], sizes.out[0]) if lines.padded else (1, 1)
+    first = (sizes.size[0], sizes.before[0], sizes.dilation[0], sizes.kernel[0]) if lines.padded else (1, 0, 1, 1)
     lines_of_share = ((block.firsts - 1) * first_step + beyond) * first_lines
     rows_of_first = math.prod(sizes.out[1:-1])
     pieces = block.firsts * rows_of_first * ceiling(block.columns, lanes)
@@ -149,7 +155,7 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, variant: str = "") 
     places = {
         "at_lines": layout.add(8 * lines_of_share),
         "at_entries": layout.add(16 * entries * len(lines.phases)),
-        "at_pieces": layout.add(24 * pieces),
+        "at_pieces": layout.add(8 * PIECE * pieces),
         "at_sums": layout.add(0 if is_one_run else 4 * ceiling(sizes.filters, filters) * filters * pieces * lanes),
     }
     if layout.bytes > MOST_BYTES:
@@ -175,7 +181,13 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, variant: str = "") 
         **{"firsts": firsts, "firsts_of_share": block.firsts, "first_blocks": first_blocks},
         **{"rows_of_first": rows_of_first, "lines_of_step": first_step * first_lines},
         **{"lines_beyond": (beyond - first_step) * first_lines},
-        **{"columns": sizes.out[-1], "columns_of_share": block.columns, "column_blocks": column_blocks},
+        **dict(zip(("first_size", "first_before", "first_apart", "first_taps"), first, strict=True)),
+        **{
+            "first_step": first_step,
+            "columns": sizes.out[-1],
+            "columns_of_share": block.columns,
+            "column_blocks": column_blocks,
+        },
         **{"width": sizes.size[-1], "step": sizes.stride[-1], "before": sizes.before[-1]},
         **{"entries": entries * len(lines.phases), "entries_of_phase": entries},
         **{"lines_of_share": lines_of_share, "pieces_of_share": pieces},

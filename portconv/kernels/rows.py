@@ -15,7 +15,7 @@ from typing import Any
 
 from .emit import INTEGER, Argument, Fields, Flag, Function, Int, Module, Pointer, Variable
 from .row_copies import Copies
-from .row_plan import FILTERS, PLAN, RUN, VARIANTS, plan_of, vectors_of
+from .row_plan import FILTERS, PIECE, PLAN, RUN, VARIANTS, plan_of, vectors_of
 from .share import SHARE, driver
 from .target import Target
 from .tile import filters_from
@@ -28,11 +28,11 @@ TILE = tuple(
         ("plan", "*i64"),
         *((name, "*float") for name in ("cells", "w", "b", "out", "sums")),
         *((name, "*i64") for name in ("pieces", "taps")),
-        *((name, INTEGER) for name in ("left", "channels", "count", "is_first", "is_last")),
+        *((name, INTEGER) for name in ("left", "channels", "tap", "stop", "is_first", "is_last")),
     )
 )
-"""The arguments of a tile: memory from its first filter, piece and tap on, the filters that are left, the channels and
-the taps of the run, and whether it is the first one and the last one. It returns 1 if an output is not finite."""
+"""The arguments of a tile: memory from its first filter and piece on, the filters that are left, the channels of the
+run and its taps, and whether it is the first one and the last one. It returns 1 if an output is not finite."""
 
 
 def module(target: Target, variant: str) -> Module:
@@ -53,20 +53,23 @@ class _Tile:
     def __init__(self, target: Target, filters: int, pieces: int) -> None:
         self.lanes = target.lanes
         self.code = code = Function(f"tile{pieces}", TILE, self.lanes, returns=True)
-        memory, cells, w, b, out, kept, table, taps, left, channels, count, is_first, is_last = code.given
+        memory, cells, w, b, out, kept, table, taps, left, channels, tap, stop, is_first, is_last = code.given
         plan = PLAN.read(memory)
         sums = [[code.variable(code.zeros) for _ in range(pieces)] for _ in range(filters)]
-        starts = [table[3 * piece] for piece in range(pieces)]
+        # Later pieces lie further on, so the first taps that are inside are those of the last one.
+        low, high = code.maximum(tap, table[PIECE * (pieces - 1) + 3]), code.minimum(stop, table[4])
+        starts = [table[PIECE * piece] for piece in range(pieces)]
+        rows_there: Any = code.minimum(left, filters)
         rows = filters_from(code, w, plan.terms, 0, left, filters)
         with code.loop(0, channels) as channel:
             first = cells + channel * (plan.lines_of_share * plan.entries * self.lanes)
             places = [first + start for start in starts]
             numbers = [row + channel * plan.taps for row in rows]
-            with code.loop(0, count) as tap:
-                at = taps[tap]
+            with code.loop(low, high) as now:
+                at = taps[now]
                 values = [code.load(place + at) for place in places]
                 for own, row in zip(sums, numbers, strict=True):
-                    number = code.splat(row[tap])
+                    number = code.splat(row[now])
                     for total, value in zip(own, values, strict=True):
                         total.set(code.fma(value, number, total.get()))
         self.check = code.variable(code.zeros)
@@ -80,7 +83,7 @@ class _Tile:
                 for v, total in enumerate(own):
                     code.store(total.get(), place + v * self.lanes, align=4 * self.lanes)
         with code.when(is_last.equals(1)):
-            self.store(sums, plan, (b, out, table), code.minimum(left, filters))
+            self.store(sums, plan, (b, out, table), rows_there)
         code.give(code.is_not_finite(self.check.get()))
 
     def store(self, sums: list[list[Variable]], plan: Fields, arrays: tuple[Pointer, ...], rows: Any) -> None:
@@ -91,20 +94,20 @@ class _Tile:
         values = [[total.get() + number for total in own] for own, number in zip(sums, numbers, strict=True)]
         is_whole: Flag = rows.equals(len(sums))
         for piece in range(pieces):
-            is_whole = is_whole & table[3 * piece + 2].equals(lanes)
+            is_whole = is_whole & table[PIECE * piece + 2].equals(lanes)
         with code.when(is_whole):
             for i, own in enumerate(values):
                 for piece, value in enumerate(own):
-                    code.store(value, out + (plan.out_channel * i + table[3 * piece + 1]))
+                    code.store(value, out + (plan.out_channel * i + table[PIECE * piece + 1]))
                     self.look(value)
         with code.when(~is_whole):
             for i, own in enumerate(values):
                 for piece, value in enumerate(own):
                     code.store(value, buffer + (i * pieces + piece) * lanes, align=4 * lanes)
-            with code.loop(0, rows) as i, code.loop(0, pieces) as piece:
-                mask = code.lanes_between(None, table[piece * 3 + 2])
-                value = code.load(buffer + (i * pieces + piece) * lanes, mask)
-                code.store(value, out + (plan.out_channel * i + table[piece * 3 + 1]), mask)
+            with code.loop(0, rows) as line, code.loop(0, pieces) as at:
+                mask = code.lanes_between(None, table[at * PIECE + 2])
+                value = code.load(buffer + (line * pieces + at) * lanes, mask)
+                code.store(value, out + (plan.out_channel * line + table[at * PIECE + 1]), mask)
                 self.look(value)
 
     def look(self, value: Any) -> None:
@@ -165,11 +168,11 @@ class _Products:
         """Add up the terms of some channels and some of their taps."""
         code, plan = self.code, self.plan
         memory, cells, w, b, out, sums = arrays
-        row_taps = plan.pointer("row_taps", INTEGER) + taps[0]
+        row_taps = plan.pointer("row_taps", INTEGER)
         one, none = code.variable(1).get(), code.variable(0).get()
         is_first = code.select((channels[0] + taps[0]).equals(0), one, none)
         is_last = code.select(channels[1].equals(plan.channels) & taps[1].equals(plan.taps), one, none)
-        w = w + (channels[0] * plan.taps + taps[0])
+        w = w + channels[0] * plan.taps
         piece = code.variable(0)
         for size, tile in self.tiles.items():
             with code.repeat() as end:
@@ -180,8 +183,8 @@ class _Products:
                         tile, memory, cells, w + filter_ * plan.terms, b + filter_ * plan.bias_step,
                         out + filter_ * plan.out_channel,
                         sums + (filter_ * plan.pieces_of_share + at) * code.lanes,
-                        self.pieces + at * 3, row_taps, plan.filters - filter_,
-                        channels[1] - channels[0], taps[1] - taps[0], is_first, is_last,
+                        self.pieces + at * PIECE, row_taps, plan.filters - filter_,
+                        channels[1] - channels[0], *taps, is_first, is_last,
                     )  # fmt: skip
                     self.flag.set(self.flag.get() + found)
                 piece.set(at + size)

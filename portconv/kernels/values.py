@@ -164,6 +164,9 @@ class Pointer(Value):
         name = self.code.assign(f"getelementptr {self.element}, ptr {self}, i64 {index}")
         return Pointer(self.code, self.element, name)
 
+    def __sub__(self, index: Number) -> Pointer:
+        return self + (0 - index)
+
     def of(self, element: str) -> Pointer:
         """Return the same address, of elements of another type."""
         return Pointer(self.code, element, self.name)
