@@ -6,137 +6,21 @@ loads inside of a row, and rows outside of the plane are read from a row of zero
 
 The kernel and its stride are known when LLVM makes the code; all sizes, the padding and a dilation are not. Rows of a
 dilated kernel fall into as many phases, each of which is as if it were not dilated. A convolution of one dimension is
-one of a single row.
+one of a single row; the sums of one of three dimensions go on over several planes of inputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from contextlib import nullcontext
+from typing import Any
 
-from .emit import INTEGER, Flag, Function, Int, Module, Number, Pointer, Record, Variable, Vector
-from .share import PLAN_HEAD, SHARE, driver
-from .sizes import SHARE_PRODUCTS, Planned, Sizes, ceiling
+from .depthwise_plan import PLAN, SHAPES, VARIANTS, Shape, plan_of, variant_of
+from .emit import INTEGER, Flag, Function, Int, Module, Number, Pointer, Variable, Vector
+from .share import SHARE, driver
 from .target import Target
 
-PLAN = Record(
-    *PLAN_HEAD,
-    *("planes", "filters", "multiplier", "planes_of_share", "planes_of_group"),
-    *("bands", "bands_of_phase", "bands_of_share", "band_blocks"),
-    *("height", "width", "out_width", "before_rows", "before_columns"),
-    *("row_dilation", "column_dilation", "last_row", "last_phase", "zeros"),
-    *("x_sample", "x_channel", "out_sample", "out_channel", "bias_step"),
-)
-"""The plan in memory. A plane is one channel of the output of one sample; a band is what a tile is high. `last_row` is
-the last row of a phase, counted in the phase; phases after `last_phase` have one less. `zeros` is how many the row of
-zeros has."""
-GROUP_CELLS = 4096
-"""One band of each plane of a group is computed before the next band; so many inputs stay in the nearest cache."""
-MOST_ROWS = 14
-"""The most rows of a tile where 32 registers hold its sums."""
-FEW_ROWS, WIDE, MANY_ROWS_LOSS = 4, 64, 0.5
-"""More rows at once than these are slower where rows of inputs are longer than this: they lie in many pages. The less a
-cell is used, the more it matters."""
-LOSSES = {1: (1.2, 1.0), 2: (1.2, 3.0)}
-"""By stride: what a tile costs more for the rows of inputs that its rows do not share, and the columns that a tile of
-half vectors costs more than it has."""
-
-CYCLES_OF_PLANE = 20.0
-"""What a plane costs beside its tiles."""
-
-
-class Plane(NamedTuple):
-    """The sizes of a plane: numbers for its rows and for its columns."""
-
-    size: tuple[int, int]
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    dilation: tuple[int, int]
-    before: tuple[int, int]
-    after: tuple[int, int]
-    out: tuple[int, int]
-
-
-def plane_of(sizes: Sizes) -> Plane | None:
-    """Return what a convolution of one or two dimensions does with a plane; one of one dimension has a single row."""
-    if len(sizes.size) > 2:
-        return None
-    stride = (sizes.stride[0], sizes.stride[-1])
-    size, kernel, dilation, out = ((1, *each)[-2:] for each in (sizes.size, sizes.kernel, sizes.dilation, sizes.out))
-    before, after = ((0, *each)[-2:] for each in (sizes.before, sizes.after))
-    return Plane(*((each[0], each[1]) for each in (size, kernel, stride, dilation, before, after, out)))
-
-
-class Shape(NamedTuple):
-    """What is known while code is made: the kernel and its stride, and the rows of a tile, of whole or half vectors."""
-
-    kernel: tuple[int, int]
-    stride: int
-    rows: int
-    half: bool = False
-
-    @property
-    def name(self) -> str:
-        """How the variant is called."""
-        height, width = self.kernel
-        return f"{height}x{width}s{self.stride}r{self.rows}{'half' if self.half else ''}"
-
-    @property
-    def input_rows(self) -> int:
-        """The rows of inputs that a tile reads."""
-        return self.stride * (self.rows - 1) + self.kernel[0]
-
-    def lanes(self, target: Target) -> int:
-        """Return the columns of a tile."""
-        return target.lanes // 2 if self.half else target.lanes
-
-    def uses(self, row: int) -> list[tuple[int, int]]:
-        """Return which rows of the kernel meet a row of inputs, and for which rows of outputs."""
-        ways = ((tap, *divmod(row - tap, self.stride)) for tap in range(self.kernel[0]))
-        return [(tap, output) for tap, output, rest in ways if rest == 0 and 0 <= output < self.rows]
-
-    def cost(self, target: Target, plane: Plane) -> float:
-        """Return about how many vectors are multiplied and added in the time that a plane takes."""
-        lanes, (row_loss, half_loss) = self.lanes(target), LOSSES[self.stride]
-        columns = ceiling(plane.out[1], lanes) * (lanes + (half_loss if self.half else 0))
-        loss = 1 + row_loss / self.rows
-        if self.rows > FEW_ROWS and plane.size[1] > WIDE:
-            loss += MANY_ROWS_LOSS / self.kernel[0]
-        bands = min(plane.dilation[0], plane.out[0]) * ceiling(ceiling(plane.out[0], plane.dilation[0]), self.rows)
-        return columns / target.lanes * bands * self.rows * self.kernel[0] * self.kernel[1] * loss
-
-
-def _shapes() -> tuple[Shape, ...]:
-    """Return the shapes for which there are kernels."""
-    squares = [
-        Shape((size, size), stride, rows, half)
-        for size, stride, most in ((3, 1, 7), (3, 2, 7), (5, 1, 14), (5, 2, 7), (7, 1, 14), (7, 2, 7))
-        for rows in (4, 7, 14)
-        for half in (False, True)
-        if rows <= most
-    ]
-    lines = [Shape((1, size), 1, rows) for size in (3, 5, 7) for rows in (1, 4)]
-    columns = [Shape((size, 1), 1, 7) for size in (3, 5, 7)]
-    return (*squares, *lines, *columns)
-
-
-SHAPES = {shape.name: shape for shape in _shapes()}
-VARIANTS = tuple(SHAPES)
-
-
-def variant_of(target: Target, sizes: Sizes) -> str | None:
-    """Return the variant that is fastest for a convolution, or nothing if the family has none for it."""
-    plane = plane_of(sizes)
-    if plane is None or sizes.channels != 1 or plane.stride[0] != plane.stride[1]:
-        return None
-    fitting = [
-        shape
-        for shape in SHAPES.values()
-        if (shape.kernel, shape.stride) == (plane.kernel, plane.stride[0])
-        and (shape.stride == 1 or plane.dilation == (1, 1))
-        and (target.name == "avx512" or (shape.rows < MOST_ROWS and not shape.half))
-    ]
-    return min(fitting, key=lambda shape: shape.cost(target, plane)).name if fitting else None
+__all__ = ["SHAPES", "VARIANTS", "module", "plan_of", "variant_of"]
 
 
 def module(target: Target, variant: str) -> Module:
@@ -168,8 +52,9 @@ class Depthwise:
             high = code.minimum(low + plan.planes_of_group, last)
             phase, top = code.variable(start[0]), code.variable(start[1] * self.shape.rows)
             # Divisions take as long as some rows of a small plane: there are none in the loops.
-            sample, number = divided(low, plan.filters)
-            begin = (sample, number, *divided(number, plan.multiplier))
+            number, depth = divided(low, plan.depth)
+            sample, filter_ = divided(number, plan.filters)
+            begin = (sample, filter_, *divided(filter_, plan.multiplier), depth)
             with code.loop(first_band, last_band):
                 tile.begin_band(phase, top)
                 counters = [code.variable(each) for each in begin]
@@ -184,6 +69,7 @@ class _Tile:
 
     taps: Pointer
     bias: Vector
+    rows: list[Pointer]
     inputs: list[tuple[Flag, Int]]
     outputs: list[Int]
 
@@ -234,32 +120,57 @@ class _Tile:
         """Compute the band of one plane, from left to right, and count on to the next plane."""
         code, plan, shape = self.code, self.plan, self.shape
         x, w, b, out = arrays
-        sample, number, channel, _ = (counter.get() for counter in counters)
-        cells = x + (sample * plan.x_sample + channel * plan.x_channel)
+        sample, number, channel, _, depth = (counter.get() for counter in counters)
+        self.cells = x + (sample * plan.x_sample + channel * plan.x_channel)
         results = out + (sample * plan.out_sample + number * plan.out_channel)
-        self.taps = w + number * (shape.kernel[0] * shape.kernel[1])
+        self.taps = w + number * (plan.depth_taps * shape.kernel[0] * shape.kernel[1])
         self.bias = code.splat(b[number * plan.bias_step])
-        rows = [code.select(is_inside, cells + at, self.zeros) for is_inside, at in self.inputs]
+        if shape.deep:
+            results = results + depth * plan.out_plane
+            self.enter(depth)
+        else:
+            self.rows = self.rows_of(self.cells)
         outputs = [results + at for at in self.outputs]
-        with code.loop(0, plan.out_width, self.lanes) as column:
+        # The last tile begins early enough to be a whole one, if the row is long enough.
+        most = code.maximum(plan.out_width - self.lanes, 0)
+        with code.loop(0, plan.out_width, self.lanes) as begin:
+            column = code.minimum(begin, most)
             cell = column * shape.stride
             first = cell - plan.before_columns
             is_inner = (first >= 0) & (first + self.reach <= plan.width) & (column + self.lanes <= plan.out_width)
             with code.when(is_inner):
-                self.tile([row + cell for row in rows], outputs, column)
+                self.tile(cell, outputs, column)
             with code.when(~is_inner):
-                masks = self.masks(first, column)
-                self.tile([row + cell for row in rows], outputs, column, masks)
+                self.tile(cell, outputs, column, self.masks(first, column))
         self.count_on(counters)
+
+    def enter(self, depth: Int) -> None:
+        """Find the planes that an output plane reads: from which tap on, up to which, and the plane of tap 0."""
+        code, plan = self.code, self.plan
+        above = plan.depth_before - depth * plan.depth_step
+        low, high = (
+            (code.maximum(planes, 0) + (plan.depth_apart - 1)) // plan.depth_apart
+            for planes in (above, above + plan.depth_size)
+        )
+        self.planes = low, code.minimum(high, plan.depth_taps)
+        self.cells = self.cells - above * plan.x_plane
+
+    def rows_of(self, cells: Pointer) -> list[Pointer]:
+        """Return where the rows of a band begin in a plane; those outside are in the row of zeros."""
+        return [self.code.select(is_inside, cells + at, self.zeros) for is_inside, at in self.inputs]
 
     def count_on(self, counters: Sequence[Variable]) -> None:
         """Count to the next filter: its sample, its number, its channel, and which filter of the channel it is."""
         code, plan = self.code, self.plan
-        sample, number, channel, copy = counters
-        advance(code, (copy, plan.multiplier), channel)
-        advance(code, (number, plan.filters), sample)
-        with code.when(number.get().equals(0)):
-            channel.set(0)
+        sample, number, channel, copy, depth = counters
+        if self.shape.deep:
+            depth.set(depth.get() + 1)
+        with code.when(depth.get().equals(plan.depth) if self.shape.deep else plan.depth.equals(1)):
+            depth.set(0)
+            advance(code, (copy, plan.multiplier), channel)
+            advance(code, (number, plan.filters), sample)
+            with code.when(number.get().equals(0)):
+                channel.set(0)
 
     @property
     def reach(self) -> Int:
@@ -281,23 +192,31 @@ class _Tile:
             found[0] = column
         return [code.mask_of_bits(bits[i]) for i in range(len(offsets) + 1)]
 
-    def tile(
-        self, rows: Sequence[Pointer], results: Sequence[Pointer], column: Int, masks: Sequence[Flag] = ()
-    ) -> None:
-        """Compute and store one tile; one that has no masks lies inside."""
+    def tile(self, cell: Int, results: Sequence[Pointer], column: Int, masks: Sequence[Flag] = ()) -> None:
+        """Compute and store one tile, from a cell of the rows on; one that has no masks lies inside."""
+        code, plan, (height, width) = self.code, self.plan, self.shape.kernel
+        sums = [code.variable(self.bias) for _ in range(self.shape.rows)]
+        if self.shape.deep:
+            with code.loop(*self.planes) as tap:
+                rows = self.rows_of(self.cells + tap * plan.depth_apart * plan.x_plane)
+                self.add([row + cell for row in rows], self.taps + tap * (height * width), sums, masks)
+        else:
+            self.add([row + cell for row in self.rows], self.taps, sums, masks)
+        self.put(sums, results, column, masks[-1] if masks else None)
+
+    def add(self, rows: Sequence[Pointer], taps: Pointer, sums: Sequence[Variable], masks: Sequence[Flag]) -> None:
+        """Add the products of one plane to the sums of a tile."""
         code, shape, offsets = self.code, self.shape, self.offsets()
         height, width = shape.kernel
         of_loads: Sequence[Flag | None] = masks[:-1] or [None] * len(offsets)
         loads = dict(zip(offsets, of_loads, strict=True))
-        sums = [code.variable(self.bias) for _ in range(shape.rows)]
         for tap in range(width):
-            numbers = [code.splat(self.taps[row * width + tap]) for row in range(height)]
+            numbers = [code.splat(taps[row * width + tap]) for row in range(height)]
             for row, place in enumerate(rows):
                 used = shape.uses(row)
                 value = self.cells_of(place, tap, loads) if used else code.zeros
                 for kernel_row, output in used:
                     sums[output].set(code.fma(value, numbers[kernel_row], sums[output].get()))
-        self.put(sums, results, column, masks[-1] if masks else None)
 
     def cells_of(self, place: Pointer, tap: int, loads: dict[tuple[int, int], Flag | None]) -> Vector:
         """Return the cells that a column of the kernel meets in a row."""
@@ -309,10 +228,14 @@ class _Tile:
 
     def put(self, sums: Sequence[Variable], results: Sequence[Pointer], column: Int, mask: Flag | None) -> None:
         """Store the sums; rows beyond the last one of a low plane are stored in its place, before it."""
-        code = self.code
-        for row in reversed(range(self.shape.rows)):
-            value, check = sums[row].get(), self.checks[row % len(self.checks)]
-            code.store(value, results[row] + column, mask)
+        code, values = self.code, [total.get() for total in sums]
+        is_whole = self.plan.out_width >= self.lanes
+        for mask_of_part, fits in ((None, is_whole), (mask, ~is_whole)) if mask is not None else ((None, None),):
+            with code.when(fits) if fits is not None else nullcontext():
+                for row in reversed(range(self.shape.rows)):
+                    code.store(values[row], results[row] + column, mask_of_part)
+        for row, value in enumerate(values):
+            check = self.checks[row % len(self.checks)]
             if mask is not None:
                 value = code.select(mask, value, code.zeros)
             check.set(code.fma(value, code.zeros, check.get()))
@@ -330,38 +253,3 @@ def advance(code: Function, digit: tuple[Variable, Number], carry: Variable) -> 
     ends = value.equals(limit)
     variable.set(code.select(ends, 0, value))
     carry.set(code.select(ends, carry.get() + 1, carry.get()))
-
-
-def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, variant: str = "") -> Planned | None:
-    """Return the plan of a convolution, or nothing if the family has no kernel for it."""
-    variant = variant or variant_of(target, sizes) or ""
-    plane = plane_of(sizes)
-    if not variant or plane is None:
-        return None
-    shape = SHAPES[variant]
-    lanes, planes = shape.lanes(target), sizes.batch * sizes.out_channels
-    bands_of_phase = ceiling(ceiling(plane.out[0], plane.dilation[0]), shape.rows)
-    bands = min(plane.dilation[0], plane.out[0]) * bands_of_phase
-    band_products = shape.rows * ceiling(plane.out[1], lanes) * lanes * sizes.taps
-    bands_of_share = min(bands, ceiling(SHARE_PRODUCTS, band_products))
-    planes_of_share = min(planes, ceiling(SHARE_PRODUCTS, band_products * bands_of_share))
-    planes_of_group = planes_of_share if bands == 1 else max(1, GROUP_CELLS // sizes.cells)
-    band_blocks = ceiling(bands, bands_of_share)
-    shares = ceiling(planes, planes_of_share) * band_blocks
-    zeros = ceiling(plane.before[1] + plane.size[1] + plane.after[1] + 2 * lanes, lanes) * lanes
-    last_row, last_phase = divmod(plane.out[0] - 1, plane.dilation[0])
-    values = PLAN.packed(
-        phases=1, shares_first=0, shares_last=shares,
-        planes=planes, filters=sizes.out_channels, multiplier=sizes.filters,
-        planes_of_share=planes_of_share, planes_of_group=planes_of_group,
-        bands=bands, bands_of_phase=bands_of_phase, bands_of_share=bands_of_share, band_blocks=band_blocks,
-        height=plane.size[0], width=plane.size[1], out_width=plane.out[1],
-        before_rows=plane.before[0], before_columns=plane.before[1],
-        row_dilation=plane.dilation[0], column_dilation=plane.dilation[1],
-        last_row=last_row, last_phase=last_phase, zeros=zeros,
-        x_sample=sizes.in_channels * sizes.cells, x_channel=sizes.cells,
-        out_sample=sizes.out_channels * sizes.positions, out_channel=sizes.positions, bias_step=int(has_bias),
-    )  # fmt: skip
-    block = {"planes": planes_of_share, "bands": bands_of_share, "rows": shape.rows, "lanes": lanes}
-    cycles = planes * (shape.cost(target, plane) + CYCLES_OF_PLANE)
-    return Planned(shape.name, values, (), shares, 4 * zeros, block, 0, cycles)

@@ -89,7 +89,9 @@ class Copies:
                 for cells in (above, above + plan.first_size)
             )
             of_first = plan.taps // plan.first_taps
-            with code.loop(0, columns, self.lanes) as at:
+            with code.loop(0, columns, self.lanes) as begin:
+                # The last piece begins early enough to be a whole one, if the row is long enough.
+                at = code.minimum(begin, code.maximum(columns - self.lanes, 0))
                 piece = pieces + number.get() * PIECE
                 piece[0] = line.get() * (plan.entries * self.lanes) + at
                 piece[1] = (start + row) * plan.columns + column + at

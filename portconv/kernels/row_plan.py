@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from .emit import Record
 from .share import PLAN_HEAD
-from .sizes import SHARE_PRODUCTS, Layout, Planned, Sizes, addresses, ceiling, numbers
+from .sizes import Layout, Planned, Sizes, addresses, blocks, ceiling, numbers, share_products
 from .target import Target
 
 RUN = 256
@@ -27,6 +27,11 @@ CELLS_BYTES, MOST_BYTES = 96 << 10, 16 << 20
 """About how many bytes of inputs are copied at once, and the most."""
 MOST_COLUMNS = 4096
 MOST_DIMS = 15
+LOAD = 2.0
+CYCLES_OF_COPY = {FULL: 2.5, HALVED: 5.0, GATHERED: 24.0}
+CYCLES_OF_LINE, CYCLES_OF_PIECE, CYCLES_OF_TILE, CYCLES_OF_STORE = 12.0, 25.0, 30.0, 4.0
+"""About how many vectors are multiplied in the time of a load that crosses lines of the cache, of the copy of a vector,
+of finding a line and a piece of a share, and of a run of a tile, and a store."""
 
 PLAN = Record(
     *PLAN_HEAD,
@@ -109,11 +114,10 @@ def _block(sizes: Sizes, lines: _Lines, lanes: int) -> _Block:
     step, beyond = (sizes.stride[0], (sizes.kernel[0] - 1) * sizes.dilation[0] + 1) if lines.padded else (1, 1)
     room = (CELLS_BYTES // (of_line * first_lines) - beyond) // step + 1
     products = columns * (math.prod(sizes.out[1:-1])) * sizes.filters * sizes.channels * sizes.taps
-    firsts = max(1, min(firsts, room, ceiling(SHARE_PRODUCTS, products)))
-    units = 1
-    if columns == sizes.out[-1] and (not lines.padded or firsts == sizes.out[0]):
-        units = min(sizes.batch * sizes.groups, ceiling(SHARE_PRODUCTS, products * firsts))
-    return _Block(columns, firsts, units, channels)
+    units = sizes.batch * sizes.groups
+    wanted = share_products(units * firsts * ceiling(sizes.out[-1], columns) * products)
+    firsts = blocks(firsts, max(1, min(room, ceiling(wanted, products))))[1]
+    return _Block(columns, firsts, blocks(units, ceiling(wanted, products * firsts))[1], channels)
 
 
 def _filters_of_tile(target: Target, filters: int) -> int:
@@ -128,8 +132,7 @@ def _filters_of_tile(target: Target, filters: int) -> int:
 def _cycles_of_tile(target: Target, filters: int) -> float:
     """Return the cycles of a term and a vector: multiplications, or the loads if these take longer, and the loop."""
     vectors = vectors_of(target, filters)
-    loads = 1.0 + filters / vectors / 2
-    return max(float(filters), loads) + 0.25 + 2.0 / vectors
+    return max(1.0 * filters, LOAD + filters / vectors / 2) + 0.15 + 1.0 / vectors
 
 
 def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, variant: str = "") -> Planned | None:
@@ -197,5 +200,12 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, variant: str = "") 
         **places,
         **addresses(lists),
     )
+    copied = lines_of_share * entries * len(lines.phases) * sizes.channels * CYCLES_OF_COPY[steps]
+    found = CYCLES_OF_LINE * lines_of_share * (outer + 1) + CYCLES_OF_PIECE * pieces
+    tiles = ceiling(sizes.filters, filters) * pieces
+    runs = ceiling(sizes.channels, block.channels) * ceiling(sizes.taps, RUN)
+    summed = tiles * sizes.channels * sizes.taps * _cycles_of_tile(target, filters)
+    stored = tiles * (filters * CYCLES_OF_STORE + runs * CYCLES_OF_TILE / vectors_of(target, filters))
+    cycles = shares * (found + block.units * (copied + summed + stored))
     shown = {"units": block.units, "rows": block.firsts * rows_of_first, "columns": block.columns, "filters": filters}
-    return Planned(variant, values, tuple(lists.values()), shares, layout.bytes, shown, 0, 0.0)
+    return Planned(variant, values, tuple(lists.values()), shares, layout.bytes, shown, 0, cycles)

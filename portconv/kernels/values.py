@@ -94,6 +94,9 @@ class Int(Value):
     def __and__(self, other: Number) -> Int:
         return self._with("and", self, other)
 
+    def __or__(self, other: Number) -> Int:
+        return self._with("or", self, other)
+
     def __lshift__(self, other: Number) -> Int:
         return self._with("shl", self, other)
 

@@ -347,9 +347,8 @@ class _Block:
         lanes, width = family.lanes, family.width
         with code.loop(0, terms, RUN) as first:
             panel = self.panels + place * self.size + first * width
-            totals = sums_of(
-                code, panel, width, [one + first for one in filters], vectors, code.minimum(terms - first, RUN)
-            )
+            length = code.minimum(terms - first, RUN)
+            totals = sums_of(code, (panel, width), [one + first for one in filters], vectors, length)
             with code.when(first > 0):
                 for i, own in enumerate(totals):
                     for v, total in enumerate(own):

@@ -29,6 +29,9 @@ def drawn(random, shape):
         sides.append((size, taps, stride, dilation, before, after))
     if height == 1 and random.integers(2):
         sides = sides[1:]
+    if shape.deep:
+        size, *rest = (int(random.integers(1, most)) for most in (7, 5, 4, 4))
+        sides = [(size, *rest, *(int(each) for each in random.integers(0, 6, 2))), *sides]
     channels, multiplier, batch = (int(random.integers(1, most)) for most in (6, 4, 4))
     return sizes_of(batch, channels, channels * multiplier, channels, sides)
 
@@ -48,7 +51,7 @@ def test_every_variant_computes_the_plain_sums(cpu, variant):
 @by_target
 def test_large_planes_are_cut_into_bands_and_small_ones_are_put_together(cpu):
     random = np.random.default_rng(1)
-    for side, channels in ((300, 1), (61, 40), (7, 300)):
+    for side, channels in ((300, 1), (61, 40), (7, 1500)):
         sizes = sizes_of(2, channels, channels, channels, [(side, 3, 1, 1, 1, 1)] * 2)
         assert depthwise.plan_of(cpu, sizes, has_bias=True).shares > 1
         check(depthwise, cpu, sizes, random)
@@ -68,7 +71,8 @@ def test_what_the_family_does_not_serve_has_no_plan():
     side = (20, 3, 1, 1, 1, 1)
     refused = (
         sizes_of(1, 4, 4, 2, [side] * 2),
-        sizes_of(1, 4, 4, 4, [side] * 3),
+        sizes_of(1, 4, 4, 4, [side] * 4),
+        sizes_of(1, 4, 4, 4, [(20, 5, 1, 1, 1, 1)] * 3),
         sizes_of(1, 4, 4, 4, [side, (20, 4, 1, 1, 1, 1)]),
         sizes_of(1, 4, 4, 4, [side, (20, 3, 2, 1, 1, 1)]),
         sizes_of(1, 4, 4, 4, [(20, 3, 2, 2, 1, 1)] * 2),
