@@ -16,6 +16,7 @@ from .. import backends
 from .._version import __version__
 from ..backends import Backend
 from ..calibration import processor
+from ..kernels import state
 from .measurement import OURS, NotMeasured, Row
 from .peers import PEERS
 from .problem import PASSES
@@ -210,6 +211,7 @@ def surroundings(backend: Backend) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     about = {**backends.get("numpy").details(), **backend.details()}
+    about["kernels"] = "none" if state.fault() is not None else state.here().words
     if hasattr(os, "getloadavg"):
         about["load"] = f"{os.getloadavg()[0] / (os.cpu_count() or 1):.1f} a CPU"
     return {**versions, "backend": backend.name, **about, "date": datetime.now(UTC).date().isoformat()}

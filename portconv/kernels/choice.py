@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from . import call, panels, state, winograd
+from . import call, depthwise, panels, rows, state, winograd
 from .families import Kernel
+from .panel_plan import BLOCK_BYTES
 from .sizes import Planned, Sizes
 
 
@@ -24,14 +25,15 @@ class Chosen(NamedTuple):
 def chosen(sizes: Sizes, memory: int, *, has_bias: bool, transforms: bool) -> Chosen | None:
     """Plan a convolution by the fastest family within so many bytes, else by the one that takes the least.
 
-    Return nothing if no family serves it. `transforms` says whether Winograd's tiles may be transformed.
+    Return nothing if no family serves it. `transforms` says whether tiles may be transformed and taps left out: then
+    what is not finite may be wrong.
     """
     target = state.here()
     plans = {
         "winograd": winograd.plan_of(target, sizes, has_bias=has_bias) if transforms else None,
-        "panels": panels.plan_of(
-            target, sizes, has_bias=has_bias, memory=memory or panels.BLOCK_BYTES, skips=transforms
-        ),
+        "depthwise": depthwise.plan_of(target, sizes, has_bias=has_bias),
+        "rows": rows.plan_of(target, sizes, has_bias=has_bias),
+        "panels": panels.plan_of(target, sizes, has_bias=has_bias, memory=memory or BLOCK_BYTES, skips=transforms),
     }
     found = [Chosen(Kernel(family, plan.variant), plan) for family, plan in plans.items() if plan is not None]
     found = [one for one in found if one.kernel not in call.failed]

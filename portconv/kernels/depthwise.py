@@ -12,15 +12,18 @@ one of a single row; the sums of one of three dimensions go on over several plan
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 from .depthwise_plan import PLAN, SHAPES, VARIANTS, Shape, plan_of, variant_of
 from .emit import INTEGER, Flag, Function, Int, Module, Number, Pointer, Variable, Vector
+from .part_stores import store_first
 from .share import SHARE, driver
 from .target import Target
 
 __all__ = ["SHAPES", "VARIANTS", "module", "plan_of", "variant_of"]
+
+KEPT_MASKS = 8
+"""The masks of so many tiles are kept; a power of 2."""
 
 
 def module(target: Target, variant: str) -> Module:
@@ -33,7 +36,7 @@ class Depthwise:
     """The function that computes a share, for one target and one kernel."""
 
     def __init__(self, target: Target, shape: Shape) -> None:
-        self.shape, self.lanes = shape, shape.lanes(target)
+        self.shape, self.lanes, self.has_masks = shape, shape.lanes(target), target.name == "avx512"
 
     def share(self) -> Function:
         """Compute some bands of some planes."""
@@ -76,12 +79,14 @@ class _Tile:
     def __init__(self, family: Depthwise, code: Function, plan: object, zeros: Pointer) -> None:
         self.code, self.shape, self.lanes, self.zeros = code, family.shape, family.lanes, zeros
         self.plan: Any = plan
+        self.has_masks = family.has_masks
         # Several sums are checked beside one another, so that none waits for the one before.
         self.checks = [code.variable(code.zeros) for _ in range(min(self.shape.rows, 4))]
-        # The masks of the first tile of a row, and those of the last one: each is found once for many rows.
-        self.bits = code.array(2 * (len(self.offsets()) + 1), INTEGER)
-        self.found = code.array(2, INTEGER)
-        self.found[0], self.found[1] = -1, -1
+        # The masks of a tile serve many rows: those of some tiles are kept, with the columns that they are for.
+        self.bits = code.array(KEPT_MASKS * (len(self.offsets()) + 1), INTEGER)
+        self.found = code.array(KEPT_MASKS, INTEGER)
+        for place in range(KEPT_MASKS):
+            self.found[place] = -1
 
     def is_not_finite(self) -> Int:
         """Return whether a number that was stored is not finite."""
@@ -141,7 +146,8 @@ class _Tile:
             with code.when(is_inner):
                 self.tile(cell, outputs, column)
             with code.when(~is_inner):
-                self.tile(cell, outputs, column, self.masks(first, column))
+                place = (begin >> (self.lanes.bit_length() - 1)) & (KEPT_MASKS - 1)
+                self.tile(cell, outputs, column, self.masks(first, column, place))
         self.count_on(counters)
 
     def enter(self, depth: Int) -> None:
@@ -179,16 +185,15 @@ class _Tile:
         dilation: Int = self.plan.column_dilation
         return dilation * tap + (lanes + self.lanes)
 
-    def masks(self, cell: Int, column: Int) -> list[Flag]:
+    def masks(self, cell: Int, column: Int, place: Int) -> list[Flag]:
         """Return the lanes that are inside of a row, for each load of a tile, and those that are stored."""
         code, plan, offsets = self.code, self.plan, self.offsets()
-        side = code.select(column.equals(0), 0, 1)
-        bits, found = self.bits + side * (len(offsets) + 1), self.found + side
+        bits, found = self.bits + place * (len(offsets) + 1), self.found + place
         with code.when(~found[0].equals(column)):
             for i, (tap, lanes) in enumerate(offsets):
                 at = cell + (plan.column_dilation * tap + lanes)
-                bits[i] = code.bits_of_mask(code.lanes_between(0 - at, plan.width - at))
-            bits[len(offsets)] = code.bits_of_mask(code.lanes_between(None, plan.out_width - column))
+                bits[i] = bits_of(code, code.lanes_between(0 - at, plan.width - at))
+            bits[len(offsets)] = bits_of(code, code.lanes_between(None, plan.out_width - column))
             found[0] = column
         return [code.mask_of_bits(bits[i]) for i in range(len(offsets) + 1)]
 
@@ -229,16 +234,32 @@ class _Tile:
     def put(self, sums: Sequence[Variable], results: Sequence[Pointer], column: Int, mask: Flag | None) -> None:
         """Store the sums; rows beyond the last one of a low plane are stored in its place, before it."""
         code, values = self.code, [total.get() for total in sums]
-        is_whole = self.plan.out_width >= self.lanes
-        for mask_of_part, fits in ((None, is_whole), (mask, ~is_whole)) if mask is not None else ((None, None),):
-            with code.when(fits) if fits is not None else nullcontext():
-                for row in reversed(range(self.shape.rows)):
-                    code.store(values[row], results[row] + column, mask_of_part)
+        places = [result + column for result in results]
+        if mask is None or self.has_masks:
+            self.put_rows(values, places, mask)
+        else:
+            is_whole = self.plan.out_width >= self.lanes
+            with code.when(is_whole):
+                self.put_rows(values, places, None)
+            with code.when(~is_whole):
+                for value, place in reversed(list(zip(values, places, strict=True))):
+                    store_first(code, value, place, self.plan.out_width)
         for row, value in enumerate(values):
             check = self.checks[row % len(self.checks)]
             if mask is not None:
                 value = code.select(mask, value, code.zeros)
             check.set(code.fma(value, code.zeros, check.get()))
+
+    def put_rows(self, values: Sequence[Vector], places: Sequence[Pointer], mask: Flag | None) -> None:
+        """Store the rows of a tile from the last to the first."""
+        for value, place in reversed(list(zip(values, places, strict=True))):
+            self.code.store(value, place, mask)
+
+
+def bits_of(code: Function, mask: Flag) -> Int:
+    """Return the integer whose low bits are the lanes of a mask."""
+    bits = code.assign(f"bitcast {mask.typed} to i{code.lanes}")
+    return Int(code, INTEGER, code.assign(f"zext i{code.lanes} {bits} to i64"))
 
 
 def divided(a: Int, b: Int) -> tuple[Int, Int]:

@@ -305,11 +305,6 @@ class Function:
         narrow = self.assign(f"trunc i64 {bits} to i{self.lanes}")
         return Flag(self, self.mask_type, self.assign(f"bitcast i{self.lanes} {narrow} to {self.mask_type}"))
 
-    def bits_of_mask(self, mask: Flag) -> Int:
-        """Return the integer whose low bits are the lanes of a mask."""
-        bits = self.assign(f"bitcast {mask.typed} to i{self.lanes}")
-        return Int(self, INTEGER, self.assign(f"zext i{self.lanes} {bits} to i64"))
-
     def _iota(self) -> str:
         return "<" + ", ".join(f"i64 {lane}" for lane in range(self.lanes)) + ">"
 

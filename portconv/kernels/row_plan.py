@@ -27,7 +27,7 @@ CELLS_BYTES, MOST_BYTES = 96 << 10, 16 << 20
 """About how many bytes of inputs are copied at once, and the most."""
 MOST_COLUMNS = 4096
 MOST_DIMS = 15
-LOAD = 2.0
+LOAD = 1.75
 CYCLES_OF_COPY = {FULL: 2.5, HALVED: 5.0, GATHERED: 24.0}
 CYCLES_OF_LINE, CYCLES_OF_PIECE, CYCLES_OF_TILE, CYCLES_OF_STORE = 12.0, 25.0, 30.0, 4.0
 """About how many vectors are multiplied in the time of a load that crosses lines of the cache, of the copy of a vector,

@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from .emit import INTEGER, Argument, Fields, Flag, Function, Int, Module, Pointer, Variable
+from .part_stores import store_first
 from .row_copies import Copies
 from .row_plan import FILTERS, PIECE, PLAN, RUN, VARIANTS, plan_of, vectors_of
 from .share import SHARE, driver
@@ -51,7 +52,7 @@ class _Tile:
     """The function that computes one run of a tile, with so many filters and pieces."""
 
     def __init__(self, target: Target, filters: int, pieces: int) -> None:
-        self.lanes = target.lanes
+        self.lanes, self.has_masks = target.lanes, target.name == "avx512"
         self.code = code = Function(f"tile{pieces}", TILE, self.lanes, returns=True)
         memory, cells, w, b, out, kept, table, taps, left, channels, tap, stop, is_first, is_last = code.given
         plan = PLAN.read(memory)
@@ -107,7 +108,11 @@ class _Tile:
             with code.loop(0, rows) as line, code.loop(0, pieces) as at:
                 mask = code.lanes_between(None, table[at * PIECE + 2])
                 value = code.load(buffer + (line * pieces + at) * lanes, mask)
-                code.store(value, out + (plan.out_channel * line + table[at * PIECE + 1]), mask)
+                place = out + (plan.out_channel * line + table[at * PIECE + 1])
+                if self.has_masks:
+                    code.store(value, place, mask)
+                else:
+                    store_first(code, value, place, table[at * PIECE + 2])
                 self.look(value)
 
     def look(self, value: Any) -> None:

@@ -12,7 +12,7 @@ if state.fault() is not None:
 
 from kernels.planned_calls import called, check, sizes_of
 
-from portconv.kernels import depthwise, target
+from portconv.kernels import depthwise, depthwise_plan, target
 
 TARGETS = [state.here(), *([target.cross("avx2")] if state.here().name == "avx512" else [])]
 by_target = pytest.mark.parametrize("cpu", TARGETS, ids=lambda cpu: cpu.name)
@@ -55,6 +55,26 @@ def test_large_planes_are_cut_into_bands_and_small_ones_are_put_together(cpu):
         sizes = sizes_of(2, channels, channels, channels, [(side, 3, 1, 1, 1, 1)] * 2)
         assert depthwise.plan_of(cpu, sizes, has_bias=True).shares > 1
         check(depthwise, cpu, sizes, random)
+
+
+@by_target
+def test_bits_do_not_depend_on_how_work_is_cut_into_shares(cpu, monkeypatch):
+    random = np.random.default_rng(3)
+    for sides in (
+        [(41, 3, 1, 1, 1, 1)] * 2,
+        [(9, 3, 1, 1, 1, 1)] * 3,
+        [(23, 5, 1, 2, 4, 3)] * 2,
+        [(70, 5, 1, 1, 2, 2)],
+    ):
+        sizes = sizes_of(2, 5, 10, 5, sides)
+        x, w = (random.standard_normal((n, c, *s)).astype(np.float32) for n, c, s in (
+            (2, 5, sizes.size), (10, 1, sizes.kernel)
+        ))  # fmt: skip
+        results = []
+        for products in (1, 2_000, 1 << 40):
+            monkeypatch.setattr(depthwise_plan, "share_products", lambda _, products=products: products)
+            results.append(called(depthwise, cpu, sizes, (x, w, None))[0].tobytes())
+        assert len(set(results)) == 1
 
 
 @by_target

@@ -12,7 +12,7 @@ if state.fault() is not None:
 
 from kernels.planned_calls import called, check, sizes_of
 
-from portconv.kernels import rows, target
+from portconv.kernels import row_plan, rows, target
 
 TARGETS = [state.here(), *([target.cross("avx2")] if state.here().name == "avx512" else [])]
 by_target = pytest.mark.parametrize("cpu", TARGETS, ids=lambda cpu: cpu.name)
@@ -64,6 +64,28 @@ def test_work_is_cut_into_runs_and_shares(cpu, channels, filters, groups, sides)
     random = np.random.default_rng(2)
     sizes = sizes_of(2, channels, filters, groups, sides)
     check(rows, cpu, sizes, random)
+
+
+@by_target
+def test_bits_do_not_depend_on_how_work_is_cut_into_shares(cpu, monkeypatch):
+    random = np.random.default_rng(3)
+    for sides in (
+        [(41, 3, 1, 1, 1, 1)] * 2,
+        [(9, 3, 2, 1, 1, 1)] * 3,
+        [(300, 5, 1, 1, 2, 2)],
+        [(24, 17, 1, 1, 8, 8)] * 2,
+    ):
+        sizes = sizes_of(2, 70, 6, 2, sides)
+        x, w = (random.standard_normal((n, c, *s)).astype(np.float32) for n, c, s in (
+            (2, 70, sizes.size), (6, 35, sizes.kernel)
+        ))  # fmt: skip
+        results = []
+        for products, cells, columns in ((1, 1, 37), (20_000, 1 << 16, 100), (1 << 40, 1 << 22, 1 << 20)):
+            monkeypatch.setattr(row_plan, "share_products", lambda _, products=products: products)
+            monkeypatch.setattr(row_plan, "CELLS_BYTES", cells)
+            monkeypatch.setattr(row_plan, "MOST_COLUMNS", columns)
+            results.append(called(rows, cpu, sizes, (x, w, None))[0].tobytes())
+        assert len(set(results)) == 1
 
 
 @by_target

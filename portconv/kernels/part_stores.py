@@ -1,0 +1,20 @@
+"""Stores of a part of a vector, for CPUs without the masks of AVX-512."""
+
+from __future__ import annotations
+
+from .emit import Function, Int, Pointer, Vector
+from .values import ELEMENT_BYTES
+
+
+def store_first(code: Function, value: Vector, place: Pointer, count: Int) -> None:
+    """Store the first lanes by halves, quarters and so on: some CPUs take very long for the masked stores of AVX2."""
+    left, at, size = code.variable(value), code.variable(place), code.lanes
+    while size:
+        with code.when(~(count & size).equals(0)):
+            now, here = left.get(), at.get()
+            chosen = ", ".join(f"i32 {lane}" for lane in range(size))
+            part = code.assign(f"shufflevector {now.typed}, {now.typed}, <{size} x i32> <{chosen}>")
+            code.add(f"store <{size} x {code.element}> {part}, ptr {here}, align {ELEMENT_BYTES[code.element]}")
+            left.set(code.shuffle(now, now, [(lane + size) % code.lanes for lane in range(code.lanes)]))
+            at.set(here + size)
+        size //= 2
