@@ -26,9 +26,9 @@ from .sizes import LINE, Planned
 from .target import NoTarget
 from .team import Team, keep_for_ever
 
-SHORT, SHARED = 150_000.0, 200_000.0
-"""A call of fewer cycles keeps the interpreter, and a call of more is shared: threads that are awake take part in it
-within a few microseconds."""
+SHORT, SHARED, LONG = 150_000.0, 200_000.0, 500_000.0
+"""A call of fewer cycles keeps the interpreter; one of more is shared, because threads that are awake join it within a
+few microseconds; and one of still more wakes those that sleep, which takes about half of the last number."""
 
 
 class KernelError(BackendError):
@@ -91,7 +91,7 @@ class Call:
     planned : Planned
     """
 
-    __slots__ = ("address", "compute", "is_short", "kernel", "most", "planned", "ready", "scratch", "values")
+    __slots__ = ("address", "compute", "is_long", "kernel", "most", "planned", "ready", "scratch", "values")
 
     def __init__(self, kernel: Kernel, planned: Planned) -> None:
         self.kernel, self.planned = kernel, planned
@@ -100,8 +100,8 @@ class Call:
         self.address = self.values.buffer_info()[0]
         self.scratch = -(-planned.scratch_bytes // LINE) * LINE
         self.most = planned.shares if planned.cycles > SHARED else 1
-        self.is_short = planned.cycles < SHORT
-        self.compute = self.ready.short if self.is_short else self.ready.alone
+        self.is_long = planned.cycles > LONG
+        self.compute = self.ready.short if planned.cycles < SHORT else self.ready.alone
 
     def run(self, operands: tuple[int, int, int, int], threads: int) -> int:
         """Compute the output on at most so many threads; return whether a number of it is not finite.
@@ -114,8 +114,7 @@ class Call:
         scratch = memory.address
         common = scratch + threads * self.scratch
         team = _team() if threads > 1 else None
-        if team is not None:
-            team.wake(threads - 1)
+        if team is not None and team.wake(threads - 1, is_long=self.is_long):
             request = array("q", (self.address, *operands, scratch, common, self.scratch, threads))
             found: int = self.ready.together(team.address, request.buffer_info()[0])
             if found >= 0:

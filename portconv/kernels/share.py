@@ -42,8 +42,8 @@ or 0; how many have joined and not left; how many places are taken; what is not 
 and the shares that are done (one word apart); whether threads are to leave; how many stand by; what is asked; and two
 functions."""
 TEAM_WORDS = 13 * APART
-SPINS_OF_YIELD = 256
-"""After so many looks a thread that waits for another one lets the system run it."""
+LOOKS_OF_YIELD = 64
+"""After so many looks, some two microseconds, a thread that waits lets the system run another one."""
 
 
 def driver(target: Target, share: Function) -> list[Function]:
@@ -111,11 +111,15 @@ def _wait(code: Function, target: Target, team: Pointer, word: Pointer, wanted: 
     looks = code.variable(0)
     with code.repeat() as end:
         code.leave(code.look(word).equals(wanted), end)
-        code.pause(target.name)
-        now: Int = looks.get() + 1
-        looks.set(now)
-        with code.when((now % SPINS_OF_YIELD).equals(0) & ~code.look(team + YIELD).equals(0)):
-            code.call_at(team + YIELD)
+        looks.set(looks.get() + 1)
+        rest(code, target, team, looks.get())
+
+
+def rest(code: Function, target: Target, team: Pointer, looks: Int) -> None:
+    """Rest between two looks at a word; after some let the system run another thread, which may be the awaited one."""
+    code.pause(target.name)
+    with code.when((looks % LOOKS_OF_YIELD).equals(0) & ~code.look(team + YIELD).equals(0)):
+        code.call_at(team + YIELD)
 
 
 def _function(name: str, arguments: tuple[Argument, ...], target: Target, *, returns: bool = False) -> Function:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .emit import INTEGER, Argument, Function, Module
-from .share import AWAKE, ENTRY, INSIDE, OPEN, PLACES, STOP
+from .share import AWAKE, ENTRY, INSIDE, OPEN, PLACES, STOP, rest
 from .target import Target
 
 VARIANTS = ("attend",)
@@ -29,6 +29,6 @@ def module(target: Target, variant: str) -> Module:
                 seen.set(joined)
                 left.set(looks)
             code.rise(team + INSIDE, -1)
-        code.pause(target.name)
+        rest(code, target, team, left.get())
     code.rise(team + AWAKE, -1)
     return Module([code])

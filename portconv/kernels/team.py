@@ -1,8 +1,11 @@
 """Threads that help calls: they stand by awake for a moment after each call, and then sleep.
 
-A thread that sleeps takes some 50 microseconds to wake up, as long as a small convolution. So a thread that has helped
+A thread that sleeps takes some 70 microseconds to wake up, as long as a small convolution. So a thread that has helped
 looks for the next call for `AWAKE_MICROSECONDS`, in code that needs no interpreter (see `share`), and only then
-sleeps. A call that is long enough wakes those that sleep, and computes meanwhile.
+sleeps. A call that is long enough, or one of a series, wakes those that sleep, and computes meanwhile.
+
+A thread that looks lets the system run others again and again. It may have been woken on the CPU of the caller, who
+would wait there until it sleeps.
 
 Nothing here takes two steps to be right: an interrupt may end any step, and a signal handler may call portconv in the
 middle of one. Where no thread can start, as at the end of the interpreter, calls compute alone.
@@ -28,6 +31,8 @@ IDLE = 60.0
 """After so many seconds asleep a thread ends."""
 FEW_LOOKS = 4000
 """So many looks are timed, to know how many take a microsecond here."""
+SERIES = 2 * AWAKE_MICROSECONDS * 1e-6
+"""Calls that begin no more than so many seconds apart are a series, in which a thread that is awake stays awake."""
 AT_EXIT = 1.0
 """So many seconds the end of the interpreter waits for threads that stand by."""
 
@@ -52,6 +57,8 @@ class Team:
         self.words[YIELD] = _yield_address()
         self.attend: Callable[[int, int], None] = CFUNCTYPE(None, c_void_p, c_int64)(attend)
         self.looks = self._looks()
+        self.last = -SERIES
+        """When the last call began."""
         self.alive: set[object] = set()
         self.wanted: SimpleQueue[None] = SimpleQueue()
         """An element wakes one thread."""
@@ -65,17 +72,22 @@ class Team:
             taken.append(perf_counter() - start)
         return max(1, int(FEW_LOOKS * AWAKE_MICROSECONDS * 1e-6 / max(min(taken), 1e-9)))
 
-    def wake(self, count: int) -> None:
-        """Wake threads, or start them, until `count` are awake."""
-        missing = count - self.words[AWAKE]
-        if missing <= 0:
-            return
+    def wake(self, count: int, *, is_long: bool = True) -> bool:
+        """Wake threads, or start them, until `count` are awake; for a short call only if it is one of a series.
+
+        Return whether any thread may help.
+        """
+        now, before, awake = perf_counter(), self.last, self.words[AWAKE]
+        self.last, missing = now, count - awake
+        if missing <= 0 or not (is_long or now - before < SERIES):
+            return awake > 0
         # Who is about to wake up is not awake yet, and need not be woken twice.
         for _ in range(min(missing, len(self.alive)) - self.wanted.qsize()):
             self.wanted.put(None)
         for _ in range(count - len(self.alive)):
             if not self._start():
-                return
+                break
+        return len(self.alive) > 0
 
     def _start(self) -> bool:
         """Start one more thread; return whether the system has one to give."""
