@@ -40,7 +40,7 @@ class Asked(NamedTuple):
     has_bias: bool
     memory: int
     transforms: bool = True
-    """Whether tiles may be transformed; infinities and nans would spread in them."""
+    """Whether tiles may be transformed and taps left out; then what is not finite may be wrong."""
 
 
 class Compiled(Algorithm):
@@ -96,7 +96,7 @@ class Compiled(Algorithm):
         try:
             planned = _call(asked)
             spoiled = planned.run(places, threads)
-            if spoiled and planned.kernel.family == "winograd":
+            if spoiled and asked.transforms:
                 _call(asked._replace(transforms=False)).run(places, threads)
         except call.KernelError as error:
             forget()  # the next choices leave the kernel out

@@ -29,7 +29,9 @@ def chosen(sizes: Sizes, memory: int, *, has_bias: bool, transforms: bool) -> Ch
     target = state.here()
     plans = {
         "winograd": winograd.plan_of(target, sizes, has_bias=has_bias) if transforms else None,
-        "panels": panels.plan_of(target, sizes, has_bias=has_bias, memory=memory or panels.BLOCK_BYTES),
+        "panels": panels.plan_of(
+            target, sizes, has_bias=has_bias, memory=memory or panels.BLOCK_BYTES, skips=transforms
+        ),
     }
     found = [Chosen(Kernel(family, plan.variant), plan) for family, plan in plans.items() if plan is not None]
     found = [one for one in found if one.kernel not in call.failed]

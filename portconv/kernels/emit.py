@@ -274,6 +274,16 @@ class Function:
         name = self.assign(f"shufflevector {a.typed}, {b.typed}, <{len(lanes)} x i32> <{chosen}>")
         return Vector(self, self.vector_type, name)
 
+    def every(self, step: int, vectors: Sequence[Vector], start: int = 0) -> Vector:
+        """Return every `step`-th number, from `start` on, of vectors that lie side by side."""
+        wanted = [divmod(step * lane + start, self.lanes) for lane in range(self.lanes)]
+        result = vectors[0]
+        for number, vector in enumerate(vectors):
+            # Lanes that are already there stay, and those that this vector has are taken from it.
+            order = [self.lanes + cell if at == number else lane for lane, (at, cell) in enumerate(wanted)]
+            result = self.shuffle(result if number else vector, vector, order)
+        return result
+
     def lanes_between(self, low: Number | None, high: Number) -> Flag:
         """Return the mask of the lanes `i` with `low <= i < high`."""
         mask = self._lanes("slt", high)
@@ -294,6 +304,11 @@ class Function:
         """Return the mask whose lanes are the low bits of an integer."""
         narrow = self.assign(f"trunc i64 {bits} to i{self.lanes}")
         return Flag(self, self.mask_type, self.assign(f"bitcast i{self.lanes} {narrow} to {self.mask_type}"))
+
+    def bits_of_mask(self, mask: Flag) -> Int:
+        """Return the integer whose low bits are the lanes of a mask."""
+        bits = self.assign(f"bitcast {mask.typed} to i{self.lanes}")
+        return Int(self, INTEGER, self.assign(f"zext i{self.lanes} {bits} to i64"))
 
     def _iota(self) -> str:
         return "<" + ", ".join(f"i64 {lane}" for lane in range(self.lanes)) + ">"

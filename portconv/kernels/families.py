@@ -5,11 +5,17 @@ from __future__ import annotations
 from types import ModuleType
 from typing import NamedTuple
 
-from . import panels, standby, winograd
+from . import depthwise, panels, rows, standby, winograd
 from .emit import Module
 from .target import Target
 
-FAMILIES: dict[str, ModuleType] = {"winograd": winograd, "panels": panels, "standby": standby}
+FAMILIES: dict[str, ModuleType] = {
+    "winograd": winograd,
+    "depthwise": depthwise,
+    "rows": rows,
+    "panels": panels,
+    "standby": standby,
+}
 """Each family is a module with `VARIANTS`, which names its kernels, and `module(target, variant)`, which writes one."""
 
 

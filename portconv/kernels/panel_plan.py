@@ -2,62 +2,121 @@
 
 from __future__ import annotations
 
+import math
+
 from .emit import Record
 from .outer import FIELDS, MOST_OUTER
 from .share import PLAN_HEAD
 from .sizes import SHARE_PRODUCTS, Layout, Planned, Sizes, addresses, blocks, ceiling, numbers
 from .target import Target
 
-RUN = 256
+RUN = 128
 """So many terms are added up one after the other."""
 MOST_PANELS, BLOCK_BYTES = 4, 600 << 10
 """A share has at most so many panels, and takes about so many bytes, so that they stay in the second cache."""
+DENSE, FEWEST_COLUMNS = 0.8, 3
+"""Taps that read padding alone are left out if fewer than this part of all taps read cells; bands have so many columns
+at least."""
+MANY_TERMS = 512
+"""With fewer terms all panels of a share are copied before the first filter multiplies them."""
 MOST_SHARES, FEWEST_FILTERS = 16, 64
 """There are no more shares than this for the sake of threads, and filters are cut to this number: each share copies."""
 MOST_ENTRIES = 1 << 14
 """The most taps times pieces of a panel, so that the tables stay in the cache."""
-CYCLES_OF_PIECE = {"full": 3.0, "halved": 4.5, "gathered": 24.0}
+EVERY = {"full": 1, "halved": 2, "thirds": 3, "quarters": 4, "gathered": 0, "sparse": 1}
+"""The distance of the cells that neighbouring columns read; 0 stands for other distances. A few vectors are loaded side
+by side and every second, third or fourth number is taken, or each number is loaded on its own."""
+SPARSE = "sparse"
+"""The variant that leaves out taps which read padding alone; its columns are counted in bands that have such taps."""
+VARIANTS = tuple(EVERY)
+ENTRY = 3
+"""The numbers that say what a piece reads for one tap."""
+CYCLES_OF_PIECE = {"full": 5.5, "halved": 7.5, "thirds": 9.0, "quarters": 11.0, "gathered": 30.0, "sparse": 5.5}
 CYCLES_OF_TABLE = 12.0
 """About how many vectors are multiplied in the time in which one is copied, and one entry of a table is made."""
-FULL, HALVED, GATHERED = "full", "halved", "gathered"
-"""How cells are read: side by side, every second one of two vectors, or each by an address of its own."""
-VARIANTS = (FULL, HALVED, GATHERED)
 
 PLAN = Record(
     *PLAN_HEAD,
     *("channels", "filters", "terms", "taps", "taps_of_row"),
-    *("rows", "width", "positions", "columns"),
-    *("input_width", "step", "x_sample", "x_channel", "out_sample", "bias_step"),
+    *("rows", "rows_of_band", "rows_of_block", "rows_of_samples", "width", "out_width", "positions", "columns"),
+    *("input_width", "step", "is_linear", "x_sample", "x_channel", "out_sample", "bias_step"),
     *FIELDS,
     "row_taps",
-    *("panels", "column_blocks", "filter_blocks", "filters_of_block", "pieces"),
-    *("at_tables", "at_pieces", "at_images", "at_sums"),
+    *("panels", "together", "column_blocks", "filter_blocks", "filters_of_block", "pieces"),
+    *("at_tables", "at_pieces", "at_images", "at_sums", "at_active"),
 )
 """The plan in memory. `row_taps` has the first cell of each tap along the last dimension."""
 
 
-def steps_of(stride: int) -> str:
-    """Return how the cells of neighbouring positions are read, for a stride along the last dimension."""
-    return {1: FULL, 2: HALVED}.get(stride, GATHERED)
+def variant_of(stride: int) -> str:
+    """Return the variant that reads cells at this distance."""
+    return next((name for name, every in EVERY.items() if every == stride), "gathered")
 
 
-def _pieces(sizes: Sizes, width: int, lanes: int) -> int:
-    """Return how many pieces a panel has at most."""
-    row = sizes.out[-1]
+def is_linear(sizes: Sizes) -> bool:
+    """Return whether the cells that a tap reads follow one another from row to row, as the outputs do."""
+    return sizes.size == sizes.out and set(sizes.stride) == {1}
+
+
+def band_of(sizes: Sizes) -> int:
+    """Return how many columns a band has in which the same taps read padding alone; 0 if few taps do.
+
+    A dilated kernel on a small input with as much padding is an example: DeepLab's, of 3x3 with dilation 12 on 28x28.
+    """
+    if sizes.stride[-1] != 1 or density(sizes) > DENSE:
+        return 0
+    band = _alike(sizes, -1)
+    return band if band >= FEWEST_COLUMNS else sizes.out[-1]
+
+
+def _alike(sizes: Sizes, dim: int) -> int:
+    """Return into what lengths a dimension of outputs can be cut so that the same taps read padding all along."""
+    edges = [sizes.out[dim]]
+    for tap in range(sizes.kernel[dim]):
+        edges += _reading(sizes, dim, tap)
+    return math.gcd(*edges)
+
+
+def _reading(sizes: Sizes, dim: int, tap: int) -> tuple[int, int]:
+    """Return the first output that reads a cell through a tap, and the first one after it that does not."""
+    first = sizes.before[dim] - tap * sizes.dilation[dim]
+    start, stop = (ceiling(cell, sizes.stride[dim]) for cell in (first, first + sizes.size[dim]))
+    start = min(sizes.out[dim], max(0, start))
+    return start, min(sizes.out[dim], max(start, stop))
+
+
+def density(sizes: Sizes) -> float:
+    """Return which part of all taps, at all positions, reads a cell of the input."""
+    part = 1.0
+    for dim, kernel in enumerate(sizes.kernel):
+        ends = [_reading(sizes, dim, tap) for tap in range(kernel)]
+        part *= sum(stop - start for start, stop in ends) / (kernel * sizes.out[dim])
+    return part
+
+
+def _pieces(row: int, target: Target) -> int:
+    """Return how many pieces a panel has at most, whose columns lie in rows of this length."""
+    width, of_row = target.lanes * target.vectors, ceiling(min(row, target.lanes * target.vectors), target.lanes)
     # A panel that begins within a row has one more.
-    return min(width, width // row * ceiling(min(row, width), lanes) + ceiling(min(row, width), lanes) + 1)
+    return min(width, width // row * of_row + of_row + 1)
 
 
-def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, memory: int = BLOCK_BYTES) -> Planned | None:
+def plan_of(
+    target: Target, sizes: Sizes, *, has_bias: bool, memory: int = BLOCK_BYTES, skips: bool = True
+) -> Planned | None:
     """Plan a convolution in blocks of about so many bytes, or return nothing if the kernels do not serve it.
 
-    There are few enough panels and filters in a block for the cache, and enough blocks for threads to share.
+    There are few enough panels and filters in a block for the cache, and enough blocks for threads to share. `skips`
+    says whether taps that read padding alone may be left out: not where filters are infinite, as 0 times that is nan.
     """
     width, terms = target.lanes * target.vectors, sizes.channels * sizes.taps
-    columns, entries = sizes.batch * sizes.positions, _pieces(sizes, width, target.lanes)
+    band = band_of(sizes) if skips else 0
+    linear = is_linear(sizes) and not band
+    row = sizes.positions if linear else band or sizes.out[-1]
+    columns, entries = sizes.batch * sizes.positions, _pieces(row, target)
     if len(sizes.size) > MOST_OUTER + 1 or sizes.taps * entries > MOST_ENTRIES:
         return None
-    of_panel = 4 * RUN * width + 16 * sizes.taps * entries + (4 * width * sizes.filters if terms > RUN else 0)
+    of_panel = 4 * RUN * width + 8 * ENTRY * sizes.taps * entries + (4 * width * sizes.filters if terms > RUN else 0)
     panels_in_all = ceiling(columns, width)
     most = max(1, min(MOST_PANELS, min(BLOCK_BYTES, memory) // of_panel))
     products = sizes.groups * sizes.filters * terms * columns
@@ -69,12 +128,17 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, memory: int = BLOCK
     filter_blocks, tiles_of_block = blocks(tiles, ceiling(tiles, split))
     filters_of_block = tiles_of_block * target.filters
 
-    layout, table = Layout(), sizes.taps * entries * 16
-    layout.add(4 * (panels * RUN * width + target.lanes))
+    # A panel whose cells are read often stays in the first cache; with few terms, rows of outputs are written at once.
+    together = 1 if terms >= MANY_TERMS or band else panels
+    # Of a band, rows of all samples through which the same taps read padding follow one another.
+    rows_of_block = _alike(sizes, -2) if band and len(sizes.size) > 1 else sizes.positions // sizes.out[-1]
+    layout, table = Layout(), 8 * ENTRY * sizes.taps * entries
+    layout.add(4 * (together * RUN * width + target.lanes))
     places = {
         "at_tables": layout.add(panels * table),
         "at_pieces": layout.add(8 * panels),
         "at_images": layout.add(8 * panels * (3 * width + 1)),
+        "at_active": layout.add(8 * panels * (sizes.taps + 1)),
         "at_sums": layout.add(4 * panels * filters_of_block * width if terms > RUN else 0),
     }
     kernel, before = sizes.kernel[-1], sizes.before[-1]
@@ -82,30 +146,32 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, memory: int = BLOCK
     lists["row_taps"] = numbers([tap * sizes.dilation[-1] - before for tap in range(kernel)])
     shares = sizes.groups * column_blocks * filter_blocks
     values = PLAN.packed(
-        **{"phases": 1, "shares_first": 0, "shares_last": shares, "channels": sizes.channels, "terms": terms},
-        **{"filters": sizes.filters, "taps": sizes.taps, "taps_of_row": kernel, "columns": columns},
-        **{"rows": sizes.positions // sizes.out[-1], "width": sizes.out[-1], "positions": sizes.positions},
-        **{"input_width": sizes.size[-1], "step": sizes.stride[-1], "bias_step": int(has_bias)},
+        **{"phases": 2 if band else 1, "shares_first": sizes.groups * sizes.filters, "shares_last": shares},
+        **{"channels": sizes.channels, "terms": terms, "filters": sizes.filters, "taps": sizes.taps},
+        **{"taps_of_row": kernel, "columns": columns, "rows": sizes.positions // sizes.out[-1]},
+        **{"rows_of_band": sizes.batch * sizes.positions // sizes.out[-1], "width": band or sizes.out[-1]},
+        **{"rows_of_block": rows_of_block, "rows_of_samples": sizes.batch * rows_of_block},
+        **{"out_width": sizes.out[-1], "positions": sizes.positions, "input_width": sizes.size[-1]},
+        **{"step": sizes.stride[-1], "is_linear": int(linear), "bias_step": int(has_bias)},
         **{"x_sample": sizes.in_channels * sizes.cells, "x_channel": sizes.cells},
         **{"out_sample": sizes.out_channels * sizes.positions, "outer": len(sizes.size) - 1},
-        **{"panels": panels, "column_blocks": column_blocks, "filter_blocks": filter_blocks},
+        **{"panels": panels, "together": together, "column_blocks": column_blocks, "filter_blocks": filter_blocks},
         **{"filters_of_block": filters_of_block, "pieces": entries},
         **places,
         **addresses(lists),
     )
     block = {"positions": panels * width, "filters": min(filters_of_block, sizes.filters)}
-    return Planned(
-        steps_of(sizes.stride[-1]), values, tuple(lists.values()), shares, layout.bytes, block, 0,
-        _cycles(sizes, target, filter_blocks),
-    )  # fmt: skip
+    variant = SPARSE if band else variant_of(sizes.stride[-1])
+    cycles = _cycles(sizes, target, row, filter_blocks) * (density(sizes) if band else 1.0)
+    return Planned(variant, values, tuple(lists.values()), shares, layout.bytes, block, 0, cycles)
 
 
-def _cycles(sizes: Sizes, target: Target, filter_blocks: int) -> float:
+def _cycles(sizes: Sizes, target: Target, row: int, filter_blocks: int) -> float:
     """Estimate the time: products of whole tiles, and the copy of each panel, piece by piece."""
     width, terms = target.lanes * target.vectors, sizes.channels * sizes.taps
     columns = ceiling(sizes.batch * sizes.positions, target.lanes) * target.lanes
     rows = ceiling(sizes.filters, target.filters // 2) * (target.filters // 2)
-    row = min(sizes.out[-1], width)
+    row = min(row, width)
     pieces = ceiling(row, target.lanes) / row * columns
-    copies = pieces * CYCLES_OF_PIECE[steps_of(sizes.stride[-1])] * filter_blocks
+    copies = pieces * CYCLES_OF_PIECE[variant_of(sizes.stride[-1])] * filter_blocks
     return sizes.groups * terms * (rows * columns / target.lanes + copies) + CYCLES_OF_TABLE * pieces * sizes.taps

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from .emit import INTEGER, Fields, Flag, Function, Int, Module, Pointer, Variable, Vector
 from .panel_copies import Copies
-from .panel_plan import BLOCK_BYTES, PLAN, RUN, VARIANTS, plan_of
+from .panel_plan import BLOCK_BYTES, ENTRY, PLAN, RUN, VARIANTS, plan_of
 from .share import SHARE, driver
 from .target import Target
 from .tile import filters_from, finished, sums_of
@@ -39,11 +39,14 @@ class Block:
     w, b, out : Pointer
         The arrays, from the group's first filter on.
     panels : Pointer
-        The cells of one run of terms.
+        The cells of one run of terms, for the columns of some panels.
     tables, pieces, images : Pointer
         For each panel what is read, how many pieces that is, and where its columns go.
     sums : Pointer
         The sums of earlier runs: for each panel, for each filter of the share.
+    actives : Pointer
+        For each panel which taps read a cell, where the kernel is sparse.
+    taps : Int
     start, columns, count : Int
         The first column, how many there are, and in how many panels.
     first, last : Int
@@ -58,22 +61,50 @@ class Block:
     pieces: Pointer
     images: Pointer
     sums: Pointer
+    actives: Pointer
+    taps: Int
     start: Int
     columns: Int
     count: Int
     first: Int
     last: Int
 
+    def active_of(self, panel: Int) -> Pointer:
+        """Return the number of taps that read a cell for a column of a panel, followed by these taps."""
+        return self.actives + panel * (self.taps + 1)
+
 
 def _share(target: Target, copies: Copies) -> Function:
     """Compute the outputs of a block of columns and of filters."""
     code = Function("share", SHARE, copies.lanes, returns=True)
-    memory, x, *arrays, scratch, _, _, index = code.given
-    plan, width = PLAN.read(memory), copies.width
+    plan, flag = PLAN.read(code.given[0]), code.variable(0)
+    w, phase, index = code.given[2], *code.given[-2:]
+    if copies.is_sparse:
+        # What is left out would be nan where a filter is not finite: then the caller computes it all.
+        with code.when(phase.equals(0)):
+            flag.set(_spoiled(code, w + index * plan.terms, plan.terms))
+    with code.when(~phase.equals(0)):
+        flag.set(code.is_not_finite(_outputs(target, copies, code, plan).get()))
+    code.give(flag.get())
+    return code
+
+
+def _spoiled(code: Function, numbers: Pointer, count: Int) -> Int:
+    """Return 1 if one of some numbers is not finite, else 0."""
+    check = code.variable(code.zeros)
+    with code.loop(0, count, code.lanes) as at:
+        value = code.load(numbers + at, code.lanes_between(None, count - at))
+        check.set(code.fma(value, code.zeros, check.get()))
+    return code.is_not_finite(check.get())
+
+
+def _outputs(target: Target, copies: Copies, code: Function, plan: Fields) -> Variable:
+    """Compute the outputs of a share; return a vector that is nan where one of them is not finite."""
+    memory, x, w, b, out, scratch, _, _, index = code.given
+    width = copies.width
     column_block, filters = index // plan.filter_blocks, index % plan.filter_blocks * plan.filters_of_block
     group, start = column_block // plan.column_blocks, column_block % plan.column_blocks * plan.panels * width
     columns = code.minimum(plan.columns - start, plan.panels * width)
-    w, b, out = arrays
     bytes_ = scratch.of("i8")
     block = Block(
         w=w + group * plan.filters * plan.terms,
@@ -84,6 +115,8 @@ def _share(target: Target, copies: Copies) -> Function:
         pieces=(bytes_ + plan.at_pieces).of(INTEGER),
         images=(bytes_ + plan.at_images).of(INTEGER),
         sums=(bytes_ + plan.at_sums).of(code.element),
+        actives=(bytes_ + plan.at_active).of(INTEGER),
+        taps=plan.taps,
         start=start,
         columns=columns,
         count=(columns + (width - 1)) // width,
@@ -91,52 +124,58 @@ def _share(target: Target, copies: Copies) -> Function:
         last=code.minimum(filters + plan.filters_of_block, plan.filters),
     )
     x = x + group * plan.channels * plan.x_channel
-    table, images = plan.taps * plan.pieces * 2, width * 3 + 1
+    table, images = plan.taps * plan.pieces * ENTRY, width * 3 + 1
+    order = code.array(RUN, INTEGER)
     with code.loop(0, block.count) as panel:
         first, count = panel * width, code.minimum(columns - panel * width, width)
-        found = code.call(
-            copies.tables, memory, block.tables + panel * table, block.images + panel * images, start + first, count
-        )
-        block.pieces[panel] = found
-    products = _Products(target, code, plan, block)
-    with code.loop(0, plan.terms, RUN) as term:
-        stop = code.minimum(term + RUN, plan.terms)
-        with code.loop(0, block.count) as panel:
-            code.run(
-                copies.copy, scratch + panel * RUN * width, x, block.tables + panel * table, block.pieces[panel],
-                plan.pieces, term, stop, plan.taps, plan.x_channel, plan.step,
-            )  # fmt: skip
-        products.run(term, stop)
-    code.give(code.is_not_finite(products.check.get()))
-    return code
+        block.pieces[panel] = code.call(
+            copies.tables, memory, block.tables + panel * table, block.images + panel * images,
+            block.active_of(panel), start + first, count,
+        )  # fmt: skip
+    products = _Products(target, code, plan, block, order if copies.is_sparse else None)
+    with code.loop(0, plan.terms, RUN) as term, code.loop(0, block.count, plan.together) as group_of_panels:
+        last_panel = code.minimum(group_of_panels + plan.together, block.count)
+        # Where the kernel is sparse, each panel has terms of its own, and stands alone.
+        terms = plan.channels * block.active_of(group_of_panels)[0] if copies.is_sparse else plan.terms
+        stop = code.minimum(term + RUN, terms)
+        with code.when(term < terms):
+            with code.loop(group_of_panels, last_panel) as panel:
+                code.run(
+                    copies.copy, scratch + (panel - group_of_panels) * RUN * width, x, block.tables + panel * table,
+                    block.active_of(panel), order, block.pieces[panel], plan.pieces, term, stop, plan.taps,
+                    plan.x_channel, plan.step,
+                )  # fmt: skip
+            products.run((term, stop, terms), (group_of_panels, last_panel))
+    return products.check
 
 
 class _Products:
     """The products of a share: of all its filters with all its panels, one run of terms after the other."""
 
-    def __init__(self, target: Target, code: Function, plan: Fields, block: Block) -> None:
-        self.target, self.code, self.plan, self.block = target, code, plan, block
+    def __init__(self, target: Target, code: Function, plan: Fields, block: Block, order: Pointer | None) -> None:
+        self.target, self.code, self.plan, self.block, self.order = target, code, plan, block, order
         self.lanes, self.width = target.lanes, target.lanes * target.vectors
         self.check = code.variable(code.zeros)
         """Its lanes become nan if an output is not finite."""
         self.buffer = code.array((target.filters + 1) * self.width)
 
-    def run(self, first: Int, last: Int) -> None:
-        """Add up the terms from `first` to `last`."""
-        code, block, most = self.code, self.block, self.target.filters
+    def run(self, terms: tuple[Int, Int, Int], panels: tuple[Int, Int]) -> None:
+        """Add up the terms from the first number to the second, of so many, for the columns of some panels."""
+        code, block, most, (first, last, count_of_terms) = self.code, self.block, self.target.filters, terms
+        numbers = block.w + first if self.order is None else block.w
         with code.loop(block.first, block.last, most) as at:
             left = block.last - at
             for size, fits in ((most, left > most // 2), (most // 2, left <= most // 2)):
                 with code.when(fits):
-                    filters = filters_from(code, block.w + first, self.plan.terms, at, block.last, size)
-                    with code.loop(0, block.count) as panel:
+                    filters = filters_from(code, numbers, self.plan.terms, at, block.last, size)
+                    with code.loop(*panels) as panel:
                         count = code.minimum(block.columns - panel * self.width, self.width)
                         vectors = (count + (self.lanes - 1)) // self.lanes
+                        cells = block.panels + (panel - panels[0]) * RUN * self.width
                         for each in range(1, self.target.vectors + 1):
                             with code.when(vectors.equals(each)):
-                                cells = block.panels + panel * RUN * self.width
-                                sums = sums_of(code, cells, self.width, filters, each, last - first)
-                                self.finish(sums, (at, panel, count), first.equals(0), last.equals(self.plan.terms))
+                                sums = sums_of(code, (cells, self.width), filters, each, last - first, self.order)
+                                self.finish(sums, (at, panel, count), first.equals(0), last.equals(count_of_terms))
 
     def finish(self, sums: list[list[Variable]], where: tuple[Int, Int, Int], is_first: Flag, is_last: Flag) -> None:
         """Add the sums of earlier runs; keep the sums, or store the outputs if this run is the last."""

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 SHARE_PRODUCTS = 500_000
 """So many multiplications are about one share of the work: some 10 to 20 microseconds of one thread."""
+FEWEST_PRODUCTS = 150_000
+"""A share of a small call has at least so many; handing over one costs as much as some thousands."""
 
 LINE = 64
 """The bytes of a line of the cache."""
@@ -100,6 +102,11 @@ class Planned(NamedTuple):
     block: dict[str, int]
     shared_bytes: int = 0
     cycles: float = 0.0
+
+
+def share_products(products: int) -> int:
+    """Return how many of the multiplications are about one share: fewer of a small call, so that threads share it."""
+    return min(SHARE_PRODUCTS, max(FEWEST_PRODUCTS, ceiling(products, 4)))
 
 
 def ceiling(a: int, b: int) -> int:

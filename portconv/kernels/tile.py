@@ -17,28 +17,34 @@ Sums = list[list[Variable]]
 
 
 def sums_of(
-    code: Function, panel: Pointer, pitch: int, filters: Sequence[Pointer], vectors: int, terms: Number
+    code: Function,
+    panel: tuple[Pointer, int],
+    filters: Sequence[Pointer],
+    vectors: int,
+    terms: Number,
+    order: Pointer | None = None,
 ) -> Sums:
     """Add up `terms` terms, one row of a panel after the other.
 
     Parameters
     ----------
     code : Function
-    panel : Pointer
-        The first row; they are `pitch` numbers apart.
-    pitch : int
+    panel : tuple of Pointer and int
+        The first row, and how many numbers the rows are apart.
     filters : sequence of Pointer
         The first number of each filter; the others lie behind it.
     vectors : int
     terms : int
+    order : Pointer, optional
+        The place of each term's number in a filter, where it is not that of the term.
     """
-    lanes = code.lanes
+    lanes, (first, pitch) = code.lanes, panel
     sums = [[code.variable(code.zeros) for _ in range(vectors)] for _ in filters]
     with code.loop(0, terms) as term:
-        row = panel + term * pitch
+        row, place = first + term * pitch, term if order is None else order[term]
         cells = [code.load(row + lanes * v, align=4 * lanes) for v in range(vectors)]
         for numbers, own in zip(filters, sums, strict=True):
-            number = code.splat(numbers[term])
+            number = code.splat(numbers[place])
             for cell, total in zip(cells, own, strict=True):
                 total.set(code.fma(cell, number, total.get()))
     return sums

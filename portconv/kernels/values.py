@@ -94,6 +94,9 @@ class Int(Value):
     def __and__(self, other: Number) -> Int:
         return self._with("and", self, other)
 
+    def __or__(self, other: Number) -> Int:
+        return self._with("or", self, other)
+
     def __lshift__(self, other: Number) -> Int:
         return self._with("shl", self, other)
 
@@ -163,6 +166,9 @@ class Pointer(Value):
             return self
         name = self.code.assign(f"getelementptr {self.element}, ptr {self}, i64 {index}")
         return Pointer(self.code, self.element, name)
+
+    def __sub__(self, index: Number) -> Pointer:
+        return self + (0 - index)
 
     def of(self, element: str) -> Pointer:
         """Return the same address, of elements of another type."""

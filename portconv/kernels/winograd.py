@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .emit import INTEGER, Argument, Fields, Function, Int, Module, Number, Pointer, Vector
+from .emit import INTEGER, Argument, Fields, Function, Int, Module, Pointer, Vector
 from .outer import Outer
 from .share import SHARE, driver
 from .target import Target
@@ -62,10 +62,10 @@ class Winograd:
         self.outputs = self._outputs()
 
     def _filters(self) -> Function:
-        """Transform some filters: for each place, for each filter, a number for each term."""
+        """Transform some filters: for each place, for each of `rows` filters, a number for each term."""
         names = ("plan", "*i64"), ("w", "*float"), ("places", "*float"), ("first", INTEGER), ("last", INTEGER)
-        code = Function("filters", [Argument(*each) for each in names], self.lanes)
-        memory, w, places, first, last = code.given
+        code = Function("filters", [*(Argument(*each) for each in names), Argument("rows")], self.lanes)
+        memory, w, places, first, last, rows = code.given
         plan = PLAN.read(memory)
         half = code.constant(0.5)
         lanes = self.lanes
@@ -78,11 +78,11 @@ class Winograd:
             own = w + (number * plan.terms + term) * 9
             left = (plan.terms - term) * 9
             loaded = [code.load(own + lanes * k, code.lanes_between(None, left - lanes * k)) for k in range(9)]
-            taps = [_every_ninth(code, loaded, tap) for tap in range(9)]
+            taps = [code.every(9, loaded, tap) for tap in range(9)]
             columns = [transformed(*taps[i::3]) for i in range(3)]
             for row in range(4):
                 for column, value in enumerate(transformed(*(columns[i][row] for i in range(3)))):
-                    place = (row * 4 + column) * plan.groups * plan.filters + number
+                    place = (row * 4 + column) * rows + (number - first)
                     code.store(value, places + (place * plan.pitch + term), align=4 * lanes)
         return code
 
@@ -232,48 +232,87 @@ class Winograd:
         return code
 
     def share(self) -> Function:
-        """Transform some filters in the first phase; in the second one compute the outputs of some tiles."""
+        """Transform what all shares read in the first phase; in the second one compute outputs.
+
+        Few tiles and many filters: the first phase transforms the inputs, and each share its own filters, which stay in
+        the cache until all tiles are multiplied. Otherwise it is the other way round.
+        """
         code = Function("share", SHARE, self.lanes, returns=True)
         memory, x, w, b, out, scratch, shared, phase, index = code.given
-        plan = PLAN.read(memory)
-        flag = code.variable(0)
-        with code.when(phase.equals(0)):
+        plan, flag = PLAN.read(memory), code.variable(0)
+        tiles_first, filters = plan.tiles_first.equals(1), plan.groups * plan.filters
+        block = _Block(self, code, plan, (memory, x, scratch))
+        is_first = phase.equals(0)
+        with code.when(is_first & ~tiles_first):
             first = index * plan.filters_of_share
-            last = code.minimum(first + plan.filters_of_share, plan.groups * plan.filters)
-            code.run(self.filters, memory, w, shared, first, last)
-        with code.when(~phase.equals(0)):
-            filter_block, rest = index % plan.filter_blocks, index // plan.filter_blocks
-            column_block, group = rest % plan.column_blocks, rest // plan.column_blocks
-            block = _Block(self, code, plan, scratch)
-            start = column_block * plan.tiles_of_block
-            count = code.minimum(plan.tiles - start, plan.tiles_of_block)
-            pieces = code.call(self.tables, memory, block.table, block.goals, start, count)
-            code.run(
-                self.inputs, scratch, x + group * plan.terms // plan.planes * plan.x_channel, block.table, pieces,
-                plan.pieces, plan.terms, plan.planes, plan.x_channel, plan.input_width, block.size,
-            )  # fmt: skip
+            last = code.minimum(first + plan.filters_of_share, filters)
+            code.run(self.filters, memory, w, shared + first * plan.pitch, first, last, filters)
+        with code.when(is_first & tiles_first):
+            _, pieces = block.enter(index)
+            block.transform(index, pieces, shared + index * block.numbers)
+        with code.when(~is_first):
+            filter_block, columns = index % plan.filter_blocks, index // plan.filter_blocks
+            group = code.select(tiles_first, columns, columns // plan.column_blocks)
             first = filter_block * plan.filters_of_block
             last = code.minimum(first + plan.filters_of_block, plan.filters)
             ahead = group * plan.filters
-            arrays = shared + ahead * plan.pitch, b + ahead * plan.bias_step, out + ahead * plan.positions
-            with code.loop(first, last, FILTERS_AT_ONCE) as at:
-                stop = code.minimum(at + FILTERS_AT_ONCE, last)
-                flag.set(flag.get() + block.filters(arrays, (at, stop), count))
+            own = (scratch.of("i8") + plan.at_filters).of(code.element)
+            with code.when(tiles_first):
+                code.run(self.filters, memory, w, own, ahead + first, ahead + last, plan.filters_of_block)
+            places = code.select(tiles_first, own - first * plan.pitch, shared + ahead * plan.pitch)
+            block.rows = code.select(tiles_first, plan.filters_of_block, filters)
+            start = group * plan.column_blocks
+            here = code.select(tiles_first, start, columns)
+            with code.loop(here, code.select(tiles_first, start + plan.column_blocks, columns + 1)) as number:
+                block.panels = code.select(tiles_first, shared + number * block.numbers, scratch)
+                count, pieces = block.enter(number)
+                with code.when(~tiles_first):
+                    block.transform(number, pieces, scratch)
+                arrays = places, b + ahead * plan.bias_step, out + ahead * plan.positions
+                with code.loop(first, last, FILTERS_AT_ONCE) as at:
+                    stop = code.minimum(at + FILTERS_AT_ONCE, last)
+                    flag.set(flag.get() + block.filters(arrays, (at, stop), count))
         code.give(flag.get())
         return code
 
 
 class _Block:
-    """The products of a share: of its tiles with some filters."""
+    """The tiles of a share, and their products with filters.
 
-    def __init__(self, family: Winograd, code: Function, plan: Fields, scratch: Pointer) -> None:
-        self.family, self.code, self.plan, self.panels = family, code, plan, scratch
+    Attributes
+    ----------
+    panels : Pointer
+        The transformed inputs: for each place, a panel.
+    rows : Int
+        How many transformed filters there are for each place.
+    """
+
+    def __init__(self, family: Winograd, code: Function, plan: Fields, given: Sequence[Pointer]) -> None:
+        self.family, self.code, self.plan = family, code, plan
+        self.memory, self.x, scratch = given
+        self.panels, self.rows = scratch, plan.filters
         self.table, self.goals, self.sums = (
             (scratch.of("i8") + at).of(kind)
             for at, kind in ((plan.at_tables, INTEGER), (plan.at_goals, INTEGER), (plan.at_sums, code.element))
         )
         # A piece is stored as a whole vector, so the last one of a panel writes beyond its end.
         self.size = plan.terms * family.width + family.lanes
+        self.numbers = self.size * PLACES
+
+    def enter(self, number: Int) -> tuple[Int, Int]:
+        """Write down where the tiles of a block lie; return how many there are, and in how many pieces."""
+        code, plan = self.code, self.plan
+        start = number % plan.column_blocks * plan.tiles_of_block
+        count = code.minimum(plan.tiles - start, plan.tiles_of_block)
+        return count, code.call(self.family.tables, self.memory, self.table, self.goals, start, count)
+
+    def transform(self, number: Int, pieces: Int, panels: Pointer) -> None:
+        """Transform the inputs of the block's tiles."""
+        plan, channels = self.plan, self.plan.terms // self.plan.planes
+        self.code.run(
+            self.family.inputs, panels, self.x + number // plan.column_blocks * channels * plan.x_channel, self.table,
+            pieces, plan.pieces, plan.terms, plan.planes, plan.x_channel, plan.input_width, self.size,
+        )  # fmt: skip
 
     def filters(self, arrays: Sequence[Pointer], between: tuple[Int, Int], count: Int) -> Int:
         """Multiply at all places, transform and store the outputs of some filters."""
@@ -283,7 +322,7 @@ class _Block:
         most = family.target.filters
         flag = code.variable(0)
         with code.loop(0, PLACES) as place:
-            own = places + place * plan.groups * plan.filters * plan.pitch
+            own = places + place * self.rows * plan.pitch
             with code.loop(first, last, most) as at:
                 left = last - at
                 for size, fits in ((most, left > most // 2), (most // 2, left <= most // 2)):
@@ -308,9 +347,8 @@ class _Block:
         lanes, width = family.lanes, family.width
         with code.loop(0, terms, RUN) as first:
             panel = self.panels + place * self.size + first * width
-            totals = sums_of(
-                code, panel, width, [one + first for one in filters], vectors, code.minimum(terms - first, RUN)
-            )
+            length = code.minimum(terms - first, RUN)
+            totals = sums_of(code, (panel, width), [one + first for one in filters], vectors, length)
             with code.when(first > 0):
                 for i, own in enumerate(totals):
                     for v, total in enumerate(own):
@@ -318,15 +356,3 @@ class _Block:
             for i, values in enumerate(finished(totals)):
                 for v, value in enumerate(values):
                     code.store(value, goal + (i * width + v * lanes), align=4 * lanes)
-
-
-def _every_ninth(code: Function, vectors: Sequence[Vector], start: int) -> Vector:
-    """Return every ninth number of nine vectors that lie side by side."""
-    lanes = code.lanes
-    wanted = [divmod(9 * lane + start, lanes) for lane in range(lanes)]
-    result = vectors[0]
-    for number, vector in enumerate(vectors):
-        # Lanes that are already there stay, and those that this vector has are taken from it.
-        order = [lanes + cell if at == number else lane for lane, (at, cell) in enumerate(wanted)]
-        result = code.shuffle(result if number else vector, vector, order)
-    return result

@@ -20,6 +20,9 @@ FILTERS_AT_ONCE = 32
 FEW_SHARES, MOST_SHARES, FEWEST_FILTERS = 4, 16, 128
 """Filters are cut where there are fewer shares than the first number, to no fewer filters than the last: each share
 transforms inputs. The first phase has no more shares than the second number."""
+MANY_BYTES, MANY_TERMS = 1 << 20, 256
+"""Where transformed filters take more bytes than this, and more than the inputs, each share transforms its own. With
+more terms than the second number it has half as many filters, so that they stay in the cache."""
 TRANSFORMED = 1 << 11
 """About so many filters of one channel are transformed in one share."""
 MOST_ENTRIES = 1 << 13
@@ -37,7 +40,7 @@ PLAN = Record(
     *("input_height", "input_width", "top", "left", "x_sample", "x_channel", "out_sample", "bias_step"),
     *FIELDS,
     *("tiles_of_block", "column_blocks", "filter_blocks", "filters_of_block", "pieces", "filters_of_share"),
-    *("at_tables", "at_goals", "at_sums"),
+    *("tiles_first", "at_tables", "at_goals", "at_sums", "at_filters"),
 )
 """The plan in memory. `planes` counts the taps of the outer dimensions, `pitch` is the length of a transformed filter,
 and `rows` counts the planes of outputs of a sample."""
@@ -73,23 +76,31 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool) -> Planned | None:
     (tile_rows, tile_columns), planes = _tile_rows(sizes), math.prod(sizes.out[:-2])
     tiles = sizes.batch * planes * tile_rows * tile_columns
     column_blocks, vectors = blocks(ceiling(tiles, target.lanes), target.vectors)
-    split = ceiling(FEW_SHARES, column_blocks * sizes.groups)
-    filters_of_block = ceiling(max(FEWEST_FILTERS, ceiling(sizes.filters, split)), FILTERS_AT_ONCE) * FILTERS_AT_ONCE
-    filter_blocks = ceiling(sizes.filters, filters_of_block)
     pitch = (ceiling(terms, target.lanes) + 1) * target.lanes
+    of_tiles = 4 * PLACES * (terms * width + target.lanes)
+    tiles_first = _transforms_tiles_first(sizes, column_blocks * of_tiles)
+    if tiles_first:
+        filters_of_block = FILTERS_AT_ONCE if terms <= MANY_TERMS else FILTERS_AT_ONCE // 2
+    else:
+        split = ceiling(sizes.filters, ceiling(FEW_SHARES, column_blocks * sizes.groups))
+        filters_of_block = ceiling(max(FEWEST_FILTERS, split), FILTERS_AT_ONCE) * FILTERS_AT_ONCE
+    filter_blocks = ceiling(sizes.filters, filters_of_block)
     filters_of_share = max(1, ceiling(sizes.out_channels, MOST_SHARES), TRANSFORMED // max(1, terms))
     entries = _pieces(sizes, target)
 
     layout = Layout()
-    layout.add(4 * PLACES * (terms * width + target.lanes))
+    layout.add(0 if tiles_first else of_tiles)
     places = {
         "at_tables": layout.add(8 * sizes.taps // 9 * entries * ENTRY),
         "at_goals": layout.add(8 * (width * GOAL + 1)),
         "at_sums": layout.add(4 * PLACES * FILTERS_AT_ONCE * width),
+        "at_filters": layout.add(4 * PLACES * filters_of_block * pitch if tiles_first else 0),
     }
-    lists, shares = sizes.outer(len(sizes.size) - 2), sizes.groups * column_blocks * filter_blocks
+    lists, all_columns = sizes.outer(len(sizes.size) - 2), sizes.groups * column_blocks
+    first = all_columns if tiles_first else ceiling(sizes.out_channels, filters_of_share)
+    shares = filter_blocks * (sizes.groups if tiles_first else all_columns)
     values = PLAN.packed(
-        **{"phases": 2, "shares_first": ceiling(sizes.out_channels, filters_of_share), "shares_last": shares},
+        **{"phases": 2, "shares_first": first, "shares_last": shares, "tiles_first": int(tiles_first)},
         **{"groups": sizes.groups, "filters": sizes.filters, "terms": terms, "planes": sizes.taps // 9},
         **{"pitch": pitch, "rows": planes, "height": sizes.out[-2], "width": sizes.out[-1], "tiles": tiles},
         **{"tile_rows": tile_rows, "tile_columns": tile_columns, "positions": sizes.positions},
@@ -105,8 +116,15 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool) -> Planned | None:
     block = {"tiles": vectors * target.lanes, "filters": min(filters_of_block, sizes.filters)}
     return Planned(
         VARIANTS[0], values, tuple(lists.values()), shares, layout.bytes, block,
-        4 * PLACES * sizes.out_channels * pitch, _cycles(sizes, target, filter_blocks),
+        all_columns * of_tiles if tiles_first else 4 * PLACES * sizes.out_channels * pitch,
+        _cycles(sizes, target, 1 if tiles_first else filter_blocks),
     )  # fmt: skip
+
+
+def _transforms_tiles_first(sizes: Sizes, of_tiles: int) -> bool:
+    """Return whether the first phase is to transform the inputs: they take so many bytes, and filters take more."""
+    of_filters = 4 * PLACES * sizes.out_channels * sizes.channels * sizes.taps // 9
+    return of_filters > MANY_BYTES and of_filters > sizes.groups * of_tiles
 
 
 def _cycles(sizes: Sizes, target: Target, filter_blocks: int) -> float:

@@ -1,0 +1,211 @@
+"""The plan of `rows`: how the input is laid out in scratch memory, what a share is, and how long it takes."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+from typing import NamedTuple
+
+from .emit import Record
+from .share import PLAN_HEAD
+from .sizes import Layout, Planned, Sizes, addresses, blocks, ceiling, numbers, share_products
+from .target import Target
+
+RUN = 256
+"""So many terms are added up one after the other."""
+FULL, HALVED, GATHERED = "full", "halved", "gathered"
+"""How neighbouring cells are copied: side by side, every second one of two vectors, or each by its own address."""
+STEPS = {1: FULL, 2: HALVED}
+FILTERS = (1, 2, 4, 8)
+"""The filters of a tile."""
+VARIANTS = tuple(f"{steps}{filters}" for steps in (FULL, HALVED, GATHERED) for filters in FILTERS)
+MOST_VECTORS = 8
+PIECE = 5
+"""The numbers of a piece: where it reads in the copy and goes in the output, its length, and its taps along the first
+dimension: the first that is not outside of the input for all of it, and the last one."""
+CELLS_BYTES, MOST_BYTES = 96 << 10, 16 << 20
+"""About how many bytes of inputs are copied at once, and the most."""
+MOST_COLUMNS = 4096
+MOST_DIMS = 15
+LOAD = 2.0
+CYCLES_OF_COPY = {FULL: 2.5, HALVED: 5.0, GATHERED: 24.0}
+CYCLES_OF_LINE, CYCLES_OF_PIECE, CYCLES_OF_TILE, CYCLES_OF_STORE = 12.0, 25.0, 30.0, 4.0
+"""About how many vectors are multiplied in the time of a load that crosses lines of the cache, of the copy of a vector,
+of finding a line and a piece of a share, and of a run of a tile, and a store."""
+
+PLAN = Record(
+    *PLAN_HEAD,
+    *("units", "units_of_share", "groups", "channels", "channels_of_run", "filters", "taps", "terms"),
+    *("firsts", "firsts_of_share", "first_blocks", "rows_of_first", "lines_of_step", "lines_beyond"),
+    *("columns", "columns_of_share", "column_blocks", "width", "step", "before"),
+    *("first_size", "first_before", "first_step", "first_apart", "first_taps"),
+    *("entries", "entries_of_phase", "lines_of_share", "pieces_of_share"),
+    *("x_sample", "x_channel", "out_sample", "out_channel", "bias_step"),
+    *("outer", "padded", "befores", "inputs", "strides", "rows", "steps", "line_strides", "row_phases", "row_taps"),
+    *("at_lines", "at_entries", "at_pieces", "at_sums"),
+)
+"""The plan in memory.
+
+A unit is a group of one sample. `firsts` are the positions along the first of several dimensions, each of which has as
+many rows as `rows_of_first`, and `first_...` are the numbers of that dimension. `lines` are rows of the padded input.
+The lists have a number for each dimension before the last one, but `row_phases` has the columns where phases begin, and
+`row_taps` where in the copy each tap reads.
+"""
+
+
+def vectors_of(target: Target, filters: int) -> int:
+    """Return the vectors of a tile of so many filters."""
+    return max(1, min(MOST_VECTORS, target.filters * target.vectors // filters))
+
+
+class _Lines(NamedTuple):
+    """The padded input, as the lines along its last dimension that are read.
+
+    Attributes
+    ----------
+    padded : tuple of int
+        For each dimension before the last, how many lines outputs reach.
+    strides : tuple of int
+        From one line of a dimension to the next one.
+    phases : list of int
+        Which cells of each run of `stride` cells are read.
+    shift : int
+        How far the last tap reads beyond the first one, in cells of a phase.
+    """
+
+    padded: tuple[int, ...]
+    strides: tuple[int, ...]
+    phases: list[int]
+    shift: int
+
+
+def _lines(sizes: Sizes) -> _Lines:
+    sides = zip(sizes.out[:-1], sizes.stride, sizes.kernel, sizes.dilation, strict=False)
+    padded = tuple((out - 1) * step + (taps - 1) * apart + 1 for out, step, taps, apart in sides)
+    strides = tuple(math.prod(padded[dim + 1 :]) for dim in range(len(padded)))
+    step, cells = sizes.stride[-1], [tap * sizes.dilation[-1] for tap in range(sizes.kernel[-1])]
+    return _Lines(padded, strides, sorted({cell % step for cell in cells}), cells[-1] // step)
+
+
+def _taps(sizes: Sizes, lines: _Lines, pitch: int) -> list[int]:
+    """Return where in the copy of a channel each tap reads, from where its output's first tap does."""
+    line, step = pitch * len(lines.phases), sizes.stride[-1]
+    outer = product(*(range(taps) for taps in sizes.kernel[:-1]))
+    steps = [apart * stride for apart, stride in zip(sizes.dilation, lines.strides, strict=False)]
+    starts = [sum(tap * step for tap, step in zip(taps, steps, strict=True)) * line for taps in outer]
+    cells = [divmod(tap * sizes.dilation[-1], step) for tap in range(sizes.kernel[-1])]
+    return [start + lines.phases.index(phase) * pitch + shift for start in starts for shift, phase in cells]
+
+
+class _Block(NamedTuple):
+    """What a share computes: channels are copied by so many at once."""
+
+    columns: int
+    firsts: int
+    units: int
+    channels: int
+
+
+def _block(sizes: Sizes, lines: _Lines, lanes: int) -> _Block:
+    channels = min(sizes.channels, max(1, RUN // sizes.taps))
+    columns = min(sizes.out[-1], MOST_COLUMNS)
+    of_line = 4 * len(lines.phases) * ceiling(columns + lines.shift + lanes, lanes) * lanes * channels
+    firsts, first_lines = (sizes.out[0], lines.strides[0]) if lines.padded else (1, 1)
+    step, beyond = (sizes.stride[0], (sizes.kernel[0] - 1) * sizes.dilation[0] + 1) if lines.padded else (1, 1)
+    room = (CELLS_BYTES // (of_line * first_lines) - beyond) // step + 1
+    products = columns * (math.prod(sizes.out[1:-1])) * sizes.filters * sizes.channels * sizes.taps
+    units = sizes.batch * sizes.groups
+    wanted = share_products(units * firsts * ceiling(sizes.out[-1], columns) * products)
+    firsts = blocks(firsts, max(1, min(room, ceiling(wanted, products))))[1]
+    return _Block(columns, firsts, blocks(units, ceiling(wanted, products * firsts))[1], channels)
+
+
+def _filters_of_tile(target: Target, filters: int) -> int:
+    """Return the filters of the tile that takes the least time."""
+
+    def cost(tile: int) -> float:
+        return ceiling(filters, tile) * _cycles_of_tile(target, tile)
+
+    return min((tile for tile in FILTERS if tile <= target.filters), key=cost)
+
+
+def _cycles_of_tile(target: Target, filters: int) -> float:
+    """Return the cycles of a term and a vector: multiplications, or the loads if these take longer, and the loop."""
+    vectors = vectors_of(target, filters)
+    return max(1.0 * filters, LOAD + filters / vectors / 2) + 0.15 + 1.0 / vectors
+
+
+def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, variant: str = "") -> Planned | None:
+    """Plan a convolution, or return nothing if the kernels do not serve it."""
+    if len(sizes.size) > MOST_DIMS + 1:
+        return None
+    steps = STEPS.get(sizes.stride[-1], GATHERED)
+    variant = variant or f"{steps}{_filters_of_tile(target, sizes.filters)}"
+    filters, lanes, lines = int(variant.removeprefix(steps)), target.lanes, _lines(sizes)
+    block, units = _block(sizes, lines, lanes), sizes.batch * sizes.groups
+    entries = ceiling(block.columns + lines.shift + lanes, lanes)
+    first_lines = lines.strides[0] if lines.padded else 1
+    beyond = (sizes.kernel[0] - 1) * sizes.dilation[0] + 1 if lines.padded else 1
+    first_step, firsts = (sizes.stride[0], sizes.out[0]) if lines.padded else (1, 1)
+    first = (sizes.size[0], sizes.before[0], sizes.dilation[0], sizes.kernel[0]) if lines.padded else (1, 0, 1, 1)
+    lines_of_share = ((block.firsts - 1) * first_step + beyond) * first_lines
+    rows_of_first = math.prod(sizes.out[1:-1])
+    pieces = block.firsts * rows_of_first * ceiling(block.columns, lanes)
+    is_one_run = block.channels == sizes.channels and sizes.taps <= RUN
+
+    layout = Layout()
+    layout.add(4 * block.channels * lines_of_share * entries * len(lines.phases) * lanes)
+    places = {
+        "at_lines": layout.add(8 * lines_of_share),
+        "at_entries": layout.add(16 * entries * len(lines.phases)),
+        "at_pieces": layout.add(8 * PIECE * pieces),
+        "at_sums": layout.add(0 if is_one_run else 4 * ceiling(sizes.filters, filters) * filters * pieces * lanes),
+    }
+    if layout.bytes > MOST_BYTES:
+        return None
+    outer = len(lines.padded)
+    lists = {
+        "padded": numbers(lines.padded),
+        "befores": numbers(sizes.before[:outer]),
+        "inputs": numbers(sizes.size[:outer]),
+        "strides": numbers([math.prod(sizes.size[dim + 1 :]) for dim in range(outer)]),
+        "rows": numbers(sizes.out[:outer]),
+        "steps": numbers(sizes.stride[:outer]),
+        "line_strides": numbers(lines.strides),
+        "row_phases": numbers(lines.phases),
+        "row_taps": numbers(_taps(sizes, lines, entries * lanes)),
+    }
+    first_blocks, column_blocks = ceiling(firsts, block.firsts), ceiling(sizes.out[-1], block.columns)
+    shares = ceiling(units, block.units) * first_blocks * column_blocks
+    values = PLAN.packed(
+        **{"phases": 1, "shares_first": 0, "shares_last": shares, "units": units, "units_of_share": block.units},
+        **{"groups": sizes.groups, "channels": sizes.channels, "channels_of_run": block.channels},
+        **{"filters": sizes.filters, "taps": sizes.taps, "terms": sizes.channels * sizes.taps},
+        **{"firsts": firsts, "firsts_of_share": block.firsts, "first_blocks": first_blocks},
+        **{"rows_of_first": rows_of_first, "lines_of_step": first_step * first_lines},
+        **{"lines_beyond": (beyond - first_step) * first_lines},
+        **dict(zip(("first_size", "first_before", "first_apart", "first_taps"), first, strict=True)),
+        **{
+            "first_step": first_step,
+            "columns": sizes.out[-1],
+            "columns_of_share": block.columns,
+            "column_blocks": column_blocks,
+        },
+        **{"width": sizes.size[-1], "step": sizes.stride[-1], "before": sizes.before[-1]},
+        **{"entries": entries * len(lines.phases), "entries_of_phase": entries},
+        **{"lines_of_share": lines_of_share, "pieces_of_share": pieces},
+        **{"x_sample": sizes.in_channels * sizes.cells, "x_channel": sizes.cells},
+        **{"out_sample": sizes.out_channels * sizes.positions, "out_channel": sizes.positions},
+        **{"bias_step": int(has_bias), "outer": outer},
+        **places,
+        **addresses(lists),
+    )
+    copied = lines_of_share * entries * len(lines.phases) * sizes.channels * CYCLES_OF_COPY[steps]
+    found = CYCLES_OF_LINE * lines_of_share * (outer + 1) + CYCLES_OF_PIECE * pieces
+    tiles = ceiling(sizes.filters, filters) * pieces
+    runs = ceiling(sizes.channels, block.channels) * ceiling(sizes.taps, RUN)
+    summed = tiles * sizes.channels * sizes.taps * _cycles_of_tile(target, filters)
+    stored = tiles * (filters * CYCLES_OF_STORE + runs * CYCLES_OF_TILE / vectors_of(target, filters))
+    cycles = shares * (found + block.units * (copied + summed + stored))
+    shown = {"units": block.units, "rows": block.firsts * rows_of_first, "columns": block.columns, "filters": filters}
+    return Planned(variant, values, tuple(lists.values()), shares, layout.bytes, shown, 0, cycles)

@@ -1,0 +1,190 @@
+"""Products of few filters: rows of a padded copy of the input, in the cache, are read in place for all taps.
+
+A share copies the rows that it needs of some channels into scratch memory, once, with zeros around them, and split into
+as many phases as the stride has: so cells that neighbouring outputs read are neighbours in the copy, whatever the
+stride, the dilation, the padding and the number of dimensions. A tap is then nothing but a distance. The tiles know no
+edges. A tile is a few filters times a few pieces; a piece is one vector of outputs of one row.
+
+Where `panels` copies each cell once for each tap, this copies it once, so it wins where filters are too few to pay for
+the copies. Sums are added up in runs of at most `RUN` terms: first those of a run, then those of the runs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .emit import INTEGER, Argument, Fields, Flag, Function, Int, Module, Pointer, Variable
+from .row_copies import Copies
+from .row_plan import FILTERS, PIECE, PLAN, RUN, VARIANTS, plan_of, vectors_of
+from .share import SHARE, driver
+from .target import Target
+from .tile import filters_from
+
+__all__ = ["VARIANTS", "module", "plan_of"]
+
+TILE = tuple(
+    Argument(*each)
+    for each in (
+        ("plan", "*i64"),
+        *((name, "*float") for name in ("cells", "w", "b", "out", "sums")),
+        *((name, "*i64") for name in ("pieces", "taps")),
+        *((name, INTEGER) for name in ("left", "channels", "tap", "stop", "is_first", "is_last")),
+    )
+)
+"""The arguments of a tile: memory from its first filter and piece on, the filters that are left, the channels of the
+run and its taps, and whether it is the first one and the last one. It returns 1 if an output is not finite."""
+
+
+def module(target: Target, variant: str) -> Module:
+    """Write the kernels for one way of copying cells and one number of filters in a tile."""
+    filters = int(variant[-1])
+    assert filters in FILTERS
+    copies, most = Copies(target, variant[:-1]), vectors_of(target, filters)
+    # What is left of the pieces is cut into few tiles.
+    counts = sorted({most, max(1, most // 2), max(1, most // 4), 1}, reverse=True)
+    tiles = {count: _Tile(target, filters, count).code for count in counts}
+    share = _share(target, filters, copies, tiles)
+    return Module([*copies.functions, *tiles.values(), share, *driver(target, share)])
+
+
+class _Tile:
+    """The function that computes one run of a tile, with so many filters and pieces."""
+
+    def __init__(self, target: Target, filters: int, pieces: int) -> None:
+        self.lanes = target.lanes
+        self.code = code = Function(f"tile{pieces}", TILE, self.lanes, returns=True)
+        memory, cells, w, b, out, kept, table, taps, left, channels, tap, stop, is_first, is_last = code.given
+        plan = PLAN.read(memory)
+        sums = [[code.variable(code.zeros) for _ in range(pieces)] for _ in range(filters)]
+        # Later pieces lie further on, so the first taps that are inside are those of the last one.
+        low, high = code.maximum(tap, table[PIECE * (pieces - 1) + 3]), code.minimum(stop, table[4])
+        starts = [table[PIECE * piece] for piece in range(pieces)]
+        rows_there: Any = code.minimum(left, filters)
+        rows = filters_from(code, w, plan.terms, 0, left, filters)
+        with code.loop(0, channels) as channel:
+            first = cells + channel * (plan.lines_of_share * plan.entries * self.lanes)
+            places = [first + start for start in starts]
+            numbers = [row + channel * plan.taps for row in rows]
+            with code.loop(low, high) as now:
+                at = taps[now]
+                values = [code.load(place + at) for place in places]
+                for own, row in zip(sums, numbers, strict=True):
+                    number = code.splat(row[now])
+                    for total, value in zip(own, values, strict=True):
+                        total.set(code.fma(value, number, total.get()))
+        self.check = code.variable(code.zeros)
+        places = [kept + (plan.pieces_of_share * self.lanes * i) for i in range(filters)]
+        with code.when(~is_first.equals(1)):
+            for place, own in zip(places, sums, strict=True):
+                for v, total in enumerate(own):
+                    total.set(code.load(place + v * self.lanes, align=4 * self.lanes) + total.get())
+        with code.when(~is_last.equals(1)):
+            for place, own in zip(places, sums, strict=True):
+                for v, total in enumerate(own):
+                    code.store(total.get(), place + v * self.lanes, align=4 * self.lanes)
+        with code.when(is_last.equals(1)):
+            self.store(sums, plan, (b, out, table), rows_there)
+        code.give(code.is_not_finite(self.check.get()))
+
+    def store(self, sums: list[list[Variable]], plan: Fields, arrays: tuple[Pointer, ...], rows: Any) -> None:
+        """Add the bias and store the outputs: at once where all pieces are whole, else by way of a buffer."""
+        code, lanes, (b, out, table) = self.code, self.lanes, arrays
+        pieces, buffer = len(sums[0]), code.array(len(sums) * len(sums[0]) * self.lanes)
+        numbers = [code.splat(b[code.minimum(i, rows - 1) * plan.bias_step]) for i in range(len(sums))]
+        values = [[total.get() + number for total in own] for own, number in zip(sums, numbers, strict=True)]
+        is_whole: Flag = rows.equals(len(sums))
+        for piece in range(pieces):
+            is_whole = is_whole & table[PIECE * piece + 2].equals(lanes)
+        with code.when(is_whole):
+            for i, own in enumerate(values):
+                for piece, value in enumerate(own):
+                    code.store(value, out + (plan.out_channel * i + table[PIECE * piece + 1]))
+                    self.look(value)
+        with code.when(~is_whole):
+            for i, own in enumerate(values):
+                for piece, value in enumerate(own):
+                    code.store(value, buffer + (i * pieces + piece) * lanes, align=4 * lanes)
+            with code.loop(0, rows) as line, code.loop(0, pieces) as at:
+                mask = code.lanes_between(None, table[at * PIECE + 2])
+                value = code.load(buffer + (line * pieces + at) * lanes, mask)
+                code.store(value, out + (plan.out_channel * line + table[at * PIECE + 1]), mask)
+                self.look(value)
+
+    def look(self, value: Any) -> None:
+        """Let the check become nan if a number is not finite."""
+        self.check.set(self.code.fma(value, self.code.zeros, self.check.get()))
+
+
+def _share(target: Target, filters: int, copies: Copies, tiles: dict[int, Function]) -> Function:
+    """Compute some rows, or a part of some rows, of all filters of some units."""
+    code = Function("share", SHARE, target.lanes, returns=True)
+    memory, x, w, b, out, scratch, _, _, index = code.given
+    plan, bytes_ = PLAN.read(memory), scratch.of("i8")
+    lines, entries, pieces = (
+        (bytes_ + place).of(INTEGER) for place in (plan.at_lines, plan.at_entries, plan.at_pieces)
+    )
+    column_block, rest = index % plan.column_blocks, index // plan.column_blocks
+    first_block, unit_block = rest % plan.first_blocks, rest // plan.first_blocks
+    column, first = column_block * plan.columns_of_share, first_block * plan.firsts_of_share
+    columns = code.minimum(plan.columns - column, plan.columns_of_share)
+    firsts = code.minimum(plan.firsts - first, plan.firsts_of_share)
+    line_count = firsts * plan.lines_of_step + plan.lines_beyond
+    code.run(copies.lines, memory, lines, first * plan.lines_of_step, line_count)
+    code.run(copies.entries, memory, entries, column)
+    count = code.call(copies.pieces, memory, pieces, first, firsts, column, columns)
+    start = unit_block * plan.units_of_share
+    products = _Products(code, plan, filters, tiles, pieces, count)
+    with code.loop(start, code.minimum(start + plan.units_of_share, plan.units)) as unit:
+        sample, group = unit // plan.groups, unit % plan.groups
+        cells = x + (sample * plan.x_sample + group * plan.channels * plan.x_channel)
+        place = group * plan.filters
+        arrays = (
+            memory, scratch, w + place * plan.terms, b + place * plan.bias_step,
+            out + (sample * plan.out_sample + place * plan.out_channel), (bytes_ + plan.at_sums).of(code.element),
+        )  # fmt: skip
+        with code.loop(0, plan.channels, plan.channels_of_run) as channel:
+            stop = code.minimum(channel + plan.channels_of_run, plan.channels)
+            with code.loop(channel, stop) as each:
+                code.run(
+                    copies.copy, scratch + (each - channel) * (plan.lines_of_share * plan.entries * target.lanes),
+                    cells + each * plan.x_channel, lines, entries, line_count, plan.entries, plan.step,
+                )  # fmt: skip
+            with code.loop(0, plan.taps, RUN) as tap:
+                products.run(arrays, (channel, stop), (tap, code.minimum(tap + RUN, plan.taps)))
+    code.give(products.flag.get())
+    return code
+
+
+class _Products:
+    """The products of a unit: of all filters with all pieces of the share, one run of terms after the other."""
+
+    def __init__(
+        self, code: Function, plan: Fields, filters: int, tiles: dict[int, Function], pieces: Pointer, count: Int
+    ) -> None:
+        self.code, self.plan, self.filters, self.tiles = code, plan, filters, tiles
+        self.pieces, self.count, self.flag = pieces, count, code.variable(0)
+
+    def run(self, arrays: tuple[Pointer, ...], channels: tuple[Int, Int], taps: tuple[Int, Int]) -> None:
+        """Add up the terms of some channels and some of their taps."""
+        code, plan = self.code, self.plan
+        memory, cells, w, b, out, sums = arrays
+        row_taps = plan.pointer("row_taps", INTEGER)
+        one, none = code.variable(1).get(), code.variable(0).get()
+        is_first = code.select((channels[0] + taps[0]).equals(0), one, none)
+        is_last = code.select(channels[1].equals(plan.channels) & taps[1].equals(plan.taps), one, none)
+        w = w + channels[0] * plan.taps
+        piece = code.variable(0)
+        for size, tile in self.tiles.items():
+            with code.repeat() as end:
+                at: Int = piece.get()
+                code.leave(at + size > self.count, end)
+                with code.loop(0, plan.filters, self.filters) as filter_:
+                    found = code.call(
+                        tile, memory, cells, w + filter_ * plan.terms, b + filter_ * plan.bias_step,
+                        out + filter_ * plan.out_channel,
+                        sums + (filter_ * plan.pieces_of_share + at) * code.lanes,
+                        self.pieces + at * PIECE, row_taps, plan.filters - filter_,
+                        channels[1] - channels[0], *taps, is_first, is_last,
+                    )  # fmt: skip
+                    self.flag.set(self.flag.get() + found)
+                piece.set(at + size)

@@ -1,0 +1,104 @@
+"""Calls of one family of kernels by its plan, with arrays beside pages that nobody may touch, and the sums they owe."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from itertools import product
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from kernels.guarded import PAGE, Guarded, guarded
+
+from portconv.kernels import compile
+from portconv.kernels.sizes import Sizes
+from portconv.kernels.target import Target
+
+ROUNDING = 2.0**-24
+RUN = 256
+
+
+def sizes_of(batch: int, channels: int, filters: int, groups: int, sides: list[tuple[int, ...]]) -> Sizes | None:
+    """Return sizes, or None if no output is left; a side is its size, kernel, stride, dilation, before and after."""
+    size, kernel, stride, dilation, before, after = zip(*sides, strict=True)
+    out = tuple((s + a + b - d * (k - 1) - 1) // step + 1 for s, k, step, d, a, b in sides)
+    if min(out) < 1:
+        return None
+    return Sizes(batch, channels, filters, groups, size, kernel, stride, dilation, before, after, out)
+
+
+@cache
+def compiled(family: ModuleType, variant: str, target: Target) -> Any:
+    """Return the function of a kernel, and what keeps it in memory."""
+    module = family.module(target, variant)
+    loaded = compile.Loaded(compile.compiled(module, target), module.public, target)
+    return ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_void_p] * 7)(loaded.addresses["alone"]), loaded
+
+
+def called(family: ModuleType, target: Target, sizes: Sizes, arrays: tuple[Any, Any, Any], **options: Any) -> Any:
+    """Return the output and the flag of a call; the arrays are x, w and b or None. Other memory must be unchanged."""
+    x, w, b = arrays
+    plan = family.plan_of(target, sizes, has_bias=b is not None, **options)
+    call, _ = compiled(family, plan.variant, target)
+    b = np.full(1, 0.0, np.float32) if b is None else b
+    shape = (sizes.batch, sizes.out_channels, *sizes.out)
+    results = []
+    for at_end in (False, True):
+        copies = [guarded(np.ascontiguousarray(array), at_end=at_end) for array in (x, w, b)]
+        memory = Guarded(4 * int(np.prod(shape)))
+        out = memory.array(shape, at_end=at_end)
+        out[...] = np.nan
+        scratch = Guarded(plan.scratch_bytes + -plan.scratch_bytes % 64)
+        cells = scratch.array(((plan.scratch_bytes + -plan.scratch_bytes % 64) // 4,), at_end=at_end)
+        cells[...] = np.nan
+        values = np.array(plan.values, np.int64)
+        addresses = [array.ctypes.data for array in (values, *(copy for copy, _ in copies), out, cells, cells)]
+        flag = call(*addresses)
+        rest = bytearray(memory.memory[PAGE : PAGE + memory.inner])
+        start = out.ctypes.data - memory.start
+        rest[start : start + out.nbytes] = b""
+        assert not any(rest), "memory beside the output was written"
+        for (copy, _), array in zip(copies, (x, w, b), strict=True):
+            np.testing.assert_array_equal(copy, array)
+        results.append((out.copy(), flag))
+    (first, flag), (second, other) = results
+    assert first.tobytes() == second.tobytes()
+    assert flag == other
+    return first, flag
+
+
+def plain_sums(sizes: Sizes, x: Any, w: Any, b: Any) -> tuple[Any, Any]:
+    """Return the sums in float64, tap by tap, and those of the magnitudes."""
+    x, w = x.astype(np.float64), w.astype(np.float64)
+    spans = [step * (out - 1) + 1 for out, step in zip(sizes.out, sizes.stride, strict=True)]
+    padded = np.pad(x, [(0, 0), (0, 0), *zip(sizes.before, sizes.after, strict=True)])
+    shape = (sizes.batch, sizes.groups, sizes.filters, *sizes.out)
+    sums, magnitudes = np.zeros(shape), np.zeros(shape)
+    filters = w.reshape(sizes.groups, sizes.filters, sizes.channels, *sizes.kernel)
+    for tap in product(*map(range, sizes.kernel)):
+        starts = [k * d for k, d in zip(tap, sizes.dilation, strict=True)]
+        where = tuple(slice(a, a + n, s) for a, n, s in zip(starts, spans, sizes.stride, strict=True))
+        cells = padded[(..., *where)].reshape(sizes.batch, sizes.groups, sizes.channels, *sizes.out)
+        numbers = filters[(..., *tap)]
+        sums += np.einsum("ngc...,gfc->ngf...", cells, numbers)
+        magnitudes += np.einsum("ngc...,gfc->ngf...", abs(cells), abs(numbers))
+    bias = np.zeros(sizes.out_channels) if b is None else b.astype(np.float64)
+    bias = bias.reshape(sizes.out_channels, *[1] * len(sizes.out))
+    whole = (sizes.batch, sizes.out_channels, *sizes.out)
+    return sums.reshape(whole) + bias, magnitudes.reshape(whole) + abs(bias)
+
+
+def check(family: ModuleType, target: Target, sizes: Sizes, random: Any, **options: Any) -> None:
+    """Compare a call with plain sums: at most one rounding for each term of a run, for each run, and for the bias."""
+    x = random.standard_normal((sizes.batch, sizes.in_channels, *sizes.size)).astype(np.float32)
+    w = random.standard_normal((sizes.out_channels, sizes.channels, *sizes.kernel)).astype(np.float32)
+    b = random.standard_normal(sizes.out_channels).astype(np.float32) if random.integers(2) else None
+    out, flag = called(family, target, sizes, (x, w, b), **options)
+    expected, magnitudes = plain_sums(sizes, x, w, b)
+    terms = sizes.channels * sizes.taps
+    # Runs end at whole channels or within one, so none has less than half of the most terms but the last of a channel.
+    roundings = min(terms, RUN) + 2 * terms / RUN + sizes.channels * (sizes.taps > RUN) + 2
+    error = abs(out - expected)
+    assert flag == 0
+    assert (error <= 1.01 * roundings * ROUNDING * magnitudes).all(), (sizes, options, error.max())

@@ -1,0 +1,81 @@
+"""Depthwise kernels: the sums of every variant, for this CPU and for AVX2 alone, and no memory beside their arrays."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from portconv.kernels import state
+
+if state.fault() is not None:
+    pytest.skip(f"there are no kernels here: {state.fault()}", allow_module_level=True)
+
+from kernels.planned_calls import called, check, sizes_of
+
+from portconv.kernels import depthwise, target
+
+TARGETS = [state.here(), *([target.cross("avx2")] if state.here().name == "avx512" else [])]
+by_target = pytest.mark.parametrize("cpu", TARGETS, ids=lambda cpu: cpu.name)
+
+
+def drawn(random, shape):
+    """Sizes that a variant serves: low, narrow and wide planes, any padding, more filters a channel."""
+    (height, width), stride = shape.kernel, shape.stride
+    apart = [int(random.choice([1, 1, 2, 3])) if stride == 1 else 1 for _ in range(2)]
+    sides = []
+    for taps, dilation, most in ((height, apart[0], 20), (width, apart[1], 70)):
+        size = int(random.integers(1, most))
+        before, after = (int(each) for each in random.integers(0, 2 * taps + 2, 2))
+        sides.append((size, taps, stride, dilation, before, after))
+    if height == 1 and random.integers(2):
+        sides = sides[1:]
+    if shape.deep:
+        size, *rest = (int(random.integers(1, most)) for most in (7, 5, 4, 4))
+        sides = [(size, *rest, *(int(each) for each in random.integers(0, 6, 2))), *sides]
+    channels, multiplier, batch = (int(random.integers(1, most)) for most in (6, 4, 4))
+    return sizes_of(batch, channels, channels * multiplier, channels, sides)
+
+
+@by_target
+@pytest.mark.parametrize("variant", depthwise.VARIANTS)
+def test_every_variant_computes_the_plain_sums(cpu, variant):
+    random = np.random.default_rng(sum(map(ord, variant)))
+    found = 0
+    while found < 12:
+        sizes = drawn(random, depthwise.SHAPES[variant])
+        if sizes is not None:
+            check(depthwise, cpu, sizes, random, variant=variant)
+            found += 1
+
+
+@by_target
+def test_large_planes_are_cut_into_bands_and_small_ones_are_put_together(cpu):
+    random = np.random.default_rng(1)
+    for side, channels in ((300, 1), (61, 40), (7, 1500)):
+        sizes = sizes_of(2, channels, channels, channels, [(side, 3, 1, 1, 1, 1)] * 2)
+        assert depthwise.plan_of(cpu, sizes, has_bias=True).shares > 1
+        check(depthwise, cpu, sizes, random)
+
+
+@by_target
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_a_number_that_is_not_finite_is_reported(cpu, value):
+    sizes = sizes_of(1, 3, 3, 3, [(9, 3, 1, 1, 1, 1), (40, 3, 1, 1, 1, 1)])
+    for place in ((0, 0, 0), (1, 8, 39), (2, 4, 20)):
+        x, w = np.ones((1, 3, 9, 40), np.float32), np.ones((3, 1, 3, 3), np.float32)
+        x[0][place] = value
+        assert called(depthwise, cpu, sizes, (x, w, None))[1] > 0
+
+
+def test_what_the_family_does_not_serve_has_no_plan():
+    side = (20, 3, 1, 1, 1, 1)
+    refused = (
+        sizes_of(1, 4, 4, 2, [side] * 2),
+        sizes_of(1, 4, 4, 4, [side] * 4),
+        sizes_of(1, 4, 4, 4, [(20, 5, 1, 1, 1, 1)] * 3),
+        sizes_of(1, 4, 4, 4, [side, (20, 4, 1, 1, 1, 1)]),
+        sizes_of(1, 4, 4, 4, [side, (20, 3, 2, 1, 1, 1)]),
+        sizes_of(1, 4, 4, 4, [(20, 3, 2, 2, 1, 1)] * 2),
+    )
+    for sizes in refused:
+        assert depthwise.plan_of(TARGETS[0], sizes, has_bias=True) is None
