@@ -10,6 +10,7 @@ import atexit
 import os
 import threading
 from array import array
+from contextlib import suppress
 from ctypes import CFUNCTYPE, PYFUNCTYPE, c_char, c_int64, c_void_p
 from ctypes import addressof as address_of
 from typing import Any, NamedTuple
@@ -22,11 +23,12 @@ from .compile import Loaded
 from .families import Kernel
 from .share import OPERANDS
 from .sizes import LINE, Planned
-from .team import Team
+from .target import NoTarget
+from .team import Team, keep_for_ever
 
-SHORT, SHARED = 150_000.0, 200_000.0
-"""A call of fewer cycles keeps the interpreter, and a call of more is shared: threads that are awake take part in it
-within a few microseconds."""
+SHORT, SHARED, LONG = 150_000.0, 200_000.0, 500_000.0
+"""A call of fewer cycles keeps the interpreter; one of more is shared, because threads that are awake join it within a
+few microseconds; and one of still more wakes those that sleep, which takes about half of the last number."""
 
 
 class KernelError(BackendError):
@@ -41,19 +43,31 @@ class Ready(NamedTuple):
     together: Any
 
 
+class Scratch(NamedTuple):
+    """Memory that begins on a line of the cache: its bytes, its address and what holds it."""
+
+    size: int
+    address: int
+    held: bytearray
+
+
+NO_SCRATCH = Scratch(0, 0, bytearray())
+
+
 class _Memory(threading.local):
     """The scratch memory of a thread of Python, for all threads that help its calls; kept for its next call."""
 
     def __init__(self) -> None:
-        self.size, self.address, self.held = 0, 0, bytearray()
+        self.kept = NO_SCRATCH
 
-    def of(self, size: int) -> int:
-        """Return the address of so many bytes."""
-        if size > self.size:
+    def of(self, size: int) -> Scratch:
+        """Return at least so many bytes, which live as long as what is returned."""
+        if size > self.kept.size:
+            self.kept = NO_SCRATCH  # freed before there is more
             held = bytearray(size + LINE)  # zeros that take no memory before they are written
             start = address_of(c_char.from_buffer(held))
-            self.size, self.address, self.held = size, start + -start % LINE, held
-        return self.address
+            self.kept = Scratch(size, start + -start % LINE, held)
+        return self.kept
 
 
 _memory = _Memory()
@@ -61,7 +75,8 @@ _ready: dict[Kernel, Ready] = {}
 failed: dict[Kernel, str] = {}
 """Why kernels cannot be compiled or loaded, which is tried once."""
 STANDBY = Kernel("standby", "attend")
-_teams: list[Team] = []
+_helpers: Team | None = None
+"""The threads that help, of this process."""
 _ZERO = array("q", [0])
 NO_BIAS: int = _ZERO.buffer_info()[0]
 """The address of what stands for a bias where there is none."""
@@ -76,7 +91,7 @@ class Call:
     planned : Planned
     """
 
-    __slots__ = ("address", "compute", "is_short", "kernel", "most", "planned", "ready", "scratch", "values")
+    __slots__ = ("address", "compute", "is_long", "kernel", "most", "planned", "ready", "scratch", "values")
 
     def __init__(self, kernel: Kernel, planned: Planned) -> None:
         self.kernel, self.planned = kernel, planned
@@ -85,8 +100,8 @@ class Call:
         self.address = self.values.buffer_info()[0]
         self.scratch = -(-planned.scratch_bytes // LINE) * LINE
         self.most = planned.shares if planned.cycles > SHARED else 1
-        self.is_short = planned.cycles < SHORT
-        self.compute = self.ready.short if self.is_short else self.ready.alone
+        self.is_long = planned.cycles > LONG
+        self.compute = self.ready.short if planned.cycles < SHORT else self.ready.alone
 
     def run(self, operands: tuple[int, int, int, int], threads: int) -> int:
         """Compute the output on at most so many threads; return whether a number of it is not finite.
@@ -94,11 +109,12 @@ class Call:
         `operands` are the addresses of the input, the filters, the bias and the output.
         """
         threads, shared = min(threads, self.most), self.planned.shared_bytes
-        scratch = _memory.of(threads * self.scratch + shared)
+        # A signal handler may call in turn, and need more: so this call holds its own memory.
+        memory = _memory.of(threads * self.scratch + shared)
+        scratch = memory.address
         common = scratch + threads * self.scratch
-        if threads > 1:
-            team = _team()
-            team.wake(threads - 1)
+        team = _team() if threads > 1 else None
+        if team is not None and team.wake(threads - 1, is_long=self.is_long):
             request = array("q", (self.address, *operands, scratch, common, self.scratch, threads))
             found: int = self.ready.together(team.address, request.buffer_info()[0])
             if found >= 0:
@@ -125,40 +141,49 @@ def _prepared(kernel: Kernel) -> Ready:
 
 
 def _loaded(kernel: Kernel) -> Loaded:
-    """Load the code of a kernel, and keep it for as long as the process lives.
+    """Load the code of a kernel, which is never freed: threads may run it while the interpreter ends.
 
-    Threads may run it while the interpreter ends, so it is never freed.
+    What fails is tried once, unless it fails only because another call of this thread still loads modules.
     """
     if kernel in failed:
         raise KernelError(failed[kernel])
-    target = state.here()
     try:
+        target = state.here()
         loaded = Loaded(object_of(kernel, target), kernel.written(target).public, target)
+        keep_for_ever(loaded)
+    except BackendError:
+        raise
+    except NoTarget as error:
+        raise KernelError(f"kernel {kernel}: {in_a_line(error)}") from error
     except Exception as error:
         failed[kernel] = f"kernel {kernel}: {type(error).__name__}: {in_a_line(error)}"
         raise KernelError(failed[kernel]) from error
-    ctypes = forks.imported("ctypes")
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(loaded))
     return loaded
 
 
-def _team() -> Team:
-    """Return the threads that help, of this process."""
-    if not _teams:
-        with forks.lock:
-            if not _teams:
-                _teams.append(Team(_loaded(STANDBY).addresses["attend"]))
-    return _teams[0]
+def _team() -> Team | None:
+    """Return the threads that help, or None if there is no code for them to run."""
+    global _helpers
+    team = _helpers
+    if team is None and STANDBY not in failed:
+        with forks.lock, suppress(KernelError):
+            team = _helpers
+            if team is None:
+                team = _helpers = Team(_loaded(STANDBY).addresses["attend"])
+    return team
 
 
 def _at_exit() -> None:
-    for team in _teams:
-        team.stop()
+    if _helpers is not None:
+        _helpers.stop()
 
 
 def _start_afresh() -> None:
     """Forget the threads of the parent in a forked process."""
-    _teams.clear()
+    global _helpers
+    if _helpers is not None:
+        _helpers.forget()
+    _helpers = None
 
 
 if hasattr(os, "register_at_fork"):

@@ -156,7 +156,7 @@ class Function:
         """Read a word that other threads write."""
         return Int(self, INTEGER, self.assign(f"load atomic i64, ptr {word} seq_cst, align 8"))
 
-    def put(self, word: Pointer, value: int) -> None:
+    def put(self, word: Pointer, value: Number) -> None:
         """Write a word that other threads read."""
         self.add(f"store atomic i64 {value}, ptr {word} seq_cst, align 8")
 

@@ -5,8 +5,11 @@ changes a bit. Shares may come in phases, the second of which needs all of what 
 
 Each object has two functions for Python: `alone` computes all shares, and `together` divides them among threads, its
 own and those that stand by (see `standby`). These look at one record in memory, the team's, which the one call that
-holds its seat fills in. A call that finds the seat taken computes alone. Nobody waits for a thread that has not begun a
-share.
+holds its seat fills in. A call that finds the seat taken computes alone. Nobody waits for a thread that has not joined.
+
+Why this is safe: all threads see the steps of these words in one order. A thread rises INSIDE and then looks at OPEN;
+a call clears OPEN and then looks at INSIDE. So either the thread sees that the call is closed, and touches nothing of
+it, or the call sees the thread, and waits until it has left. What is asked is written before OPEN and read after it.
 """
 
 from __future__ import annotations
@@ -33,13 +36,14 @@ REQUEST = Record(*(argument.name for argument in OPERANDS), "scratch_bytes", "mo
 
 APART = 16
 """Words that several threads write lie this far apart, so that they are in different lines of the cache."""
-SEAT, EPOCH, OPEN, INSIDE, PLACES, FLAG, NEXT, DONE, STOP, AWAKE, ASKED, ENTRY, YIELD = (APART * i for i in range(13))
-"""The words of the team's record: whether a call holds it; how many have; whether threads may join; how many have
-joined and not left; how many places are taken; what is not finite; for each phase the next share, and the shares that
-are done (one word apart); whether threads are to leave; how many stand by; what is asked; and two functions."""
+SEAT, CALLS, OPEN, INSIDE, PLACES, FLAG, NEXT, DONE, STOP, AWAKE, ASKED, ENTRY, YIELD = (APART * i for i in range(13))
+"""The words of the team's record: whether a call holds it; how many have; the number of the call that threads may join,
+or 0; how many have joined and not left; how many places are taken; what is not finite; for each phase the next share,
+and the shares that are done (one word apart); whether threads are to leave; how many stand by; what is asked; and two
+functions."""
 TEAM_WORDS = 13 * APART
-SPINS_OF_YIELD = 256
-"""After so many looks a thread that waits for another one lets the system run it."""
+LOOKS_OF_YIELD = 64
+"""After so many looks, some two microseconds, a thread that waits lets the system run another one."""
 
 
 def driver(target: Target, share: Function) -> list[Function]:
@@ -60,11 +64,10 @@ def _alone(target: Target, share: Function) -> Function:
 
 
 def _take(target: Target, share: Function) -> Function:
-    """Take a place, and shares until there are none."""
-    code = _function("take", (Argument("team", "*i64"),), target)
-    (team,) = code.given
+    """Take shares until there are none, at a place of the thread's own, of which there are as many as asked for."""
+    code = _function("take", (Argument("team", "*i64"), Argument("place")), target)
+    team, place = code.given
     asked = REQUEST.read(code.address(team + ASKED))
-    place = code.rise(team + PLACES, 1)
     with code.when(place < asked.most):
         operands = [asked.pointer(name, element.removeprefix("*")) for name, element in OPERANDS]
         operands[5] = (operands[5].of("i8") + place * asked.scratch_bytes).of("float")
@@ -88,13 +91,13 @@ def _together(target: Target, take: Function) -> Function:
     flag = code.variable(-1)
     with code.when(code.claims(team + SEAT)):
         # Threads may still leave what they came too late for, so INSIDE is theirs alone.
-        for word in (PLACES, FLAG, NEXT, NEXT + 1, DONE, DONE + 1):
+        for word in (FLAG, NEXT, NEXT + 1, DONE, DONE + 1):
             code.put(team + word, 0)
+        code.put(team + PLACES, 1)  # the first one is this thread's, however many stand by
         code.put_address(team + ASKED, request)
         code.put_address(team + ENTRY, f"@{take.name}")
-        code.put(team + OPEN, 1)
-        code.rise(team + EPOCH, 1)
-        code.run(take, team)
+        code.put(team + OPEN, code.rise(team + CALLS, 1) + 1)
+        code.run(take, team, 0)
         code.put(team + OPEN, 0)
         _wait(code, target, team, team + INSIDE, 0)
         flag.set(code.look(team + FLAG))
@@ -108,11 +111,15 @@ def _wait(code: Function, target: Target, team: Pointer, word: Pointer, wanted: 
     looks = code.variable(0)
     with code.repeat() as end:
         code.leave(code.look(word).equals(wanted), end)
-        code.pause(target.name)
-        now: Int = looks.get() + 1
-        looks.set(now)
-        with code.when((now % SPINS_OF_YIELD).equals(0) & ~code.look(team + YIELD).equals(0)):
-            code.call_at(team + YIELD)
+        looks.set(looks.get() + 1)
+        rest(code, target, team, looks.get())
+
+
+def rest(code: Function, target: Target, team: Pointer, looks: Int) -> None:
+    """Rest between two looks at a word; after some let the system run another thread, which may be the awaited one."""
+    code.pause(target.name)
+    with code.when((looks % LOOKS_OF_YIELD).equals(0) & ~code.look(team + YIELD).equals(0)):
+        code.call_at(team + YIELD)
 
 
 def _function(name: str, arguments: tuple[Argument, ...], target: Target, *, returns: bool = False) -> Function:

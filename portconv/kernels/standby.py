@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .emit import INTEGER, Argument, Function, Module
-from .share import AWAKE, ENTRY, EPOCH, INSIDE, OPEN, STOP
+from .share import AWAKE, ENTRY, INSIDE, OPEN, PLACES, STOP, rest
 from .target import Target
 
 VARIANTS = ("attend",)
@@ -15,19 +15,20 @@ def module(target: Target, variant: str) -> Module:
     code = Function(variant, arguments, target.lanes, public=True)
     team, looks = code.given
     code.rise(team + AWAKE, 1)
-    seen, left = code.variable(-1), code.variable(looks)
+    seen, left = code.variable(0), code.variable(looks)
     with code.repeat() as end:
         code.leave(~code.look(team + STOP).equals(0) | (left.get() <= 0), end)
-        now = code.look(team + EPOCH)
-        with code.when(~now.equals(seen.get()) & ~code.look(team + OPEN).equals(0)):
-            seen.set(now)
-            code.rise(team + INSIDE, 1)
-            # The call may have ended meanwhile: it waits only for those that it finds inside after it has closed.
-            with code.when(~code.look(team + OPEN).equals(0)):
-                code.call_at(team + ENTRY, team)
-            code.rise(team + INSIDE, -1)
-            left.set(looks)
         left.set(left.get() - 1)
-        code.pause(target.name)
+        now = code.look(team + OPEN)
+        with code.when(~now.equals(0) & ~now.equals(seen.get())):
+            code.rise(team + INSIDE, 1)
+            # The call may have ended meanwhile, and another one begun.
+            joined = code.look(team + OPEN)
+            with code.when(~joined.equals(0)):
+                code.call_at(team + ENTRY, team, code.rise(team + PLACES, 1))
+                seen.set(joined)
+                left.set(looks)
+            code.rise(team + INSIDE, -1)
+        rest(code, target, team, left.get())
     code.rise(team + AWAKE, -1)
     return Module([code])

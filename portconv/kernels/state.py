@@ -72,7 +72,9 @@ def version() -> str | None:
 
 def _found() -> _State:
     global _state
-    if _state is None:
+    if _state is not None:
+        return _state
+    with forks.lock:  # a child would wait for ever for LLVM's lock, which a thread of its parent had
         try:
             _state = _State(_checked(), None)
         except BackendError as error:  # a call in the middle of another one's imports; the next one may find kernels

@@ -1,8 +1,11 @@
 """Threads that help calls: they stand by awake for a moment after each call, and then sleep.
 
-A thread that sleeps takes some 50 microseconds to wake up, as long as a small convolution. So a thread that has helped
+A thread that sleeps takes some 70 microseconds to wake up, as long as a small convolution. So a thread that has helped
 looks for the next call for `AWAKE_MICROSECONDS`, in code that needs no interpreter (see `share`), and only then
-sleeps. A call that is long enough wakes those that sleep, and computes meanwhile.
+sleeps. A call that is long enough, or one of a series, wakes those that sleep, and computes meanwhile.
+
+A thread that looks lets the system run others again and again. It may have been woken on the CPU of the caller, who
+would wait there until it sleeps.
 
 Nothing here takes two steps to be right: an interrupt may end any step, and a signal handler may call portconv in the
 middle of one. Where no thread can start, as at the end of the interpreter, calls compute alone.
@@ -12,15 +15,15 @@ from __future__ import annotations
 
 import os
 import sys
-from _thread import allocate_lock, start_new_thread
+from _thread import start_new_thread
 from collections.abc import Callable
 from ctypes import CFUNCTYPE, c_char, c_int64, c_void_p
 from ctypes import addressof as address_of
+from queue import Empty, SimpleQueue
 from time import perf_counter
-from typing import Any
 
 from .. import forks
-from .share import AWAKE, STOP, TEAM_WORDS, YIELD
+from .share import APART, AWAKE, INSIDE, OPEN, SEAT, STOP, TEAM_WORDS, YIELD
 
 AWAKE_MICROSECONDS = 150
 """How long a thread looks for the next call before it sleeps."""
@@ -28,6 +31,8 @@ IDLE = 60.0
 """After so many seconds asleep a thread ends."""
 FEW_LOOKS = 4000
 """So many looks are timed, to know how many take a microsecond here."""
+SERIES = 2 * AWAKE_MICROSECONDS * 1e-6
+"""Calls that begin no more than so many seconds apart are a series, in which a thread that is awake stays awake."""
 AT_EXIT = 1.0
 """So many seconds the end of the interpreter waits for threads that stand by."""
 
@@ -38,20 +43,25 @@ class Team:
     Parameters
     ----------
     attend : int
-        The address of the function that `share.standby` writes.
+        The address of the function that `standby` writes.
     """
 
     def __init__(self, attend: int) -> None:
-        # An anonymous mapping begins on a page, and is never freed: threads may look at it until the process ends.
-        self.memory = forks.imported("mmap").mmap(-1, 8 * TEAM_WORDS)
-        self.address = address_of(c_char.from_buffer(self.memory))
-        self.words = memoryview(self.memory).cast("q")
+        # No shared mapping: a forked child must have a record of its own. Threads look at it until the process ends.
+        memory = bytearray(8 * (TEAM_WORDS + APART))
+        keep_for_ever(memory)
+        start = address_of(c_char.from_buffer(memory))
+        skipped = -start % (8 * APART)
+        self.address = start + skipped
+        self.words = memoryview(memory)[skipped : skipped + 8 * TEAM_WORDS].cast("q")
         self.words[YIELD] = _yield_address()
         self.attend: Callable[[int, int], None] = CFUNCTYPE(None, c_void_p, c_int64)(attend)
         self.looks = self._looks()
-        self.sleeping: list[Any] = []
-        """The locks of the threads that sleep, each of which its thread waits for."""
+        self.last = -SERIES
+        """When the last call began."""
         self.alive: set[object] = set()
+        self.wanted: SimpleQueue[None] = SimpleQueue()
+        """An element wakes one thread."""
 
     def _looks(self) -> int:
         """Return how many looks at the record take as long as a thread is to stay awake."""
@@ -62,43 +72,46 @@ class Team:
             taken.append(perf_counter() - start)
         return max(1, int(FEW_LOOKS * AWAKE_MICROSECONDS * 1e-6 / max(min(taken), 1e-9)))
 
-    def wake(self, count: int) -> None:
-        """Wake threads, or start them, until `count` are awake."""
-        for _ in range(count - self.words[AWAKE]):
-            try:
-                lock = self.sleeping.pop()
-            except IndexError:
-                if len(self.alive) >= count or not self._start():
-                    return
-            else:
-                lock.release()
+    def wake(self, count: int, *, is_long: bool = True) -> bool:
+        """Wake threads, or start them, until `count` are awake; for a short call only if it is one of a series.
+
+        Return whether any thread may help.
+        """
+        now, before, awake = perf_counter(), self.last, self.words[AWAKE]
+        self.last, missing = now, count - awake
+        if missing <= 0 or not (is_long or now - before < SERIES):
+            return awake > 0
+        # Who is about to wake up is not awake yet, and need not be woken twice.
+        for _ in range(min(missing, len(self.alive)) - self.wanted.qsize()):
+            self.wanted.put(None)
+        for _ in range(count - len(self.alive)):
+            if not self._start():
+                break
+        return len(self.alive) > 0
 
     def _start(self) -> bool:
         """Start one more thread; return whether the system has one to give."""
         if sys.is_finalizing() or self.words[STOP]:
             return False
-        lock = allocate_lock()
-        self.alive.add(lock)
+        one = object()
         try:
-            start_new_thread(self._serve, (lock,))
+            start_new_thread(self._serve, (one,))
         except RuntimeError:
-            self.alive.discard(lock)
             return False
+        self.alive.add(one)  # it does so itself, but maybe later
         return True
 
-    def _serve(self, lock: Any) -> None:
+    def _serve(self, one: object) -> None:
         """Stand by, sleep, and so on, until nobody has needed this thread for a while."""
+        self.alive.add(one)
         try:
-            lock.acquire()
             while not self.words[STOP]:
                 self.attend(self.address, self.looks)
-                self.sleeping.append(lock)
-                if not lock.acquire(timeout=IDLE):
-                    return
+                self.wanted.get(timeout=IDLE)
+        except Empty:
+            pass
         finally:
-            self.alive.discard(lock)
-            if lock in self.sleeping:
-                self.sleeping.remove(lock)
+            self.alive.discard(one)
 
     def stop(self) -> None:
         """Let the threads that stand by leave the code that the interpreter is about to free."""
@@ -106,6 +119,17 @@ class Team:
         until = perf_counter() + AT_EXIT
         while self.words[AWAKE] > 0 and perf_counter() < until:
             forks.imported("time").sleep(0)
+
+    def forget(self) -> None:
+        """Forget all threads: a forked process has none, and a call that went on into it would wait for them."""
+        for word in (OPEN, INSIDE, AWAKE, SEAT):
+            self.words[word] = 0
+
+
+def keep_for_ever(one: object) -> None:
+    """Let the interpreter never free an object, because threads may use its memory until the process ends."""
+    ctypes = forks.imported("ctypes")
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(one))
 
 
 def _yield_address() -> int:

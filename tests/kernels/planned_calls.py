@@ -49,11 +49,13 @@ def called(family: ModuleType, target: Target, sizes: Sizes, arrays: tuple[Any, 
         memory = Guarded(4 * int(np.prod(shape)))
         out = memory.array(shape, at_end=at_end)
         out[...] = np.nan
-        scratch = Guarded(plan.scratch_bytes + -plan.scratch_bytes % 64)
-        cells = scratch.array(((plan.scratch_bytes + -plan.scratch_bytes % 64) // 4,), at_end=at_end)
-        cells[...] = np.nan
+        lines = [-(-nbytes // 64) * 16 for nbytes in (plan.scratch_bytes, plan.shared_bytes)]
+        held = [Guarded(4 * count) for count in lines]
+        cells = [guard.array((count,), at_end=at_end) for guard, count in zip(held, lines, strict=True)]
+        for each in cells:
+            each[...] = np.nan
         values = np.array(plan.values, np.int64)
-        addresses = [array.ctypes.data for array in (values, *(copy for copy, _ in copies), out, cells, cells)]
+        addresses = [array.ctypes.data for array in (values, *(copy for copy, _ in copies), out, *cells)]
         flag = call(*addresses)
         rest = bytearray(memory.memory[PAGE : PAGE + memory.inner])
         start = out.ctypes.data - memory.start
@@ -68,11 +70,18 @@ def called(family: ModuleType, target: Target, sizes: Sizes, arrays: tuple[Any, 
     return first, flag
 
 
+def padded_by(x: Any, before: tuple[int, ...], after: tuple[int, ...]) -> Any:
+    """Return the cells with zeros around them, or without some where the padding is negative."""
+    zeros = np.pad(x, [(0, 0), (0, 0), *((max(a, 0), max(b, 0)) for a, b in zip(before, after, strict=True))])
+    sides = zip(before, after, zeros.shape[2:], strict=True)
+    return zeros[(..., *(slice(max(-a, 0), size - max(-b, 0)) for a, b, size in sides))]
+
+
 def plain_sums(sizes: Sizes, x: Any, w: Any, b: Any) -> tuple[Any, Any]:
     """Return the sums in float64, tap by tap, and those of the magnitudes."""
     x, w = x.astype(np.float64), w.astype(np.float64)
     spans = [step * (out - 1) + 1 for out, step in zip(sizes.out, sizes.stride, strict=True)]
-    padded = np.pad(x, [(0, 0), (0, 0), *zip(sizes.before, sizes.after, strict=True)])
+    padded = padded_by(x, sizes.before, sizes.after)
     shape = (sizes.batch, sizes.groups, sizes.filters, *sizes.out)
     sums, magnitudes = np.zeros(shape), np.zeros(shape)
     filters = w.reshape(sizes.groups, sizes.filters, sizes.channels, *sizes.kernel)
