@@ -29,7 +29,7 @@ def key_of(x: Array, w: Array, b: Array | None, options: Options) -> Key | None:
     try:
         of_bias = None if b is None else (type(b), b.shape, b.strides, b.dtype)
         of_arrays = type(x), x.shape, x.strides, x.dtype, type(w), w.shape, w.strides, w.dtype, of_bias
-    except AttributeError:
+    except Exception:  # no array, or one whose attributes raise what they like; the checks say so
         return None
     return (of_arrays, options, limits.threads(), limits.workspace()) if options.plain else None
 
