@@ -201,7 +201,7 @@ def runs(cases: Sequence[Case], algorithms: Sequence[str], ways: Ways, report: R
                 if serving:
                     chosen.append(Run(named, precision, serving))
                     for quantity in lacking(named):
-                        report.leave_out(f"{quantity} in {case.dtype}, which {algorithm} does not compute in all cases")
+                        report.leave_out(f"{quantity} of {case.dtype} cases, which {algorithm} does not compute")
                 what = f"{case.dtype} cases that {algorithm} cannot compute in {precision} precision"
                 others = dict.fromkeys(one.backend.name for one in wanted if one not in serving) if serving else [""]
                 if len(serving) < len(wanted):
