@@ -530,7 +530,9 @@ def test_a_single_sample_is_left_to_the_threads_of_the_blas(monkeypatch, batch, 
 def test_settings_are_those_of_the_thread_that_entered_them(layer):
     seen = []
     with portconv.num_threads(1), portconv.workspace_limit(1 << 20):
-        thread = threading.Thread(target=lambda: seen.append(portconv.explain(*layer, algorithm="gemm").workspace_bytes))
+        thread = threading.Thread(
+            target=lambda: seen.append(portconv.explain(*layer, algorithm="gemm").workspace_bytes)
+        )
         thread.start()
         thread.join()
         inside = portconv.explain(*layer, algorithm="gemm").workspace_bytes

@@ -47,13 +47,13 @@ class _Memory(threading.local):
     def __init__(self) -> None:
         self.size, self.address, self.held = 0, 0, bytearray()
 
-    def of(self, size: int) -> int:
-        """Return the address of so many bytes."""
+    def of(self, size: int) -> tuple[int, bytearray]:
+        """Return the address of so many bytes, and what holds them: a signal handler's call may take others."""
         if size > self.size:
             held = bytearray(size + LINE)  # zeros that take no memory before they are written
             start = address_of(c_char.from_buffer(held))
             self.size, self.address, self.held = size, start + -start % LINE, held
-        return self.address
+        return self.address, self.held
 
 
 _memory = _Memory()
@@ -94,16 +94,21 @@ class Call:
         `operands` are the addresses of the input, the filters, the bias and the output.
         """
         threads, shared = min(threads, self.most), self.planned.shared_bytes
-        scratch = _memory.of(threads * self.scratch + shared)
+        scratch, _held = _memory.of(threads * self.scratch + shared)
         common = scratch + threads * self.scratch
-        if threads > 1:
-            team = _team()
+        team = _team() if threads > 1 else None
+        if team is not None:
             team.wake(threads - 1)
             request = array("q", (self.address, *operands, scratch, common, self.scratch, threads))
             found: int = self.ready.together(team.address, request.buffer_info()[0])
             if found >= 0:
                 return found
         return int(self.compute(self.address, *operands, scratch, common))
+
+
+def fault() -> str | None:
+    """Return why there is no kernel, where all that were needed could not be compiled or loaded."""
+    return None if _ready else next(iter(failed.values()), None)
 
 
 def ready(kernel: Kernel) -> Ready:
@@ -134,6 +139,10 @@ def _loaded(kernel: Kernel) -> Loaded:
     target = state.here()
     try:
         loaded = Loaded(object_of(kernel, target), kernel.written(target).public, target)
+    except Warning:  # of the cache, which the user has made an error: the next call compiles
+        raise
+    except BackendError as error:  # a call in the middle of another one's imports; the next one may have the kernel
+        raise KernelError(str(error)) from error
     except Exception as error:
         failed[kernel] = f"kernel {kernel}: {type(error).__name__}: {in_a_line(error)}"
         raise KernelError(failed[kernel]) from error
@@ -142,12 +151,15 @@ def _loaded(kernel: Kernel) -> Loaded:
     return loaded
 
 
-def _team() -> Team:
-    """Return the threads that help, of this process."""
+def _team() -> Team | None:
+    """Return the threads that help, of this process; None where there can be none, and calls compute alone."""
     if not _teams:
         with forks.lock:
-            if not _teams:
-                _teams.append(Team(_loaded(STANDBY).addresses["attend"]))
+            try:
+                if not _teams:
+                    _teams.append(Team(_loaded(STANDBY).addresses["attend"]))
+            except (KernelError, OSError):  # OSError: no memory for the record
+                return None
     return _teams[0]
 
 
