@@ -26,7 +26,7 @@ from .budget import NO_WORK, Budget, Work
 from .winograd_magnitudes import by_plain_sums
 
 OPERATIONS = 1.2
-"""A lane that is multiplied and added counts as so many operations of the library's matrix products, where it is two."""
+"""A lane that is multiplied and added counts as so many operations of the library's products, where it is two."""
 CALLS = 1.0
 """A call of a kernel takes as long as so many calls of the library."""
 BYTES = 4

@@ -361,10 +361,7 @@ def test_what_it_does_not_serve_it_says(addressed):
     refusal(lambda: portconv.conv_input_grad(strided, w, (1, 2, 5, 5), stride=2, **named), products)
     _, cache = portconv.conv_forward(x, w, **named)
     refusal(lambda: portconv.conv_backward(dout, cache), products)
-    with (
-        portconv.workspace_limit(64),
-        pytest.raises(portconv.ConvValueError, match="workspace_limit of at least|expected at least"),
-    ):
+    with portconv.workspace_limit(64), pytest.raises(portconv.ConvValueError, match=r"expected .*at least \d+"):
         portconv.conv(x, w, **named)
 
 

@@ -242,8 +242,8 @@ class Call:
 
         Winograd's tiles along 3 dimensions hold multiples of 1/8. For an output or `dx` they are sums of at most
         (2 * 1.5 * 3)**3 * 4 * 3 < 2**14, or 2**17 eighths. For `dw` they are products of (2 * 2)**3 * 4 for fewer than
-        900 tiles of 3 samples, times 2**3 in G^T: below 2**21, or 2**24 eighths. `compiled` has tiles along 2 dimensions,
-        and adds them up over at most three taps of the other one, so its sums are smaller.
+        900 tiles of 3 samples, times 2**3 in G^T: below 2**21, or 2**24 eighths. `compiled` has tiles along 2
+        dimensions, and adds them up over at most three taps of the other one, so its sums are smaller.
         """
         return self.whole or kind(self.dtypes["x"]) == "integral"
 
