@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from support.kernels import needs_kernels
 from support.limited import within
 from support.oracle import Problem
 
@@ -19,8 +20,6 @@ from portconv.testing import conv_grads_tolerance
 from portconv.verification import Case, lacking
 
 COMPILED = known()["compiled"]
-WITHOUT = state.fault()
-needs_kernels = pytest.mark.skipif(WITHOUT is not None, reason=f"there are no kernels here: {WITHOUT}")
 
 # One of each family and of each way to read cells; in some, a dimension of an array is 1, or all of it is padding.
 PROBLEMS = {
