@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 
 from portconv import backends
+from portconv.algorithms.choice import known
 from portconv.backends import Backend
+from portconv.spec.remembered import forget
 
 _on_jax = itertools.count(1)
 
@@ -34,6 +37,16 @@ class Target:
 
     def owns(self, array: Any) -> bool:
         return backends.of(array) is self.backend and self.backend.device_of(array) == self.device
+
+
+@pytest.fixture
+def portable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Leave the kernels of this CPU out of what "auto" considers, so that it chooses the same on every machine."""
+    monkeypatch.setattr(known()["compiled"], "automatic", False)
+    forget()
+    yield
+    monkeypatch.undo()
+    forget()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

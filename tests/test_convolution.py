@@ -105,11 +105,14 @@ CASES = {
 DTYPES = ("float32", "float64")
 RESULTS = ("out", "dx", "dw", "db")
 
+ALGORITHMS = [name for name in portconv.algorithms() if name != "compiled"]
+"""Those that have all three products, in float32 and float64; algorithms/test_compiled.py tests the other one."""
+
 # Each algorithm on what it serves: `winograd` on kernels of 3 and 1, of stride and dilation 1; `fft` on stride 1; and
 # `depthwise` on one channel a group.
 SERVED = {
     f"{algorithm}-{name}": (options, problem, algorithm)
-    for algorithm in portconv.algorithms()
+    for algorithm in ALGORITHMS
     for name, (options, problem) in CASES.items()
     if problem.serves(algorithm)
 }
@@ -128,7 +131,7 @@ SKEWED = {
 every_case = pytest.mark.parametrize(("options", "problem", "algorithm"), SERVED.values(), ids=SERVED)
 every_exact_case = pytest.mark.parametrize(("options", "problem", "algorithm"), EXACT.values(), ids=EXACT)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
-every_algorithm = pytest.mark.parametrize("algorithm", portconv.algorithms())
+every_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
 
 
 @pytest.fixture(autouse=True)

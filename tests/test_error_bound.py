@@ -27,7 +27,7 @@ PROBLEMS = {
     "depthwise": ({"groups": 3}, Problem((2, 3, 7, 6), (3, 1, 3, 3), (1, 1), ((0, 0), (0, 0)), (1, 1), 3)),
     "3d": ({}, Problem((1, 2, 4, 5, 3), (3, 2, 2, 3, 1), (1, 1, 1), ((0, 0),) * 3, (1, 1, 1))),
 }
-ALGORITHMS = ("gemm", "direct", "winograd", "fft", "depthwise")
+ALGORITHMS = ("gemm", "direct", "compiled", "winograd", "fft", "depthwise")
 
 
 def numbers(problem: Problem, name: str, spread: int = 0) -> list[np.ndarray]:

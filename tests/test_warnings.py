@@ -6,11 +6,13 @@ import warnings
 
 import numpy as np
 import pytest
+from support.kernels import needs_kernels
 
 import portconv
 
 OVERFLOW, INVALID = "overflow encountered in add", "invalid value encountered in add"
 ALGORITHMS = ("gemm", "winograd", "fft", "depthwise", "direct")
+COMPILED = pytest.param("compiled", marks=needs_kernels)
 
 
 def said(compute) -> list[str]:
@@ -56,10 +58,10 @@ INPUTS = {
 
 
 @pytest.mark.parametrize("precision", ["standard", "reproducible"])
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", ["auto", COMPILED, *ALGORITHMS])
 @pytest.mark.parametrize("name", INPUTS)
 def test_a_call_warns_of_its_result_alone(name, algorithm, precision):
-    if precision == "reproducible" and algorithm in ("winograd", "fft"):
+    if precision == "reproducible" and algorithm in ("winograd", "fft", "compiled"):
         pytest.skip("these round, and serve no reproducible call")
     x, w, expected = INPUTS[name]
     options = {"algorithm": algorithm, "precision": precision}

@@ -26,7 +26,7 @@ from .budget import NO_WORK, Budget, Work
 from .winograd_magnitudes import by_plain_sums
 
 OPERATIONS = 1.2
-"""A lane that is multiplied and added counts as so many operations of the library's matrix products, where it is two."""
+"""A lane that is multiplied and added counts as so many operations of the library's products, where it is two."""
 CALLS = 1.0
 """A call of a kernel takes as long as so many calls of the library."""
 BYTES = 4
@@ -58,10 +58,10 @@ class Compiled(Algorithm):
             return "float32 (float16 and bfloat16 become float32)"
         if geometry.channels_last:
             return "channels first"
-        if (fault := state.fault()) is not None:
+        if (fault := state.fault() or call.fault()) is not None:
             return f"where there are kernels: {fault}"
         if _planned(Asked(geometry, False, 0)) is None:
-            return "smaller kernels"
+            return f"smaller kernels{''.join(f', of which some fail: {why}' for why in call.failed.values())}"
         return None
 
     def lacks(self, kind: str, geometry: Geometry, device: str) -> str | None:
@@ -96,8 +96,8 @@ class Compiled(Algorithm):
         try:
             planned = _call(asked)
             spoiled = planned.run(places, threads)
-            if spoiled and asked.transforms:
-                _call(asked._replace(transforms=False)).run(places, threads)
+            if spoiled and not planned.planned.is_plain:
+                return out if _run_plainly(asked, places, threads) else None
         except call.KernelError as error:
             forget()  # the next choices leave the kernel out
             raise LibraryError(f"algorithm 'compiled': {error}") from error
@@ -108,7 +108,10 @@ class Compiled(Algorithm):
     ) -> Callable[[Array, Array, Array | None], Array | None] | None:
         if any(backend.in_a_row(array) is not array for array in operands):
             return None
-        planned, shape = _call(_asked(geometry, budget, has_bias=len(operands) == 3)), geometry.out_shape
+        try:
+            planned, shape = _call(_asked(geometry, budget, has_bias=len(operands) == 3)), geometry.out_shape
+        except call.KernelError:  # the next call says so
+            return None
         empty, run, is_shared = backend.empty, planned.run, planned.most > 1
 
         def compute(x: Array, w: Array, b: Array | None) -> Array | None:
@@ -149,6 +152,16 @@ def magnitudes_of_tiles(
     """Return what the errors of tiles are in proportion to, transformed along the last two dimensions."""
     axes = (geometry.dims - 2, geometry.dims - 1)
     return by_plain_sums(kind, geometry, backend, product, (a, b), axes)
+
+
+def _run_plainly(asked: Asked, places: tuple[int, int, int, int], threads: int) -> bool:
+    """Compute an output without tiles, within the same memory; return whether there is a family that can."""
+    asked = asked._replace(transforms=False)
+    found = _planned(asked)
+    if found is None or found.memory > asked.memory:
+        return False
+    _call(asked).run(places, threads)
+    return True
 
 
 def _addresses(backend: Backend, x: Array, w: Array, b: Array | None, out: Array) -> tuple[int, int, int, int] | None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from .. import backends
 from ..backends import Backend
-from ..verification import Case, Report, Variant, layers, onnx_model, unserved
+from ..verification import Case, Report, Variant, lacking, layers, onnx_model, unserved
 from ..verification.cases import in_dtypes
 from .backends import device_name
 from .group import MOST_TAPS, backends_named, refuse
@@ -200,6 +200,8 @@ def runs(cases: Sequence[Case], algorithms: Sequence[str], ways: Ways, report: R
                 serving = _serving(named, precision, wanted)
                 if serving:
                     chosen.append(Run(named, precision, serving))
+                    for quantity in lacking(named):
+                        report.leave_out(f"{quantity} of {case.dtype} cases, which {algorithm} does not compute")
                 what = f"{case.dtype} cases that {algorithm} cannot compute in {precision} precision"
                 others = dict.fromkeys(one.backend.name for one in wanted if one not in serving) if serving else [""]
                 if len(serving) < len(wanted):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import Generic, NamedTuple
 
+from ..algorithms.choice import AUTO, named
 from ..backends import Array, ArrayT
 from ..errors import ConvTypeError
 from ..reproducible.magnitudes import remembering
@@ -18,6 +19,8 @@ from .plan import Given, Plan, given, of_given
 
 COTANGENT = -1
 """The place of the gradient of the result among operands: it comes last."""
+GRADIENTS = ("dx", "dw")
+"""The gradients that products compute, by the place of what they are gradients of."""
 
 
 class ConvGrads(NamedTuple, Generic[ArrayT]):
@@ -93,13 +96,28 @@ def adjoint(step: Operation, place: int, common: str, dtype: str) -> tuple[Opera
     return gradient, tuple(places)
 
 
+def lacking(cache: Forward) -> tuple[str, ...]:
+    """Name the gradients, of "dx" and "dw", that the algorithm of a call does not have; "auto" has all."""
+    step, algorithm, device = cache.operation, named(cache.operation.algorithm), cache.backend.device_kind(cache.x)
+    if algorithm is None:
+        return ()
+    kinds = {name: step.gradient(place, step.dtype, None, (None, None))[0].kind for place, name in enumerate(GRADIENTS)}
+    geometry = step.geometry.extended
+    return tuple(name for name, kind in kinds.items() if algorithm.lacks(kind, geometry, device) is not None)
+
+
 def plans_of(cache: Forward) -> dict[str, Plan]:
-    """Return the plans of the products of a call and its gradients: those of "out", "dx" and "dw"."""
+    """Return the plans of the products of a call and its gradients: those of "out", "dx" and "dw".
+
+    A gradient that the call's algorithm does not have is planned as "auto" plans it.
+    """
     backend, step = cache.backend, cache.operation
     arrays = given(step, backend, cache.x, cache.w)
     known = {0: arrays[0], 1: arrays[1], COTANGENT: Given(backend.dtype(step.dtype))}
     plans = {"out": of_given(step, backend, arrays, cache.x)}
-    for place, name in enumerate(("dx", "dw")):
+    for place, name in enumerate(GRADIENTS):
         gradient, (a, b) = adjoint(step, place, step.dtype, backend.dtype_name(known[place].dtype))
+        if name in lacking(cache):
+            gradient = changed(gradient, algorithm=AUTO)
         plans[name] = of_given(gradient, backend, (known[a], known[b]), cache.x)
     return plans

@@ -8,11 +8,13 @@ the long way with all its checks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 from .. import limits
 from ..backends import Array, Backend
+from ..spec.arguments import LITTLE_BYTES, MOST_BYTES
 from ..spec.operation import Kind, Operation
 from ..spec.options import Options
 from ..spec.remembered import Shelf
@@ -29,7 +31,7 @@ def key_of(x: Array, w: Array, b: Array | None, options: Options) -> Key | None:
     try:
         of_bias = None if b is None else (type(b), b.shape, b.strides, b.dtype)
         of_arrays = type(x), x.shape, x.strides, x.dtype, type(w), w.shape, w.strides, w.dtype, of_bias
-    except AttributeError:
+    except Exception:  # no array, or one whose attributes raise what they like; the checks say so
         return None
     return (of_arrays, options, limits.threads(), limits.workspace()) if options.plain else None
 
@@ -48,6 +50,9 @@ def computed(key: Key | None, x: Array, w: Array, b: Array | None) -> Array | No
 def remember(key: Key | None, operation: Operation, backend: Backend, operands: tuple[Array, ...]) -> None:
     """Remember how a call has been computed, if that is a single step on arrays as they are."""
     if key is None or backend.framework or operation.kind != Kind.FORWARD or not operation.is_canonical:
+        return
+    size = math.prod(operation.geometry.out_shape)
+    if size * MOST_BYTES > LITTLE_BYTES:  # whether there is memory for it is looked up each time
         return
     plan = plans.of(operation, backend, *operands[:2])
     bare = plan.bare

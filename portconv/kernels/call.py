@@ -122,6 +122,11 @@ class Call:
         return int(self.compute(self.address, *operands, scratch, common))
 
 
+def fault() -> str | None:
+    """Return why there is no kernel, where all that were needed could not be compiled or loaded."""
+    return None if _ready else next(iter(failed.values()), None)
+
+
 def ready(kernel: Kernel) -> Ready:
     """Return the functions of a kernel, which is compiled or read from the cache when it is first needed."""
     found = _ready.get(kernel)
@@ -151,8 +156,10 @@ def _loaded(kernel: Kernel) -> Loaded:
         target = state.here()
         loaded = Loaded(object_of(kernel, target), kernel.written(target).public, target)
         keep_for_ever(loaded)
-    except BackendError:
+    except Warning:  # of the cache, which the user has made an error: the next call compiles
         raise
+    except BackendError as error:  # a call in the middle of another one's imports; the next one may have the kernel
+        raise KernelError(str(error)) from error
     except NoTarget as error:
         raise KernelError(f"kernel {kernel}: {in_a_line(error)}") from error
     except Exception as error:
@@ -166,7 +173,7 @@ def _team() -> Team | None:
     global _helpers
     team = _helpers
     if team is None and STANDBY not in failed:
-        with forks.lock, suppress(KernelError):
+        with forks.lock, suppress(KernelError, OSError):  # OSError: no memory for the record
             team = _helpers
             if team is None:
                 team = _helpers = Team(_loaded(STANDBY).addresses["attend"])

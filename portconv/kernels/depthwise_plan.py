@@ -177,4 +177,4 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, variant: str = "") 
     )  # fmt: skip
     block = {"planes": planes_of_share, "bands": bands_of_share, "rows": shape.rows, "lanes": lanes}
     cycles = planes * (depth["depth_taps"] * shape.cost(target, plane) + CYCLES_OF_PLANE)
-    return Planned(shape.name, values, (), shares, 4 * zeros, block, 0, cycles)
+    return Planned(shape.name, values, (), shares, 4 * zeros, block, cycles=cycles)

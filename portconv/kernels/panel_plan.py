@@ -163,7 +163,9 @@ def plan_of(
     block = {"positions": panels * width, "filters": min(filters_of_block, sizes.filters)}
     variant = SPARSE if band else variant_of(sizes.stride[-1])
     cycles = _cycles(sizes, target, row, filter_blocks) * (density(sizes) if band else 1.0)
-    return Planned(variant, values, tuple(lists.values()), shares, layout.bytes, block, 0, cycles)
+    return Planned(
+        variant, values, tuple(lists.values()), shares, layout.bytes, block, is_plain=not band, cycles=cycles
+    )  # fmt: skip
 
 
 def _cycles(sizes: Sizes, target: Target, row: int, filter_blocks: int) -> float:

@@ -208,4 +208,4 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, variant: str = "") 
     stored = tiles * (filters * CYCLES_OF_STORE + runs * CYCLES_OF_TILE / vectors_of(target, filters))
     cycles = shares * (found + block.units * (copied + summed + stored))
     shown = {"units": block.units, "rows": block.firsts * rows_of_first, "columns": block.columns, "filters": filters}
-    return Planned(variant, values, tuple(lists.values()), shares, layout.bytes, shown, 0, cycles)
+    return Planned(variant, values, tuple(lists.values()), shares, layout.bytes, shown, cycles=cycles)

@@ -90,6 +90,8 @@ class Planned(NamedTuple):
         What was chosen, for people to read.
     shared_bytes : int
         The memory that all threads of a call share.
+    is_plain : bool
+        Whether what is not finite is what the formula gives. Otherwise a result that is not finite may be wrong.
     cycles : float
         About how many vectors are multiplied and added in the time that it takes.
     """
@@ -101,6 +103,7 @@ class Planned(NamedTuple):
     scratch_bytes: int
     block: dict[str, int]
     shared_bytes: int = 0
+    is_plain: bool = True
     cycles: float = 0.0
 
 

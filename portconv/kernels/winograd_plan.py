@@ -117,7 +117,7 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool) -> Planned | None:
     return Planned(
         VARIANTS[0], values, tuple(lists.values()), shares, layout.bytes, block,
         all_columns * of_tiles if tiles_first else 4 * PLACES * sizes.out_channels * pitch,
-        _cycles(sizes, target, 1 if tiles_first else filter_blocks),
+        is_plain=False, cycles=_cycles(sizes, target, 1 if tiles_first else filter_blocks),
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ lists the ways to run a case. `comparison` compares the results of each way with
 
 from .bounds import Exact, exact
 from .cases import Case, cases
-from .comparison import Comparison, Trial, compare, unserved
+from .comparison import Comparison, Trial, compare, lacking, unserved
 from .report import Report
 from .variants import Variant, unsupported
 
@@ -22,6 +22,7 @@ __all__ = [
     "cases",
     "compare",
     "exact",
+    "lacking",
     "unserved",
     "unsupported",
 ]

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import backends
-from ..algorithms import native_tiles
+from ..algorithms import compiled, native_tiles
 from ..algorithms.algorithm import Algorithm
 from ..algorithms.choice import known
 from ..algorithms.native import described
@@ -44,8 +44,14 @@ from .cases import Case, Floats, Inputs
 
 Doubles = NDArray[np.float64]
 
-IN_TILES = "native in tiles"
-"""The algorithm of a library that may compute by Winograd's: see `portconv.algorithms.native_tiles`."""
+IN_TILES, COMPILED_IN_TILES = "native in tiles", "compiled in tiles"
+"""The algorithms of a library and of kernels that may compute by Winograd's: see `portconv.algorithms.native_tiles` and
+`portconv.algorithms.compiled`."""
+OF_TILES = {
+    IN_TILES: ("native", native_tiles.magnitudes),
+    COMPILED_IN_TILES: ("compiled", compiled.magnitudes_of_tiles),
+}
+"""The algorithm that each of them is, and what its errors are in proportion to."""
 
 
 class Sums(NamedTuple):
@@ -173,8 +179,10 @@ def bounded_as(plan: Plan, like: Any) -> list[str]:
     """Return the names by which `Exact.reach` knows the algorithms of a plan, on the device of `like`."""
     native, geometry = plan.backend.native_convolution, plan.operation.geometry.extended
     in_tiles = native is not None and native.in_tiles(described(geometry), plan.backend.device_kind(like))
-    names = [algorithm.name for algorithm in plan.algorithms]
-    return [IN_TILES if in_tiles and name == "native" else name for name in names]
+    tiles = {"native": IN_TILES} if in_tiles else {}
+    if compiled.may_transform(geometry):
+        tiles["compiled"] = COMPILED_IN_TILES
+    return [tiles.get(algorithm.name, algorithm.name) for algorithm in plan.algorithms]
 
 
 def _item(function: Callable[[], dict[str, Doubles]], name: str) -> Doubles:
@@ -212,9 +220,10 @@ def _direct(case: Case, x: Any, w: Any, b: Any, dout: Any) -> dict[str, Any]:
 
 def _others(case: Case, name: str, x: Any, w: Any, b: Any, dout: Any) -> dict[str, Sums]:
     """Return the sums of magnitudes for the algorithm of a name if it computes other sums than plain ones."""
-    algorithm = known().get("native" if name == IN_TILES else name)
-    if algorithm is not None and name == IN_TILES:
-        return _of_algorithm(case, native_tiles.magnitudes, algorithm, x, w, b, dout)
+    if name in OF_TILES:
+        own, magnitudes = OF_TILES[name]
+        return _of_algorithm(case, magnitudes, known()[own], x, w, b, dout)
+    algorithm = known().get(name)
     if algorithm is None or algorithm.plain_sums:
         return {}
     if algorithm.objection(case.geometry.extended, _dtype(case), backends.get("numpy")) is not None:

@@ -6,16 +6,18 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 
 from .. import backends as registry
+from ..algorithms.choice import known
 from ..backends import Backend
-from ..convolution import conv_backward, conv_forward, explain
+from ..convolution import ConvCache, conv_backward, conv_forward, conv_input_grad, conv_weight_grad, explain
 from ..engine.gradients import plans_of
 from ..errors import PortconvError, in_a_line
+from ..spec.operation import Kind
 from .bounds import Doubles, bounded_as, exact
 from .cases import Case, Inputs
 from .figures import Figures, Host, Number, Plane, figures, written
@@ -25,6 +27,7 @@ Array = Any
 
 PRODUCTS = ("out", "dx", "dw")
 """The quantities that products compute; portconv chooses an algorithm for each of them."""
+GRADIENTS = {"dx": Kind.INPUT_GRAD, "dw": Kind.WEIGHT_GRAD}
 ALL_SAMPLES = slice(None)
 
 
@@ -149,6 +152,14 @@ def unserved(case: Case, precision: str = "standard", backend: Backend | None = 
     return None
 
 
+def lacking(case: Case) -> tuple[str, ...]:
+    """Name the gradients of a case that the algorithm does not have which it names; "auto" has all."""
+    algorithm, geometry = known().get(case.algorithm), case.geometry.extended
+    if algorithm is None:
+        return ()
+    return tuple(name for name, kind in GRADIENTS.items() if algorithm.lacks(kind, geometry, "") is not None)
+
+
 def compare(
     case: Case, ways: Sequence[Backend | Variant], precision: str = "standard", inputs: Inputs | None = None
 ) -> list[Comparison]:
@@ -192,6 +203,11 @@ class Trial:
         self.case, self.precision, self.variants = case, precision, variants
         self.inputs = case.inputs() if inputs is None else inputs
         self.truth = exact(case, self.inputs)
+        without = lacking(case)
+        # Where an algorithm lacks a gradient, those that it has are computed one by one, and the bias's is not its own.
+        self.quantities = tuple(
+            name for name in case.quantities if not without or (name in PRODUCTS and name not in without)
+        )
         self.reach = cache(self._reach)
         self.results: dict[str, dict[str, Host]] = {}
         """By the label of a variant and the quantity, the results."""
@@ -253,7 +269,7 @@ class Trial:
             with variant.held():
                 by_half.append(self._run(variant, samples))
         joined: dict[str, Host | str] = {}
-        for name in ("out", "dx"):
+        for name in [name for name in ("out", "dx") if name in self.quantities]:
             first, second = (results[name] for results, _ in by_half)
             if isinstance(first, str) or isinstance(second, str):
                 joined[name] = first if isinstance(first, str) else str(second)
@@ -267,7 +283,7 @@ class Trial:
     ) -> tuple[dict[str, Host | str], dict[str, tuple[str, ...]]]:
         """Run some samples of the case in one way; return the results, and the algorithms that computed them."""
         case, backend, inputs = self.case, variant.backend, self.inputs
-        algorithms: dict[str, tuple[str, ...]] = dict.fromkeys(case.quantities, (case.algorithm,))
+        algorithms: dict[str, tuple[str, ...]] = dict.fromkeys(self.quantities, (case.algorithm,))
         shapes = {name: true.value.shape for name, true in self.truth.items()}
         if samples != ALL_SAMPLES:
             inputs = inputs._replace(x=inputs.x[samples], dout=inputs.dout[samples])
@@ -282,17 +298,29 @@ class Trial:
             options = case.options | {"precision": self.precision}
             out, cache = conv_forward(x, w, b, **options, algorithm=case.algorithm)
         except Exception as error:
-            return dict.fromkeys(case.quantities, _words(error)), algorithms
+            return dict.fromkeys(self.quantities, _words(error)), algorithms
         algorithms |= {name: tuple(bounded_as(plan, x)) for name, plan in plans_of(cache).items()}
         results: dict[str, Host | str] = {"out": _host(backend, x, out, shapes["out"])}
         try:
-            grads = conv_backward(dout, cache)._asdict()
+            grads = self._gradients(dout, cache)
         except Exception as error:
-            return results | dict.fromkeys(case.quantities[1:], _words(error)), algorithms
-        results |= {name: _host(backend, x, grads[name], shapes[name]) for name in case.quantities[1:]}
-        if b is None and grads["db"] is not None:
+            return results | dict.fromkeys(self.quantities[1:], _words(error)), algorithms
+        results |= {name: _host(backend, x, grads[name], shapes[name]) for name in self.quantities[1:]}
+        if b is None and grads.get("db") is not None:
             results["db"] = f"got {type(grads['db']).__name__}, expected None where there is no bias"
         return results, algorithms
+
+    def _gradients(self, dout: Array, cache: ConvCache) -> dict[str, Array]:
+        """Compute all gradients, or one by one those that the algorithm has."""
+        if self.quantities == self.case.quantities:
+            return conv_backward(dout, cache)._asdict()
+        x, w, options = cache.x, cache.w, self.case.options
+        options = options | {"precision": self.precision, "algorithm": self.case.algorithm}
+        makers = {
+            "dx": partial(conv_input_grad, dout, w, tuple(x.shape), **options),
+            "dw": partial(conv_weight_grad, dout, x, tuple(w.shape), **options),
+        }
+        return {name: makers[name]() for name in self.quantities[1:]}
 
 
 def _digest(result: Host) -> str:

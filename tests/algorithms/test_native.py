@@ -78,6 +78,7 @@ def test_its_bound_is_that_of_a_plain_sum(target):
     assert np.array_equal(target.numpy(ours), target.numpy(plain))
 
 
+@pytest.mark.usefixtures("portable")
 def test_auto_takes_it_for_dense_layers_and_leaves_large_kernels(torch):
     x, w = torch.ones(4, 32, 28, 28), torch.ones(32, 32, 3, 3)
     explained = portconv.explain(x, w, padding=1)

@@ -20,7 +20,7 @@ CASES = {
 
 
 @pytest.fixture
-def by_taps(target, monkeypatch):
+def by_taps(target, portable, monkeypatch):
     """Make the library one that compiles every step, and for which `gemm` and `depthwise` have too many steps.
 
     It has no convolution of its own.

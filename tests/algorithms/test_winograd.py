@@ -153,6 +153,7 @@ def test_numpy_does_not_warn_of_results_that_are_computed_again():
         portconv.conv(x, w, algorithm="winograd")
 
 
+@pytest.mark.usefixtures("portable")
 def test_auto_takes_tiles_where_they_pay():
     assert chosen(RESNET, "numpy") == "winograd"
     few_channels = geometry((16, 3, 56, 56), (64, 3, 3, 3), 1, 1, 1, 1)

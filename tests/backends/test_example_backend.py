@@ -83,9 +83,10 @@ def served():
     """Each problem with each algorithm that serves it."""
     for name, problem in PROBLEMS.items():
         for algorithm in portconv.algorithms():
-            # `tap_loop` is for libraries that compile every step, and tally.convolve has no groups.
+            # `compiled` is for arrays with an address, `tap_loop` for libraries that compile every step, and
+            # tally.convolve has no groups.
             if (
-                algorithm == "tap_loop"
+                algorithm in ("compiled", "tap_loop")
                 or (algorithm == "native" and problem.groups > 1)
                 or not problem.serves(algorithm)
             ):

@@ -91,7 +91,8 @@ def test_an_error_bound_is_that_of_the_algorithms_of_the_plan(target, options, a
         terms = used.error_terms(Kind.FORWARD, cache.operation.geometry)
         # The plain sum is of 8 channels and 9 taps. Tiles count the sum of the 9 taps for each of them, (2, 1, 2)
         # times along each dimension; spectra count the norm of a plane, 14, times the sum of the 9 taps.
-        size = {"winograd": 8 * 9 * (2 + 1 + 2) ** 2, "fft": 8 * 14 * 9}.get(used.name, 8 * 9)
+        tiles = 8 * 9 * (2 + 1 + 2) ** 2
+        size = {"winograd": tiles, "compiled": tiles, "fft": 8 * 14 * 9}.get(used.name, 8 * 9)
         expected = max(expected, relative(terms, "float32", "standard", products=True) * size)
     assert np.all(np.abs(bound - expected) <= 1e-3 * expected)
     assert bound.shape == tuple(cache.operation.shape(Role.OUT))

@@ -93,7 +93,8 @@ BAD = {
         ConvValueError,
         (
             "algorithm: got 'magic'",
-            "'auto' or 'winograd' or 'fft' or 'depthwise' or 'native' or 'gemm' or 'tap_loop' or 'direct'",
+            "'auto' or 'compiled' or 'winograd' or 'fft' or 'depthwise' or 'native' or 'gemm' or "
+            "'tap_loop' or 'direct'",
         ),
     ),
 }

@@ -104,6 +104,8 @@ class Problem:
         of_loops = {name: gamma(terms[name], "float64") * magnitudes[name] for name in terms}
         if algorithm == "winograd":
             magnitudes, terms = magnitudes | self.tiles(*sizes), terms | self.tile_terms()
+        if algorithm == "compiled" and self.in_planes:
+            magnitudes, terms = magnitudes | self.planes(*sizes), terms | self.plane_terms()
         if algorithm == "fft":
             magnitudes, terms = magnitudes | self.spectra(*sizes), terms | self.spectral_terms()
         return {name: gamma(terms[name], dtype) * magnitudes[name] + of_loops[name] for name in terms}
@@ -113,6 +115,28 @@ class Problem:
         """Whether Winograd's tiles F(2, 3) can compute it."""
         ones = (1,) * len(self.stride)
         return {3} <= {*self.w[2:]} <= {1, 3} and self.stride == self.dilation == ones
+
+    @property
+    def in_planes(self) -> bool:
+        """Whether kernels of this CPU may compute it in tiles of its last two dimensions."""
+        return self.w[-2:] == (3, 3) and self.w[2:] != (3,) and {*self.stride[-2:], *self.dilation[-2:]} == {1}
+
+    def plane_terms(self) -> dict[str, int]:
+        """Return how many roundings a term meets in these tiles: 5 along each of two dimensions, and in the sum.
+
+        The sum is over the channels and over the taps of the dimensions before; the bias is one more.
+        """
+        outer = math.prod(self.w[2:-2])
+        return {"out": self.w[1] * outer + 5 * 2 + 1, "dx": self.w[0] // self.groups * outer + 5 * 2}
+
+    def planes(self, x, w, b, dout) -> dict[str, np.ndarray]:
+        """Return sums of magnitudes no smaller than those through these tiles, for operands that are not negative.
+
+        An output of a tile along one dimension counts its window's cells at most (2, 1, 2) times, each with a number of
+        the transformed filter. That is at most the sum of the three taps.
+        """
+        taps = w.sum(axis=(-2, -1), keepdims=True) * np.outer((2, 1, 2), (2, 1, 2))
+        return {"out": self.forward(x, taps, b), "dx": self.input_grad(dout, taps)}
 
     def mirrored(self) -> Problem:
         """Return the convolution of dout and flipped filters that computes the input gradient."""

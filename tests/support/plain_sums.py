@@ -242,7 +242,8 @@ class Call:
 
         Winograd's tiles along 3 dimensions hold multiples of 1/8. For an output or `dx` they are sums of at most
         (2 * 1.5 * 3)**3 * 4 * 3 < 2**14, or 2**17 eighths. For `dw` they are products of (2 * 2)**3 * 4 for fewer than
-        900 tiles of 3 samples, times 2**3 in G^T: below 2**21, or 2**24 eighths.
+        900 tiles of 3 samples, times 2**3 in G^T: below 2**21, or 2**24 eighths. `compiled` has tiles along 2
+        dimensions, and adds them up over at most three taps of the other one, so its sums are smaller.
         """
         return self.whole or kind(self.dtypes["x"]) == "integral"
 
@@ -251,6 +252,11 @@ class Call:
         """Whether Winograd's tiles can compute it in real numbers."""
         ones = (1,) * self.dims
         return {3} <= {*self.w[2:]} <= {1, 3} and self.stride == self.dilation == ones
+
+    @property
+    def in_planes(self):
+        """Whether kernels of this CPU may compute it in tiles of its last two dimensions."""
+        return self.w[2:] != (3,) and self.w[-2:] == (3, 3) and {*self.stride[-2:], *self.dilation[-2:]} == {1}
 
     def algorithms(self, exactly=False):
         """List the algorithms that can compute it, with "auto"; `exactly` for those that add up whole numbers exactly.
@@ -339,7 +345,8 @@ class Call:
         plain = self.truths({name: sizes(wide(a)) for name, a in operands.items()}), self.terms()
         if any(kind(name) == "complex" for name in self.dtypes.values()):
             plain = plain[0], {name: 2 * n for name, n in plain[1].items()}
-        special = {name: self._sums_of(name, operands) for name in {"winograd", "fft"} & set().union(*used.values())}
+        own = {"winograd", "fft"} | ({"compiled"} if self.in_planes else set())
+        special = {name: self._sums_of(name, operands) for name in own & set().union(*used.values())}
         allowed = {}
         for name, (computed, final) in results.items():
             computed, final = COMPUTED.get(computed, computed), PARTS.get(final, final)
@@ -354,7 +361,7 @@ class Call:
         return allowed
 
     def _sums_of(self, algorithm, operands):
-        """Return the magnitudes and terms of the sums that `winograd` or `fft` computes.
+        """Return the magnitudes and terms of the sums that `winograd`, `fft` or `compiled` computes.
 
         Padding other than zeros is filled in before, and its gradient is added to the repeated cells after.
         """
@@ -372,6 +379,7 @@ class Call:
         make, count = {
             "winograd": (problem.tiles, problem.tile_terms),
             "fft": (problem.spectra, problem.spectral_terms),
+            "compiled": (problem.planes, problem.plane_terms),
         }[algorithm]
         magnitudes, terms = make(x, w, none, dout), count()
         if fold is not None:

@@ -52,6 +52,9 @@ NUMPY = backends.get("numpy")
 GEMM = known()["gemm"]
 CASES = {case.name: case for case in cases(["float32"])}
 CASE = CASES["2d-stride2"]
+pytestmark = pytest.mark.usefixtures("portable")
+"""What is spoiled here is `gemm`, which "auto" takes on every machine where there are no kernels."""
+
 BFLOAT16 = pytest.param(
     "bfloat16",
     marks=pytest.mark.skipif(find_spec("ml_dtypes") is None, reason="ml_dtypes, NumPy's bfloat16, is not installed"),
