@@ -30,13 +30,13 @@ def chosen(sizes: Sizes, memory: int, *, has_bias: bool, transforms: bool) -> Ch
     """
     target = state.here()
     plans = {
-        "winograd": winograd.plan_of(target, sizes, has_bias=has_bias) if transforms else None,
+        "winograd": winograd.plan_of(target, sizes, has_bias=has_bias),
         "depthwise": depthwise.plan_of(target, sizes, has_bias=has_bias),
         "rows": rows.plan_of(target, sizes, has_bias=has_bias),
         "panels": panels.plan_of(target, sizes, has_bias=has_bias, memory=memory or BLOCK_BYTES, skips=transforms),
     }
     found = [Chosen(Kernel(family, plan.variant), plan) for family, plan in plans.items() if plan is not None]
-    found = [one for one in found if one.kernel not in call.failed]
+    found = [one for one in found if one.kernel not in call.failed and (transforms or one.planned.is_plain)]
     if not found:
         return None
     return min(found, key=lambda one: (one.memory > memory, one.memory if one.memory > memory else one.planned.cycles))

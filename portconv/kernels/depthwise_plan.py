@@ -91,8 +91,8 @@ class Shape(NamedTuple):
         return self.stride * (self.rows - 1) + self.kernel[0]
 
     def lanes(self, target: Target) -> int:
-        """Return the columns of a tile."""
-        return target.lanes // 2 if self.half else target.lanes
+        """Return the columns of a tile; only the long vectors of AVX-512 are worth halving."""
+        return target.lanes // 2 if self.half and target.name == "avx512" else target.lanes
 
     def uses(self, row: int) -> list[tuple[int, int]]:
         """Return which rows of the kernel meet a row of inputs, and for which rows of outputs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from itertools import product
 from typing import NamedTuple
 
@@ -135,36 +136,36 @@ def _cycles_of_tile(target: Target, filters: int) -> float:
     return max(1.0 * filters, LOAD + filters / vectors / 2) + 0.15 + 1.0 / vectors
 
 
-def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, variant: str = "") -> Planned | None:
-    """Plan a convolution, or return nothing if the kernels do not serve it."""
-    if len(sizes.size) > MOST_DIMS + 1:
-        return None
-    steps = STEPS.get(sizes.stride[-1], GATHERED)
-    variant = variant or f"{steps}{_filters_of_tile(target, sizes.filters)}"
-    filters, lanes, lines = int(variant.removeprefix(steps)), target.lanes, _lines(sizes)
-    block, units = _block(sizes, lines, lanes), sizes.batch * sizes.groups
-    entries = ceiling(block.columns + lines.shift + lanes, lanes)
-    first_lines = lines.strides[0] if lines.padded else 1
-    beyond = (sizes.kernel[0] - 1) * sizes.dilation[0] + 1 if lines.padded else 1
-    first_step, firsts = (sizes.stride[0], sizes.out[0]) if lines.padded else (1, 1)
-    first = (sizes.size[0], sizes.before[0], sizes.dilation[0], sizes.kernel[0]) if lines.padded else (1, 0, 1, 1)
-    lines_of_share = ((block.firsts - 1) * first_step + beyond) * first_lines
-    rows_of_first = math.prod(sizes.out[1:-1])
-    pieces = block.firsts * rows_of_first * ceiling(block.columns, lanes)
-    is_one_run = block.channels == sizes.channels and sizes.taps <= RUN
+class _Copy(NamedTuple):
+    """The copy of a share: its lines, the vectors of a line and phase, and the pieces of outputs that read it."""
 
-    layout = Layout()
-    layout.add(4 * block.channels * lines_of_share * entries * len(lines.phases) * lanes)
-    places = {
-        "at_lines": layout.add(8 * lines_of_share),
-        "at_entries": layout.add(16 * entries * len(lines.phases)),
-        "at_pieces": layout.add(8 * PIECE * pieces),
-        "at_sums": layout.add(0 if is_one_run else 4 * ceiling(sizes.filters, filters) * filters * pieces * lanes),
-    }
-    if layout.bytes > MOST_BYTES:
-        return None
+    lines: int
+    entries: int
+    pieces: int
+
+
+def _copy(sizes: Sizes, lines: _Lines, block: _Block, lanes: int) -> _Copy:
+    of_first = lines.strides[0] if lines.padded else 1
+    step, beyond = _first(sizes, lines)
+    rows = block.firsts * math.prod(sizes.out[1:-1])
+    return _Copy(
+        ((block.firsts - 1) * step + beyond) * of_first,
+        ceiling(block.columns + lines.shift + lanes, lanes),
+        rows * ceiling(block.columns, lanes),
+    )
+
+
+def _first(sizes: Sizes, lines: _Lines) -> tuple[int, int]:
+    """Return the stride along the first of several dimensions, and how far the kernel reaches."""
+    if not lines.padded:
+        return 1, 1
+    return sizes.stride[0], (sizes.kernel[0] - 1) * sizes.dilation[0] + 1
+
+
+def _lists(sizes: Sizes, lines: _Lines, pitch: int) -> dict[str, array[int]]:
+    """Return the lists that the kernels read."""
     outer = len(lines.padded)
-    lists = {
+    return {
         "padded": numbers(lines.padded),
         "befores": numbers(sizes.before[:outer]),
         "inputs": numbers(sizes.size[:outer]),
@@ -173,39 +174,67 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, variant: str = "") 
         "steps": numbers(sizes.stride[:outer]),
         "line_strides": numbers(lines.strides),
         "row_phases": numbers(lines.phases),
-        "row_taps": numbers(_taps(sizes, lines, entries * lanes)),
+        "row_taps": numbers(_taps(sizes, lines, pitch)),
     }
+
+
+def _cycles(target: Target, sizes: Sizes, block: _Block, copy: _Copy, vectors_copied: int, filters: int) -> float:
+    """Return about how many vectors are multiplied in the time that a share takes."""
+    copied = copy.lines * vectors_copied * sizes.channels * CYCLES_OF_COPY[STEPS.get(sizes.stride[-1], GATHERED)]
+    found = CYCLES_OF_LINE * copy.lines * len(sizes.size) + CYCLES_OF_PIECE * copy.pieces
+    tiles = ceiling(sizes.filters, filters) * copy.pieces
+    runs = ceiling(sizes.channels, block.channels) * ceiling(sizes.taps, RUN)
+    summed = tiles * sizes.channels * sizes.taps * _cycles_of_tile(target, filters)
+    stored = tiles * (filters * CYCLES_OF_STORE + runs * CYCLES_OF_TILE / vectors_of(target, filters))
+    return found + block.units * (copied + summed + stored)
+
+
+def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, variant: str = "") -> Planned | None:
+    """Plan a convolution, or return nothing if the kernels do not serve it."""
+    if len(sizes.size) > MOST_DIMS + 1:
+        return None
+    steps = STEPS.get(sizes.stride[-1], GATHERED)
+    variant = variant or f"{steps}{_filters_of_tile(target, sizes.filters)}"
+    filters, lanes, lines = int(variant.removeprefix(steps)), target.lanes, _lines(sizes)
+    block, phases = _block(sizes, lines, lanes), len(lines.phases)
+    copy, (first_step, beyond) = _copy(sizes, lines, block, lanes), _first(sizes, lines)
+    is_one_run = block.channels == sizes.channels and sizes.taps <= RUN
+
+    layout, kept = Layout(), ceiling(sizes.filters, filters) * filters * copy.pieces * lanes
+    layout.add(4 * block.channels * copy.lines * copy.entries * phases * lanes)
+    places = {
+        "at_lines": layout.add(8 * copy.lines),
+        "at_entries": layout.add(16 * copy.entries * phases),
+        "at_pieces": layout.add(8 * PIECE * copy.pieces),
+        "at_sums": layout.add(0 if is_one_run else 4 * kept),
+    }
+    if layout.bytes > MOST_BYTES:
+        return None
+    lists = _lists(sizes, lines, copy.entries * lanes)
+    of_first, firsts = (lines.strides[0], sizes.out[0]) if lines.padded else (1, 1)
+    first = (sizes.size[0], sizes.before[0], sizes.dilation[0], sizes.kernel[0]) if lines.padded else (1, 0, 1, 1)
     first_blocks, column_blocks = ceiling(firsts, block.firsts), ceiling(sizes.out[-1], block.columns)
+    units = sizes.batch * sizes.groups
     shares = ceiling(units, block.units) * first_blocks * column_blocks
     values = PLAN.packed(
         **{"phases": 1, "shares_first": 0, "shares_last": shares, "units": units, "units_of_share": block.units},
         **{"groups": sizes.groups, "channels": sizes.channels, "channels_of_run": block.channels},
         **{"filters": sizes.filters, "taps": sizes.taps, "terms": sizes.channels * sizes.taps},
         **{"firsts": firsts, "firsts_of_share": block.firsts, "first_blocks": first_blocks},
-        **{"rows_of_first": rows_of_first, "lines_of_step": first_step * first_lines},
-        **{"lines_beyond": (beyond - first_step) * first_lines},
+        **{"rows_of_first": math.prod(sizes.out[1:-1]), "lines_of_step": first_step * of_first},
+        **{"lines_beyond": (beyond - first_step) * of_first, "first_step": first_step},
         **dict(zip(("first_size", "first_before", "first_apart", "first_taps"), first, strict=True)),
-        **{
-            "first_step": first_step,
-            "columns": sizes.out[-1],
-            "columns_of_share": block.columns,
-            "column_blocks": column_blocks,
-        },
+        **{"columns": sizes.out[-1], "columns_of_share": block.columns, "column_blocks": column_blocks},
         **{"width": sizes.size[-1], "step": sizes.stride[-1], "before": sizes.before[-1]},
-        **{"entries": entries * len(lines.phases), "entries_of_phase": entries},
-        **{"lines_of_share": lines_of_share, "pieces_of_share": pieces},
+        **{"entries": copy.entries * phases, "entries_of_phase": copy.entries},
+        **{"lines_of_share": copy.lines, "pieces_of_share": copy.pieces},
         **{"x_sample": sizes.in_channels * sizes.cells, "x_channel": sizes.cells},
         **{"out_sample": sizes.out_channels * sizes.positions, "out_channel": sizes.positions},
-        **{"bias_step": int(has_bias), "outer": outer},
+        **{"bias_step": int(has_bias), "outer": len(lines.padded)},
         **places,
         **addresses(lists),
     )
-    copied = lines_of_share * entries * len(lines.phases) * sizes.channels * CYCLES_OF_COPY[steps]
-    found = CYCLES_OF_LINE * lines_of_share * (outer + 1) + CYCLES_OF_PIECE * pieces
-    tiles = ceiling(sizes.filters, filters) * pieces
-    runs = ceiling(sizes.channels, block.channels) * ceiling(sizes.taps, RUN)
-    summed = tiles * sizes.channels * sizes.taps * _cycles_of_tile(target, filters)
-    stored = tiles * (filters * CYCLES_OF_STORE + runs * CYCLES_OF_TILE / vectors_of(target, filters))
-    cycles = shares * (found + block.units * (copied + summed + stored))
-    shown = {"units": block.units, "rows": block.firsts * rows_of_first, "columns": block.columns, "filters": filters}
+    cycles = shares * _cycles(target, sizes, block, copy, copy.entries * phases, filters)
+    shown = {"units": block.units, "rows": block.firsts * math.prod(sizes.out[1:-1]), "columns": block.columns}
+    shown["filters"] = filters
     return Planned(variant, values, tuple(lists.values()), shares, layout.bytes, shown, cycles=cycles)
