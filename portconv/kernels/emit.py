@@ -239,8 +239,8 @@ class Function:
 
     def gather(self, place: Pointer, step: Number, mask: Flag) -> Vector:
         """Load every `step`-th element; lanes that a mask leaves out are 0, and their memory is not read."""
-        steps = self._spread(step)
-        offsets = self.assign(f"mul <{self.lanes} x i64> {steps}, {self._iota()}")
+        steps = self._spread(step, INTEGER)
+        offsets = self.assign(f"mul <{self.lanes} x i64> {steps}, {self._numbers(INTEGER)}")
         pointers = self.assign(f"getelementptr {self.element}, ptr {place}, <{self.lanes} x i64> {offsets}")
         types = f"<{self.lanes} x ptr>"
         name = f"masked.gather.v{self.lanes}{_short(self.element)}.v{self.lanes}p0"
@@ -292,26 +292,29 @@ class Function:
     def _lanes(self, how: str, bound: Number) -> Flag:
         # Lanes are numbered in 32 bits, for which there are more comparisons; far bounds are clamped to fit.
         near = self.minimum(self.maximum(bound, -1), self.lanes)
-        number = self.assign(f"trunc i64 {near} to i32")
-        first = self.assign(f"insertelement <{self.lanes} x i32> poison, i32 {number}, i64 0")
-        zeros = f"<{self.lanes} x i32> zeroinitializer"
-        spread = self.assign(f"shufflevector <{self.lanes} x i32> {first}, <{self.lanes} x i32> poison, {zeros}")
-        numbers = ", ".join(f"i32 {lane}" for lane in range(self.lanes))
-        name = self.assign(f"icmp {how} <{self.lanes} x i32> <{numbers}>, {spread}")
+        spread = self._spread(self.assign(f"trunc i64 {near} to i32"), "i32")
+        name = self.assign(f"icmp {how} <{self.lanes} x i32> {self._numbers('i32')}, {spread}")
         return Flag(self, self.mask_type, name)
 
     def mask_of_bits(self, bits: Number) -> Flag:
         """Return the mask whose lanes are the low bits of an integer."""
-        narrow = self.assign(f"trunc i64 {bits} to i{self.lanes}")
-        return Flag(self, self.mask_type, self.assign(f"bitcast i{self.lanes} {narrow} to {self.mask_type}"))
+        if self.lanes > 8:
+            narrow = self.assign(f"trunc i64 {bits} to i{self.lanes}")
+            return Flag(self, self.mask_type, self.assign(f"bitcast i{self.lanes} {narrow} to {self.mask_type}"))
+        # CPUs without registers for masks would take the bits one by one.
+        spread, powers = self._spread(self.assign(f"trunc i64 {bits} to i32"), "i32"), self._numbers("i32", 2)
+        chosen = self.assign(f"and <{self.lanes} x i32> {spread}, {powers}")
+        return Flag(self, self.mask_type, self.assign(f"icmp ne <{self.lanes} x i32> {chosen}, zeroinitializer"))
 
-    def _iota(self) -> str:
-        return "<" + ", ".join(f"i64 {lane}" for lane in range(self.lanes)) + ">"
+    def _numbers(self, type: str, base: int = 0) -> str:
+        """Return the numbers of the lanes, or the powers of `base` with these exponents."""
+        return "<" + ", ".join(f"{type} {base**lane if base else lane}" for lane in range(self.lanes)) + ">"
 
-    def _spread(self, number: Number) -> str:
-        first = self.assign(f"insertelement <{self.lanes} x i64> poison, i64 {number}, i64 0")
+    def _spread(self, number: Number | str, type: str) -> str:
+        """Return a vector of integers that are all the same."""
+        first = self.assign(f"insertelement <{self.lanes} x {type}> poison, {type} {number}, i64 0")
         zeros = f"<{self.lanes} x i32> zeroinitializer"
-        return self.assign(f"shufflevector <{self.lanes} x i64> {first}, <{self.lanes} x i64> poison, {zeros}")
+        return self.assign(f"shufflevector <{self.lanes} x {type}> {first}, <{self.lanes} x {type}> poison, {zeros}")
 
     def prefetch(self, place: Pointer, *, write: bool = False) -> None:
         """Ask for a line of memory before it is needed."""

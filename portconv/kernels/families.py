@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import NamedTuple
 
-from . import depthwise, panels, rows, standby, winograd
+from . import depthwise, panels, rows, standby, tall, winograd
 from .emit import Module
 from .target import Target
 
@@ -13,6 +13,7 @@ FAMILIES: dict[str, ModuleType] = {
     "winograd": winograd,
     "depthwise": depthwise,
     "rows": rows,
+    "tall": tall,
     "panels": panels,
     "standby": standby,
 }

@@ -6,8 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from .emit import INTEGER, Argument, Function, Int, Pointer
-from .row_plan import GATHERED, HALVED, PIECE, PLAN
+from .record import Record
+from .row_plan import COPIED, EVERY, PIECE, PLAN
 from .target import Target
+
+_COPIED = Record(*COPIED)
 
 
 @contextmanager
@@ -20,27 +23,28 @@ def digits(code: Function, number: Int, count: Int, sizes: Pointer) -> Iterator[
         yield dim, now % sizes[dim]
 
 
+def _function(lanes: int, name: str, *arguments: str, returns: bool = False) -> Function:
+    given = [Argument(each.removeprefix("*"), "*i64" if each[0] == "*" else INTEGER) for each in arguments]
+    return Function(name, given, lanes, returns=returns)
+
+
 class Copies:
-    """The functions that copy, for one target and one way of reading cells."""
+    """The functions that copy, for one target and one way of reading cells; plans begin with the fields `COPIED`."""
 
     def __init__(self, target: Target, steps: str) -> None:
-        self.steps, self.lanes = steps, target.lanes
-        self.lines, self.entries, self.pieces, self.copy = self._lines(), self._entries(), self._pieces(), self._copy()
+        self.every, self.lanes = EVERY[steps], target.lanes
+        self.lines, self.entries, self.copy = self._lines(), self._entries(), self._copy()
 
     @property
     def functions(self) -> tuple[Function, ...]:
         """All of them."""
-        return self.lines, self.entries, self.pieces, self.copy
-
-    def _function(self, name: str, *arguments: str, returns: bool = False) -> Function:
-        given = [Argument(each.removeprefix("*"), "*i64" if each[0] == "*" else INTEGER) for each in arguments]
-        return Function(name, given, self.lanes, returns=returns)
+        return self.lines, self.entries, self.copy
 
     def _lines(self) -> Function:
         """Write down where each line of the padded input begins in a channel, or -1 if it is one of zeros."""
-        code = self._function("lines", "*plan", "*lines", "start", "count")
+        code = _function(self.lanes, "lines", "*plan", "*lines", "start", "count")
         memory, lines, start, count = code.given
-        plan = PLAN.read(memory)
+        plan = _COPIED.read(memory)
         padded, befores, inputs, strides = (
             plan.pointer(name, INTEGER) for name in ("padded", "befores", "inputs", "strides")
         )
@@ -55,50 +59,22 @@ class Copies:
 
     def _entries(self) -> Function:
         """Write down, for each vector of a copied line, its first cell in a line and which lanes are inside of it."""
-        code = self._function("entries", "*plan", "*entries", "column")
+        code = _function(self.lanes, "entries", "*plan", "*entries", "column")
         memory, entries, column = code.given
-        plan = PLAN.read(memory)
+        plan = _COPIED.read(memory)
         phases, step = plan.pointer("row_phases", INTEGER), plan.step
-        most = self.lanes * (2 if self.steps == HALVED else 1)
+        # One less than all lanes of four vectors is enough, and fits into an integer.
+        most = self.every * (self.lanes - 1) + 1 if self.every else self.lanes
         with code.loop(0, plan.entries) as entry:
             phase, vector = entry // plan.entries_of_phase, entry % plan.entries_of_phase
             cell = (column + vector * self.lanes) * step + phases[phase] - plan.before
             low, high = 0 - cell, plan.width - cell
-            if self.steps == GATHERED:
+            if not self.every:
                 low, high = ((code.maximum(each, 0) + (step - 1)) // step for each in (low, high))
             low, high = (code.minimum(code.maximum(each, 0), most) for each in (low, high))
             one: Int = code.variable(1).get()
             entries[entry * 2] = cell
             entries[entry * 2 + 1] = ((one << high) - 1) & (0 - (one << low))
-        return code
-
-    def _pieces(self) -> Function:
-        """Write down the numbers of each piece (see `PIECE`)."""
-        code = self._function("pieces", "*plan", "*pieces", "first", "count", "column", "columns", returns=True)
-        memory, pieces, first, count, column, columns = code.given
-        plan = PLAN.read(memory)
-        rows, steps, strides = (plan.pointer(name, INTEGER) for name in ("rows", "steps", "line_strides"))
-        number, start = code.variable(0), first * plan.rows_of_first
-        with code.loop(0, count * plan.rows_of_first) as row:
-            line = code.variable(0 - first * plan.lines_of_step)
-            with digits(code, start + row, plan.outer, rows) as (dim, at):
-                line.set(line.get() + at * steps[dim] * strides[dim])
-            above = plan.first_before - (start + row) // plan.rows_of_first * plan.first_step
-            low, high = (
-                code.minimum((code.maximum(cells, 0) + (plan.first_apart - 1)) // plan.first_apart, plan.first_taps)
-                for cells in (above, above + plan.first_size)
-            )
-            of_first = plan.taps // plan.first_taps
-            with code.loop(0, columns, self.lanes) as begin:
-                # The last piece begins early enough to be a whole one, if the row is long enough.
-                at = code.minimum(begin, code.maximum(columns - self.lanes, 0))
-                piece = pieces + number.get() * PIECE
-                piece[0] = line.get() * (plan.entries * self.lanes) + at
-                piece[1] = (start + row) * plan.columns + column + at
-                piece[2] = code.minimum(columns - at, self.lanes)
-                piece[3], piece[4] = low * of_first, high * of_first
-                number.set(number.get() + 1)
-        code.give(number.get())
         return code
 
     def _copy(self) -> Function:
@@ -114,12 +90,41 @@ class Copies:
             with code.loop(0, entry_count) as entry:
                 read = here + entries[entry * 2]
                 bits = entries[entry * 2 + 1] & is_inside
-                if self.steps == GATHERED:
-                    value = code.gather(read, step, code.mask_of_bits(bits))
+                if self.every:
+                    starts = range(0, self.every * self.lanes, self.lanes)
+                    cells = [code.load(read + start, code.mask_of_bits(bits >> start)) for start in starts]
+                    value = cells[0] if self.every == 1 else code.every(self.every, cells)
                 else:
-                    value = code.load(read, code.mask_of_bits(bits))
-                if self.steps == HALVED:
-                    far = code.load(read + self.lanes, code.mask_of_bits(bits >> self.lanes))
-                    value = code.shuffle(value, far, [2 * lane for lane in range(self.lanes)])
+                    value = code.gather(read, step, code.mask_of_bits(bits))
                 code.store(value, row + entry * self.lanes, align=4 * self.lanes)
         return code
+
+
+def pieces_of(lanes: int) -> Function:
+    """Write down the numbers of each piece (see `PIECE`)."""
+    code = _function(lanes, "pieces", "*plan", "*pieces", "first", "count", "column", "columns", returns=True)
+    memory, pieces, first, count, column, columns = code.given
+    plan = PLAN.read(memory)
+    rows, steps, strides = (plan.pointer(name, INTEGER) for name in ("rows", "steps", "line_strides"))
+    number, start = code.variable(0), first * plan.rows_of_first
+    with code.loop(0, count * plan.rows_of_first) as row:
+        line = code.variable(0 - first * plan.lines_of_step)
+        with digits(code, start + row, plan.outer, rows) as (dim, at):
+            line.set(line.get() + at * steps[dim] * strides[dim])
+        above = plan.first_before - (start + row) // plan.rows_of_first * plan.first_step
+        low, high = (
+            code.minimum((code.maximum(cells, 0) + (plan.first_apart - 1)) // plan.first_apart, plan.first_taps)
+            for cells in (above, above + plan.first_size)
+        )
+        of_first = plan.taps // plan.first_taps
+        with code.loop(0, columns, lanes) as begin:
+            # The last piece begins early enough to be a whole one, if the row is long enough.
+            at = code.minimum(begin, code.maximum(columns - lanes, 0))
+            piece = pieces + number.get() * PIECE
+            piece[0] = line.get() * (plan.entries * lanes) + at
+            piece[1] = (start + row) * plan.columns + column + at
+            piece[2] = code.minimum(columns - at, lanes)
+            piece[3], piece[4] = low * of_first, high * of_first
+            number.set(number.get() + 1)
+    code.give(number.get())
+    return code

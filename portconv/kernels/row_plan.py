@@ -14,12 +14,14 @@ from .target import Target
 
 RUN = 256
 """So many terms are added up one after the other."""
-FULL, HALVED, GATHERED = "full", "halved", "gathered"
-"""How neighbouring cells are copied: side by side, every second one of two vectors, or each by its own address."""
-STEPS = {1: FULL, 2: HALVED}
+GATHERED = "gathered"
+EVERY = {"full": 1, "halved": 2, "thirds": 3, "quarters": 4, GATHERED: 0}
+"""The distance of the cells of a phase; 0 stands for other distances. A few vectors are loaded side by side and every
+second, third or fourth number is taken, or each number is loaded on its own."""
+STEPS = {every: steps for steps, every in EVERY.items() if every}
 FILTERS = (1, 2, 4, 8)
 """The filters of a tile."""
-VARIANTS = tuple(f"{steps}{filters}" for steps in (FULL, HALVED, GATHERED) for filters in FILTERS)
+VARIANTS = tuple(f"{steps}{filters}" for steps in EVERY for filters in FILTERS)
 MOST_VECTORS = 8
 PIECE = 5
 """The numbers of a piece: where it reads in the copy and goes in the output, its length, and its taps along the first
@@ -27,30 +29,41 @@ dimension: the first that is not outside of the input for all of it, and the las
 CELLS_BYTES, MOST_BYTES = 96 << 10, 16 << 20
 """About how many bytes of inputs are copied at once, and the most."""
 MOST_COLUMNS = 4096
+NO_EDGE = 1 << 40
+"""The size of a dimension in which no tap lies outside."""
 MOST_DIMS = 15
 LOAD = 1.75
-CYCLES_OF_COPY = {FULL: 2.5, HALVED: 5.0, GATHERED: 24.0}
+CYCLES_OF_COPY = {"full": 2.5, "halved": 5.0, "thirds": 6.5, "quarters": 8.0, GATHERED: 24.0}
 CYCLES_OF_LINE, CYCLES_OF_PIECE, CYCLES_OF_TILE, CYCLES_OF_STORE = 12.0, 25.0, 30.0, 4.0
 """About how many vectors are multiplied in the time of a load that crosses lines of the cache, of the copy of a vector,
 of finding a line and a piece of a share, and of a run of a tile, and a store."""
 
-PLAN = Record(
+COPIED = (
     *PLAN_HEAD,
+    *("outer", "padded", "befores", "inputs", "strides", "row_phases"),
+    *("width", "step", "before", "entries", "entries_of_phase"),
+)
+"""The first fields of the plan, which say what is copied.
+
+`outer` is how many dimensions there are before the last one, for each of which the next four lists have a number;
+`row_phases` has the columns where phases begin."""
+PLAN = Record(
+    *COPIED,
     *("units", "units_of_share", "groups", "channels", "channels_of_run", "filters", "taps", "terms"),
     *("firsts", "firsts_of_share", "first_blocks", "rows_of_first", "lines_of_step", "lines_beyond"),
-    *("columns", "columns_of_share", "column_blocks", "width", "step", "before"),
+    *("columns", "columns_of_share", "column_blocks"),
     *("first_size", "first_before", "first_step", "first_apart", "first_taps"),
-    *("entries", "entries_of_phase", "lines_of_share", "pieces_of_share"),
+    *("lines_of_share", "pieces_of_share"),
     *("x_sample", "x_channel", "out_sample", "out_channel", "bias_step"),
-    *("outer", "padded", "befores", "inputs", "strides", "rows", "steps", "line_strides", "row_phases", "row_taps"),
+    *("rows", "steps", "line_strides", "row_taps"),
     *("at_lines", "at_entries", "at_pieces", "at_sums"),
 )
 """The plan in memory.
 
 A unit is a group of one sample. `firsts` are the positions along the first of several dimensions, each of which has as
 many rows as `rows_of_first`, and `first_...` are the numbers of that dimension. `lines` are rows of the padded input.
-The lists have a number for each dimension before the last one, but `row_phases` has the columns where phases begin, and
-`row_taps` where in the copy each tap reads.
+`rows`, `steps` and `line_strides` have a number for each dimension before the last one, and `row_taps` has where in the
+copy each tap reads.
 """
 
 
@@ -59,7 +72,7 @@ def vectors_of(target: Target, filters: int) -> int:
     return max(1, min(MOST_VECTORS, target.filters * target.vectors // filters))
 
 
-class _Lines(NamedTuple):
+class Lines(NamedTuple):
     """The padded input, as the lines along its last dimension that are read.
 
     Attributes
@@ -80,15 +93,39 @@ class _Lines(NamedTuple):
     shift: int
 
 
-def _lines(sizes: Sizes) -> _Lines:
+def lines_of(sizes: Sizes) -> Lines:
+    """Return what of the padded input is read."""
     sides = zip(sizes.out[:-1], sizes.stride, sizes.kernel, sizes.dilation, strict=False)
     padded = tuple((out - 1) * step + (taps - 1) * apart + 1 for out, step, taps, apart in sides)
     strides = tuple(math.prod(padded[dim + 1 :]) for dim in range(len(padded)))
     step, cells = sizes.stride[-1], [tap * sizes.dilation[-1] for tap in range(sizes.kernel[-1])]
-    return _Lines(padded, strides, sorted({cell % step for cell in cells}), cells[-1] // step)
+    return Lines(padded, strides, sorted({cell % step for cell in cells}), cells[-1] // step)
 
 
-def _taps(sizes: Sizes, lines: _Lines, pitch: int) -> list[int]:
+def insides(sizes: Sizes, dim: int) -> list[int]:
+    """Return, for each tap along a dimension, for how many outputs it reads a cell of the input."""
+    inside = []
+    for tap in range(sizes.kernel[dim]):
+        first = tap * sizes.dilation[dim] - sizes.before[dim]
+        start, stop = (ceiling(edge - first, sizes.stride[dim]) for edge in (0, sizes.size[dim]))
+        inside.append(max(0, min(stop, sizes.out[dim]) - max(start, 0)))
+    return inside
+
+
+def skips_taps(sizes: Sizes, dim: int) -> bool:
+    """Return whether taps along a dimension may be left out for outputs for which they lie outside of the input.
+
+    An infinite number of a filter makes such an output nan; it shows if the tap is inside for another output at least.
+    """
+    return 0 < min(insides(sizes, dim)) < sizes.out[dim]
+
+
+def density(sizes: Sizes, dim: int) -> float:
+    """Return which part of the taps along a dimension is not left out."""
+    return sum(insides(sizes, dim)) / (sizes.kernel[dim] * sizes.out[dim]) if skips_taps(sizes, dim) else 1.0
+
+
+def _taps(sizes: Sizes, lines: Lines, pitch: int) -> list[int]:
     """Return where in the copy of a channel each tap reads, from where its output's first tap does."""
     line, step = pitch * len(lines.phases), sizes.stride[-1]
     outer = product(*(range(taps) for taps in sizes.kernel[:-1]))
@@ -107,7 +144,7 @@ class _Block(NamedTuple):
     channels: int
 
 
-def _block(sizes: Sizes, lines: _Lines, lanes: int) -> _Block:
+def _block(sizes: Sizes, lines: Lines, lanes: int) -> _Block:
     channels = min(sizes.channels, max(1, RUN // sizes.taps))
     columns = min(sizes.out[-1], MOST_COLUMNS)
     of_line = 4 * len(lines.phases) * ceiling(columns + lines.shift + lanes, lanes) * lanes * channels
@@ -144,7 +181,7 @@ class _Copy(NamedTuple):
     pieces: int
 
 
-def _copy(sizes: Sizes, lines: _Lines, block: _Block, lanes: int) -> _Copy:
+def _copy(sizes: Sizes, lines: Lines, block: _Block, lanes: int) -> _Copy:
     of_first = lines.strides[0] if lines.padded else 1
     step, beyond = _first(sizes, lines)
     rows = block.firsts * math.prod(sizes.out[1:-1])
@@ -155,14 +192,14 @@ def _copy(sizes: Sizes, lines: _Lines, block: _Block, lanes: int) -> _Copy:
     )
 
 
-def _first(sizes: Sizes, lines: _Lines) -> tuple[int, int]:
+def _first(sizes: Sizes, lines: Lines) -> tuple[int, int]:
     """Return the stride along the first of several dimensions, and how far the kernel reaches."""
     if not lines.padded:
         return 1, 1
     return sizes.stride[0], (sizes.kernel[0] - 1) * sizes.dilation[0] + 1
 
 
-def _lists(sizes: Sizes, lines: _Lines, pitch: int) -> dict[str, array[int]]:
+def _lists(sizes: Sizes, lines: Lines, pitch: int) -> dict[str, array[int]]:
     """Return the lists that the kernels read."""
     outer = len(lines.padded)
     return {
@@ -185,6 +222,7 @@ def _cycles(target: Target, sizes: Sizes, block: _Block, copy: _Copy, vectors_co
     tiles = ceiling(sizes.filters, filters) * copy.pieces
     runs = ceiling(sizes.channels, block.channels) * ceiling(sizes.taps, RUN)
     summed = tiles * sizes.channels * sizes.taps * _cycles_of_tile(target, filters)
+    summed *= density(sizes, 0) if len(sizes.size) > 1 else 1.0
     stored = tiles * (filters * CYCLES_OF_STORE + runs * CYCLES_OF_TILE / vectors_of(target, filters))
     return found + block.units * (copied + summed + stored)
 
@@ -195,7 +233,7 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, variant: str = "") 
         return None
     steps = STEPS.get(sizes.stride[-1], GATHERED)
     variant = variant or f"{steps}{_filters_of_tile(target, sizes.filters)}"
-    filters, lanes, lines = int(variant.removeprefix(steps)), target.lanes, _lines(sizes)
+    filters, lanes, lines = int(variant.removeprefix(steps)), target.lanes, lines_of(sizes)
     block, phases = _block(sizes, lines, lanes), len(lines.phases)
     copy, (first_step, beyond) = _copy(sizes, lines, block, lanes), _first(sizes, lines)
     is_one_run = block.channels == sizes.channels and sizes.taps <= RUN
@@ -212,7 +250,8 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, variant: str = "") 
         return None
     lists = _lists(sizes, lines, copy.entries * lanes)
     of_first, firsts = (lines.strides[0], sizes.out[0]) if lines.padded else (1, 1)
-    first = (sizes.size[0], sizes.before[0], sizes.dilation[0], sizes.kernel[0]) if lines.padded else (1, 0, 1, 1)
+    skips = bool(lines.padded) and skips_taps(sizes, 0)
+    first = (sizes.dilation[0], sizes.kernel[0]) if lines.padded else (1, 1)
     first_blocks, column_blocks = ceiling(firsts, block.firsts), ceiling(sizes.out[-1], block.columns)
     units = sizes.batch * sizes.groups
     shares = ceiling(units, block.units) * first_blocks * column_blocks
@@ -223,7 +262,8 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, variant: str = "") 
         **{"firsts": firsts, "firsts_of_share": block.firsts, "first_blocks": first_blocks},
         **{"rows_of_first": math.prod(sizes.out[1:-1]), "lines_of_step": first_step * of_first},
         **{"lines_beyond": (beyond - first_step) * of_first, "first_step": first_step},
-        **dict(zip(("first_size", "first_before", "first_apart", "first_taps"), first, strict=True)),
+        **{"first_size": sizes.size[0] if skips else NO_EDGE, "first_before": sizes.before[0] if skips else 0},
+        **{"first_apart": first[0], "first_taps": first[1]},
         **{"columns": sizes.out[-1], "columns_of_share": block.columns, "column_blocks": column_blocks},
         **{"width": sizes.size[-1], "step": sizes.stride[-1], "before": sizes.before[-1]},
         **{"entries": copy.entries * phases, "entries_of_phase": copy.entries},
@@ -237,4 +277,6 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, variant: str = "") 
     cycles = shares * _cycles(target, sizes, block, copy, copy.entries * phases, filters)
     shown = {"units": block.units, "rows": block.firsts * math.prod(sizes.out[1:-1]), "columns": block.columns}
     shown["filters"] = filters
-    return Planned(variant, values, tuple(lists.values()), shares, layout.bytes, shown, cycles=cycles)
+    return Planned(
+        variant, values, tuple(lists.values()), shares, layout.bytes, shown, is_plain=not skips, cycles=cycles
+    )  # fmt: skip

@@ -15,7 +15,7 @@ from typing import Any
 
 from .emit import INTEGER, Argument, Fields, Flag, Function, Int, Module, Pointer, Variable
 from .part_stores import store_first
-from .row_copies import Copies
+from .row_copies import Copies, pieces_of
 from .row_plan import FILTERS, PIECE, PLAN, RUN, VARIANTS, plan_of, vectors_of
 from .share import SHARE, driver
 from .target import Target
@@ -44,8 +44,9 @@ def module(target: Target, variant: str) -> Module:
     # What is left of the pieces is cut into few tiles.
     counts = sorted({most, max(1, most // 2), max(1, most // 4), 1}, reverse=True)
     tiles = {count: _Tile(target, filters, count).code for count in counts}
-    share = _share(target, filters, copies, tiles)
-    return Module([*copies.functions, *tiles.values(), share, *driver(target, share)])
+    pieces = pieces_of(target.lanes)
+    share = _share(target, filters, (copies, pieces), tiles)
+    return Module([*copies.functions, pieces, *tiles.values(), share, *driver(target, share)])
 
 
 class _Tile:
@@ -120,8 +121,9 @@ class _Tile:
         self.check.set(self.code.fma(value, self.code.zeros, self.check.get()))
 
 
-def _share(target: Target, filters: int, copies: Copies, tiles: dict[int, Function]) -> Function:
+def _share(target: Target, filters: int, ways: tuple[Copies, Function], tiles: dict[int, Function]) -> Function:
     """Compute some rows, or a part of some rows, of all filters of some units."""
+    copies, find_pieces = ways
     code = Function("share", SHARE, target.lanes, returns=True)
     memory, x, w, b, out, scratch, _, _, index = code.given
     plan, bytes_ = PLAN.read(memory), scratch.of("i8")
@@ -136,7 +138,7 @@ def _share(target: Target, filters: int, copies: Copies, tiles: dict[int, Functi
     line_count = firsts * plan.lines_of_step + plan.lines_beyond
     code.run(copies.lines, memory, lines, first * plan.lines_of_step, line_count)
     code.run(copies.entries, memory, entries, column)
-    count = code.call(copies.pieces, memory, pieces, first, firsts, column, columns)
+    count = code.call(find_pieces, memory, pieces, first, firsts, column, columns)
     start = unit_block * plan.units_of_share
     products = _Products(code, plan, filters, tiles, pieces, count)
     with code.loop(start, code.minimum(start + plan.units_of_share, plan.units)) as unit:

@@ -1,0 +1,189 @@
+"""Depthwise products with large kernels: tiles of several rows, so that a cell that is loaded serves several sums.
+
+Shares copy what they read as `rows` do: with zeros around it, and split into phases, so that a tap is a distance. A
+tile is a few rows of outputs times a few vectors of columns. A row of inputs meets another row of taps for each row of
+the tile: its cells are loaded once for each column of the kernel, and used for all of these. The first and the last
+rows of inputs meet only some rows of the tile; they have loops of their own. Rows of inputs that are padding are left
+out. The dimensions before are walked through by passes; so are kernels of more than `RUN` taps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .emit import INTEGER, Argument, Fields, Function, Int, Module, Pointer, Variable
+from .part_stores import store_first
+from .row_copies import Copies
+from .share import SHARE, driver
+from .tall_plan import NAMES, PASS, PLAN, TILE, VARIANTS, Shape, plan_of
+from .target import Target
+
+__all__ = ["VARIANTS", "module", "plan_of"]
+
+ARGUMENTS = tuple(
+    Argument(*each)
+    for each in (
+        ("plan", "*i64"),
+        *((name, "*float") for name in ("cells", "w", "b", "out", "sums")),
+        *((name, INTEGER) for name in ("last", "low", "high", "first_tap", "last_tap")),
+    )
+)
+"""The arguments of a tile: memory from its first cell, filter and output on, where the last vector begins, and which
+rows of inputs are inside, counted in rows of taps: from the first one up to the second one; and which columns of taps.
+It returns 1 if an output is not finite."""
+
+
+def module(target: Target, variant: str) -> Module:
+    """Write the kernels for one way of copying cells and one shape of tiles."""
+    steps, _, name = variant.partition("-")
+    shape = NAMES[name]
+    if shape.half:
+        target = target._replace(lanes=target.lanes // 2)
+    copies = Copies(target, steps)
+    tiles = [_Tile(target, shape.rows, count + 1).code for count in range(shape.vectors)]
+    share = _share(target, shape, copies, tiles)
+    return Module([*copies.functions, *tiles, share, *driver(target, share)])
+
+
+class _Tile:
+    """The function that computes a tile of so many rows and vectors."""
+
+    def __init__(self, target: Target, rows: int, vectors: int) -> None:
+        self.rows, self.vectors, self.lanes = rows, vectors, target.lanes
+        self.has_masks = target.name == "avx512"
+        self.code = code = Function(f"tile{vectors}", ARGUMENTS, self.lanes, returns=True)
+        memory, cells, w, b, out, kept, last, self.low, self.high, *self.taps = code.given
+        self.plan = plan = PLAN.read(memory)
+        self.line = plan.row_apart * plan.entries * self.lanes
+        self.tap_cells = plan.pointer("tap_cells", INTEGER)
+        self.starts = [last if v and v == vectors - 1 else v * self.lanes for v in range(vectors)]
+        passes, self.flag = plan.pointer("passes", INTEGER), code.variable(0)
+        with code.loop(0, plan.pass_count) as number:
+            entry = passes + number * PASS
+            sums = self.add((cells + entry[0], w + entry[1]), entry[2], entry[3])
+            self.keep(sums, kept, number)
+            with code.when(number.equals(plan.pass_count - 1)):
+                self.store(sums, b, out)
+        code.give(self.flag.get())
+
+    def add(self, arrays: tuple[Pointer, Pointer], height: Int, first: Int) -> list[list[Variable]]:
+        """Add up the products of a pass: of so many rows of taps, from the first on."""
+        code, moves = self.code, self.plan.steps_apart
+        sums = [[code.variable(code.zeros) for _ in range(self.vectors)] for _ in range(self.rows)]
+        self.inside = self.low - first, self.high - first
+        for row in range(self.rows - 1):
+            self.section(arrays, (moves * row, moves * (row + 1)), range(row + 1), sums)
+        self.section(arrays, (moves * (self.rows - 1), height), range(self.rows), sums)
+        for row in range(self.rows - 1):
+            start = height + moves * row
+            self.section(arrays, (start, start + moves), range(row + 1, self.rows), sums)
+        return sums
+
+    def section(
+        self, arrays: tuple[Pointer, Pointer], between: tuple[Int, Int], rows: range, sums: list[list[Variable]]
+    ) -> None:
+        """Add what some rows of inputs give, which meet taps for some rows of the tile."""
+        code, plan, (cells, w) = self.code, self.plan, arrays
+        start, stop = code.maximum(between[0], self.inside[0]), code.minimum(between[1], self.inside[1])
+        with code.loop(start, stop) as at:
+            line = cells + at * self.line
+            filters = [w + (at - plan.steps_apart * row) * plan.columns_of_tap for row in rows]
+            places = [line + start for start in self.starts]
+            with code.loop(*self.taps) as tap:
+                cell: Int = self.tap_cells[tap]
+                values = [code.load(place + cell) for place in places]
+                for row, numbers in zip(rows, filters, strict=True):
+                    number = code.splat(numbers[tap])
+                    for value, total in zip(values, sums[row], strict=True):
+                        total.set(code.fma(value, number, total.get()))
+
+    def keep(self, sums: Sequence[Sequence[Variable]], kept: Pointer, number: Int) -> None:
+        """Add the sums of earlier passes, and keep them if there are more."""
+        code, lanes = self.code, self.lanes
+        places = [
+            (kept + (row * self.vectors + v) * lanes, total)
+            for row, own in enumerate(sums)
+            for v, total in enumerate(own)
+        ]
+        with code.when(number > 0):
+            for place, total in places:
+                total.set(code.load(place, align=4 * lanes) + total.get())
+        with code.when(number < self.plan.pass_count - 1):
+            for place, total in places:
+                code.store(total.get(), place, align=4 * lanes)
+
+    def store(self, sums: Sequence[Sequence[Variable]], b: Pointer, out: Pointer) -> None:
+        """Add the bias and store the outputs; only outputs of few columns have vectors that are not whole."""
+        code, plan, bias = self.code, self.plan, self.code.splat(b[0])
+        check, pitch = code.variable(code.zeros), plan.rows_apart * plan.out_width
+        values = [[total.get() + bias for total in own] for own in sums]
+        with code.when(plan.store_length.equals(self.lanes)):
+            for row, own in enumerate(values):
+                for start, value in zip(self.starts, own, strict=True):
+                    code.store(value, out + (pitch * row + start))
+                    check.set(code.fma(value, code.zeros, check.get()))
+        if self.vectors == 1:
+            with code.when(plan.store_length < self.lanes):
+                mask = code.lanes_between(None, plan.store_length)
+                for row, (value,) in enumerate(values):
+                    if self.has_masks:
+                        code.store(value, out + pitch * row, mask)
+                    else:
+                        store_first(code, value, out + pitch * row, plan.store_length)
+                    check.set(code.fma(code.select(mask, value, code.zeros), code.zeros, check.get()))
+        self.flag.set(code.is_not_finite(check.get()))
+
+
+def _share(target: Target, shape: Shape, copies: Copies, tiles: Sequence[Function]) -> Function:
+    """Compute some rows, or a part of some rows, of all filters of some units."""
+    code = Function("share", SHARE, target.lanes, returns=True)
+    memory, x, w, b, out, scratch, _, _, index = code.given
+    plan, bytes_ = PLAN.read(memory), scratch.of("i8")
+    lines, entries = ((bytes_ + place).of(INTEGER) for place in (plan.at_lines, plan.at_entries))
+    sums = (bytes_ + plan.at_sums).of(code.element)
+    column_block, rest = index % plan.column_blocks, index // plan.column_blocks
+    first_block, unit_block = rest % plan.first_blocks, rest // plan.first_blocks
+    # The last share of a dimension begins early enough to be as large as the others.
+    column = code.minimum(column_block * plan.columns_of_share, plan.columns - plan.columns_of_share)
+    first = code.minimum(first_block * plan.firsts_of_share, plan.firsts - plan.firsts_of_share)
+    code.run(copies.lines, memory, lines, first * plan.lines_of_step, plan.lines_of_share)
+    code.run(copies.entries, memory, entries, column)
+    start, flag = unit_block * plan.units_of_share, code.variable(0)
+    above = plan.above - first * plan.is_flat * plan.row_step
+    # Lines of padding are not read where rows of inputs are left out.
+    pitch, is_flat = plan.entries * target.lanes, plan.is_flat.equals(1)
+    low = code.select(is_flat, code.minimum(code.maximum(above, 0), plan.lines_of_share), 0)
+    high = code.select(is_flat, code.minimum(above + plan.height, plan.lines_of_share), plan.lines_of_share)
+    place = first * plan.rows_of_first * plan.out_width + column
+    with code.loop(start, code.minimum(start + plan.units_of_share, plan.units)) as unit:
+        cells = x + unit * plan.x_channel
+        code.run(copies.copy, scratch + low * pitch, cells, lines + low, entries, high - low, plan.entries, plan.step)
+        with code.loop(unit * plan.multiplier, (unit + 1) * plan.multiplier) as number:
+            filter_ = number % plan.filters
+            arrays = scratch, w + filter_ * plan.taps, b + filter_ * plan.bias_step
+            goal = out + (number * plan.out_channel + place)
+            flag.set(flag.get() + _tiles(code, plan, tiles, (memory, *arrays, goal, sums), above))
+    code.give(flag.get())
+    return code
+
+
+def _tiles(code: Function, plan: Fields, tiles: Sequence[Function], arrays: Sequence[Pointer], above: Int) -> Int:
+    """Compute all tiles of one filter."""
+    memory, cells, w, b, out, sums = arrays
+    flag, tile = code.variable(0), code.variable(plan.pointer("tiles", INTEGER))
+    counts = plan.pointer("tile_counts", INTEGER)
+    for at, function in enumerate(tiles):
+        with code.loop(0, counts[at]):
+            entry: Pointer = tile.get().of(INTEGER)
+            before = above - entry[2] * plan.row_step
+            low, high = (
+                (code.maximum(rows, 0) + (plan.row_apart - 1)) // plan.row_apart
+                for rows in (before, before + plan.height)
+            )
+            found = code.call(
+                function, memory, cells + entry[0], w, b, out + entry[1], sums, entry[3], low, high, entry[4], entry[5]
+            )
+            flag.set(flag.get() + found)
+            tile.set(entry + TILE)
+    total: Int = flag.get()
+    return total
