@@ -169,10 +169,7 @@ class Pages:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("threads", [1, 3, 8])
-def test_threads_stay_in_their_memory_and_change_no_bit(
-    monkeypatch: pytest.MonkeyPatch, name: str, threads: int
-) -> None:
+def test_threads_stay_in_their_memory_and_change_no_bit(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(call, "SHARED", 0)
     monkeypatch.setattr(call, "_memory", Pages())
     side = (30, 3, 1, 1, 1, 1)
@@ -187,7 +184,7 @@ def test_threads_stay_in_their_memory_and_change_no_bit(
         (x, held_x), (w, held_w), (b, held_b) = (guarded(array, at_end=True) for array in (x, w, b))
         planned = call.Call(families.Kernel(name, plan.variant), plan)
         outs = []
-        for count in (1, *[threads] * 20):
+        for count in [1, 8, 3, 8, 2] * 10:  # more threads stand by than may help
             memory = Guarded(4 * 2 * 48 * 900)
             out = memory.array((2, 48, 30, 30), at_end=True)
             out[...] = np.nan
