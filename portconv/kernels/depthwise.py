@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from .depthwise_plan import PLAN, SHAPES, VARIANTS, Shape, plan_of, variant_of
-from .emit import INTEGER, Flag, Function, Int, Module, Number, Pointer, Variable, Vector
+from .emit import Function, Module
 from .part_stores import store_first
 from .share import SHARE, driver
 from .target import Target
+from .values import INTEGER, Flag, Int, Number, Pointer, Variable, Vector
 
 __all__ = ["SHAPES", "VARIANTS", "module", "plan_of", "variant_of"]
 

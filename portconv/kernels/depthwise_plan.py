@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .emit import Record
+from .record import Record
 from .share import PLAN_HEAD
 from .sizes import Planned, Sizes, blocks, ceiling, share_products
 from .target import Target

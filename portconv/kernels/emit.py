@@ -12,26 +12,7 @@ from contextlib import contextmanager
 from itertools import count
 from typing import Any, NamedTuple
 
-from .record import Fields, Record
 from .values import ELEMENT_BYTES, FLAG, INTEGER, POINTER, Flag, Int, Number, Pointer, Value, Variable, Vector
-
-__all__ = [
-    "FLAG",
-    "INTEGER",
-    "POINTER",
-    "Argument",
-    "Fields",
-    "Flag",
-    "Function",
-    "Int",
-    "Module",
-    "Number",
-    "Pointer",
-    "Record",
-    "Value",
-    "Variable",
-    "Vector",
-]
 
 
 class Argument(NamedTuple):

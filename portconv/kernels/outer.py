@@ -5,7 +5,9 @@ There may be any number of them, so kernels walk through lists in memory (see `s
 
 from __future__ import annotations
 
-from .emit import INTEGER, Fields, Function, Int, Number
+from .emit import Function
+from .record import Fields
+from .values import INTEGER, Int, Number
 
 FIELDS = ("outer", "outer_sizes", "outer_steps", "outer_inputs", "outer_strides", "outer_taps")
 """The fields of a plan: how many dimensions there are, and the addresses of lists. `outer_taps` has for each tap as

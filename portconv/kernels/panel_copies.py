@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .emit import INTEGER, Argument, Fields, Flag, Function, Int, Pointer, Vector
+from .emit import Argument, Function
 from .outer import Outer
 from .panel_plan import ENTRY, EVERY, PLAN, SPARSE
+from .record import Fields
 from .target import Target
+from .values import INTEGER, Flag, Int, Pointer, Vector
 
 
 class Copies:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from array import array
+from typing import NamedTuple
 
-from .emit import Record
 from .outer import FIELDS, MOST_OUTER
+from .record import Record
 from .share import PLAN_HEAD
 from .sizes import SHARE_PRODUCTS, Layout, Planned, Sizes, addresses, blocks, ceiling, numbers
 from .target import Target
@@ -101,6 +103,33 @@ def _pieces(row: int, target: Target) -> int:
     return min(width, width // row * of_row + of_row + 1)
 
 
+class _Blocks(NamedTuple):
+    """What a share is: so many panels, which are multiplied by so many filters, and how many shares that makes."""
+
+    columns: int
+    panels: int
+    filters: int
+    filters_of_block: int
+    together: int
+
+
+def _blocks(target: Target, sizes: Sizes, of_panel: int, memory: int) -> _Blocks:
+    """Cut the columns so that what belongs to a panel, of so many bytes, fits in the memory; and cut the filters."""
+    width, terms = target.lanes * target.vectors, sizes.channels * sizes.taps
+    panels_in_all = ceiling(sizes.batch * sizes.positions, width)
+    most = max(1, min(MOST_PANELS, min(BLOCK_BYTES, memory) // of_panel))
+    products = sizes.groups * sizes.filters * terms * sizes.batch * sizes.positions
+    wanted = min(MOST_SHARES, max(1, products // SHARE_PRODUCTS))
+    columns, panels = blocks(panels_in_all, max(1, min(most, panels_in_all * sizes.groups // wanted)))
+    split = min(max(1, wanted // (columns * sizes.groups)), max(1, sizes.filters // FEWEST_FILTERS))
+    # A tile of filters is never cut.
+    tiles = ceiling(sizes.filters, target.filters)
+    filters, tiles_of_block = blocks(tiles, ceiling(tiles, split))
+    # A panel whose cells are read often stays in the first cache; with few terms, rows of outputs are written at once.
+    together = 1 if terms >= MANY_TERMS else panels
+    return _Blocks(columns, panels, filters, tiles_of_block * target.filters, together)
+
+
 def plan_of(
     target: Target, sizes: Sizes, *, has_bias: bool, memory: int = BLOCK_BYTES, skips: bool = True
 ) -> Planned | None:
@@ -113,59 +142,58 @@ def plan_of(
     band = band_of(sizes) if skips else 0
     linear = is_linear(sizes) and not band
     row = sizes.positions if linear else band or sizes.out[-1]
-    columns, entries = sizes.batch * sizes.positions, _pieces(row, target)
+    entries = _pieces(row, target)
     if len(sizes.size) > MOST_OUTER + 1 or sizes.taps * entries > MOST_ENTRIES:
         return None
-    of_panel = 4 * RUN * width + 8 * ENTRY * sizes.taps * entries + (4 * width * sizes.filters if terms > RUN else 0)
-    panels_in_all = ceiling(columns, width)
-    most = max(1, min(MOST_PANELS, min(BLOCK_BYTES, memory) // of_panel))
-    products = sizes.groups * sizes.filters * terms * columns
-    wanted = min(MOST_SHARES, max(1, products // SHARE_PRODUCTS))
-    column_blocks, panels = blocks(panels_in_all, max(1, min(most, panels_in_all * sizes.groups // wanted)))
-    split = min(max(1, wanted // (column_blocks * sizes.groups)), max(1, sizes.filters // FEWEST_FILTERS))
-    # A tile of filters is never cut.
-    tiles = ceiling(sizes.filters, target.filters)
-    filter_blocks, tiles_of_block = blocks(tiles, ceiling(tiles, split))
-    filters_of_block = tiles_of_block * target.filters
+    table, has_runs = 8 * ENTRY * sizes.taps * entries, terms > RUN
+    of_panel = 4 * RUN * width + table + 4 * width * sizes.filters * has_runs
+    block = _blocks(target, sizes, of_panel, memory)
+    # Where the kernel is sparse, each panel has terms of its own.
+    together = 1 if band else block.together
 
-    # A panel whose cells are read often stays in the first cache; with few terms, rows of outputs are written at once.
-    together = 1 if terms >= MANY_TERMS or band else panels
-    # Of a band, rows of all samples through which the same taps read padding follow one another.
-    rows_of_block = _alike(sizes, -2) if band and len(sizes.size) > 1 else sizes.positions // sizes.out[-1]
-    layout, table = Layout(), 8 * ENTRY * sizes.taps * entries
+    layout = Layout()
     layout.add(4 * (together * RUN * width + target.lanes))
     places = {
-        "at_tables": layout.add(panels * table),
-        "at_pieces": layout.add(8 * panels),
-        "at_images": layout.add(8 * panels * (3 * width + 1)),
-        "at_active": layout.add(8 * panels * (sizes.taps + 1)),
-        "at_sums": layout.add(4 * panels * filters_of_block * width if terms > RUN else 0),
+        "at_tables": layout.add(block.panels * table),
+        "at_pieces": layout.add(8 * block.panels),
+        "at_images": layout.add(8 * block.panels * (3 * width + 1)),
+        "at_active": layout.add(8 * block.panels * (sizes.taps + 1)),
+        "at_sums": layout.add(4 * block.panels * block.filters_of_block * width * has_runs),
     }
-    kernel, before = sizes.kernel[-1], sizes.before[-1]
+    shares = sizes.groups * block.columns * block.filters
     lists = sizes.outer(len(sizes.size) - 1)
-    lists["row_taps"] = numbers([tap * sizes.dilation[-1] - before for tap in range(kernel)])
-    shares = sizes.groups * column_blocks * filter_blocks
     values = PLAN.packed(
         **{"phases": 2 if band else 1, "shares_first": sizes.groups * sizes.filters, "shares_last": shares},
-        **{"channels": sizes.channels, "terms": terms, "filters": sizes.filters, "taps": sizes.taps},
-        **{"taps_of_row": kernel, "columns": columns, "rows": sizes.positions // sizes.out[-1]},
-        **{"rows_of_band": sizes.batch * sizes.positions // sizes.out[-1], "width": band or sizes.out[-1]},
-        **{"rows_of_block": rows_of_block, "rows_of_samples": sizes.batch * rows_of_block},
-        **{"out_width": sizes.out[-1], "positions": sizes.positions, "input_width": sizes.size[-1]},
-        **{"step": sizes.stride[-1], "is_linear": int(linear), "bias_step": int(has_bias)},
-        **{"x_sample": sizes.in_channels * sizes.cells, "x_channel": sizes.cells},
-        **{"out_sample": sizes.out_channels * sizes.positions, "outer": len(sizes.size) - 1},
-        **{"panels": panels, "together": together, "column_blocks": column_blocks, "filter_blocks": filter_blocks},
-        **{"filters_of_block": filters_of_block, "pieces": entries},
+        **{"panels": block.panels, "together": together, "pieces": entries, "bias_step": int(has_bias)},
+        **{"column_blocks": block.columns, "filter_blocks": block.filters},
+        **{"filters_of_block": block.filters_of_block},
+        **_numbers(sizes, band, linear, lists),
         **places,
         **addresses(lists),
     )
-    block = {"positions": panels * width, "filters": min(filters_of_block, sizes.filters)}
-    variant = SPARSE if band else variant_of(sizes.stride[-1])
-    cycles = _cycles(sizes, target, row, filter_blocks) * (density(sizes) if band else 1.0)
+    shown = {"positions": block.panels * width, "filters": min(block.filters_of_block, sizes.filters)}
     return Planned(
-        variant, values, tuple(lists.values()), shares, layout.bytes, block, is_plain=not band, cycles=cycles
+        SPARSE if band else variant_of(sizes.stride[-1]), values, tuple(lists.values()), shares, layout.bytes, shown,
+        is_plain=not band, cycles=_cycles(sizes, target, row, block.filters) * (density(sizes) if band else 1.0),
     )  # fmt: skip
+
+
+def _numbers(sizes: Sizes, band: int, linear: bool, lists: dict[str, array[int]]) -> dict[str, int]:
+    """Return the fields that describe the convolution, and add the list of taps along the last dimension."""
+    lists["row_taps"] = numbers([tap * sizes.dilation[-1] - sizes.before[-1] for tap in range(sizes.kernel[-1])])
+    rows = sizes.positions // sizes.out[-1]
+    # Of a band, rows of all samples through which the same taps read padding follow one another.
+    rows_of_block = _alike(sizes, -2) if band and len(sizes.size) > 1 else rows
+    return {
+        **{"channels": sizes.channels, "terms": sizes.channels * sizes.taps, "filters": sizes.filters},
+        **{"taps": sizes.taps, "taps_of_row": sizes.kernel[-1], "columns": sizes.batch * sizes.positions},
+        **{"rows": rows, "rows_of_band": sizes.batch * rows, "rows_of_block": rows_of_block},
+        **{"rows_of_samples": sizes.batch * rows_of_block, "width": band or sizes.out[-1]},
+        **{"out_width": sizes.out[-1], "positions": sizes.positions, "input_width": sizes.size[-1]},
+        **{"step": sizes.stride[-1], "is_linear": int(linear), "x_channel": sizes.cells},
+        **{"x_sample": sizes.in_channels * sizes.cells, "out_sample": sizes.out_channels * sizes.positions},
+        **{"outer": len(sizes.size) - 1},
+    }
 
 
 def _cycles(sizes: Sizes, target: Target, row: int, filter_blocks: int) -> float:

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .emit import INTEGER, Fields, Flag, Function, Int, Module, Pointer, Variable, Vector
+from .emit import Function, Module
 from .panel_copies import Copies
 from .panel_plan import BLOCK_BYTES, ENTRY, PLAN, RUN, VARIANTS, plan_of
+from .record import Fields
 from .share import SHARE, driver
 from .target import Target
 from .tile import filters_from, finished, sums_of
+from .values import INTEGER, Flag, Int, Pointer, Variable, Vector
 
 __all__ = ["BLOCK_BYTES", "VARIANTS", "module", "plan_of"]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .emit import Function, Int, Pointer, Vector
-from .values import ELEMENT_BYTES
+from .emit import Function
+from .values import ELEMENT_BYTES, Int, Pointer, Vector
 
 
 def store_first(code: Function, value: Vector, place: Pointer, count: Int) -> None:

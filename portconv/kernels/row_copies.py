@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .emit import INTEGER, Argument, Function, Int, Pointer
+from .emit import Argument, Function
 from .record import Record
 from .row_plan import COPIED, EVERY, PIECE, PLAN
 from .target import Target
+from .values import INTEGER, Int, Pointer
 
 _COPIED = Record(*COPIED)
 

@@ -7,7 +7,7 @@ from array import array
 from itertools import product
 from typing import NamedTuple
 
-from .emit import Record
+from .record import Record
 from .share import PLAN_HEAD
 from .sizes import Layout, Planned, Sizes, addresses, blocks, ceiling, numbers, share_products
 from .target import Target
@@ -102,6 +102,11 @@ def lines_of(sizes: Sizes) -> Lines:
     return Lines(padded, strides, sorted({cell % step for cell in cells}), cells[-1] // step)
 
 
+def entries_of(columns: int, lines: Lines, lanes: int) -> int:
+    """Return how many vectors of a phase of a line are read for so many columns, which end with a whole vector."""
+    return ceiling(max(columns, lanes) + lines.shift, lanes)
+
+
 def insides(sizes: Sizes, dim: int) -> list[int]:
     """Return, for each tap along a dimension, for how many outputs it reads a cell of the input."""
     inside = []
@@ -147,7 +152,7 @@ class _Block(NamedTuple):
 def _block(sizes: Sizes, lines: Lines, lanes: int) -> _Block:
     channels = min(sizes.channels, max(1, RUN // sizes.taps))
     columns = min(sizes.out[-1], MOST_COLUMNS)
-    of_line = 4 * len(lines.phases) * ceiling(columns + lines.shift + lanes, lanes) * lanes * channels
+    of_line = 4 * len(lines.phases) * entries_of(columns, lines, lanes) * lanes * channels
     firsts, first_lines = (sizes.out[0], lines.strides[0]) if lines.padded else (1, 1)
     step, beyond = (sizes.stride[0], (sizes.kernel[0] - 1) * sizes.dilation[0] + 1) if lines.padded else (1, 1)
     room = (CELLS_BYTES // (of_line * first_lines) - beyond) // step + 1
@@ -187,7 +192,7 @@ def _copy(sizes: Sizes, lines: Lines, block: _Block, lanes: int) -> _Copy:
     rows = block.firsts * math.prod(sizes.out[1:-1])
     return _Copy(
         ((block.firsts - 1) * step + beyond) * of_first,
-        ceiling(block.columns + lines.shift + lanes, lanes),
+        entries_of(block.columns, lines, lanes),
         rows * ceiling(block.columns, lanes),
     )
 

@@ -13,13 +13,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from .emit import INTEGER, Argument, Fields, Flag, Function, Int, Module, Pointer, Variable
+from .emit import Argument, Function, Module
 from .part_stores import store_first
+from .record import Fields
 from .row_copies import Copies, pieces_of
 from .row_plan import FILTERS, PIECE, PLAN, RUN, VARIANTS, plan_of, vectors_of
 from .share import SHARE, driver
 from .target import Target
 from .tile import filters_from
+from .values import INTEGER, Flag, Int, Pointer, Variable
 
 __all__ = ["VARIANTS", "module", "plan_of"]
 

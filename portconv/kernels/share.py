@@ -14,8 +14,10 @@ it, or the call sees the thread, and waits until it has left. What is asked is w
 
 from __future__ import annotations
 
-from .emit import INTEGER, Argument, Function, Int, Number, Pointer, Record
+from .emit import Argument, Function
+from .record import Record
 from .target import Target
+from .values import INTEGER, Int, Number, Pointer
 
 PLAN_HEAD = ("phases", "shares_first", "shares_last")
 """The first fields of each plan: 1 or 2 phases, and the shares of the first and of the last one."""

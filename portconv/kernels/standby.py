@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from .emit import INTEGER, Argument, Function, Module
+from .emit import Argument, Function, Module
 from .share import AWAKE, ENTRY, INSIDE, OPEN, PLACES, STOP, rest
 from .target import Target
+from .values import INTEGER
 
 VARIANTS = ("attend",)
 

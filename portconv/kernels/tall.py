@@ -11,15 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .emit import INTEGER, Argument, Fields, Function, Int, Module, Pointer, Variable
+from .emit import Argument, Function, Module
 from .part_stores import store_first
+from .record import Fields
 from .row_copies import Copies
 from .share import SHARE, driver
 from .tall_plan import NAMES, PASS, PLAN, TILE, VARIANTS, Shape, plan_of
 from .target import Target
+from .values import INTEGER, Int, Pointer, Variable
 
 __all__ = ["VARIANTS", "module", "plan_of"]
 
+FEW_SUMS = 8
+"""Fewer sums of a tile do not keep a CPU busy."""
 ARGUMENTS = tuple(
     Argument(*each)
     for each in (
@@ -51,8 +55,10 @@ class _Tile:
     def __init__(self, target: Target, rows: int, vectors: int) -> None:
         self.rows, self.vectors, self.lanes = rows, vectors, target.lanes
         self.has_masks = target.name == "avx512"
+        # A sum waits for the one before: where they are few, those of even and odd taps do not.
+        self.chains = 2 if rows * vectors <= FEW_SUMS else 1
         self.code = code = Function(f"tile{vectors}", ARGUMENTS, self.lanes, returns=True)
-        memory, cells, w, b, out, kept, last, self.low, self.high, *self.taps = code.given
+        memory, cells, w, b, out, kept, last, self.low, self.high, first_tap, last_tap = code.given
         self.plan = plan = PLAN.read(memory)
         self.line = plan.row_apart * plan.entries * self.lanes
         self.tap_cells = plan.pointer("tap_cells", INTEGER)
@@ -60,42 +66,59 @@ class _Tile:
         passes, self.flag = plan.pointer("passes", INTEGER), code.variable(0)
         with code.loop(0, plan.pass_count) as number:
             entry = passes + number * PASS
-            sums = self.add((cells + entry[0], w + entry[1]), entry[2], entry[3])
+            self.taps = code.maximum(first_tap, entry[2]), code.minimum(last_tap, entry[3])
+            sums = self.add((cells + entry[0], w + entry[1]))
             self.keep(sums, kept, number)
             with code.when(number.equals(plan.pass_count - 1)):
                 self.store(sums, b, out)
         code.give(self.flag.get())
 
-    def add(self, arrays: tuple[Pointer, Pointer], height: Int, first: Int) -> list[list[Variable]]:
-        """Add up the products of a pass: of so many rows of taps, from the first on."""
-        code, moves = self.code, self.plan.steps_apart
-        sums = [[code.variable(code.zeros) for _ in range(self.vectors)] for _ in range(self.rows)]
-        self.inside = self.low - first, self.high - first
+    def add(self, arrays: tuple[Pointer, Pointer]) -> list[list[Variable]]:
+        """Add up the products of a pass."""
+        code, moves, height = self.code, self.plan.steps_apart, self.plan.rows_of_tap
+        sums = [[code.variable(code.zeros) for _ in range(self.vectors)] for _ in range(self.rows * self.chains)]
         for row in range(self.rows - 1):
             self.section(arrays, (moves * row, moves * (row + 1)), range(row + 1), sums)
         self.section(arrays, (moves * (self.rows - 1), height), range(self.rows), sums)
         for row in range(self.rows - 1):
             start = height + moves * row
             self.section(arrays, (start, start + moves), range(row + 1, self.rows), sums)
-        return sums
+        for own, others in zip(sums, sums[self.rows :], strict=False):
+            for total, other in zip(own, others, strict=True):
+                total.set(total.get() + other.get())
+        return sums[: self.rows]
 
     def section(
         self, arrays: tuple[Pointer, Pointer], between: tuple[Int, Int], rows: range, sums: list[list[Variable]]
     ) -> None:
         """Add what some rows of inputs give, which meet taps for some rows of the tile."""
         code, plan, (cells, w) = self.code, self.plan, arrays
-        start, stop = code.maximum(between[0], self.inside[0]), code.minimum(between[1], self.inside[1])
+        start, stop = code.maximum(between[0], self.low), code.minimum(between[1], self.high)
         with code.loop(start, stop) as at:
             line = cells + at * self.line
             filters = [w + (at - plan.steps_apart * row) * plan.columns_of_tap for row in rows]
             places = [line + start for start in self.starts]
-            with code.loop(*self.taps) as tap:
-                cell: Int = self.tap_cells[tap]
-                values = [code.load(place + cell) for place in places]
-                for row, numbers in zip(rows, filters, strict=True):
-                    number = code.splat(numbers[tap])
-                    for value, total in zip(values, sums[row], strict=True):
-                        total.set(code.fma(value, number, total.get()))
+            first, last = self.taps
+            if self.chains == 1:
+                with code.loop(first, last) as tap:
+                    self.column(places, filters, tap, [sums[row] for row in rows])
+            else:
+                with code.loop(first, last - 1, 2) as tap:
+                    self.column(places, filters, tap, [sums[row] for row in rows])
+                    self.column(places, filters, tap + 1, [sums[self.rows + row] for row in rows])
+                with code.when(((last - first) & 1).equals(1)):
+                    self.column(places, filters, last - 1, [sums[row] for row in rows])
+
+    def column(
+        self, places: Sequence[Pointer], filters: Sequence[Pointer], tap: Int, sums: Sequence[Sequence[Variable]]
+    ) -> None:
+        """Add the products of one column of taps."""
+        code, cell = self.code, self.tap_cells[tap]
+        values = [code.load(place + cell) for place in places]
+        for numbers, own in zip(filters, sums, strict=True):
+            number = code.splat(numbers[tap])
+            for value, total in zip(values, own, strict=True):
+                total.set(code.fma(value, number, total.get()))
 
     def keep(self, sums: Sequence[Sequence[Variable]], kept: Pointer, number: Int) -> None:
         """Add the sums of earlier passes, and keep them if there are more."""

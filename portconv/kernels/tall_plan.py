@@ -7,7 +7,7 @@ from array import array
 from itertools import pairwise, product
 from typing import NamedTuple
 
-from .emit import Record
+from .record import Record
 from .row_plan import (
     COPIED,
     CYCLES_OF_COPY,
@@ -20,6 +20,7 @@ from .row_plan import (
     RUN,
     Lines,
     density,
+    entries_of,
     lines_of,
     skips_taps,
 )
@@ -33,7 +34,7 @@ PLAN = Record(
     *("columns", "columns_of_share", "column_blocks", "store_length"),
     *("height", "above", "row_step", "row_apart", "steps_apart", "rows_apart", "is_flat", "out_width"),
     *("x_channel", "out_channel", "bias_step"),
-    *("columns_of_tap", "tap_cells", "passes", "pass_count", "tiles", "tile_counts"),
+    *("rows_of_tap", "columns_of_tap", "tap_cells", "passes", "pass_count", "tiles", "tile_counts"),
     *("at_lines", "at_entries", "at_sums"),
 )
 """The plan in memory, which begins with what `rows` copies.
@@ -47,8 +48,8 @@ TILE, PASS = 6, 4
 """The numbers of a tile: where it reads in the copy, where its outputs go, the row of its first output, where its last
 vector begins, which may overlap the one before, and which taps of the last dimension are inside: from the first number
 up to the second one. The numbers of a pass: where it reads, from the tile's first cell on, its first number in a
-filter, its rows of taps, and the number of the first of them."""
-HALF, LOOP, CYCLES_OF_TILE, CYCLES_OF_STORE = 0.55, 0.5, 40.0, 3.0
+filter, and its columns of taps: from the first number up to the second one."""
+HALF, LATENCY, LOOP, CYCLES_OF_TILE, CYCLES_OF_STORE = 0.55, 4.0, 0.5, 40.0, 3.0
 """About how many vectors are multiplied in the time that a tap takes beside loads and products, and a tile, and the
 store or sum of a vector."""
 
@@ -84,7 +85,7 @@ class _Plan(NamedTuple):
     shape: Shape
     lanes: int
     passes: list[tuple[int, ...]]
-    """For each: the taps of the dimensions before, the first row of taps, and the row after the last."""
+    """For each: the taps of the dimensions before, the first column of taps, and the column after the last."""
     columns: int
     firsts: int
     units: int
@@ -100,11 +101,12 @@ def _chosen(sizes: Sizes, shape: Shape, lanes: int) -> _Plan | None:
     """Return the shares and passes for a shape, or nothing if its tiles are too high."""
     apart, moves = turns(sizes)
     height, width = sizes.kernel[-2:]
-    count = ceiling(height, max(1, RUN // width))
-    edges = [height * i // count for i in range(count + 1)]
-    passes = [(*outer, low, high) for outer in product(*map(range, sizes.kernel[:-2])) for low, high in pairwise(edges)]
+    count = ceiling(width, max(1, RUN // height))
+    edges = [width * i // count for i in range(count + 1)]
+    outers = product(*map(range, sizes.kernel[:-2]))
+    passes = [(*outer, low, high) for outer in outers for low, high in pairwise(edges)]
     # All rows of a tile must meet some row of inputs; no tile may have rows beyond the last one.
-    if min(high - low for *_, low, high in passes) < moves * (shape.rows - 1) or sizes.out[-2] // apart < shape.rows:
+    if height < moves * (shape.rows - 1) or sizes.out[-2] // apart < shape.rows:
         return None
     columns, is_flat = min(sizes.out[-1], MOST_COLUMNS), len(sizes.size) == 2
     products = columns * math.prod(sizes.out[1:-1]) * sizes.taps * sizes.filters
@@ -167,12 +169,11 @@ def _lists(sizes: Sizes, lines: Lines, plan: _Plan, pitch: int) -> dict[str, arr
     cells = [divmod(tap * sizes.dilation[-1], step) for tap in range(sizes.kernel[-1])]
     passes: list[int] = []
     for *place, low, high in plan.passes:
-        sides = zip((*place, low), sizes.dilation, lines.strides, strict=False)
-        number = 0
-        for tap, taps in zip((*place, low), sizes.kernel, strict=False):
+        sides, number = zip(place, sizes.dilation, lines.strides, strict=False), 0
+        for tap, taps in zip(place, sizes.kernel, strict=False):
             number = number * taps + tap
         reads = sum(tap * apart * stride for tap, apart, stride in sides) * pitch
-        passes += [reads, number * sizes.kernel[-1], high - low, low]
+        passes += [reads, number * sizes.kernel[-2] * sizes.kernel[-1], low, high]
     tiles = _tiles(sizes, lines, plan, pitch)
     order = sorted(tiles)
     return {
@@ -194,18 +195,17 @@ def _cycles(sizes: Sizes, lines: Lines, plan: _Plan, vectors_copied: int, lists:
     count = _line_count(sizes, lines, plan)
     copied = count * vectors_copied * CYCLES_OF_COPY[STEPS[sizes.stride[-1]]]
     _, moves = turns(sizes)
-    heights, part = [high - low for *_, low, high in plan.passes], density(sizes, len(sizes.size) - 2)
     of_tiles, counts = 0.0, lists["tile_counts"]
     sizes_of_tiles = [at + 1 for at, tiles in enumerate(counts) for _ in range(tiles)]
+    height, part = sizes.kernel[-2], density(sizes, len(sizes.size) - 2)
+    planes = math.prod(sizes.kernel[:-2])
     for number, vectors in enumerate(sizes_of_tiles):
         first, last = lists["tiles"][number * TILE + 4 : number * TILE + 6]
-        # Few rows of a tile read together at its ends, where loads may take longer than products.
-        of_rows = [size * max(n * vectors, LOAD * vectors + n / 2) + LOOP for n in range(1, rows + 1)]
-        of_column = sum(
-            2 * moves * sum(of_rows[:-1]) + of_rows[-1] * (height - moves * (rows - 1)) for height in heights
-        )
-        of_tiles += of_column * (last - first) * part + CYCLES_OF_TILE
-        of_tiles += CYCLES_OF_STORE * rows * vectors * len(heights)
+        # Few rows of a tile read together at its ends, where loads, or a sum and the next one, take longer.
+        of_rows = [max(size * n * vectors, size * LOAD * vectors + n / 2, LATENCY) + LOOP for n in range(1, rows + 1)]
+        of_column = 2 * moves * sum(of_rows[:-1]) + of_rows[-1] * (height - moves * (rows - 1))
+        of_tiles += of_column * planes * (last - first) * part + CYCLES_OF_TILE
+        of_tiles += CYCLES_OF_STORE * rows * vectors * len(plan.passes)
     return plan.units * (copied + sizes.filters * of_tiles) + CYCLES_OF_LINE * count
 
 
@@ -216,7 +216,7 @@ def _line_count(sizes: Sizes, lines: Lines, plan: _Plan) -> int:
 
 def _planned(sizes: Sizes, lines: Lines, plan: _Plan, steps: str, has_bias: bool) -> Planned | None:
     lanes, phases = plan.lanes, len(lines.phases)
-    entries, line_count = ceiling(plan.columns + lines.shift + lanes, lanes), _line_count(sizes, lines, plan)
+    entries, line_count = entries_of(plan.columns, lines, lanes), _line_count(sizes, lines, plan)
     pitch, layout = entries * phases * lanes, Layout()
     layout.add(4 * line_count * pitch)
     places = {
@@ -242,7 +242,12 @@ def _planned(sizes: Sizes, lines: Lines, plan: _Plan, steps: str, has_bias: bool
         **{"column_blocks": column_blocks, "store_length": min(plan.columns, lanes)},
         **{"height": sizes.size[-2] if skips else NO_EDGE, "above": sizes.before[-2] if skips else 0},
         **{"row_step": sizes.stride[-2], "row_apart": sizes.dilation[-2], "steps_apart": moves, "rows_apart": apart},
-        **{"is_flat": int(len(sizes.size) == 2), "columns_of_tap": sizes.kernel[-1], "pass_count": len(plan.passes)},
+        **{
+            "is_flat": int(len(sizes.size) == 2),
+            "rows_of_tap": sizes.kernel[-2],
+            "columns_of_tap": sizes.kernel[-1],
+            "pass_count": len(plan.passes),
+        },
         **{"x_channel": sizes.cells, "out_channel": sizes.positions, "bias_step": int(has_bias)},
         **{"out_width": sizes.out[-1]},
         **places,
@@ -260,7 +265,7 @@ def _planned(sizes: Sizes, lines: Lines, plan: _Plan, steps: str, has_bias: bool
 
 def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, variant: str = "") -> Planned | None:
     """Plan a convolution by the shape of tiles that takes the least time, or return nothing if none serves it."""
-    if sizes.channels != 1 or not 2 <= len(sizes.size) <= MOST_DIMS or sizes.kernel[-1] > RUN:
+    if sizes.channels != 1 or not 2 <= len(sizes.size) <= MOST_DIMS or sizes.kernel[-2] > RUN:
         return None
     if sizes.stride[-1] not in STEPS:
         return None

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .emit import Function, Number, Pointer, Variable, Vector
+from .emit import Function
+from .values import Number, Pointer, Variable, Vector
 
 Sums = list[list[Variable]]
 """The sums of a tile: for each filter, for each vector."""

@@ -22,11 +22,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .emit import INTEGER, Argument, Fields, Function, Int, Module, Pointer, Vector
+from .emit import Argument, Function, Module
 from .outer import Outer
+from .record import Fields
 from .share import SHARE, driver
 from .target import Target
 from .tile import filters_from, finished, sums_of
+from .values import INTEGER, Int, Pointer, Vector
 from .winograd_plan import ENTRY, FILTERS_AT_ONCE, GOAL, PLACES, PLAN, RUN, VARIANTS, plan_of, serves
 
 __all__ = ["VARIANTS", "module", "plan_of", "serves"]

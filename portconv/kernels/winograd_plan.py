@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from .emit import Record
 from .outer import FIELDS, MOST_OUTER
+from .record import Record
 from .share import PLAN_HEAD
 from .sizes import Layout, Planned, Sizes, addresses, blocks, ceiling
 from .target import Target

@@ -14,7 +14,8 @@ if state.fault() is not None:
     pytest.skip(f"there are no kernels here: {state.fault()}", allow_module_level=True)
 
 from portconv.kernels import compile
-from portconv.kernels.emit import Argument, Function, Module, Record
+from portconv.kernels.emit import Argument, Function, Module
+from portconv.kernels.record import Record
 
 TARGET = state.here()
 LANES = TARGET.lanes
