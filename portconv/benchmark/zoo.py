@@ -33,7 +33,13 @@ Nothing was chosen on the layers of `HELD_OUT`, which say what other networks ge
 - wav2vec 2.0: Baevski et al. (NeurIPS 2020); Conformer: Gulati et al. (Interspeech 2020); HiFi-GAN: Kong, Kim and Bae
   (NeurIPS 2020); EEGNet: Lawhern et al. (Journal of Neural Engineering 2018);
 - C3D: Tran et al., "Learning spatiotemporal features with 3D convolutional networks" (ICCV 2015);
-- LeNet-5: LeCun et al., "Gradient-based learning applied to document recognition" (1998).
+- LeNet-5: LeCun et al., "Gradient-based learning applied to document recognition" (1998);
+- SqueezeNet: Iandola et al. (2016), ShuffleNet v2: Ma et al. (ECCV 2018), MobileNetV3: Howard et al. (ICCV 2019), and
+  ResNet-18: He et al. (CVPR 2016), one sample at a time;
+- DS-CNN: Zhang et al., "Hello edge: keyword spotting on microcontrollers" (2017);
+- Demucs: Defossez et al., "Music source separation in the waveform domain" (2019), on ten seconds of sound;
+- the residual network of Ribeiro et al., "Automatic diagnosis of the 12-lead ECG" (Nature Communications, 2020);
+- V-Net: Milletari, Navab and Ahmadi (3DV 2016).
 """
 
 from __future__ import annotations
@@ -205,6 +211,16 @@ HELD_OUT = (
     _layer("c3d", (3, 3, 3), 64, 128, (16, 56, 56), batch=1),
     _layer("lenet", (5, 5), 1, 6, (28, 28), "small", batch=4),
     _layer("lenet", (5, 5), 6, 16, (14, 14), "small", batch=4, padding=0),
+    _layer("squeezenet", (3, 3), 16, 64, (55, 55), batch=1),
+    _layer("shufflenetv2", (1, 1), 58, 58, (28, 28), "pointwise", batch=1),
+    _layer("shufflenetv2", (3, 3), 58, 58, (28, 28), "depthwise", batch=1),
+    _layer("mobilenetv3", (5, 5), 120, 120, (28, 28), "depthwise", batch=1),
+    _layer("resnet18", (3, 3), 256, 512, (14, 14), batch=1, stride=2),
+    _layer("resnet18", (3, 3), 256, 256, (14, 14), batch=1),
+    _layer("dscnn", (10, 4), 1, 64, (49, 10), batch=1, stride=2),
+    _layer("demucs", (8,), 2, 64, (441000,), batch=1, stride=4, padding=0),
+    _layer("ecg", (17,), 12, 64, (4096,), batch=1),
+    _layer("vnet", (5, 5, 5), 16, 16, (32, 64, 64), batch=1),
 )
 
 

@@ -265,6 +265,14 @@ class Function:
             result = self.shuffle(result if number else vector, vector, order)
         return result
 
+    def total(self, vector: Vector) -> Vector:
+        """Add up the lanes of a vector: halves of it, then halves of these, and so on."""
+        half = self.lanes // 2
+        while half:
+            vector = vector + self.shuffle(vector, vector, [(lane + half) % self.lanes for lane in range(self.lanes)])
+            half //= 2
+        return Vector(self, self.element, self.assign(f"extractelement {vector.typed}, i64 0"))
+
     def lanes_between(self, low: Number | None, high: Number) -> Flag:
         """Return the mask of the lanes `i` with `low <= i < high`."""
         mask = self._lanes("slt", high)

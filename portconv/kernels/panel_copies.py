@@ -101,19 +101,19 @@ class Copies:
         images[0] = number.get()
 
     def _copy(self) -> Function:
-        """Copy the cells of some terms into a panel.
+        """Copy the cells of some terms into a panel, whose rows are `pitch` numbers apart.
 
         Where the kernel is sparse, terms are channels and active taps, and `order` gets each term's place in a filter.
         """
         pointers = (("panel", "*float"), ("x", "*float"), ("table", "*i64"), ("active", "*i64"), ("order", "*i64"))
-        numbers = ("count", "pieces", "first", "last", "taps", "channel", "step")
+        numbers = ("count", "pieces", "first", "last", "taps", "channel", "step", "pitch")
         arguments = [*(Argument(*each) for each in pointers), *map(Argument, numbers)]
         code = Function("copy", arguments, self.lanes)
-        panel, x, table, active, order, count, pieces, first, last, taps, channel, step = code.given
+        panel, x, table, active, order, count, pieces, first, last, taps, channel, step, pitch = code.given
         of_channel = active[0] if self.is_sparse else taps
         turn, number = code.variable(first % of_channel), code.variable(first // of_channel)
         with code.loop(first, last) as term:
-            row = panel + (term - first) * self.width
+            row = panel + (term - first) * pitch
             now, here = turn.get(), number.get()
             tap = active[now + 1] if self.is_sparse else now
             entry = table + tap * pieces * ENTRY

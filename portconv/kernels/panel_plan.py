@@ -21,8 +21,13 @@ DENSE, FEWEST_COLUMNS = 0.8, 3
 at least."""
 MANY_TERMS = 512
 """With fewer terms all panels of a share are copied before the first filter multiplies them."""
-MOST_SHARES, FEWEST_FILTERS = 16, 64
-"""There are no more shares than this for the sake of threads, and filters are cut to this number: each share copies."""
+MOST_SHARES, MOST_COPIES = 16, 12
+"""There are no more shares than this for the sake of threads, and filters are cut into blocks that take at least so
+many times as long as the copy of what they multiply."""
+MOST_LONE, MOST_VECTORS_BESIDE = 2, 8
+"""Up to so many columns beside at most so many vectors are multiplied one by one, along their terms."""
+CYCLES_OF_LONE = 2.0
+"""A lone column takes so many times as long as its multiplications: filters are loaded as well."""
 MOST_ENTRIES = 1 << 14
 """The most taps times pieces of a panel, so that the tables stay in the cache."""
 EVERY = {"full": 1, "halved": 2, "thirds": 3, "quarters": 4, "gathered": 0, "sparse": 1}
@@ -44,7 +49,7 @@ PLAN = Record(
     *("input_width", "step", "is_linear", "x_sample", "x_channel", "out_sample", "bias_step"),
     *FIELDS,
     "row_taps",
-    *("panels", "together", "column_blocks", "filter_blocks", "filters_of_block", "pieces"),
+    *("panels", "together", "lone", "column_blocks", "filter_blocks", "filters_of_block", "pieces"),
     *("at_tables", "at_pieces", "at_images", "at_sums", "at_active"),
 )
 """The plan in memory. `row_taps` has the first cell of each tap along the last dimension."""
@@ -113,21 +118,24 @@ class _Blocks(NamedTuple):
     together: int
 
 
-def _blocks(target: Target, sizes: Sizes, of_panel: int, memory: int) -> _Blocks:
-    """Cut the columns so that what belongs to a panel, of so many bytes, fits in the memory; and cut the filters."""
+def _blocks(target: Target, sizes: Sizes, columns: int, row: int, of_panel: int) -> _Blocks:
+    """Cut so many columns so that what belongs to a panel, of so many bytes, fits in the cache; and cut the filters."""
     width, terms = target.lanes * target.vectors, sizes.channels * sizes.taps
-    panels_in_all = ceiling(sizes.batch * sizes.positions, width)
-    most = max(1, min(MOST_PANELS, min(BLOCK_BYTES, memory) // of_panel))
+    panels_in_all = max(1, ceiling(columns, width))
+    most = max(1, min(MOST_PANELS, BLOCK_BYTES // of_panel))
     products = sizes.groups * sizes.filters * terms * sizes.batch * sizes.positions
     wanted = min(MOST_SHARES, max(1, products // SHARE_PRODUCTS))
-    columns, panels = blocks(panels_in_all, max(1, min(most, panels_in_all * sizes.groups // wanted)))
-    split = min(max(1, wanted // (columns * sizes.groups)), max(1, sizes.filters // FEWEST_FILTERS))
+    column_blocks, panels = blocks(panels_in_all, max(1, min(most, panels_in_all * sizes.groups // wanted)))
+    # Each block of filters copies the panels again, which is to take little of its time; an even number shares better.
+    fewest = MOST_COPIES * _copies(sizes, target, row) * target.lanes
+    split = min(max(1, wanted // (column_blocks * sizes.groups)), max(1, int(sizes.filters / fewest)))
+    split += split % 2 if split > 1 else 0
     # A tile of filters is never cut.
     tiles = ceiling(sizes.filters, target.filters)
     filters, tiles_of_block = blocks(tiles, ceiling(tiles, split))
     # A panel whose cells are read often stays in the first cache; with few terms, rows of outputs are written at once.
     together = 1 if terms >= MANY_TERMS else panels
-    return _Blocks(columns, panels, filters, tiles_of_block * target.filters, together)
+    return _Blocks(column_blocks, panels, filters, tiles_of_block * target.filters, together)
 
 
 def plan_of(
@@ -147,12 +155,16 @@ def plan_of(
         return None
     table, has_runs = 8 * ENTRY * sizes.taps * entries, terms > RUN
     of_panel = 4 * RUN * width + table + 4 * width * sizes.filters * has_runs
-    block = _blocks(target, sizes, of_panel, memory)
+    lone = 0 if band else lone_columns(target, sizes)
+    # Less memory than a block may take is like panels of more bytes.
+    of_panel = of_panel * BLOCK_BYTES // min(BLOCK_BYTES, max(1, memory))
+    block = _blocks(target, sizes, sizes.batch * sizes.positions - lone, row, of_panel)
     # Where the kernel is sparse, each panel has terms of its own.
     together = 1 if band else block.together
 
     layout = Layout()
-    layout.add(4 * (together * RUN * width + target.lanes))
+    # A lone column lies where the panels do.
+    layout.add(4 * (max(together * RUN * width, terms if lone else 0) + target.lanes))
     places = {
         "at_tables": layout.add(block.panels * table),
         "at_pieces": layout.add(8 * block.panels),
@@ -164,7 +176,7 @@ def plan_of(
     lists = sizes.outer(len(sizes.size) - 1)
     values = PLAN.packed(
         **{"phases": 2 if band else 1, "shares_first": sizes.groups * sizes.filters, "shares_last": shares},
-        **{"panels": block.panels, "together": together, "pieces": entries, "bias_step": int(has_bias)},
+        **{"panels": block.panels, "together": together, "lone": lone, "pieces": entries, "bias_step": int(has_bias)},
         **{"column_blocks": block.columns, "filter_blocks": block.filters},
         **{"filters_of_block": block.filters_of_block},
         **_numbers(sizes, band, linear, lists),
@@ -196,12 +208,25 @@ def _numbers(sizes: Sizes, band: int, linear: bool, lists: dict[str, array[int]]
     }
 
 
+def lone_columns(target: Target, sizes: Sizes) -> int:
+    """Return how many columns are left over that a vector of their own would waste; 0 if that is little."""
+    vectors, left = divmod(sizes.batch * sizes.positions, target.lanes)
+    return left if left <= MOST_LONE and vectors <= MOST_VECTORS_BESIDE else 0
+
+
+def _copies(sizes: Sizes, target: Target, row: int) -> float:
+    """Estimate the time of copying one term of a column, whose columns lie in rows of this length."""
+    row = min(row, target.lanes * target.vectors)
+    return ceiling(row, target.lanes) / row * CYCLES_OF_PIECE[variant_of(sizes.stride[-1])]
+
+
 def _cycles(sizes: Sizes, target: Target, row: int, filter_blocks: int) -> float:
     """Estimate the time: products of whole tiles, and the copy of each panel, piece by piece."""
-    width, terms = target.lanes * target.vectors, sizes.channels * sizes.taps
-    columns = ceiling(sizes.batch * sizes.positions, target.lanes) * target.lanes
-    rows = ceiling(sizes.filters, target.filters // 2) * (target.filters // 2)
-    row = min(row, width)
-    pieces = ceiling(row, target.lanes) / row * columns
-    copies = pieces * CYCLES_OF_PIECE[variant_of(sizes.stride[-1])] * filter_blocks
-    return sizes.groups * terms * (rows * columns / target.lanes + copies) + CYCLES_OF_TABLE * pieces * sizes.taps
+    terms, columns = sizes.channels * sizes.taps, sizes.batch * sizes.positions
+    lone = lone_columns(target, sizes)
+    vectors = ceiling(columns - lone, target.lanes) + lone / target.lanes * CYCLES_OF_LONE
+    filters = ceiling(sizes.filters, target.filters // 2) * (target.filters // 2)
+    row = min(row, target.lanes * target.vectors)
+    tables = ceiling(row, target.lanes) / row * columns * sizes.taps * CYCLES_OF_TABLE
+    copies = columns * _copies(sizes, target, row) * filter_blocks
+    return sizes.groups * (terms * (filters * vectors + copies) + tables * filter_blocks)

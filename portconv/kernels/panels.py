@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .emit import Function, Module
+from .lone import lone_column
 from .panel_copies import Copies
 from .panel_plan import BLOCK_BYTES, ENTRY, PLAN, RUN, VARIANTS, plan_of
 from .record import Fields
@@ -28,8 +29,9 @@ __all__ = ["BLOCK_BYTES", "VARIANTS", "module", "plan_of"]
 def module(target: Target, variant: str) -> Module:
     """Write the kernels for one way of reading cells."""
     copies = Copies(target, variant)
-    share = _share(target, copies)
-    return Module([copies.tables, copies.copy, share, *driver(target, share)])
+    lone = lone_column(target)
+    share = _share(target, copies, lone)
+    return Module([copies.tables, copies.copy, lone, share, *driver(target, share)])
 
 
 @dataclass
@@ -38,8 +40,8 @@ class Block:
 
     Attributes
     ----------
-    w, b, out : Pointer
-        The arrays, from the group's first filter on.
+    x, w, b, out : Pointer
+        The arrays, from the group's first channel or filter on.
     panels : Pointer
         The cells of one run of terms, for the columns of some panels.
     tables, pieces, images : Pointer
@@ -53,8 +55,11 @@ class Block:
         The first column, how many there are, and in how many panels.
     first, last : Int
         The filters.
+    is_last : Flag
+        Whether no columns follow but lone ones.
     """
 
+    x: Pointer
     w: Pointer
     b: Pointer
     out: Pointer
@@ -70,13 +75,14 @@ class Block:
     count: Int
     first: Int
     last: Int
+    is_last: Flag
 
     def active_of(self, panel: Int) -> Pointer:
         """Return the number of taps that read a cell for a column of a panel, followed by these taps."""
         return self.actives + panel * (self.taps + 1)
 
 
-def _share(target: Target, copies: Copies) -> Function:
+def _share(target: Target, copies: Copies, lone: Function) -> Function:
     """Compute the outputs of a block of columns and of filters."""
     code = Function("share", SHARE, copies.lanes, returns=True)
     plan, flag = PLAN.read(code.given[0]), code.variable(0)
@@ -86,7 +92,9 @@ def _share(target: Target, copies: Copies) -> Function:
         with code.when(phase.equals(0)):
             flag.set(_spoiled(code, w + index * plan.terms, plan.terms))
     with code.when(~phase.equals(0)):
-        flag.set(code.is_not_finite(_outputs(target, copies, code, plan).get()))
+        block = _block_of(copies, code, plan)
+        flag.set(code.is_not_finite(_outputs(target, copies, code, plan, block).get()))
+        _lone_columns(copies, lone, code, (plan, block), flag)
     code.give(flag.get())
     return code
 
@@ -100,39 +108,45 @@ def _spoiled(code: Function, numbers: Pointer, count: Int) -> Int:
     return code.is_not_finite(check.get())
 
 
-def _outputs(target: Target, copies: Copies, code: Function, plan: Fields) -> Variable:
-    """Compute the outputs of a share; return a vector that is nan where one of them is not finite."""
-    memory, x, w, b, out, scratch, _, _, index = code.given
-    width = copies.width
+def _block_of(copies: Copies, code: Function, plan: Fields) -> Block:
+    """Return the block of a share."""
+    _, x, w, b, out, scratch, _, _, index = code.given
+    width, memory = copies.width, scratch.of("i8")
     column_block, filters = index // plan.filter_blocks, index % plan.filter_blocks * plan.filters_of_block
-    group, start = column_block // plan.column_blocks, column_block % plan.column_blocks * plan.panels * width
-    columns = code.minimum(plan.columns - start, plan.panels * width)
-    bytes_ = scratch.of("i8")
-    block = Block(
+    group, column_block = column_block // plan.column_blocks, column_block % plan.column_blocks
+    start = column_block * plan.panels * width
+    columns = code.minimum(plan.columns - plan.lone - start, plan.panels * width)
+    return Block(
+        x=x + group * plan.channels * plan.x_channel,
         w=w + group * plan.filters * plan.terms,
         b=b + group * plan.filters * plan.bias_step,
         out=out + group * plan.filters * plan.positions,
         panels=scratch,
-        tables=(bytes_ + plan.at_tables).of(INTEGER),
-        pieces=(bytes_ + plan.at_pieces).of(INTEGER),
-        images=(bytes_ + plan.at_images).of(INTEGER),
-        sums=(bytes_ + plan.at_sums).of(code.element),
-        actives=(bytes_ + plan.at_active).of(INTEGER),
+        tables=(memory + plan.at_tables).of(INTEGER),
+        pieces=(memory + plan.at_pieces).of(INTEGER),
+        images=(memory + plan.at_images).of(INTEGER),
+        sums=(memory + plan.at_sums).of(code.element),
+        actives=(memory + plan.at_active).of(INTEGER),
         taps=plan.taps,
         start=start,
         columns=columns,
         count=(columns + (width - 1)) // width,
         first=filters,
         last=code.minimum(filters + plan.filters_of_block, plan.filters),
+        is_last=column_block.equals(plan.column_blocks - 1),
     )
-    x = x + group * plan.channels * plan.x_channel
+
+
+def _outputs(target: Target, copies: Copies, code: Function, plan: Fields, block: Block) -> Variable:
+    """Compute the outputs of a share; return a vector that is nan where one of them is not finite."""
+    memory, width = code.given[0], copies.width
     table, images = plan.taps * plan.pieces * ENTRY, width * 3 + 1
     order = code.array(RUN, INTEGER)
     with code.loop(0, block.count) as panel:
-        first, count = panel * width, code.minimum(columns - panel * width, width)
+        first, count = panel * width, code.minimum(block.columns - panel * width, width)
         block.pieces[panel] = code.call(
             copies.tables, memory, block.tables + panel * table, block.images + panel * images,
-            block.active_of(panel), start + first, count,
+            block.active_of(panel), block.start + first, count,
         )  # fmt: skip
     products = _Products(target, code, plan, block, order if copies.is_sparse else None)
     with code.loop(0, plan.terms, RUN) as term, code.loop(0, block.count, plan.together) as group_of_panels:
@@ -143,12 +157,29 @@ def _outputs(target: Target, copies: Copies, code: Function, plan: Fields) -> Va
         with code.when(term < terms):
             with code.loop(group_of_panels, last_panel) as panel:
                 code.run(
-                    copies.copy, scratch + (panel - group_of_panels) * RUN * width, x, block.tables + panel * table,
-                    block.active_of(panel), order, block.pieces[panel], plan.pieces, term, stop, plan.taps,
-                    plan.x_channel, plan.step,
+                    copies.copy, block.panels + (panel - group_of_panels) * RUN * width, block.x,
+                    block.tables + panel * table, block.active_of(panel), order, block.pieces[panel], plan.pieces,
+                    term, stop, plan.taps, plan.x_channel, plan.step, width,
                 )  # fmt: skip
             products.run((term, stop, terms), (group_of_panels, last_panel))
     return products.check
+
+
+def _lone_columns(copies: Copies, lone: Function, code: Function, what: tuple[Fields, Block], flag: Variable) -> None:
+    """Compute the outputs of the last columns, if these are lone; the last block of columns does so."""
+    plan, block = what
+    with code.when(block.is_last), code.loop(plan.columns - plan.lone, plan.columns) as column:
+        images = block.images
+        found = code.call(copies.tables, code.given[0], block.tables, images, block.actives, column, 1)
+        code.run(
+            copies.copy, block.panels, block.x, block.tables, block.actives, block.actives, found, plan.pieces, 0,
+            plan.terms, plan.taps, plan.x_channel, plan.step, 1,
+        )  # fmt: skip
+        spoiled = code.call(
+            lone, block.panels, block.w, block.b, block.out + images[2], block.first, block.last, plan.terms,
+            plan.positions, plan.bias_step,
+        )  # fmt: skip
+        flag.set(flag.get() + spoiled)
 
 
 class _Products:

@@ -32,7 +32,7 @@ MOST_COLUMNS = 4096
 NO_EDGE = 1 << 40
 """The size of a dimension in which no tap lies outside."""
 MOST_DIMS = 15
-LOAD = 1.75
+LOAD, LATENCY = 1.75, 4.0
 CYCLES_OF_COPY = {"full": 2.5, "halved": 5.0, "thirds": 6.5, "quarters": 8.0, GATHERED: 24.0}
 CYCLES_OF_LINE, CYCLES_OF_PIECE, CYCLES_OF_TILE, CYCLES_OF_STORE = 12.0, 25.0, 30.0, 4.0
 """About how many vectors are multiplied in the time of a load that crosses lines of the cache, of the copy of a vector,
@@ -70,6 +70,12 @@ copy each tap reads.
 def vectors_of(target: Target, filters: int) -> int:
     """Return the vectors of a tile of so many filters."""
     return max(1, min(MOST_VECTORS, target.filters * target.vectors // filters))
+
+
+def tile_sizes(target: Target, filters: int) -> list[int]:
+    """Return the vectors of tiles: what is left of the pieces is cut into few smaller ones."""
+    most = vectors_of(target, filters)
+    return sorted({most, max(1, most // 2), max(1, most // 4), 1}, reverse=True)
 
 
 class Lines(NamedTuple):
@@ -173,9 +179,23 @@ def _filters_of_tile(target: Target, filters: int) -> int:
 
 
 def _cycles_of_tile(target: Target, filters: int) -> float:
-    """Return the cycles of a term and a vector: multiplications, or the loads if these take longer, and the loop."""
+    """Return the cycles of a term and a vector of the largest tile."""
     vectors = vectors_of(target, filters)
-    return max(1.0 * filters, LOAD + filters / vectors / 2) + 0.15 + 1.0 / vectors
+    return _cycles_of_term(filters, vectors) / vectors
+
+
+def _cycles_of_term(filters: int, vectors: int) -> float:
+    """Return the cycles of a term of a tile: products, loads, or until a sum can be added to; and the loop."""
+    return max(1.0 * filters * vectors, LOAD * vectors + filters / 2, LATENCY) + 0.15 * vectors + 1.0
+
+
+def _cycles_of_pieces(target: Target, filters: int, pieces: int) -> float:
+    """Return the cycles of a term of all pieces, what is left of which is cut into small tiles."""
+    cycles, left = 0.0, pieces
+    for vectors in tile_sizes(target, filters):
+        cycles += left // vectors * _cycles_of_term(filters, vectors)
+        left %= vectors
+    return cycles
 
 
 class _Copy(NamedTuple):
@@ -226,7 +246,8 @@ def _cycles(target: Target, sizes: Sizes, block: _Block, copy: _Copy, vectors_co
     found = CYCLES_OF_LINE * copy.lines * len(sizes.size) + CYCLES_OF_PIECE * copy.pieces
     tiles = ceiling(sizes.filters, filters) * copy.pieces
     runs = ceiling(sizes.channels, block.channels) * ceiling(sizes.taps, RUN)
-    summed = tiles * sizes.channels * sizes.taps * _cycles_of_tile(target, filters)
+    summed = ceiling(sizes.filters, filters) * _cycles_of_pieces(target, filters, copy.pieces)
+    summed *= sizes.channels * sizes.taps
     summed *= density(sizes, 0) if len(sizes.size) > 1 else 1.0
     stored = tiles * (filters * CYCLES_OF_STORE + runs * CYCLES_OF_TILE / vectors_of(target, filters))
     return found + block.units * (copied + summed + stored)

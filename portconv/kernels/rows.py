@@ -17,7 +17,7 @@ from .emit import Argument, Function, Module
 from .part_stores import store_first
 from .record import Fields
 from .row_copies import Copies, pieces_of
-from .row_plan import FILTERS, PIECE, PLAN, RUN, VARIANTS, plan_of, vectors_of
+from .row_plan import FILTERS, PIECE, PLAN, RUN, VARIANTS, plan_of, tile_sizes
 from .share import SHARE, driver
 from .target import Target
 from .tile import filters_from
@@ -42,10 +42,8 @@ def module(target: Target, variant: str) -> Module:
     """Write the kernels for one way of copying cells and one number of filters in a tile."""
     filters = int(variant[-1])
     assert filters in FILTERS
-    copies, most = Copies(target, variant[:-1]), vectors_of(target, filters)
-    # What is left of the pieces is cut into few tiles.
-    counts = sorted({most, max(1, most // 2), max(1, most // 4), 1}, reverse=True)
-    tiles = {count: _Tile(target, filters, count).code for count in counts}
+    copies = Copies(target, variant[:-1])
+    tiles = {count: _Tile(target, filters, count).code for count in tile_sizes(target, filters)}
     pieces = pieces_of(target.lanes)
     share = _share(target, filters, (copies, pieces), tiles)
     return Module([*copies.functions, pieces, *tiles.values(), share, *driver(target, share)])

@@ -16,25 +16,23 @@ from .part_stores import store_first
 from .record import Fields
 from .row_copies import Copies
 from .share import SHARE, driver
-from .tall_plan import NAMES, PASS, PLAN, TILE, VARIANTS, Shape, plan_of
+from .tall_plan import NAMES, PASS, PLACE_BITS, PLAN, TILE, VARIANTS, Shape, plan_of
 from .target import Target
 from .values import INTEGER, Int, Pointer, Variable
 
 __all__ = ["VARIANTS", "module", "plan_of"]
 
-FEW_SUMS = 8
-"""Fewer sums of a tile do not keep a CPU busy."""
 ARGUMENTS = tuple(
     Argument(*each)
     for each in (
         ("plan", "*i64"),
         *((name, "*float") for name in ("cells", "w", "b", "out", "sums")),
-        *((name, INTEGER) for name in ("last", "low", "high", "first_tap", "last_tap")),
+        *((name, INTEGER) for name in ("last", "low", "high")),
     )
 )
 """The arguments of a tile: memory from its first cell, filter and output on, where the last vector begins, and which
-rows of inputs are inside, counted in rows of taps: from the first one up to the second one; and which columns of taps.
-It returns 1 if an output is not finite."""
+rows of inputs are inside, counted in rows of taps: from the first one up to the second one. It returns 1 if an output
+is not finite."""
 
 
 def module(target: Target, variant: str) -> Module:
@@ -55,68 +53,47 @@ class _Tile:
     def __init__(self, target: Target, rows: int, vectors: int) -> None:
         self.rows, self.vectors, self.lanes = rows, vectors, target.lanes
         self.has_masks = target.name == "avx512"
-        # A sum waits for the one before: where they are few, those of even and odd taps do not.
-        self.chains = 2 if rows * vectors <= FEW_SUMS else 1
         self.code = code = Function(f"tile{vectors}", ARGUMENTS, self.lanes, returns=True)
-        memory, cells, w, b, out, kept, last, self.low, self.high, first_tap, last_tap = code.given
+        memory, cells, w, b, out, kept, last, self.low, self.high = code.given
         self.plan = plan = PLAN.read(memory)
-        self.line = plan.row_apart * plan.entries * self.lanes
-        self.tap_cells = plan.pointer("tap_cells", INTEGER)
         self.starts = [last if v and v == vectors - 1 else v * self.lanes for v in range(vectors)]
         passes, self.flag = plan.pointer("passes", INTEGER), code.variable(0)
         with code.loop(0, plan.pass_count) as number:
             entry = passes + number * PASS
-            self.taps = code.maximum(first_tap, entry[2]), code.minimum(last_tap, entry[3])
-            sums = self.add((cells + entry[0], w + entry[1]))
+            self.taps = plan.pointer("taps", INTEGER) + entry[2]
+            sums = self.add((cells + entry[0], w + entry[1]), entry[3])
             self.keep(sums, kept, number)
             with code.when(number.equals(plan.pass_count - 1)):
                 self.store(sums, b, out)
         code.give(self.flag.get())
 
-    def add(self, arrays: tuple[Pointer, Pointer]) -> list[list[Variable]]:
-        """Add up the products of a pass."""
-        code, moves, height = self.code, self.plan.steps_apart, self.plan.rows_of_tap
-        sums = [[code.variable(code.zeros) for _ in range(self.vectors)] for _ in range(self.rows * self.chains)]
-        for row in range(self.rows - 1):
-            self.section(arrays, (moves * row, moves * (row + 1)), range(row + 1), sums)
-        self.section(arrays, (moves * (self.rows - 1), height), range(self.rows), sums)
-        for row in range(self.rows - 1):
-            start = height + moves * row
-            self.section(arrays, (start, start + moves), range(row + 1, self.rows), sums)
-        for own, others in zip(sums, sums[self.rows :], strict=False):
-            for total, other in zip(own, others, strict=True):
-                total.set(total.get() + other.get())
-        return sums[: self.rows]
-
-    def section(
-        self, arrays: tuple[Pointer, Pointer], between: tuple[Int, Int], rows: range, sums: list[list[Variable]]
-    ) -> None:
-        """Add what some rows of inputs give, which meet taps for some rows of the tile."""
+    def add(self, arrays: tuple[Pointer, Pointer], columns: Int) -> list[list[Variable]]:
+        """Add up the products of a pass, which has so many columns of taps."""
         code, plan, (cells, w) = self.code, self.plan, arrays
-        start, stop = code.maximum(between[0], self.low), code.minimum(between[1], self.high)
-        with code.loop(start, stop) as at:
-            line = cells + at * self.line
-            filters = [w + (at - plan.steps_apart * row) * plan.columns_of_tap for row in rows]
-            places = [line + start for start in self.starts]
-            first, last = self.taps
-            if self.chains == 1:
-                with code.loop(first, last) as tap:
-                    self.column(places, filters, tap, [sums[row] for row in rows])
-            else:
-                with code.loop(first, last - 1, 2) as tap:
-                    self.column(places, filters, tap, [sums[row] for row in rows])
-                    self.column(places, filters, tap + 1, [sums[self.rows + row] for row in rows])
-                with code.when(((last - first) & 1).equals(1)):
-                    self.column(places, filters, last - 1, [sums[row] for row in rows])
+        sums = [[code.variable(code.zeros) for _ in range(self.vectors)] for _ in range(self.rows)]
+        places = [cells + start for start in self.starts]
+        moves, height, last = plan.steps_apart, plan.rows_of_tap, self.rows - 1
+        filters = [w - moves * row * plan.columns_of_tap for row in range(self.rows)]
+        # Rows of inputs that meet the first rows of the tile, all of them, and the last ones.
+        sections = [((moves * row, moves * (row + 1)), range(row + 1)) for row in range(last)]
+        sections.append(((moves * last, height), range(self.rows)))
+        sections += [
+            ((height + moves * row, height + moves * (row + 1)), range(row + 1, last + 1)) for row in range(last)
+        ]
+        for (start, stop), rows in sections:
+            start, stop = code.maximum(start, self.low), code.minimum(stop, self.high)
+            with code.loop(start * columns, stop * columns) as tap:
+                self.tap(self.taps[tap], places, [filters[row] for row in rows], [sums[row] for row in rows])
+        return sums
 
-    def column(
-        self, places: Sequence[Pointer], filters: Sequence[Pointer], tap: Int, sums: Sequence[Sequence[Variable]]
+    def tap(
+        self, tap: Int, places: Sequence[Pointer], filters: Sequence[Pointer], sums: Sequence[Sequence[Variable]]
     ) -> None:
-        """Add the products of one column of taps."""
-        code, cell = self.code, self.tap_cells[tap]
-        values = [code.load(place + cell) for place in places]
+        """Add the products of one tap of each row."""
+        code, cell, place = self.code, tap & ((1 << PLACE_BITS) - 1), tap >> PLACE_BITS
+        values = [code.load(start + cell) for start in places]
         for numbers, own in zip(filters, sums, strict=True):
-            number = code.splat(numbers[tap])
+            number = code.splat(numbers[place])
             for value, total in zip(values, own, strict=True):
                 total.set(code.fma(value, number, total.get()))
 
@@ -183,7 +160,7 @@ def _share(target: Target, shape: Shape, copies: Copies, tiles: Sequence[Functio
         code.run(copies.copy, scratch + low * pitch, cells, lines + low, entries, high - low, plan.entries, plan.step)
         with code.loop(unit * plan.multiplier, (unit + 1) * plan.multiplier) as number:
             filter_ = number % plan.filters
-            arrays = scratch, w + filter_ * plan.taps, b + filter_ * plan.bias_step
+            arrays = scratch, w + filter_ * plan.taps_of_filter, b + filter_ * plan.bias_step
             goal = out + (number * plan.out_channel + place)
             flag.set(flag.get() + _tiles(code, plan, tiles, (memory, *arrays, goal, sums), above))
     code.give(flag.get())
@@ -203,9 +180,7 @@ def _tiles(code: Function, plan: Fields, tiles: Sequence[Function], arrays: Sequ
                 (code.maximum(rows, 0) + (plan.row_apart - 1)) // plan.row_apart
                 for rows in (before, before + plan.height)
             )
-            found = code.call(
-                function, memory, cells + entry[0], w, b, out + entry[1], sums, entry[3], low, high, entry[4], entry[5]
-            )
+            found = code.call(function, memory, cells + entry[0], w, b, out + entry[1], sums, entry[3], low, high)
             flag.set(flag.get() + found)
             tile.set(entry + TILE)
     total: Int = flag.get()

@@ -29,12 +29,12 @@ from .target import Target
 
 PLAN = Record(
     *COPIED,
-    *("units", "units_of_share", "filters", "multiplier", "taps"),
+    *("units", "units_of_share", "filters", "multiplier"),
     *("firsts", "firsts_of_share", "first_blocks", "rows_of_first", "lines_of_step", "lines_of_share"),
     *("columns", "columns_of_share", "column_blocks", "store_length"),
     *("height", "above", "row_step", "row_apart", "steps_apart", "rows_apart", "is_flat", "out_width"),
     *("x_channel", "out_channel", "bias_step"),
-    *("rows_of_tap", "columns_of_tap", "tap_cells", "passes", "pass_count", "tiles", "tile_counts"),
+    *("rows_of_tap", "columns_of_tap", "taps_of_filter", "taps", "passes", "pass_count", "tiles", "tile_counts"),
     *("at_lines", "at_entries", "at_sums"),
 )
 """The plan in memory, which begins with what `rows` copies.
@@ -42,16 +42,17 @@ PLAN = Record(
 A unit is a channel of one sample, with as many filters as `multiplier`. `firsts` are the positions along the first
 dimension. `height` and `above` are the size and the padding of the dimension before the last one, and `row_step` and
 `row_apart` its stride and dilation; `steps_apart` is by how many taps the kernel moves from one row of a tile to the
-next. `tap_cells` has where in a line each of the `columns_of_tap` taps of the last dimension reads.
+next. `taps` has the taps of the last two dimensions, row by row, and further rows that only later rows of a tile meet.
 """
-TILE, PASS = 6, 4
-"""The numbers of a tile: where it reads in the copy, where its outputs go, the row of its first output, where its last
-vector begins, which may overlap the one before, and which taps of the last dimension are inside: from the first number
-up to the second one. The numbers of a pass: where it reads, from the tile's first cell on, its first number in a
-filter, and its columns of taps: from the first number up to the second one."""
-HALF, LATENCY, LOOP, CYCLES_OF_TILE, CYCLES_OF_STORE = 0.55, 4.0, 0.5, 40.0, 3.0
-"""About how many vectors are multiplied in the time that a tap takes beside loads and products, and a tile, and the
-store or sum of a vector."""
+TILE, PASS = 4, 4
+"""The numbers of a tile: where it reads in the copy, where its outputs go, the row of its first output, and where its
+last vector begins, which may overlap the one before. The numbers of a pass: where it reads, from the tile's first cell
+on, its first number in a filter, its first tap in the list, and its columns of taps."""
+PLACE_BITS = 32
+"""A tap of the list has in so many low bits where it reads, and above them its number in a filter."""
+HALF, LATENCY, LOOP, CYCLES_OF_TILE, CYCLES_OF_STORE = 0.5, 3.0, 0.25, 30.0, 3.0
+"""About how many whole vectors are multiplied in the time of half a vector, until a sum can be added to, and that a tap
+takes beside loads and products, and a tile, and the store or sum of a vector."""
 
 STEPS = {1: "full", 2: "halved"}
 """The strides along the last dimension, and how cells are copied."""
@@ -71,9 +72,9 @@ class Shape(NamedTuple):
 
 
 SHAPES = {
-    "avx512": (Shape(4, 4), Shape(7, 3), Shape(2, 4), Shape(4, 4, half=True), Shape(7, 3, half=True)),
-    "avx2": (Shape(4, 3), Shape(2, 4)),
-    "neon": (Shape(4, 4), Shape(2, 4)),
+    "avx512": (Shape(4, 4), Shape(7, 3), Shape(3, 4), Shape(4, 4, half=True), Shape(7, 3, half=True)),
+    "avx2": (Shape(4, 3), Shape(3, 4)),
+    "neon": (Shape(4, 4), Shape(3, 4)),
 }
 NAMES = {shape.name: shape for shapes in SHAPES.values() for shape in shapes}
 VARIANTS = tuple(f"{steps}-{name}" for steps in STEPS.values() for name in NAMES)
@@ -84,8 +85,8 @@ class _Plan(NamedTuple):
 
     shape: Shape
     lanes: int
-    passes: list[tuple[int, ...]]
-    """For each: the taps of the dimensions before, the first column of taps, and the column after the last."""
+    columns_of_passes: list[tuple[int, int]]
+    """The columns of taps of each pass: the first one, and the one after the last."""
     columns: int
     firsts: int
     units: int
@@ -103,8 +104,6 @@ def _chosen(sizes: Sizes, shape: Shape, lanes: int) -> _Plan | None:
     height, width = sizes.kernel[-2:]
     count = ceiling(width, max(1, RUN // height))
     edges = [width * i // count for i in range(count + 1)]
-    outers = product(*map(range, sizes.kernel[:-2]))
-    passes = [(*outer, low, high) for outer in outers for low, high in pairwise(edges)]
     # All rows of a tile must meet some row of inputs; no tile may have rows beyond the last one.
     if height < moves * (shape.rows - 1) or sizes.out[-2] // apart < shape.rows:
         return None
@@ -118,24 +117,12 @@ def _chosen(sizes: Sizes, shape: Shape, lanes: int) -> _Plan | None:
     else:
         firsts = blocks(sizes.out[0], firsts)[1]
     units = blocks(sizes.batch * sizes.groups, max(1, wanted // (products * firsts)))[1]
-    return _Plan(shape, lanes, passes, columns, firsts, units)
+    return _Plan(shape, lanes, list(pairwise(edges)), columns, firsts, units)
 
 
 def _starts(count: int, size: int) -> list[int]:
     """Return where runs of a size begin of which the last one ends with the others, if these are enough."""
     return [max(0, min(start, count - size)) for start in range(0, count, size)]
-
-
-def _columns(sizes: Sizes, plan: _Plan, start: int, count: int) -> tuple[int, int]:
-    """Return the first tap along the last dimension that is inside for some of these columns, and the one after."""
-    if sizes.out[-1] > plan.columns or not skips_taps(sizes, len(sizes.size) - 1):
-        return 0, sizes.kernel[-1]
-    low, high = (
-        column * sizes.stride[-1] - sizes.before[-1] for column in (start, min(start + count, plan.columns) - 1)
-    )
-    taps = [tap * sizes.dilation[-1] for tap in range(sizes.kernel[-1])]
-    inside = [i for i, tap in enumerate(taps) if high + tap >= 0 and low + tap < sizes.size[-1]]
-    return (inside[0], inside[-1] + 1) if inside else (0, 1)
 
 
 def _tiles(sizes: Sizes, lines: Lines, plan: _Plan, pitch: int) -> dict[int, list[tuple[int, ...]]]:
@@ -158,8 +145,7 @@ def _tiles(sizes: Sizes, lines: Lines, plan: _Plan, pitch: int) -> dict[int, lis
                 count = min(groups, len(pieces) - at)
                 reads = (line + row * sizes.stride[-2]) * pitch + pieces[at]
                 goal, last = (first + row) * sizes.out[-1] + pieces[at], pieces[at + count - 1] - pieces[at]
-                taps = _columns(sizes, plan, pieces[at], last + plan.lanes)
-                tiles.setdefault(count, []).append((reads, goal, row, last, *taps))
+                tiles.setdefault(count, []).append((reads, goal, row, last))
     return tiles
 
 
@@ -167,13 +153,19 @@ def _lists(sizes: Sizes, lines: Lines, plan: _Plan, pitch: int) -> dict[str, arr
     """Return the lists that the kernels read; `pitch` is that of lines, of which each phase has a part."""
     outer, step, width = len(lines.padded), sizes.stride[-1], pitch // len(lines.phases)
     cells = [divmod(tap * sizes.dilation[-1], step) for tap in range(sizes.kernel[-1])]
+    cells_of_row = [lines.phases.index(phase) * width + shift for shift, phase in cells]
+    rows = range(sizes.kernel[-2] + turns(sizes)[1] * (plan.shape.rows - 1))
+    taps: list[int] = []
     passes: list[int] = []
-    for *place, low, high in plan.passes:
-        sides, number = zip(place, sizes.dilation, lines.strides, strict=False), 0
-        for tap, taps in zip(place, sizes.kernel, strict=False):
-            number = number * taps + tap
-        reads = sum(tap * apart * stride for tap, apart, stride in sides) * pitch
-        passes += [reads, number * sizes.kernel[-2] * sizes.kernel[-1], low, high]
+    for low, high in plan.columns_of_passes:
+        start = len(taps)
+        for row in rows:
+            line, first = row * sizes.dilation[-2] * pitch, row * sizes.kernel[-1]
+            taps += [line + cells_of_row[tap] + (first + tap << PLACE_BITS) for tap in range(low, high)]
+        for number, place in enumerate(product(*map(range, sizes.kernel[:-2]))):
+            sides = zip(place, sizes.dilation, lines.strides, strict=False)
+            reads = sum(tap * apart * stride for tap, apart, stride in sides) * pitch
+            passes += [reads, number * sizes.kernel[-2] * sizes.kernel[-1], start, high - low]
     tiles = _tiles(sizes, lines, plan, pitch)
     order = sorted(tiles)
     return {
@@ -182,7 +174,7 @@ def _lists(sizes: Sizes, lines: Lines, plan: _Plan, pitch: int) -> dict[str, arr
         "inputs": numbers(sizes.size[:outer]),
         "strides": numbers([math.prod(sizes.size[dim + 1 :]) for dim in range(outer)]),
         "row_phases": numbers(lines.phases),
-        "tap_cells": numbers([lines.phases.index(phase) * width + shift for shift, phase in cells]),
+        "taps": numbers(taps),
         "passes": numbers(passes),
         "tiles": numbers([number for count in order for tile in tiles[count] for number in tile]),
         "tile_counts": numbers([len(tiles.get(count + 1, ())) for count in range(plan.shape.vectors)]),
@@ -195,17 +187,14 @@ def _cycles(sizes: Sizes, lines: Lines, plan: _Plan, vectors_copied: int, lists:
     count = _line_count(sizes, lines, plan)
     copied = count * vectors_copied * CYCLES_OF_COPY[STEPS[sizes.stride[-1]]]
     _, moves = turns(sizes)
-    of_tiles, counts = 0.0, lists["tile_counts"]
-    sizes_of_tiles = [at + 1 for at, tiles in enumerate(counts) for _ in range(tiles)]
-    height, part = sizes.kernel[-2], density(sizes, len(sizes.size) - 2)
-    planes = math.prod(sizes.kernel[:-2])
-    for number, vectors in enumerate(sizes_of_tiles):
-        first, last = lists["tiles"][number * TILE + 4 : number * TILE + 6]
+    of_tiles, height, of_column = 0.0, sizes.kernel[-2], sizes.taps // sizes.kernel[-2]
+    for at, tiles in enumerate(lists["tile_counts"]):
+        vectors = at + 1
         # Few rows of a tile read together at its ends, where loads, or a sum and the next one, take longer.
         of_rows = [max(size * n * vectors, size * LOAD * vectors + n / 2, LATENCY) + LOOP for n in range(1, rows + 1)]
-        of_column = 2 * moves * sum(of_rows[:-1]) + of_rows[-1] * (height - moves * (rows - 1))
-        of_tiles += of_column * planes * (last - first) * part + CYCLES_OF_TILE
-        of_tiles += CYCLES_OF_STORE * rows * vectors * len(plan.passes)
+        taps = 2 * moves * sum(of_rows[:-1]) + of_rows[-1] * (height - moves * (rows - 1))
+        taps *= of_column * density(sizes, len(sizes.size) - 2)
+        of_tiles += tiles * (taps + CYCLES_OF_TILE + CYCLES_OF_STORE * rows * vectors * len(lists["passes"]) // PASS)
     return plan.units * (copied + sizes.filters * of_tiles) + CYCLES_OF_LINE * count
 
 
@@ -234,7 +223,7 @@ def _planned(sizes: Sizes, lines: Lines, plan: _Plan, steps: str, has_bias: bool
         **{"phases": 1, "shares_first": 0, "shares_last": shares, "outer": len(lines.padded)},
         **{"width": sizes.size[-1], "step": sizes.stride[-1], "before": sizes.before[-1]},
         **{"entries": entries * phases, "entries_of_phase": entries},
-        **{"units": units, "units_of_share": plan.units, "multiplier": sizes.filters, "taps": sizes.taps},
+        **{"units": units, "units_of_share": plan.units, "multiplier": sizes.filters, "taps_of_filter": sizes.taps},
         **{"filters": sizes.out_channels},
         **{"firsts": sizes.out[0], "firsts_of_share": plan.firsts, "first_blocks": first_blocks},
         **{"rows_of_first": math.prod(sizes.out[1:-1]), "lines_of_step": sizes.stride[0] * lines.strides[0]},
@@ -242,23 +231,18 @@ def _planned(sizes: Sizes, lines: Lines, plan: _Plan, steps: str, has_bias: bool
         **{"column_blocks": column_blocks, "store_length": min(plan.columns, lanes)},
         **{"height": sizes.size[-2] if skips else NO_EDGE, "above": sizes.before[-2] if skips else 0},
         **{"row_step": sizes.stride[-2], "row_apart": sizes.dilation[-2], "steps_apart": moves, "rows_apart": apart},
-        **{
-            "is_flat": int(len(sizes.size) == 2),
-            "rows_of_tap": sizes.kernel[-2],
-            "columns_of_tap": sizes.kernel[-1],
-            "pass_count": len(plan.passes),
-        },
+        **{"rows_of_tap": sizes.kernel[-2], "columns_of_tap": sizes.kernel[-1]},
+        **{"is_flat": int(len(sizes.size) == 2), "pass_count": len(lists["passes"]) // PASS},
         **{"x_channel": sizes.cells, "out_channel": sizes.positions, "bias_step": int(has_bias)},
         **{"out_width": sizes.out[-1]},
         **places,
         **addresses(lists),
     )
     cycles = shares * _cycles(sizes, lines, plan, entries * phases, lists)
-    is_plain = not skips and not skips_taps(sizes, len(sizes.size) - 1)
     shown = {"units": plan.units, "rows": plan.firsts * (1 if len(sizes.size) == 2 else math.prod(sizes.out[1:-1]))}
     shown |= {"columns": plan.columns, "tile_rows": plan.shape.rows, "lanes": lanes}
     return Planned(
-        f"{steps}-{plan.shape.name}", values, tuple(lists.values()), shares, layout.bytes, shown, is_plain=is_plain,
+        f"{steps}-{plan.shape.name}", values, tuple(lists.values()), shares, layout.bytes, shown, is_plain=not skips,
         cycles=cycles,
     )  # fmt: skip
 
