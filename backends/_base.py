@@ -270,6 +270,10 @@ class Backend(Library):
         """Return where the first element of an array lies in this machine's memory; None if it does not lie there."""
         return None
 
+    def lies_in_a_row(self, array: Array) -> bool:
+        """Return whether the elements of an array lie one after the other in memory, as the library's numbers."""
+        return True
+
     def in_a_row(self, array: Array) -> Array:
         """Return an array whose elements lie one after the other: the same one, or a copy."""
         return array

@@ -141,10 +141,14 @@ class NumpyBackend(NumpyLike):
         # `array.ctypes.data` takes a microsecond. The address is the first field of NumPy's own part of an array.
         return c_void_p.from_address(id(array) + HEAD).value
 
-    def in_a_row(self, array: Array) -> Array:
+    def lies_in_a_row(self, array: Array) -> bool:
         flags = array.flags
-        plain = flags.c_contiguous and flags.aligned and array.dtype.isnative
-        return array if plain else np.require(array, array.dtype.newbyteorder("="), ("C", "A"))
+        return bool(flags.c_contiguous and flags.aligned and array.dtype.isnative)
+
+    def in_a_row(self, array: Array) -> Array:
+        if self.lies_in_a_row(array):
+            return array
+        return np.require(array, array.dtype.newbyteorder("="), ("C", "A"))
 
     def threads(self) -> int:
         return limits.threads() or _blas.threads()

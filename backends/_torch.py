@@ -65,6 +65,9 @@ class TorchBackend(Backend):
             return None
         return int(array.data_ptr())
 
+    def lies_in_a_row(self, array: Array) -> bool:
+        return is_abstract(array) or bool(array.is_contiguous())
+
     def in_a_row(self, array: Array) -> Array:
         return array.contiguous()
 

@@ -428,8 +428,9 @@ def transposed(x: Ints, w: Ints, *, unbatched: bool = False, **options: Any) -> 
 
 
 SINGLES = ("float32",) * 3
-ALGORITHMS = [name for name in portconv.algorithms() if name not in ("tap_loop", "native")]
-"""Those that serve every library; `tap_loop` is for libraries that compile every step, `native` for some."""
+ALGORITHMS = [name for name in portconv.algorithms() if name not in ("compiled", "tap_loop", "native")]
+"""Those that serve every library; `tap_loop` is for libraries that compile every step, `native` for some, and
+`compiled` for arrays in the memory of this machine."""
 
 
 def both_ways(
@@ -578,6 +579,14 @@ def second_device(column: Column) -> None:
     if column.device != first:
         raise Wrong(f"arrays go to {column.device} unasked, not to {first}")
     both_ways(replace(column, device=second), FEW)
+
+
+def by_kernels(column: Column) -> None:
+    """Run `conv` by kernels for this CPU, which have no gradients of filters."""
+    operands = SKEWED.operands(SINGLES)
+    arrays = [column.array(operands[name]) for name in ("x", "w", "b")]
+    out = portconv.conv(*arrays, **SKEWED.options, algorithm="compiled")
+    column.expect("out", out, SKEWED.truths(operands)["out"], "float32", 0.0)
 
 
 def not_finite(column: Column) -> None:
@@ -845,6 +854,15 @@ TABLES = (
             *(
                 row(f'`algorithm="{name}"`', replace(TILED, options={**TILED.options, "algorithm": name}))
                 for name in ALGORITHMS
+            ),
+            Feature(
+                '`algorithm="compiled"`, the output',
+                by_kernels,
+                {
+                    "array_api_strict": "The standard gives an array no address.",
+                    "jax": "JAX's arrays are XLA's, and lie where it puts them.",
+                    "cupy": "Its arrays are in a GPU's memory.",
+                },
             ),
             Feature(
                 '`algorithm="native"`',

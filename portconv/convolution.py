@@ -71,7 +71,7 @@ def conv(
     precision : {"standard", "fast", "reproducible"}
         ``"standard"`` computes in the arrays' own dtype, never in TF32; ``"fast"`` lets the backend trade accuracy for
         speed; ``"reproducible"`` gives the same bits on every library, device, number of threads and batch.
-    algorithm : {"auto", "winograd", "fft", "depthwise", "gemm", "tap_loop", "direct"}
+    algorithm : {"auto", "compiled", "winograd", "fft", "depthwise", "native", "gemm", "tap_loop", "direct"}
         How to compute it; ``"auto"`` takes the fastest, by estimate: see `explain`.
 
     Returns

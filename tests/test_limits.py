@@ -7,11 +7,11 @@ import random
 import subprocess
 import sys
 import threading
-import tracemalloc
 from functools import partial
 
 import numpy as np
 import pytest
+from support.limited import SLACK, peak
 from threadpoolctl import threadpool_limits
 
 import portconv
@@ -24,30 +24,6 @@ from portconv.spec.operation import Kind
 from portconv.spec.options import Options
 
 MIB = 1 << 20
-SLACK = 192 << 10
-"""Bytes of Python objects that are no arrays: lists of blocks, indices, and the like."""
-
-
-def peak(call):
-    """The most bytes a call holds beside its results, on one thread that has no workspaces from earlier calls."""
-    found = []
-
-    def run():
-        tracemalloc.start()
-        try:
-            results = call()
-            kept = sum(a.nbytes for a in results if a is not None)
-            found.append(tracemalloc.get_traced_memory()[1] - kept)
-        finally:
-            tracemalloc.stop()
-
-    with portconv.num_threads(1):
-        call()  # what is planned once and kept is no part of a call
-        context = __import__("contextvars").copy_context()
-        thread = threading.Thread(target=context.run, args=(run,))
-        thread.start()
-        thread.join()
-    return found[0]
 
 
 def drawn(rng, dtype="float32"):

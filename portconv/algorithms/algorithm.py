@@ -81,6 +81,8 @@ class Algorithm:
         Whether only a limit that the user has set holds for its workspace, and not the default one.
     sums_slices : bool
         Whether its sums of slices are exact: a plain sum of whole numbers in float64 is.
+    takes_rows : bool
+        Whether it takes only operands whose elements lie one after the other in memory.
     widens_halves : bool
         Whether float16 and bfloat16 become float32 before it gets them. Otherwise its results are in either dtype.
     """
@@ -95,6 +97,7 @@ class Algorithm:
     pads_input: ClassVar[bool] = False
     grows: ClassVar[bool] = False
     sums_slices: ClassVar[bool] = True
+    takes_rows: ClassVar[bool] = False
     widens_halves: ClassVar[bool] = True
 
     def __init_subclass__(cls, **options: Any) -> None:

@@ -210,7 +210,7 @@ def algorithms() -> tuple[str, ...]:
     Examples
     --------
     >>> portconv.algorithms()
-    ('winograd', 'fft', 'depthwise', 'native', 'gemm', 'tap_loop', 'direct')
+    ('compiled', 'winograd', 'fft', 'depthwise', 'native', 'gemm', 'tap_loop', 'direct')
     """
     return tuple(known())
 

@@ -9,6 +9,7 @@ Where Winograd's tiles may be transformed, the bound is theirs: F(2x2, 3x3) alon
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -49,6 +50,7 @@ class Compiled(Algorithm):
     name = "compiled"
     order = 5
     sums_slices = False
+    takes_rows = True
 
     def objection(self, geometry: Geometry, dtype: Dtype, backend: Backend) -> str | None:
         """Support float32 in the memory of this machine, channels first."""
@@ -86,13 +88,15 @@ class Compiled(Algorithm):
     def forward(
         self, geometry: Geometry, backend: Backend, budget: Budget, x: Array, w: Array, b: Array | None
     ) -> Array | None:
+        asked, threads = _asked(geometry, budget, has_bias=b is not None), backend.threads()
+        if not _has_room(asked, backend, x, w):
+            return None
         out = backend.empty(geometry.out_shape, like=x)
         x, w = backend.in_a_row(x), backend.in_a_row(w)
         b = None if b is None else backend.in_a_row(b)
         places = _addresses(backend, x, w, b, out)
         if places is None:
             return None
-        asked, threads = _asked(geometry, budget, has_bias=b is not None), backend.threads()
         try:
             planned = _call(asked)
             spoiled = planned.run(places, threads)
@@ -106,7 +110,7 @@ class Compiled(Algorithm):
     def repeated(
         self, geometry: Geometry, backend: Backend, budget: Budget, operands: tuple[Array, ...]
     ) -> Callable[[Array, Array, Array | None], Array | None] | None:
-        if any(backend.in_a_row(array) is not array for array in operands):
+        if not all(map(backend.lies_in_a_row, operands)):
             return None
         try:
             planned, shape = _call(_asked(geometry, budget, has_bias=len(operands) == 3)), geometry.out_shape
@@ -152,6 +156,13 @@ def magnitudes_of_tiles(
     """Return what the errors of tiles are in proportion to, transformed along the last two dimensions."""
     axes = (geometry.dims - 2, geometry.dims - 1)
     return by_plain_sums(kind, geometry, backend, product, (a, b), axes)
+
+
+def _has_room(asked: Asked, backend: Backend, *operands: Array) -> bool:
+    """Return whether there is memory for copies of operands that do not lie in a row, as parts of others may."""
+    copied = sum(math.prod(array.shape) for array in operands if not backend.lies_in_a_row(array)) * BYTES
+    found = _planned(asked) if copied else None
+    return found is None or found.memory + copied <= asked.memory
 
 
 def _run_plainly(asked: Asked, places: tuple[int, int, int, int], threads: int) -> bool:

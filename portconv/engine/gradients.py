@@ -15,7 +15,8 @@ from ..spec.options import Options
 from ..spec.remembered import looked_up
 from .call import ConvCache, ConvTransposeCache, Forward, check_memory
 from .execution import is_traced, opaque, run
-from .plan import Given, Plan, given, of_given
+from .given import Given, given
+from .plan import Plan, of_given
 
 COTANGENT = -1
 """The place of the gradient of the result among operands: it comes last."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .. import limits
 from ..algorithms.algorithm import Algorithm
@@ -34,6 +34,7 @@ from ..spec.dtypes import HALVES, KINDS, Dtype, named
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind, Operation, Role, changed
 from ..spec.remembered import remembered
+from .given import Operands, given, in_rows, ordered
 from .late import reproducible
 
 SLICES = 4
@@ -42,23 +43,6 @@ SLICES = 4
 GROWTH, CLOSE = 8, 256
 """To find the least limit that is enough, limits are tried that grow by this factor, and then others between them,
 until that least is known to one part in so many."""
-
-
-class Given(NamedTuple):
-    """What a plan needs to know of an operand.
-
-    Attributes
-    ----------
-    dtype : dtype
-    in_order : bool
-        Whether it lies in memory in an order that suits products; if not, it is copied first.
-    """
-
-    dtype: Any
-    in_order: bool = True
-
-
-Operands = tuple[Given, Given]
 
 
 class Device(NamedTuple):
@@ -183,7 +167,7 @@ class Plan(NamedTuple):
 
         def least(name: str) -> int | None:
             operation = changed(self.operation, algorithm=name)
-            return _least_limit(operation, self.backend, _ordered(self.given), self.device, limit)
+            return _least_limit(operation, self.backend, ordered(self.given), self.device, limit)
 
         return explanation(choice, size, least)
 
@@ -197,15 +181,6 @@ def of(operation: Operation, backend: Backend, a: Array, b: Array) -> Plan:
         If the algorithm that was asked for cannot serve, or nothing can do with as little memory as the limit leaves.
     """
     return of_given(operation, backend, given(operation, backend, a, b), a)
-
-
-def given(operation: Operation, backend: Backend, a: Array, b: Array) -> Operands:
-    """Return what a plan needs to know of two operands, as the caller has them."""
-    batched = not operation.unbatched
-    return (
-        Given(a.dtype, backend.in_order(a, batched)),
-        Given(b.dtype, backend.in_order(b, batched and operation.kind == Kind.WEIGHT_GRAD)),
-    )
 
 
 def of_given(operation: Operation, backend: Backend, operands: Operands, like: Array) -> Plan:
@@ -232,12 +207,27 @@ def has_no_terms(operation: Operation) -> bool:
 
 @remembered(lambda plan: len(plan.choices))
 def _planned(operation: Operation, backend: Backend, operands: Operands, device: Device, limit: int | None) -> Plan:
-    if _ordered(operands) != operands:
+    plan, rows = _as_they_lie(operation, backend, operands, device, limit), in_rows(operands)
+    if rows == plan.given or not any(algorithm.takes_rows for algorithm in plan.algorithms):
+        return plan
+    if operation.algorithm != AUTO or _serves(operation, backend, rows, device, limit):
+        return _within(operation, backend, rows, device, limit)
+    return _as_they_lie(changed(operation, algorithm=PLAIN), backend, operands, device, limit)
+
+
+def _as_they_lie(operation: Operation, backend: Backend, operands: Operands, device: Device, limit: int | None) -> Plan:
+    """Plan a product of operands that are copied only where their order is slow, if there is memory for that."""
+    if ordered(operands) != operands:
         try:
             return _attempt(operation, backend, operands, device, limit)
         except ConvValueError:
             # To put an operand in order only saves time. Where there is no memory for that, it stays as it is.
-            operands = _ordered(operands)
+            operands = ordered(operands)
+    return _within(operation, backend, operands, device, limit)
+
+
+def _within(operation: Operation, backend: Backend, operands: Operands, device: Device, limit: int | None) -> Plan:
+    """Plan a product, or raise an error that names a limit which is enough."""
     try:
         return _attempt(operation, backend, operands, device, limit)
     except ConvValueError:
@@ -256,20 +246,11 @@ def _planned(operation: Operation, backend: Backend, operands: Operands, device:
     )
 
 
-def _ordered(operands: Operands) -> Operands:
-    """Describe the same operands in an order that suits products."""
-    a, b = operands
-    return Given(a.dtype), Given(b.dtype)
-
-
 def _attempt(operation: Operation, backend: Backend, operands: Operands, device: Device, limit: int | None) -> Plan:
     """Make a plan; raise a ConvValueError if no algorithm serves, or the limit is too small."""
     kind, geometry = operation.kind, operation.geometry
-    asked, slices, ordered = (
-        algorithm_named(operation.algorithm),
-        uses_slices(operation),
-        _ordered(operands) == operands,
-    )
+    asked, slices = algorithm_named(operation.algorithm), uses_slices(operation)
+    is_ordered = ordered(operands) == operands
     terms = most_terms(geometry, kind)
     arithmetic = Arithmetic(named(backend, operation.dtype), terms, asked is None or asked.slices_integers)
     copies = _copies(operation, backend, arithmetic, operands)
@@ -294,17 +275,18 @@ def _attempt(operation: Operation, backend: Backend, operands: Operands, device:
         return parts(geometry, kind, copies, most, gathers=not slices)
 
     cut = cut_to(most)
-    if cut is None and limit is None and ordered:
+    if cut is None and limit is None and is_ordered:
         cut = cut_to(_least(lambda more: cut_to(more) is not None, most))
     if cut is None:
         raise ConvValueError(f"workspace_limit: got {limit} bytes, expected more, for copies of operands")
-    if not ordered and len(cut) == 1:
+    if not is_ordered and len(cut) == 1:
         # What the copies leave, so that an algorithm has nearly as much as it has for operands in order.
         most = max(most, all_in_all - copies.bytes(geometry, cut=False))
     plan = plan._replace(copies=copies, geometry=geometry, workspace=most, parts=cut)
     plan = plan._replace(choices={each: plan.choose(*plan.asked(each)) for each in cut.geometries()})
-    own = Given(arithmetic.dtype.dtype)
-    as_they_are = operands == (own, own) and operation.result_dtype == operation.dtype
+    own = arithmetic.dtype.dtype
+    as_they_are = all(one.dtype == own and one.in_order for one in operands)
+    as_they_are = as_they_are and operation.result_dtype == operation.dtype
     is_bare = as_they_are and not (copies or slices or plan.is_cut or has_no_terms(operation))
     return plan._replace(bare=plan.largest[1] if is_bare else None)
 
@@ -365,23 +347,23 @@ def _copied(
     """Return the bytes of copies for each element of the operands and of the result, and of one as it is computed."""
     dtype, computed = arithmetic.dtype, arithmetic.computed_in(backend).dtype
     size, wide = backend.bits(dtype.dtype) // 8, backend.bits(computed) // 8
-    ordered = [0 if one.in_order else backend.bits(one.dtype) // 8 for one in given]
+    of_order = [0 if one.in_order else backend.bits(one.dtype) // 8 for one in given]
     if uses_slices(operation):
         # Slices and their products are in float64, and so are the sums of two products of a complex number's parts.
         number = 8 * reproducible("slicing").slots(backend, operation.geometry, operation.kind, operation.dtype)
-        return [more + number for more in ordered], number + number // 4 * operation.is_complex, number
+        return [more + number for more in of_order], number + number // 4 * operation.is_complex, number
     if dtype.kind != "integral":
         # A copy that puts an operand in order has the byte order of the machine.
         own = [one.dtype if one.in_order else backend.machine_order(one.dtype) for one in given]
         conjugates = (dtype.kind == "complex floating" and each for each in operation.conjugated)
-        both = zip(ordered, own, conjugates, strict=True)
+        both = zip(of_order, own, conjugates, strict=True)
         operands = [more + (wide if copied or one != computed else 0) for more, one, copied in both]
         return operands, wide if dtype.name in HALVES else 0, wide
     if not arithmetic.slices:
-        return [more + size for more in ordered], size, wide
+        return [more + size for more in of_order], size, wide
     # An integer as it was given, its slices as they are cut, of at least 8 bits each, and as they are multiplied.
     most = -(-(8 * size + 1) // 8)
-    return [more + size + most * (wide + 2 * size) for more in ordered], 3 * wide + 3 * size, wide
+    return [more + size + most * (wide + 2 * size) for more in of_order], 3 * wide + 3 * size, wide
 
 
 def _least(enough: Callable[[int], bool], limit: int) -> int:

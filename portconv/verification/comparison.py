@@ -14,7 +14,8 @@ import numpy as np
 from .. import backends as registry
 from ..algorithms.choice import known
 from ..backends import Backend
-from ..convolution import ConvCache, conv_backward, conv_forward, conv_input_grad, conv_weight_grad, explain
+from ..convolution import conv_backward, conv_forward, conv_input_grad, conv_weight_grad, explain
+from ..engine.call import ConvCache
 from ..engine.gradients import plans_of
 from ..errors import PortconvError, in_a_line
 from ..spec.operation import Kind

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from support.kernels import needs_kernels
+from support.limited import SLACK, peak
 
 import portconv
 from portconv import backends
@@ -156,3 +158,19 @@ def test_a_limit_that_suffices_in_order_suffices_in_any_order(share):
             strict=True,
         ):
             np.testing.assert_array_equal(grad, expected)
+
+
+@needs_kernels
+@pytest.mark.parametrize("limit", [1 << 19, 1 << 22, 1 << 26])
+def test_a_copy_for_kernels_counts_too(limit):
+    # Rows with gaps suit matrix products as they are, and kernels read what lies in a row.
+    x, w = np.ones((2, 16, 200, 200), "float32")[:, :, 1:-1, 1:-1], np.ones((16, 16, 3, 3), "float32")
+    assert NUMPY.in_order(x, batched=True)
+    assert not NUMPY.lies_in_a_row(x)
+    with portconv.workspace_limit(limit):
+        found = portconv.explain(x, w)
+        out = portconv.conv(x, w)
+        assert found.workspace_bytes <= limit
+        assert found.algorithm != "compiled" or limit < x.nbytes or found.workspace_bytes > x.nbytes
+        assert peak(lambda: [portconv.conv(x, w)]) <= found.workspace_bytes + SLACK
+    assert np.all(out == 16 * 9)
