@@ -81,9 +81,14 @@ class NotMeasured:
 
 
 def measure(
-    layer: Layer, backend: Backend, peers: Sequence[Peer], algorithm: str, repeats: int
+    layer: Layer,
+    backend: Backend,
+    peers: Sequence[Peer],
+    algorithm: str,
+    repeats: int,
+    passes: Sequence[str] = PASSES,
 ) -> Iterator[Row | NotMeasured]:
-    """Measure both passes of a layer.
+    """Measure the passes of a layer.
 
     Parameters
     ----------
@@ -96,6 +101,8 @@ def measure(
         portconv's algorithm.
     repeats : int
         The turns of each candidate.
+    passes : sequence of str
+        Which passes.
 
     Yields
     ------
@@ -115,7 +122,7 @@ def measure(
             candidates.append(peer.prepare(problem, backend, _threads()))
         except Exception as error:  # a failure in another library must not stop the measurement of the rest
             yield NotMeasured(layer.name, peer.name, _words(error))
-    for name in PASSES:
+    for name in passes:
         trial = _Trial(problem, name)
         for candidate in candidates:
             if name not in candidate.runs:

@@ -63,6 +63,7 @@ WIDE = 110
 )
 @click.option("--held-out", is_flag=True, help="The layers of other networks, on which nothing was tuned.")
 @click.option("--peer", "peer_names", multiple=True, metavar="NAME", help="Only beside this peer (repeatable).")
+@click.option("--pass", "passes", type=click.Choice(PASSES), multiple=True, help="Only this pass (repeatable).")
 @click.option("--algorithm", type=AlgorithmName(), default="auto", show_default=True, help="portconv's algorithm.")
 @click.option(
     "--repeats",
@@ -83,6 +84,7 @@ def command(
     layer_names: tuple[str, ...],
     held_out: bool,
     peer_names: tuple[str, ...],
+    passes: tuple[str, ...],
     algorithm: str,
     repeats: int,
     as_json: bool,
@@ -111,7 +113,8 @@ def command(
     if listing:
         _list(layers, peers, report, as_json)
         return
-    for measured in _measure_all(layers, lambda layer: measure(layer, backend, peers, algorithm, repeats)):
+    passes = tuple(name for name in PASSES if name in passes) or PASSES
+    for measured in _measure_all(layers, lambda layer: measure(layer, backend, peers, algorithm, repeats, passes)):
         report.take(measured)
     about = surroundings(backend)
     if plot is not None and report.rows:
@@ -265,12 +268,13 @@ def _table(report: Report, width: int) -> Table:
     for heading in ("own", *report.peers, "MiB"):
         table.add_column(heading.replace("-", "\n"), justify="right", overflow="fold")
     between = " " if width >= WIDE else "\n"
+    shown = ""
     for row in report.rows:
         by_peer = ratios(row)
         cells = (_cell(row, who, f"{by_peer[who]:.2f}{between}" if who in by_peer else "") for who in report.peers)
         size = row.memory.get(OURS)
         memory = "" if size is None else f"{size / MIB:.1f}"
-        first = row.layer.name if row.name == PASSES[0] else ""
+        first, shown = "" if row.layer.name == shown else row.layer.name, row.layer.name
         table.add_row(first, row.name, _cell(row, OURS, ""), *cells, memory)
     return table
 

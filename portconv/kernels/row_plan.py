@@ -21,7 +21,11 @@ second, third or fourth number is taken, or each number is loaded on its own."""
 STEPS = {every: steps for steps, every in EVERY.items() if every}
 FILTERS = (1, 2, 4, 8)
 """The filters of a tile."""
-VARIANTS = tuple(f"{steps}{filters}" for steps in EVERY for filters in FILTERS)
+ALIGNED_STEPS, ALIGNED = "aligned", 4
+"""The way of reading neighbouring cells for so many taps from two vectors, where one filter meets each load."""
+FEWEST_ALIGNED = 5
+"""It pays for rows of so many taps."""
+VARIANTS = (*(f"{steps}{filters}" for steps in EVERY for filters in FILTERS), f"{ALIGNED_STEPS}1")
 MOST_VECTORS = 8
 PIECE = 5
 """The numbers of a piece: where it reads in the copy and goes in the output, its length, and its taps along the first
@@ -32,7 +36,7 @@ MOST_COLUMNS = 4096
 NO_EDGE = 1 << 40
 """The size of a dimension in which no tap lies outside."""
 MOST_DIMS = 15
-LOAD, LATENCY = 1.75, 4.0
+LOAD, ALIGNED_LOAD, LATENCY = 1.75, 1.2, 4.0
 CYCLES_OF_COPY = {"full": 2.5, "halved": 5.0, "thirds": 6.5, "quarters": 8.0, GATHERED: 24.0}
 CYCLES_OF_LINE, CYCLES_OF_PIECE, CYCLES_OF_TILE, CYCLES_OF_STORE = 12.0, 25.0, 30.0, 4.0
 """About how many vectors are multiplied in the time of a load that crosses lines of the cache, of the copy of a vector,
@@ -49,7 +53,7 @@ COPIED = (
 `row_phases` has the columns where phases begin."""
 PLAN = Record(
     *COPIED,
-    *("units", "units_of_share", "groups", "channels", "channels_of_run", "filters", "taps", "terms"),
+    *("units", "units_of_share", "groups", "channels", "channels_of_run", "filters", "taps", "taps_of_row", "terms"),
     *("firsts", "firsts_of_share", "first_blocks", "rows_of_first", "lines_of_step", "lines_beyond"),
     *("columns", "columns_of_share", "column_blocks"),
     *("first_size", "first_before", "first_step", "first_apart", "first_taps"),
@@ -178,43 +182,50 @@ def _filters_of_tile(target: Target, filters: int) -> int:
     return min((tile for tile in FILTERS if tile <= target.filters), key=cost)
 
 
+def _variant(target: Target, sizes: Sizes) -> str:
+    """Return the way of copying and the filters of a tile."""
+    filters, neighbours = _filters_of_tile(target, sizes.filters), sizes.stride[-1] == sizes.dilation[-1] == 1
+    if target.name == "avx512" and filters == 1 and neighbours and sizes.kernel[-1] >= FEWEST_ALIGNED:
+        return f"{ALIGNED_STEPS}1"
+    return f"{STEPS.get(sizes.stride[-1], GATHERED)}{filters}"
+
+
 def _cycles_of_tile(target: Target, filters: int) -> float:
     """Return the cycles of a term and a vector of the largest tile."""
     vectors = vectors_of(target, filters)
     return _cycles_of_term(filters, vectors) / vectors
 
 
-def _cycles_of_term(filters: int, vectors: int) -> float:
+def _cycles_of_term(filters: int, vectors: int, load: float = LOAD) -> float:
     """Return the cycles of a term of a tile: products, loads, or until a sum can be added to; and the loop."""
-    return max(1.0 * filters * vectors, LOAD * vectors + filters / 2, LATENCY) + 0.15 * vectors + 1.0
+    return max(1.0 * filters * vectors, load * vectors + filters / 2, LATENCY) + 0.15 * vectors + 1.0
 
 
-def _cycles_of_pieces(target: Target, filters: int, pieces: int) -> float:
+def _cycles_of_pieces(target: Target, variant: str, pieces: int) -> float:
     """Return the cycles of a term of all pieces, what is left of which is cut into small tiles."""
-    cycles, left = 0.0, pieces
+    cycles, left, filters = 0.0, pieces, int(variant[-1])
     for vectors in tile_sizes(target, filters):
-        cycles += left // vectors * _cycles_of_term(filters, vectors)
+        load = ALIGNED_LOAD if variant.startswith(ALIGNED_STEPS) else LOAD
+        cycles += left // vectors * _cycles_of_term(filters, vectors, load)
         left %= vectors
     return cycles
 
 
 class _Copy(NamedTuple):
-    """The copy of a share: its lines, the vectors of a line and phase, and the pieces of outputs that read it."""
+    """The copy of a share: its lines, the vectors of a phase and of a line, and the pieces of outputs that read it."""
 
     lines: int
     entries: int
+    vectors: int
     pieces: int
 
 
 def _copy(sizes: Sizes, lines: Lines, block: _Block, lanes: int) -> _Copy:
     of_first = lines.strides[0] if lines.padded else 1
     step, beyond = _first(sizes, lines)
-    rows = block.firsts * math.prod(sizes.out[1:-1])
-    return _Copy(
-        ((block.firsts - 1) * step + beyond) * of_first,
-        entries_of(block.columns, lines, lanes),
-        rows * ceiling(block.columns, lanes),
-    )
+    rows, entries = block.firsts * math.prod(sizes.out[1:-1]), entries_of(block.columns, lines, lanes)
+    lines_copied = ((block.firsts - 1) * step + beyond) * of_first
+    return _Copy(lines_copied, entries, entries * len(lines.phases), rows * ceiling(block.columns, lanes))
 
 
 def _first(sizes: Sizes, lines: Lines) -> tuple[int, int]:
@@ -240,13 +251,14 @@ def _lists(sizes: Sizes, lines: Lines, pitch: int) -> dict[str, array[int]]:
     }
 
 
-def _cycles(target: Target, sizes: Sizes, block: _Block, copy: _Copy, vectors_copied: int, filters: int) -> float:
+def _cycles(target: Target, sizes: Sizes, block: _Block, copy: _Copy, variant: str) -> float:
     """Return about how many vectors are multiplied in the time that a share takes."""
-    copied = copy.lines * vectors_copied * sizes.channels * CYCLES_OF_COPY[STEPS.get(sizes.stride[-1], GATHERED)]
+    filters = int(variant[-1])
+    copied = copy.lines * copy.vectors * sizes.channels * CYCLES_OF_COPY[STEPS.get(sizes.stride[-1], GATHERED)]
     found = CYCLES_OF_LINE * copy.lines * len(sizes.size) + CYCLES_OF_PIECE * copy.pieces
     tiles = ceiling(sizes.filters, filters) * copy.pieces
     runs = ceiling(sizes.channels, block.channels) * ceiling(sizes.taps, RUN)
-    summed = ceiling(sizes.filters, filters) * _cycles_of_pieces(target, filters, copy.pieces)
+    summed = ceiling(sizes.filters, filters) * _cycles_of_pieces(target, variant, copy.pieces)
     summed *= sizes.channels * sizes.taps
     summed *= density(sizes, 0) if len(sizes.size) > 1 else 1.0
     stored = tiles * (filters * CYCLES_OF_STORE + runs * CYCLES_OF_TILE / vectors_of(target, filters))
@@ -257,9 +269,10 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, variant: str = "") 
     """Plan a convolution, or return nothing if the kernels do not serve it."""
     if len(sizes.size) > MOST_DIMS + 1:
         return None
-    steps = STEPS.get(sizes.stride[-1], GATHERED)
-    variant = variant or f"{steps}{_filters_of_tile(target, sizes.filters)}"
-    filters, lanes, lines = int(variant.removeprefix(steps)), target.lanes, lines_of(sizes)
+    variant = variant or _variant(target, sizes)
+    filters, lanes, lines = int(variant[-1]), target.lanes, lines_of(sizes)
+    if variant.startswith(ALIGNED_STEPS):
+        lines = lines._replace(shift=lines.shift + lanes)
     block, phases = _block(sizes, lines, lanes), len(lines.phases)
     copy, (first_step, beyond) = _copy(sizes, lines, block, lanes), _first(sizes, lines)
     is_one_run = block.channels == sizes.channels and sizes.taps <= RUN
@@ -284,7 +297,8 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, variant: str = "") 
     values = PLAN.packed(
         **{"phases": 1, "shares_first": 0, "shares_last": shares, "units": units, "units_of_share": block.units},
         **{"groups": sizes.groups, "channels": sizes.channels, "channels_of_run": block.channels},
-        **{"filters": sizes.filters, "taps": sizes.taps, "terms": sizes.channels * sizes.taps},
+        **{"filters": sizes.filters, "taps": sizes.taps, "taps_of_row": sizes.kernel[-1]},
+        **{"terms": sizes.channels * sizes.taps},
         **{"firsts": firsts, "firsts_of_share": block.firsts, "first_blocks": first_blocks},
         **{"rows_of_first": math.prod(sizes.out[1:-1]), "lines_of_step": first_step * of_first},
         **{"lines_beyond": (beyond - first_step) * of_first, "first_step": first_step},
@@ -300,7 +314,7 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, variant: str = "") 
         **places,
         **addresses(lists),
     )
-    cycles = shares * _cycles(target, sizes, block, copy, copy.entries * phases, filters)
+    cycles = shares * _cycles(target, sizes, block, copy, variant)
     shown = {"units": block.units, "rows": block.firsts * math.prod(sizes.out[1:-1]), "columns": block.columns}
     shown["filters"] = filters
     return Planned(

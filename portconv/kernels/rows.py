@@ -17,11 +17,11 @@ from .emit import Argument, Function, Module
 from .part_stores import store_first
 from .record import Fields
 from .row_copies import Copies, pieces_of
-from .row_plan import FILTERS, PIECE, PLAN, RUN, VARIANTS, plan_of, tile_sizes
+from .row_plan import ALIGNED, ALIGNED_STEPS, FILTERS, PIECE, PLAN, RUN, STEPS, VARIANTS, plan_of, tile_sizes
 from .share import SHARE, driver
 from .target import Target
 from .tile import filters_from
-from .values import INTEGER, Flag, Int, Pointer, Variable
+from .values import INTEGER, Flag, Int, Number, Pointer, Variable, Vector
 
 __all__ = ["VARIANTS", "module", "plan_of"]
 
@@ -40,10 +40,11 @@ run and its taps, and whether it is the first one and the last one. It returns 1
 
 def module(target: Target, variant: str) -> Module:
     """Write the kernels for one way of copying cells and one number of filters in a tile."""
-    filters = int(variant[-1])
+    steps, filters = variant[:-1], int(variant[-1])
     assert filters in FILTERS
-    copies = Copies(target, variant[:-1])
-    tiles = {count: _Tile(target, filters, count).code for count in tile_sizes(target, filters)}
+    aligned = steps == ALIGNED_STEPS
+    copies = Copies(target, STEPS[1] if aligned else steps)
+    tiles = {count: _Tile(target, filters, count, aligned=aligned).code for count in tile_sizes(target, filters)}
     pieces = pieces_of(target.lanes)
     share = _share(target, filters, (copies, pieces), tiles)
     return Module([*copies.functions, pieces, *tiles.values(), share, *driver(target, share)])
@@ -52,11 +53,11 @@ def module(target: Target, variant: str) -> Module:
 class _Tile:
     """The function that computes one run of a tile, with so many filters and pieces."""
 
-    def __init__(self, target: Target, filters: int, pieces: int) -> None:
+    def __init__(self, target: Target, filters: int, pieces: int, *, aligned: bool) -> None:
         self.lanes, self.has_masks = target.lanes, target.name == "avx512"
         self.code = code = Function(f"tile{pieces}", TILE, self.lanes, returns=True)
-        memory, cells, w, b, out, kept, table, taps, left, channels, tap, stop, is_first, is_last = code.given
-        plan = PLAN.read(memory)
+        memory, cells, w, b, out, kept, table, self.taps, left, channels, tap, stop, is_first, is_last = code.given
+        self.plan = plan = PLAN.read(memory)
         sums = [[code.variable(code.zeros) for _ in range(pieces)] for _ in range(filters)]
         # Later pieces lie further on, so the first taps that are inside are those of the last one.
         low, high = code.maximum(tap, table[PIECE * (pieces - 1) + 3]), code.minimum(stop, table[4])
@@ -67,13 +68,11 @@ class _Tile:
             first = cells + channel * (plan.lines_of_share * plan.entries * self.lanes)
             places = [first + start for start in starts]
             numbers = [row + channel * plan.taps for row in rows]
-            with code.loop(low, high) as now:
-                at = taps[now]
-                values = [code.load(place + at) for place in places]
-                for own, row in zip(sums, numbers, strict=True):
-                    number = code.splat(row[now])
-                    for total, value in zip(own, values, strict=True):
-                        total.set(code.fma(value, number, total.get()))
+            if aligned:
+                self.add_aligned(places, numbers[0], (low, high), sums[0])
+            else:
+                with code.loop(low, high) as now:
+                    self.add([code.load(place + self.taps[now]) for place in places], numbers, now, sums)
         self.check = code.variable(code.zeros)
         places = [kept + (plan.pieces_of_share * self.lanes * i) for i in range(filters)]
         with code.when(~is_first.equals(1)):
@@ -87,6 +86,41 @@ class _Tile:
         with code.when(is_last.equals(1)):
             self.store(sums, plan, (b, out, table), rows_there)
         code.give(code.is_not_finite(self.check.get()))
+
+    def add(self, cells: list[Vector], filters: list[Pointer], tap: Number, sums: list[list[Variable]]) -> None:
+        """Add the products of one tap."""
+        code = self.code
+        for own, row in zip(sums, filters, strict=True):
+            number = code.splat(row[tap])
+            for total, cell in zip(own, cells, strict=True):
+                total.set(code.fma(cell, number, total.get()))
+
+    def add_aligned(
+        self, places: list[Pointer], numbers: Pointer, between: tuple[Int, Int], sums: list[Variable]
+    ) -> None:
+        """Add the products of taps of which those of a row read neighbouring cells.
+
+        For some taps of a row the cells are taken from two vectors, as a load that crosses a line takes two loads.
+        """
+        code, lanes, (low, high) = self.code, self.lanes, between
+        begin, end = code.variable(low), code.variable((low // self.plan.taps_of_row + 1) * self.plan.taps_of_row)
+        with code.repeat() as done:
+            start: Int = begin.get()
+            code.leave(start >= high, done)
+            stop = code.minimum(end.get(), high)
+            here = [place + self.taps[start] for place in places]
+            groups = (stop - start) // ALIGNED
+            with code.loop(0, groups) as group:
+                at = group * ALIGNED
+                near, far = ([code.load(place + (at + ahead)) for place in here] for ahead in (0, lanes))
+                for tap in range(ALIGNED):
+                    order = range(tap, tap + lanes)
+                    cells = [code.shuffle(*pair, order) for pair in zip(near, far, strict=True)] if tap else near
+                    self.add(cells, [numbers], start + at + tap, [sums])
+            with code.loop(start + groups * ALIGNED, stop) as tap:
+                self.add([code.load(place + (tap - start)) for place in here], [numbers], tap, [sums])
+            begin.set(stop)
+            end.set(end.get() + self.plan.taps_of_row)
 
     def store(self, sums: list[list[Variable]], plan: Fields, arrays: tuple[Pointer, ...], rows: Any) -> None:
         """Add the bias and store the outputs: at once where all pieces are whole, else by way of a buffer."""

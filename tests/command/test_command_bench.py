@@ -205,6 +205,16 @@ def test_a_part_of_a_name_chooses_all_that_have_it(run: Bench) -> None:
     ]
 
 
+def test_one_pass_alone_is_measured(run: Bench) -> None:
+    options = (*QUICK, "--json", "--layer", "small 3x3 3-8@8 b1")
+    for chosen in (("forward",), ("backward",), ("backward", "forward")):
+        done = run(*options, *(word for name in chosen for word in ("--pass", name)))
+        assert done.exit_code == 0
+        rows = json.loads(done.stdout)["layers"]
+        assert [row["pass"] for row in rows] == sorted(chosen, reverse=True)
+    assert run(*options, "--pass", "sideways").exit_code == 2
+
+
 @pytest.mark.usefixtures("idle")
 def test_layers_and_peers_are_listed(run: Bench) -> None:
     done = run("--list")
