@@ -11,6 +11,9 @@ from .record import Fields
 from .target import Target
 from .values import INTEGER, Flag, Int, Pointer, Vector
 
+CHANNELS_AHEAD = 2
+"""Cells are asked for so many channels before they are copied, where that helps."""
+
 
 class Copies:
     """The functions that copy, for one target and one way of reading cells."""
@@ -122,6 +125,8 @@ class Copies:
             cells = x + here * channel
             with code.loop(0, count) as piece:
                 read = entry + piece * ENTRY
+                if self.is_sparse:  # short pieces far apart, whose next channels no CPU foresees
+                    code.prefetch(cells + read[0] + channel * CHANNELS_AHEAD)
                 code.store(self._cells(code, cells + read[0], read[1], step), row + read[2])
             ends = (now + 1).equals(of_channel)
             turn.set(code.select(ends, 0, now + 1))
