@@ -134,6 +134,8 @@ def variant_of(target: Target, sizes: Sizes) -> str | None:
     plane = plane_of(sizes)
     if len(sizes.size) > 3 or sizes.channels != 1 or plane.stride[0] != plane.stride[1]:
         return None
+    if len(sizes.size) == 3 and not all(_reads_a_cell(sizes, tap) for tap in range(sizes.kernel[0])):
+        return None
     fitting = [
         shape
         for shape in SHAPES.values()
@@ -177,4 +179,15 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, variant: str = "") 
     )  # fmt: skip
     block = {"planes": planes_of_share, "bands": bands_of_share, "rows": shape.rows, "lanes": lanes}
     cycles = planes * (depth["depth_taps"] * shape.cost(target, plane) + CYCLES_OF_PLANE)
-    return Planned(shape.name, values, (), shares, 4 * zeros, block, cycles=cycles)
+    # Planes of padding are left out, and zeros times what is not finite with them.
+    is_plain = not (shape.deep and (sizes.before[0] or sizes.after[0]))
+    return Planned(shape.name, values, (), shares, 4 * zeros, block, is_plain=is_plain, cycles=cycles)
+
+
+def _reads_a_cell(sizes: Sizes, tap: int) -> bool:
+    """Return whether a tap of the first dimension reads a cell for some output: then a share sees what it multiplies.
+
+    Of a filter that is not finite where its taps read padding alone no output would tell.
+    """
+    first, step = tap * sizes.dilation[0] - sizes.before[0], sizes.stride[0]
+    return max(0, ceiling(-first, step)) <= min(sizes.out[0] - 1, (sizes.size[0] - 1 - first) // step)
