@@ -67,30 +67,29 @@ def kernel(request):
     return request.param
 
 
-def multiplies(kernel, name):
-    """Whether there are multiplications in a kernel; one of them only waits."""
-    return "@llvm.fma" in kernel.written(cross(name)).text
+def sums(kernel, name):
+    """How many multiply-adds of vectors a kernel is written with."""
+    return len(re.findall(r"= call [^@]*@llvm\.fma", kernel.written(cross(name)).text))
 
 
 def test_avx2_s_kernels_have_its_registers_alone(kernel, capfd):
     text = compile.assembly(kernel.written(cross("avx2")), cross("avx2"))
-    if multiplies(kernel, "avx2"):
-        assert len(re.findall(r"\bvfn?m(add|sub)\w*ps\s.*%ymm", text)) >= 12
+    # LLVM joins a few that are the same in two branches.
+    assert len(re.findall(r"\bvfn?m(add|sub)\w*ps\s.*%[xy]mm", text)) >= sums(kernel, "avx2") / 2
     assert not re.findall(r"%zmm|%k[0-7]|%[xy]mm(1[6-9]|2\d|3[01])", text)
     assert capfd.readouterr().err == ""
 
 
 def test_avx512_s_kernels_keep_their_sums_in_its_registers(kernel, capfd):
     text = compile.assembly(kernel.written(cross("avx512")), cross("avx512"))
-    if multiplies(kernel, "avx512"):
-        assert len(re.findall(r"\bvfn?m(add|sub)\w*ps\s.*%zmm", text)) >= 24
+    register = "y" if "half" in str(kernel).replace("halved", "") else "z"
+    assert len(re.findall(rf"\bvfn?m(add|sub)\w*ps\s.*%{register}mm", text)) >= sums(kernel, "avx512") / 2
     assert capfd.readouterr().err == ""
 
 
 def test_neon_s_kernels_cross_compile(kernel, capfd):
     text = compile.assembly(kernel.written(cross("neon")), cross("neon"))
-    if multiplies(kernel, "neon"):
-        assert len(re.findall(r"\bfml[as]\s+v\d+\.4s", text)) >= 24
+    assert len(re.findall(r"\bfml[as]\s+v\d+\.[24]s", text)) >= sums(kernel, "neon") / 2
     assert "%" not in re.sub(r"[@%](function|object|progbits|nobits)", "", text)
     # LLVM says on standard error what it does not know, and goes on without it.
     assert capfd.readouterr().err == ""
