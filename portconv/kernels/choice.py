@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from . import call, depthwise, panels, rows, state, winograd
+from . import call, depthwise, panels, rows, state, tall, winograd
 from .families import Kernel
 from .panel_plan import BLOCK_BYTES
 from .sizes import Planned, Sizes
@@ -33,6 +33,7 @@ def chosen(sizes: Sizes, memory: int, *, has_bias: bool, transforms: bool) -> Ch
         "winograd": winograd.plan_of(target, sizes, has_bias=has_bias),
         "depthwise": depthwise.plan_of(target, sizes, has_bias=has_bias),
         "rows": rows.plan_of(target, sizes, has_bias=has_bias),
+        "tall": tall.plan_of(target, sizes, has_bias=has_bias),
         "panels": panels.plan_of(target, sizes, has_bias=has_bias, memory=memory or BLOCK_BYTES, skips=transforms),
     }
     found = [Chosen(Kernel(family, plan.variant), plan) for family, plan in plans.items() if plan is not None]

@@ -17,6 +17,7 @@ from .emit import Function, Module
 from .lone import lone_column
 from .panel_copies import Copies
 from .panel_plan import BLOCK_BYTES, ENTRY, PLAN, RUN, VARIANTS, plan_of
+from .part_stores import store_part
 from .record import Fields
 from .share import SHARE, driver
 from .target import Target
@@ -244,7 +245,8 @@ class _Products:
                 with code.loop(0, entry[2], self.lanes) as lane:
                     mask = code.lanes_between(None, entry[2] - lane)
                     value = code.load(row + (entry[0] + lane), mask)
-                    code.store(value, out + (plan.positions * line + entry[1] + lane), mask)
+                    goal = out + (plan.positions * line + entry[1] + lane)
+                    store_part(code, self.target, value, goal, entry[2] - lane, mask)
                     self.look(value)
 
     def place(self, first: Pointer, row: int, vector: int) -> Pointer:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .emit import Function
-from .values import ELEMENT_BYTES, Int, Pointer, Vector
+from .target import Target
+from .values import ELEMENT_BYTES, Flag, Int, Pointer, Vector
 
 
 def store_first(code: Function, value: Vector, place: Pointer, count: Int) -> None:
@@ -18,3 +19,11 @@ def store_first(code: Function, value: Vector, place: Pointer, count: Int) -> No
             left.set(code.shuffle(now, now, [(lane + size) % code.lanes for lane in range(code.lanes)]))
             at.set(here + size)
         size //= 2
+
+
+def store_part(code: Function, target: Target, value: Vector, place: Pointer, count: Int, mask: Flag) -> None:
+    """Store the first lanes, at most all of them; `mask` has these lanes."""
+    if target.name == "avx512":
+        code.store(value, place, mask)
+    else:
+        store_first(code, value, place, code.minimum(count, code.lanes))

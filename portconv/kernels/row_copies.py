@@ -12,6 +12,8 @@ from .target import Target
 from .values import INTEGER, Int, Pointer
 
 _COPIED = Record(*COPIED)
+WORD = 64
+"""The bits of an integer."""
 
 
 @contextmanager
@@ -59,46 +61,57 @@ class Copies:
         return code
 
     def _entries(self) -> Function:
-        """Write down, for each vector of a copied line, its first cell in a line and which lanes are inside of it."""
+        """Write down what is loaded for the vectors of a copied line: a first cell and which ones are inside of a line.
+
+        An entry is for one vector of each phase, or, where cells are gathered, for a vector of one phase.
+        """
         code = _function(self.lanes, "entries", "*plan", "*entries", "column")
         memory, entries, column = code.given
         plan = _COPIED.read(memory)
         phases, step = plan.pointer("row_phases", INTEGER), plan.step
-        # One less than all lanes of four vectors is enough, and fits into an integer.
-        most = self.every * (self.lanes - 1) + 1 if self.every else self.lanes
-        with code.loop(0, plan.entries) as entry:
-            phase, vector = entry // plan.entries_of_phase, entry % plan.entries_of_phase
-            cell = (column + vector * self.lanes) * step + phases[phase] - plan.before
+        most = self.lanes * max(self.every, 1)
+        with code.loop(0, plan.entries_of_phase if self.every else plan.entries) as entry:
+            vector, ahead = entry % plan.entries_of_phase, 0
+            if not self.every:
+                ahead = phases[entry // plan.entries_of_phase]
+            cell = (column + vector * self.lanes) * step - plan.before + ahead
             low, high = 0 - cell, plan.width - cell
             if not self.every:
                 low, high = ((code.maximum(each, 0) + (step - 1)) // step for each in (low, high))
-            low, high = (code.minimum(code.maximum(each, 0), most) for each in (low, high))
-            one: Int = code.variable(1).get()
             entries[entry * 2] = cell
-            entries[entry * 2 + 1] = ((one << high) - 1) & (0 - (one << low))
+            entries[entry * 2 + 1] = _ones(code, high, most) - _ones(code, low, most)
         return code
 
     def _copy(self) -> Function:
         """Copy the lines of a channel."""
-        names = ("cells", "*float"), ("x", "*float"), ("lines", "*i64"), ("entries", "*i64")
-        numbers = ("count", INTEGER), ("entry_count", INTEGER), ("step", INTEGER)
-        code = Function("copy", [Argument(*each) for each in (*names, *numbers)], self.lanes)
-        cells, x, lines, entries, count, entry_count, step = code.given
+        names = ("plan", "*i64"), ("cells", "*float"), ("x", "*float"), ("lines", "*i64"), ("entries", "*i64")
+        code = Function("copy", [Argument(*each) for each in (*names, ("count", INTEGER))], self.lanes)
+        memory, cells, x, lines, entries, count = code.given
+        plan = _COPIED.read(memory)
         with code.loop(0, count) as line:
             place: Int = lines[line]
             is_inside = code.select(place >= 0, -1, 0)
-            here, row = x + code.maximum(place, 0), cells + line * entry_count * self.lanes
-            with code.loop(0, entry_count) as entry:
-                read = here + entries[entry * 2]
+            here, row = x + code.maximum(place, 0), cells + line * plan.entries * self.lanes
+            with code.loop(0, plan.entries_of_phase if self.every else plan.entries) as entry:
+                read, goal = here + entries[entry * 2], row + entry * self.lanes
                 bits = entries[entry * 2 + 1] & is_inside
-                if self.every:
-                    starts = range(0, self.every * self.lanes, self.lanes)
-                    cells = [code.load(read + start, code.mask_of_bits(bits >> start)) for start in starts]
-                    value = cells[0] if self.every == 1 else code.every(self.every, cells)
-                else:
-                    value = code.gather(read, step, code.mask_of_bits(bits))
-                code.store(value, row + entry * self.lanes, align=4 * self.lanes)
+                if not self.every:
+                    value = code.gather(read, plan.step, code.mask_of_bits(bits))
+                    code.store(value, goal, align=4 * self.lanes)
+                starts = range(0, self.every * self.lanes, self.lanes)
+                found = [code.load(read + start, code.mask_of_bits(bits >> start)) for start in starts]
+                for phase in range(self.every):
+                    value = found[0] if self.every == 1 else code.every(self.every, found, phase)
+                    code.store(value, goal + phase * plan.entries_of_phase * self.lanes, align=4 * self.lanes)
         return code
+
+
+def _ones(code: Function, number: Int, most: int) -> Int:
+    """Return an integer whose low bits are as many ones as the number says, at most so many."""
+    one: Int = code.variable(1).get()
+    number = code.minimum(code.maximum(number, 0), most)
+    low = (one << code.minimum(number, WORD - 1)) - 1
+    return code.select(number.equals(WORD), -1, low) if most == WORD else low
 
 
 def pieces_of(lanes: int) -> Function:

@@ -37,7 +37,7 @@ NO_EDGE = 1 << 40
 """The size of a dimension in which no tap lies outside."""
 MOST_DIMS = 15
 LOAD, ALIGNED_LOAD, LATENCY = 1.75, 1.2, 4.0
-CYCLES_OF_COPY = {"full": 2.5, "halved": 5.0, "thirds": 6.5, "quarters": 8.0, GATHERED: 24.0}
+CYCLES_OF_COPY = {"full": 2.5, "halved": 3.0, "thirds": 3.5, "quarters": 4.0, GATHERED: 24.0}
 CYCLES_OF_LINE, CYCLES_OF_PIECE, CYCLES_OF_TILE, CYCLES_OF_STORE = 12.0, 25.0, 30.0, 4.0
 """About how many vectors are multiplied in the time of a load that crosses lines of the cache, of the copy of a vector,
 of finding a line and a piece of a share, and of a run of a tile, and a store."""
@@ -92,7 +92,7 @@ class Lines(NamedTuple):
     strides : tuple of int
         From one line of a dimension to the next one.
     phases : list of int
-        Which cells of each run of `stride` cells are read.
+        Which cells of each run of `stride` cells are copied: all, if they are not gathered one by one.
     shift : int
         How far the last tap reads beyond the first one, in cells of a phase.
     """
@@ -109,12 +109,16 @@ def lines_of(sizes: Sizes) -> Lines:
     padded = tuple((out - 1) * step + (taps - 1) * apart + 1 for out, step, taps, apart in sides)
     strides = tuple(math.prod(padded[dim + 1 :]) for dim in range(len(padded)))
     step, cells = sizes.stride[-1], [tap * sizes.dilation[-1] for tap in range(sizes.kernel[-1])]
-    return Lines(padded, strides, sorted({cell % step for cell in cells}), cells[-1] // step)
+    phases = list(range(step)) if step in STEPS else sorted({cell % step for cell in cells})
+    return Lines(padded, strides, phases, cells[-1] // step)
 
 
 def entries_of(columns: int, lines: Lines, lanes: int) -> int:
-    """Return how many vectors of a phase of a line are read for so many columns, which end with a whole vector."""
-    return ceiling(max(columns, lanes) + lines.shift, lanes)
+    """Return how many vectors of a phase of a line are read for so many columns.
+
+    The last vector of a narrow output reads further: cells of what follows, for lanes that are not stored.
+    """
+    return ceiling(columns + lines.shift, lanes)
 
 
 def insides(sizes: Sizes, dim: int) -> list[int]:
@@ -278,7 +282,7 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, variant: str = "") 
     is_one_run = block.channels == sizes.channels and sizes.taps <= RUN
 
     layout, kept = Layout(), ceiling(sizes.filters, filters) * filters * copy.pieces * lanes
-    layout.add(4 * block.channels * copy.lines * copy.entries * phases * lanes)
+    layout.add(4 * (block.channels * copy.lines * copy.vectors + 1) * lanes)
     places = {
         "at_lines": layout.add(8 * copy.lines),
         "at_entries": layout.add(16 * copy.entries * phases),

@@ -14,14 +14,14 @@ from __future__ import annotations
 from typing import Any
 
 from .emit import Argument, Function, Module
-from .part_stores import store_first
+from .part_stores import store_part
 from .record import Fields
 from .row_copies import Copies, pieces_of
 from .row_plan import ALIGNED, ALIGNED_STEPS, FILTERS, PIECE, PLAN, RUN, STEPS, VARIANTS, plan_of, tile_sizes
 from .share import SHARE, driver
 from .target import Target
 from .tile import filters_from
-from .values import INTEGER, Flag, Int, Number, Pointer, Variable, Vector
+from .values import ELEMENT_BYTES, INTEGER, Flag, Int, Number, Pointer, Variable, Vector
 
 __all__ = ["VARIANTS", "module", "plan_of"]
 
@@ -54,7 +54,7 @@ class _Tile:
     """The function that computes one run of a tile, with so many filters and pieces."""
 
     def __init__(self, target: Target, filters: int, pieces: int, *, aligned: bool) -> None:
-        self.lanes, self.has_masks = target.lanes, target.name == "avx512"
+        self.target, self.lanes = target, target.lanes
         self.code = code = Function(f"tile{pieces}", TILE, self.lanes, returns=True)
         memory, cells, w, b, out, kept, table, self.taps, left, channels, tap, stop, is_first, is_last = code.given
         self.plan = plan = PLAN.read(memory)
@@ -102,7 +102,7 @@ class _Tile:
 
         For some taps of a row the cells are taken from two vectors, as a load that crosses a line takes two loads.
         """
-        code, lanes, (low, high) = self.code, self.lanes, between
+        code, (low, high) = self.code, between
         begin, end = code.variable(low), code.variable((low // self.plan.taps_of_row + 1) * self.plan.taps_of_row)
         with code.repeat() as done:
             start: Int = begin.get()
@@ -112,11 +112,9 @@ class _Tile:
             groups = (stop - start) // ALIGNED
             with code.loop(0, groups) as group:
                 at = group * ALIGNED
-                near, far = ([code.load(place + (at + ahead)) for place in here] for ahead in (0, lanes))
-                for tap in range(ALIGNED):
-                    order = range(tap, tap + lanes)
-                    cells = [code.shuffle(*pair, order) for pair in zip(near, far, strict=True)] if tap else near
-                    self.add(cells, [numbers], start + at + tap, [sums])
+                found = [neighbours(code, place + at, ALIGNED) for place in here]
+                for ahead, cells in enumerate(zip(*found, strict=True)):
+                    self.add(list(cells), [numbers], start + at + ahead, [sums])
             with code.loop(start + groups * ALIGNED, stop) as tap:
                 self.add([code.load(place + (tap - start)) for place in here], [numbers], tap, [sums])
             begin.set(stop)
@@ -144,10 +142,7 @@ class _Tile:
                 mask = code.lanes_between(None, table[at * PIECE + 2])
                 value = code.load(buffer + (line * pieces + at) * lanes, mask)
                 place = out + (plan.out_channel * line + table[at * PIECE + 1])
-                if self.has_masks:
-                    code.store(value, place, mask)
-                else:
-                    store_first(code, value, place, table[at * PIECE + 2])
+                store_part(code, self.target, value, place, table[at * PIECE + 2], mask)
                 self.look(value)
 
     def look(self, value: Any) -> None:
@@ -186,10 +181,8 @@ def _share(target: Target, filters: int, ways: tuple[Copies, Function], tiles: d
         with code.loop(0, plan.channels, plan.channels_of_run) as channel:
             stop = code.minimum(channel + plan.channels_of_run, plan.channels)
             with code.loop(channel, stop) as each:
-                code.run(
-                    copies.copy, scratch + (each - channel) * (plan.lines_of_share * plan.entries * target.lanes),
-                    cells + each * plan.x_channel, lines, entries, line_count, plan.entries, plan.step,
-                )  # fmt: skip
+                goal = scratch + (each - channel) * (plan.lines_of_share * plan.entries * target.lanes)
+                code.run(copies.copy, memory, goal, cells + each * plan.x_channel, lines, entries, line_count)
             with code.loop(0, plan.taps, RUN) as tap:
                 products.run(arrays, (channel, stop), (tap, code.minimum(tap + RUN, plan.taps)))
     code.give(products.flag.get())
@@ -229,3 +222,18 @@ class _Products:
                     )  # fmt: skip
                     self.flag.set(self.flag.get() + found)
                 piece.set(at + size)
+
+
+def neighbours(code: Function, place: Pointer, count: int) -> list[Vector]:
+    """Load vectors of which each begins one number after the one before, by two loads."""
+    align, found = ELEMENT_BYTES[code.element], []
+    # As integers: LLVM moves them by one instruction, but permutes numbers, which takes twice the time.
+    kind = f"<{code.lanes} x i{8 * align}>"
+    near, far = (
+        Vector(code, kind, code.assign(f"load {kind}, ptr {place + ahead}, align {align}")) for ahead in (0, code.lanes)
+    )
+    for ahead in range(count):
+        moved = code.shuffle(near, far, range(ahead, ahead + code.lanes)) if ahead else near
+        name = code.assign(f"bitcast {kind} {moved} to {code.vector_type}")
+        found.append(Vector(code, code.vector_type, name))
+    return found

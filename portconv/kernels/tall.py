@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .emit import Argument, Function, Module
-from .part_stores import store_first
+from .part_stores import store_part
 from .record import Fields
 from .row_copies import Copies
 from .share import SHARE, driver
 from .tall_plan import NAMES, PASS, PLACE_BITS, PLAN, TILE, VARIANTS, Shape, plan_of
 from .target import Target
-from .values import INTEGER, Int, Pointer, Variable
+from .values import INTEGER, Flag, Int, Pointer, Variable
 
 __all__ = ["VARIANTS", "module", "plan_of"]
 
@@ -27,12 +27,12 @@ ARGUMENTS = tuple(
     for each in (
         ("plan", "*i64"),
         *((name, "*float") for name in ("cells", "w", "b", "out", "sums")),
-        *((name, INTEGER) for name in ("last", "low", "high")),
+        *((name, INTEGER) for name in ("last", "low", "high", "first_pass", "last_pass")),
     )
 )
 """The arguments of a tile: memory from its first cell, filter and output on, where the last vector begins, and which
-rows of inputs are inside, counted in rows of taps: from the first one up to the second one. It returns 1 if an output
-is not finite."""
+rows of inputs are inside, counted in rows of taps, and which passes: from the first one up to the second one. The
+function returns 1 if an output is not finite."""
 
 
 def module(target: Target, variant: str) -> Module:
@@ -51,19 +51,19 @@ class _Tile:
     """The function that computes a tile of so many rows and vectors."""
 
     def __init__(self, target: Target, rows: int, vectors: int) -> None:
-        self.rows, self.vectors, self.lanes = rows, vectors, target.lanes
-        self.has_masks = target.name == "avx512"
+        self.target, self.rows, self.vectors, self.lanes = target, rows, vectors, target.lanes
         self.code = code = Function(f"tile{vectors}", ARGUMENTS, self.lanes, returns=True)
-        memory, cells, w, b, out, kept, last, self.low, self.high = code.given
+        memory, cells, w, b, out, kept, last, self.low, self.high, *between = code.given
         self.plan = plan = PLAN.read(memory)
         self.starts = [last if v and v == vectors - 1 else v * self.lanes for v in range(vectors)]
         passes, self.flag = plan.pointer("passes", INTEGER), code.variable(0)
-        with code.loop(0, plan.pass_count) as number:
+        with code.loop(*between) as number:
             entry = passes + number * PASS
             self.taps = plan.pointer("taps", INTEGER) + entry[2]
             sums = self.add((cells + entry[0], w + entry[1]), entry[3])
-            self.keep(sums, kept, number)
-            with code.when(number.equals(plan.pass_count - 1)):
+            is_last = number.equals(between[1] - 1)
+            self.keep(sums, kept, (number.equals(between[0]), is_last))
+            with code.when(is_last):
                 self.store(sums, b, out)
         code.give(self.flag.get())
 
@@ -97,18 +97,18 @@ class _Tile:
             for value, total in zip(values, own, strict=True):
                 total.set(code.fma(value, number, total.get()))
 
-    def keep(self, sums: Sequence[Sequence[Variable]], kept: Pointer, number: Int) -> None:
+    def keep(self, sums: Sequence[Sequence[Variable]], kept: Pointer, ends: tuple[Flag, Flag]) -> None:
         """Add the sums of earlier passes, and keep them if there are more."""
-        code, lanes = self.code, self.lanes
+        code, lanes, (is_first, is_last) = self.code, self.lanes, ends
         places = [
             (kept + (row * self.vectors + v) * lanes, total)
             for row, own in enumerate(sums)
             for v, total in enumerate(own)
         ]
-        with code.when(number > 0):
+        with code.when(~is_first):
             for place, total in places:
                 total.set(code.load(place, align=4 * lanes) + total.get())
-        with code.when(number < self.plan.pass_count - 1):
+        with code.when(~is_last):
             for place, total in places:
                 code.store(total.get(), place, align=4 * lanes)
 
@@ -126,10 +126,7 @@ class _Tile:
             with code.when(plan.store_length < self.lanes):
                 mask = code.lanes_between(None, plan.store_length)
                 for row, (value,) in enumerate(values):
-                    if self.has_masks:
-                        code.store(value, out + pitch * row, mask)
-                    else:
-                        store_first(code, value, out + pitch * row, plan.store_length)
+                    store_part(code, self.target, value, out + pitch * row, plan.store_length, mask)
                     check.set(code.fma(code.select(mask, value, code.zeros), code.zeros, check.get()))
         self.flag.set(code.is_not_finite(check.get()))
 
@@ -157,31 +154,42 @@ def _share(target: Target, shape: Shape, copies: Copies, tiles: Sequence[Functio
     place = first * plan.rows_of_first * plan.out_width + column
     with code.loop(start, code.minimum(start + plan.units_of_share, plan.units)) as unit:
         cells = x + unit * plan.x_channel
-        code.run(copies.copy, scratch + low * pitch, cells, lines + low, entries, high - low, plan.entries, plan.step)
+        code.run(copies.copy, memory, scratch + low * pitch, cells, lines + low, entries, high - low)
         with code.loop(unit * plan.multiplier, (unit + 1) * plan.multiplier) as number:
             filter_ = number % plan.filters
             arrays = scratch, w + filter_ * plan.taps_of_filter, b + filter_ * plan.bias_step
             goal = out + (number * plan.out_channel + place)
-            flag.set(flag.get() + _tiles(code, plan, tiles, (memory, *arrays, goal, sums), above))
+            flag.set(flag.get() + _tiles(code, plan, tiles, (memory, *arrays, goal, sums), (first, above)))
     code.give(flag.get())
     return code
 
 
-def _tiles(code: Function, plan: Fields, tiles: Sequence[Function], arrays: Sequence[Pointer], above: Int) -> Int:
-    """Compute all tiles of one filter."""
-    memory, cells, w, b, out, sums = arrays
+def _tiles(
+    code: Function, plan: Fields, tiles: Sequence[Function], arrays: Sequence[Pointer], place: tuple[Int, Int]
+) -> Int:
+    """Compute all tiles of one filter; the place is the first position and how many rows of padding are above it."""
+    (memory, cells, w, b, out, sums), (first, above) = arrays, place
     flag, tile = code.variable(0), code.variable(plan.pointer("tiles", INTEGER))
     counts = plan.pointer("tile_counts", INTEGER)
     for at, function in enumerate(tiles):
         with code.loop(0, counts[at]):
             entry: Pointer = tile.get().of(INTEGER)
-            before = above - entry[2] * plan.row_step
-            low, high = (
-                (code.maximum(rows, 0) + (plan.row_apart - 1)) // plan.row_apart
-                for rows in (before, before + plan.height)
-            )
-            found = code.call(function, memory, cells + entry[0], w, b, out + entry[1], sums, entry[3], low, high)
+            rows = _inside(code, above - entry[2] * plan.row_step, plan.height, plan.row_apart)
+            planes = plan.first_before - (first + entry[4]) * plan.first_step
+            low, high = _inside(code, planes, plan.first_size, plan.first_apart)
+            # There is one pass at least, which adds zeros if all planes are padding.
+            low = code.minimum(low, plan.first_taps - 1)
+            high = code.maximum(code.minimum(high, plan.first_taps), low + 1)
+            passes = low * plan.passes_of_first, high * plan.passes_of_first
+            goal = out + entry[1]
+            found = code.call(function, memory, cells + entry[0], w, b, goal, sums, entry[3], *rows, *passes)
             flag.set(flag.get() + found)
             tile.set(entry + TILE)
     total: Int = flag.get()
     return total
+
+
+def _inside(code: Function, before: Int, size: Int, apart: Int) -> tuple[Int, Int]:
+    """Return which taps so far apart are inside, from one up to another, where so much padding is before the input."""
+    low, high = ((code.maximum(each, 0) + (apart - 1)) // apart for each in (before, before + size))
+    return low, high

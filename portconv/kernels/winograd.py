@@ -24,6 +24,7 @@ from collections.abc import Sequence
 
 from .emit import Argument, Function, Module
 from .outer import Outer
+from .part_stores import store_part
 from .record import Fields
 from .share import SHARE, driver
 from .target import Target
@@ -228,7 +229,7 @@ class Winograd:
                 with code.when(whole < columns_of_run):
                     mask = code.lanes_between(None, columns_of_run - whole)
                     value = code.load(source + whole, mask)
-                    code.store(value, place + whole, mask)
+                    store_part(code, self.target, value, place + whole, columns_of_run - whole, mask)
                     check.set(code.fma(value, code.zeros, check.get()))
         code.give(code.is_not_finite(check.get()))
         return code

@@ -16,7 +16,7 @@ from portconv.kernels import row_plan, rows, target
 
 TARGETS = [state.here(), *([target.cross("avx2")] if state.here().name == "avx512" else [])]
 by_target = pytest.mark.parametrize("cpu", TARGETS, ids=lambda cpu: cpu.name)
-STRIDES = row_plan.EVERY
+STRIDES = row_plan.EVERY | {row_plan.ALIGNED_STEPS: 1}
 
 
 def drawn(random, variant):
@@ -29,6 +29,8 @@ def drawn(random, variant):
         before, after = (int(each) for each in random.integers(0, 2 * taps + 2, 2))
         if dim == dims - 1:
             stride = STRIDES[variant[:-1]] or int(random.integers(5, 8))
+            if variant.startswith(row_plan.ALIGNED_STEPS):
+                taps, dilation = int(random.integers(1, 40)), 1
         sides.append((size, taps, stride, dilation, before, after))
     groups, channels, filters, batch = (int(random.integers(1, most)) for most in (4, 5, 12, 3))
     return sizes_of(batch, groups * channels, groups * filters, groups, sides)
@@ -96,3 +98,21 @@ def test_a_number_that_is_not_finite_is_reported(cpu, value):
         x, w = np.ones((1, 3, 9, 40), np.float32), np.ones((2, 3, 3, 3), np.float32)
         x[0][place] = value
         assert called(rows, cpu, sizes, (x, w, None))[1] > 0
+
+
+@by_target
+def test_an_infinite_filter_is_reported_wherever_its_tap_is(cpu):
+    # No plan leaves out a tap whose products no output would show.
+    for sides, is_plain in (
+        ([(9, 3, 1, 1, 1, 1), (20, 3, 1, 1, 1, 1)], False),
+        ([(3, 3, 1, 1, 0, 0), (20, 3, 1, 1, 1, 1)], True),
+        ([(2, 5, 1, 1, 6, 6), (20, 3, 1, 1, 1, 1)], False),
+        ([(2, 3, 1, 1, 4, 0), (9, 3, 1, 1, 1, 1), (20, 5, 1, 1, 2, 2)], True),
+        ([(20, 5, 1, 1, 2, 2)], True),
+    ):
+        sizes = sizes_of(1, 2, 1, 1, sides)
+        assert rows.plan_of(cpu, sizes, has_bias=False).is_plain == is_plain
+        for tap in np.ndindex(sizes.kernel):
+            x, w = np.ones((1, 2, *sizes.size), np.float32), np.ones((1, 2, *sizes.kernel), np.float32)
+            w[0, 1][tap] = np.inf
+            assert called(rows, cpu, sizes, (x, w, None))[1] > 0

@@ -175,7 +175,7 @@ def go_on(number):
             wrong.append(i)
 
 def fork():
-    for n in range(25 * times):
+    for n in range(8 * times):
         call(n % 4)  # threads stand by when the process forks, or sleep
         if n % 2:
             time.sleep(1e-3)
@@ -245,7 +245,7 @@ def fork(*_):
 
 signal.signal(signal.SIGALRM, fork)
 random.seed(0)
-for n in range(100 * times):
+for n in range(40 * times):
     signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 5e-4))
     while len(children) <= n and os.getpid() == parent:
         assert np.array_equal(call(n % 4), expected[n % 4])
