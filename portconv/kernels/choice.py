@@ -10,6 +10,10 @@ from .panel_plan import BLOCK_BYTES
 from .sizes import Planned, Sizes
 
 
+MOST_TAPS = 1 << 13
+"""Plans have lists with numbers for each tap; where there are more taps, transforms are faster than sums."""
+
+
 class Chosen(NamedTuple):
     """A kernel, and its plan of a convolution."""
 
@@ -28,6 +32,8 @@ def chosen(sizes: Sizes, memory: int, *, has_bias: bool, transforms: bool) -> Ch
     Return nothing if no family serves it. `transforms` says whether tiles may be transformed and taps left out: then
     what is not finite may be wrong.
     """
+    if sizes.taps > MOST_TAPS:
+        return None
     target = state.here()
     plans = {
         "winograd": winograd.plan_of(target, sizes, has_bias=has_bias),
