@@ -9,7 +9,6 @@ from .families import Kernel
 from .panel_plan import BLOCK_BYTES
 from .sizes import Planned, Sizes
 
-
 MOST_TAPS = 1 << 13
 """Plans have lists with numbers for each tap; where there are more taps, transforms are faster than sums."""
 
