@@ -26,7 +26,7 @@ from .sizes import LINE, Planned
 from .target import NoTarget
 from .team import Team, keep_for_ever
 
-SHORT, SHARED, LONG = 150_000.0, 200_000.0, 500_000.0
+SHORT, SHARED, LONG = 30_000.0, 30_000.0, 500_000.0
 """A call of fewer cycles keeps the interpreter; one of more is shared, because threads that are awake join it within a
 few microseconds; and one of still more wakes those that sleep, which takes about half of the last number."""
 

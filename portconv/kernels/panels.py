@@ -24,6 +24,8 @@ from .target import Target
 from .tile import filters_from, finished, sums_of
 from .values import INTEGER, Flag, Int, Pointer, Variable, Vector
 
+NUMBERS_OF_LINE = 16
+"""The numbers in a line of the cache."""
 __all__ = ["BLOCK_BYTES", "VARIANTS", "module", "plan_of"]
 
 
@@ -206,10 +208,21 @@ class _Products:
                         count = code.minimum(block.columns - panel * self.width, self.width)
                         vectors = (count + (self.lanes - 1)) // self.lanes
                         cells = block.panels + (panel - panels[0]) * RUN * self.width
+                        with code.when(last.equals(count_of_terms)):
+                            self.ask_for_outputs(at, panel, size)
                         for each in range(1, self.target.vectors + 1):
                             with code.when(vectors.equals(each)):
                                 sums = sums_of(code, (cells, self.width), filters, each, last - first, self.order)
                                 self.finish(sums, (at, panel, count), first.equals(0), last.equals(count_of_terms))
+
+    def ask_for_outputs(self, at: Int, panel: Int, filters: int) -> None:
+        """Ask for the lines that a tile is going to store into, which come meanwhile."""
+        code, block = self.code, self.block
+        first = block.images[panel * (self.width * 3 + 1) + 2]
+        for i in range(filters):
+            row = block.out + (code.minimum(at + i, block.last - 1) * self.plan.positions + first)
+            for line in range(0, self.width + NUMBERS_OF_LINE - 1, NUMBERS_OF_LINE):
+                code.prefetch(row + line, write=True)
 
     def finish(self, sums: list[list[Variable]], where: tuple[Int, Int, Int], is_first: Flag, is_last: Flag) -> None:
         """Add the sums of earlier runs; keep the sums, or store the outputs if this run is the last."""

@@ -32,7 +32,8 @@ PIECE = 5
 dimension: the first that is not outside of the input for all of it, and the last one."""
 CELLS_BYTES, MOST_BYTES = 96 << 10, 16 << 20
 """About how many bytes of inputs are copied at once, and the most."""
-MOST_COLUMNS = 4096
+MOST_COLUMNS, FEWEST_COLUMNS, FEW_SHARES = 4096, 256, 8
+"""The most columns of a share, and the fewest where rows are cut because there are fewer than so many."""
 NO_EDGE = 1 << 40
 """The size of a dimension in which no tap lies outside."""
 MOST_DIMS = 15
@@ -167,7 +168,9 @@ class _Block(NamedTuple):
 
 def _block(sizes: Sizes, lines: Lines, lanes: int) -> _Block:
     channels = min(sizes.channels, max(1, RUN // sizes.taps))
-    columns = min(sizes.out[-1], MOST_COLUMNS)
+    columns, rows = min(sizes.out[-1], MOST_COLUMNS), sizes.batch * sizes.groups * math.prod(sizes.out[:-1])
+    if rows < FEW_SHARES:  # a few long rows, as of one signal, are cut for threads to share
+        columns = min(columns, max(FEWEST_COLUMNS, ceiling(sizes.out[-1], ceiling(FEW_SHARES, rows))))
     of_line = 4 * len(lines.phases) * entries_of(columns, lines, lanes) * lanes * channels
     firsts, first_lines = (sizes.out[0], lines.strides[0]) if lines.padded else (1, 1)
     step, beyond = (sizes.stride[0], (sizes.kernel[0] - 1) * sizes.dilation[0] + 1) if lines.padded else (1, 1)
