@@ -169,7 +169,7 @@ class _Block(NamedTuple):
 def _block(sizes: Sizes, lines: Lines, lanes: int) -> _Block:
     channels = min(sizes.channels, max(1, RUN // sizes.taps))
     columns, rows = min(sizes.out[-1], MOST_COLUMNS), sizes.batch * sizes.groups * math.prod(sizes.out[:-1])
-    if rows < FEW_SHARES:  # a few long rows, as of one signal, are cut for threads to share
+    if 0 < rows < FEW_SHARES:  # a few long rows, as of one signal, are cut for threads to share
         columns = min(columns, max(FEWEST_COLUMNS, ceiling(sizes.out[-1], ceiling(FEW_SHARES, rows))))
     of_line = 4 * len(lines.phases) * entries_of(columns, lines, lanes) * lanes * channels
     firsts, first_lines = (sizes.out[0], lines.strides[0]) if lines.padded else (1, 1)
