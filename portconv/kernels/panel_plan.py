@@ -14,8 +14,9 @@ from .target import Target
 
 RUN = 128
 """So many terms are added up one after the other."""
-MOST_PANELS, BLOCK_BYTES = 4, 600 << 10
-"""A share has at most so many panels, and takes about so many bytes, so that they stay in the second cache."""
+MOST_PANELS, MOST_SMALL_PANELS, BLOCK_BYTES = 4, 16, 600 << 10
+"""A share has at most so many panels, or so many with few terms, and takes about so many bytes, so that they stay in the
+second cache."""
 DENSE, FEWEST_COLUMNS = 0.8, 3
 """Taps that read padding alone are left out if fewer than this part of all taps read cells; bands have so many columns
 at least."""
@@ -122,7 +123,8 @@ def _blocks(target: Target, sizes: Sizes, columns: int, row: int, of_panel: int)
     """Cut so many columns so that what belongs to a panel, of so many bytes, fits in the cache; and cut the filters."""
     width, terms = target.lanes * target.vectors, sizes.channels * sizes.taps
     panels_in_all = max(1, ceiling(columns, width))
-    most = max(1, min(MOST_PANELS, BLOCK_BYTES // of_panel))
+    # Panels of few terms are small, and more of them write longer runs of outputs.
+    most = max(1, min(max(MOST_PANELS, min(MOST_SMALL_PANELS, MANY_TERMS // terms)), BLOCK_BYTES // of_panel))
     products = sizes.groups * sizes.filters * terms * sizes.batch * sizes.positions
     wanted = min(MOST_SHARES, max(1, ceiling(products, share_products(products))))
     column_blocks, panels = blocks(panels_in_all, max(1, min(most, panels_in_all * sizes.groups // wanted)))
