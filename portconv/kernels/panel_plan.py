@@ -15,8 +15,8 @@ from .target import Target
 RUN = 128
 """So many terms are added up one after the other."""
 MOST_PANELS, MOST_SMALL_PANELS, BLOCK_BYTES = 4, 16, 600 << 10
-"""A share has at most so many panels, or so many with few terms, and takes about so many bytes, so that they stay in the
-second cache."""
+"""A share has at most so many panels, or so many with few terms, and takes about so many bytes, so that they stay in
+the second cache."""
 DENSE, FEWEST_COLUMNS = 0.8, 3
 """Taps that read padding alone are left out if fewer than this part of all taps read cells; bands have so many columns
 at least."""
