@@ -20,6 +20,7 @@ from portconv.backends import _numpy
 from portconv.benchmark.zoo import ZOO
 from portconv.engine import plan
 from portconv.engine.call import Asked, operation_of
+from portconv.engine.given import Given
 from portconv.spec.operation import Kind
 from portconv.spec.options import Options
 
@@ -175,7 +176,7 @@ def test_nearly_all_layers_of_the_zoo_do_with_4_mib():
             step = operation_of(Asked(kind, "float32"), layer.x_shape, layer.w_shape, options)
             with portconv.workspace_limit(4 * MIB):
                 try:
-                    plan.of_given(step, backend, (plan.Given(like.dtype),) * 2, like)
+                    plan.of_given(step, backend, (Given(like.dtype),) * 2, like)
                 except portconv.ConvValueError:
                     refused.append((layer.name, kind))
     # A cell of this gradient is a sum over 16 filters of 1024 taps, of which each is 48 bytes in slices.
