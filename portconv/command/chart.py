@@ -64,9 +64,10 @@ def _figure(report: Report, caption: str) -> Figure:
     layers = list(dict.fromkeys(row.layer.name for row in report.rows))
     height = HEAD + ROW * (len(layers) + 1) + FOOT
     figure = Figure(figsize=(WIDTH, height), facecolor="white")
-    panel = (WIDTH - NAMES - 2 * MARGIN) / 2
+    passes = [name for name in PASSES if any(row.name == name for row in report.rows)]
+    panel = (WIDTH - NAMES - len(passes) * MARGIN) / len(passes)
     shared: Axes | None = None
-    for place, name in enumerate(PASSES):
+    for place, name in enumerate(passes):
         left = NAMES + place * (panel + MARGIN)
         box = (left / WIDTH, FOOT / height, panel / WIDTH, (height - HEAD - FOOT) / height)
         axes = figure.add_axes(box, sharex=shared)
