@@ -12,6 +12,9 @@ from .sizes import Planned, Sizes
 MOST_TAPS = 1 << 13
 """Plans have lists with numbers for each tap; where there are more taps, transforms are faster than sums."""
 
+FARTHEST = 1 << 40
+"""The largest stride, dilation and padding: kernels compute with 64 bits."""
+
 
 class Chosen(NamedTuple):
     """A kernel, and its plan of a convolution."""
@@ -31,7 +34,8 @@ def chosen(sizes: Sizes, memory: int, *, has_bias: bool, transforms: bool) -> Ch
     Return nothing if no family serves it. `transforms` says whether tiles may be transformed and taps left out: then
     what is not finite may be wrong.
     """
-    if sizes.taps > MOST_TAPS:
+    far = max(map(abs, (*sizes.before, *sizes.after, *sizes.dilation, *sizes.stride)))
+    if sizes.taps > MOST_TAPS or far > FARTHEST:
         return None
     target = state.here()
     plans = {

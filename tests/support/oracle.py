@@ -138,6 +138,21 @@ class Problem:
         taps = w.sum(axis=(-2, -1), keepdims=True) * np.outer((2, 1, 2), (2, 1, 2))
         return {"out": self.forward(x, taps, b), "dx": self.input_grad(dout, taps)}
 
+    def tiles_anywhere(self, x, w, b, dout) -> dict[str, np.ndarray]:
+        """Return sums of magnitudes no smaller than those through tiles that begin anywhere, as in parts of a call.
+
+        As `planes` does along each dimension of kernel 3; the gradient of the filters is the adjoint.
+        """
+        axes = tuple(2 + axis for axis, size in enumerate(self.w[2:]) if size == 3)
+        counts = math.prod(np.reshape((2, 1, 2), [3 if axis == each else 1 for axis in range(w.ndim)]) for each in axes)
+        taps = w.sum(axis=axes, keepdims=True) * counts
+        grads = (self.weight_grad(dout, x) * counts).sum(axis=axes, keepdims=True)
+        return {
+            "out": self.forward(x, taps, b),
+            "dx": self.input_grad(dout, taps),
+            "dw": np.broadcast_to(grads, w.shape),
+        }
+
     def mirrored(self) -> Problem:
         """Return the convolution of dout and flipped filters that computes the input gradient."""
         group_out = self.w[0] // self.groups

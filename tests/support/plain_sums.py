@@ -377,7 +377,8 @@ class Call:
         problem = Problem(x.shape, self.w, self.stride, pads, self.dilation, self.groups)
         none = np.zeros(self.w[0]) if self.transposed else b
         make, count = {
-            "winograd": (problem.tiles, problem.tile_terms),
+            # Within a limit, parts of a call may begin at any position.
+            "winograd": (problem.tiles if self.limit is None else problem.tiles_anywhere, problem.tile_terms),
             "fft": (problem.spectra, problem.spectral_terms),
             "compiled": (problem.planes, problem.plane_terms),
         }[algorithm]
