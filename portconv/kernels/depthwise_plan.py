@@ -134,7 +134,7 @@ def variant_of(target: Target, sizes: Sizes) -> str | None:
     plane = plane_of(sizes)
     if len(sizes.size) > 3 or sizes.channels != 1 or plane.stride[0] != plane.stride[1]:
         return None
-    if len(sizes.size) == 3 and not all(_reads_a_cell(sizes, tap) for tap in range(sizes.kernel[0])):
+    if len(sizes.size) == 3 and not _reads_cells(sizes):
         return None
     fitting = [
         shape
@@ -184,10 +184,10 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, variant: str = "") 
     return Planned(shape.name, values, (), shares, 4 * zeros, block, is_plain=is_plain, cycles=cycles)
 
 
-def _reads_a_cell(sizes: Sizes, tap: int) -> bool:
-    """Return whether a tap of the first dimension reads a cell for some output: then a share sees what it multiplies.
+def _reads_cells(sizes: Sizes) -> bool:
+    """Return whether each tap of the first dimension reads a cell for some output: then shares see what they multiply.
 
     Of a filter that is not finite where its taps read padding alone no output would tell.
     """
-    first, step = tap * sizes.dilation[0] - sizes.before[0], sizes.stride[0]
-    return max(0, ceiling(-first, step)) <= min(sizes.out[0] - 1, (sizes.size[0] - 1 - first) // step)
+    ends = (sizes.reading(0, tap) for tap in range(sizes.kernel[0]))
+    return all(start < stop for start, stop in ends)

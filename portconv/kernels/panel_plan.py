@@ -81,23 +81,15 @@ def _alike(sizes: Sizes, dim: int) -> int:
     """Return into what lengths a dimension of outputs can be cut so that the same taps read padding all along."""
     edges = [sizes.out[dim]]
     for tap in range(sizes.kernel[dim]):
-        edges += _reading(sizes, dim, tap)
+        edges += sizes.reading(dim, tap)
     return math.gcd(*edges)
-
-
-def _reading(sizes: Sizes, dim: int, tap: int) -> tuple[int, int]:
-    """Return the first output that reads a cell through a tap, and the first one after it that does not."""
-    first = sizes.before[dim] - tap * sizes.dilation[dim]
-    start, stop = (ceiling(cell, sizes.stride[dim]) for cell in (first, first + sizes.size[dim]))
-    start = min(sizes.out[dim], max(0, start))
-    return start, min(sizes.out[dim], max(start, stop))
 
 
 def density(sizes: Sizes) -> float:
     """Return which part of all taps, at all positions, reads a cell of the input."""
     part = 1.0
     for dim, kernel in enumerate(sizes.kernel):
-        ends = [_reading(sizes, dim, tap) for tap in range(kernel)]
+        ends = [sizes.reading(dim, tap) for tap in range(kernel)]
         part *= sum(stop - start for start, stop in ends) / (kernel * sizes.out[dim])
     return part
 

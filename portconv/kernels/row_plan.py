@@ -126,12 +126,8 @@ def entries_of(columns: int, lines: Lines, lanes: int) -> int:
 
 def insides(sizes: Sizes, dim: int) -> list[int]:
     """Return, for each tap along a dimension, for how many outputs it reads a cell of the input."""
-    inside = []
-    for tap in range(sizes.kernel[dim]):
-        first = tap * sizes.dilation[dim] - sizes.before[dim]
-        start, stop = (ceiling(edge - first, sizes.stride[dim]) for edge in (0, sizes.size[dim]))
-        inside.append(max(0, min(stop, sizes.out[dim]) - max(start, 0)))
-    return inside
+    ends = (sizes.reading(dim, tap) for tap in range(sizes.kernel[dim]))
+    return [stop - start for start, stop in ends]
 
 
 def skips_taps(sizes: Sizes, dim: int) -> bool:
@@ -173,7 +169,7 @@ def _block(sizes: Sizes, lines: Lines, lanes: int) -> _Block:
         columns = min(columns, max(FEWEST_COLUMNS, ceiling(sizes.out[-1], ceiling(FEW_SHARES, rows))))
     of_line = 4 * len(lines.phases) * entries_of(columns, lines, lanes) * lanes * channels
     firsts, first_lines = (sizes.out[0], lines.strides[0]) if lines.padded else (1, 1)
-    step, beyond = (sizes.stride[0], (sizes.kernel[0] - 1) * sizes.dilation[0] + 1) if lines.padded else (1, 1)
+    step, beyond = _first(sizes, lines)
     room = (CELLS_BYTES // (of_line * first_lines) - beyond) // step + 1
     products = columns * (math.prod(sizes.out[1:-1])) * sizes.filters * sizes.channels * sizes.taps
     units = sizes.batch * sizes.groups
@@ -244,18 +240,25 @@ def _first(sizes: Sizes, lines: Lines) -> tuple[int, int]:
     return sizes.stride[0], (sizes.kernel[0] - 1) * sizes.dilation[0] + 1
 
 
-def _lists(sizes: Sizes, lines: Lines, pitch: int) -> dict[str, array[int]]:
-    """Return the lists that the kernels read."""
+def lists_of_copy(sizes: Sizes, lines: Lines) -> dict[str, array[int]]:
+    """Return the lists of `COPIED`."""
     outer = len(lines.padded)
     return {
         "padded": numbers(lines.padded),
         "befores": numbers(sizes.before[:outer]),
         "inputs": numbers(sizes.size[:outer]),
         "strides": numbers([math.prod(sizes.size[dim + 1 :]) for dim in range(outer)]),
+        "row_phases": numbers(lines.phases),
+    }
+
+
+def _lists(sizes: Sizes, lines: Lines, pitch: int) -> dict[str, array[int]]:
+    """Return the lists that the kernels read."""
+    outer = len(lines.padded)
+    return lists_of_copy(sizes, lines) | {
         "rows": numbers(sizes.out[:outer]),
         "steps": numbers(sizes.stride[:outer]),
         "line_strides": numbers(lines.strides),
-        "row_phases": numbers(lines.phases),
         "row_taps": numbers(_taps(sizes, lines, pitch)),
     }
 

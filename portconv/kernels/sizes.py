@@ -57,6 +57,13 @@ class Sizes(NamedTuple):
         """The numbers of one channel of a filter."""
         return math.prod(self.kernel)
 
+    def reading(self, dim: int, tap: int) -> tuple[int, int]:
+        """Return the first output along a dimension that reads a cell through a tap, and the one after the last."""
+        first = self.before[dim] - tap * self.dilation[dim]
+        start, stop = (ceiling(cell, self.stride[dim]) for cell in (first, first + self.size[dim]))
+        start = min(self.out[dim], max(0, start))
+        return start, min(self.out[dim], max(start, stop))
+
     def outer(self, count: int) -> dict[str, array[int]]:
         """Return, for the first `count` dimensions, the lists that kernels read, by the names of their fields."""
         edges = zip(self.kernel, self.dilation, self.before, strict=True)

@@ -22,6 +22,7 @@ from .row_plan import (
     density,
     entries_of,
     lines_of,
+    lists_of_copy,
     skips_taps,
 )
 from .sizes import Layout, Planned, Sizes, addresses, blocks, ceiling, numbers, share_products
@@ -169,7 +170,7 @@ def _tiles(sizes: Sizes, lines: Lines, plan: _Plan, pitch: int) -> dict[int, lis
 
 def _lists(sizes: Sizes, lines: Lines, plan: _Plan, pitch: int) -> dict[str, array[int]]:
     """Return the lists that the kernels read; `pitch` is that of lines, of which each phase has a part."""
-    outer, step, width = len(lines.padded), sizes.stride[-1], pitch // len(lines.phases)
+    step, width = sizes.stride[-1], pitch // len(lines.phases)
     cells = [divmod(tap * sizes.dilation[-1], step) for tap in range(sizes.kernel[-1])]
     cells_of_row = [lines.phases.index(phase) * width + shift for shift, phase in cells]
     rows = range(sizes.kernel[-2] + turns(sizes)[1] * (plan.shape.rows - 1))
@@ -188,12 +189,7 @@ def _lists(sizes: Sizes, lines: Lines, plan: _Plan, pitch: int) -> dict[str, arr
             passes += [reads, number * sizes.kernel[-2] * sizes.kernel[-1], start, high - low]
     tiles = _tiles(sizes, lines, plan, pitch)
     order = sorted(tiles)
-    return {
-        "padded": numbers(lines.padded),
-        "befores": numbers(sizes.before[:outer]),
-        "inputs": numbers(sizes.size[:outer]),
-        "strides": numbers([math.prod(sizes.size[dim + 1 :]) for dim in range(outer)]),
-        "row_phases": numbers(lines.phases),
+    return lists_of_copy(sizes, lines) | {
         "taps": numbers(taps),
         "passes": numbers(passes),
         "tiles": numbers([number for count in order for tile in tiles[count] for number in tile]),
