@@ -249,7 +249,7 @@ class _Tile:
             check = self.checks[row % len(self.checks)]
             if mask is not None:
                 value = code.select(mask, value, code.zeros)
-            check.set(code.fma(value, code.zeros, check.get()))
+            code.look_at(check, value)
 
     def put_rows(self, values: Sequence[Vector], places: Sequence[Pointer], mask: Flag | None) -> None:
         """Store the rows of a tile from the last to the first."""

@@ -310,6 +310,10 @@ class Function:
         self.declared.add("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
         self.add(f"call void @llvm.prefetch.p0(ptr {place}, i32 {int(write)}, i32 3, i32 1)")
 
+    def look_at(self, check: Variable, value: Vector) -> None:
+        """Let a check become nan where a number is not finite."""
+        check.set(self.fma(value, self.zeros, check.get()))
+
     def is_not_finite(self, sums: Vector) -> Int:
         """Return 1 if a lane is a nan, else 0."""
         lanes = self.assign(f"fcmp uno {sums.typed}, {sums}")

@@ -34,6 +34,6 @@ def lone_column(target: Target) -> Function:
             number = code.total(rest) + b[code.minimum(at + i, last - 1) * bias_step]
             with code.when(at + i < last):
                 out[(at + i) * positions] = number
-                check.set(code.fma(code.splat(number), code.zeros, check.get()))
+                code.look_at(check, code.splat(number))
     code.give(code.is_not_finite(check.get()))
     return code

@@ -107,7 +107,7 @@ def _spoiled(code: Function, numbers: Pointer, count: Int) -> Int:
     check = code.variable(code.zeros)
     with code.loop(0, count, code.lanes) as at:
         value = code.load(numbers + at, code.lanes_between(None, count - at))
-        check.set(code.fma(value, code.zeros, check.get()))
+        code.look_at(check, value)
     return code.is_not_finite(check.get())
 
 
@@ -249,7 +249,7 @@ class _Products:
         with code.when(is_whole):
             for i, v, value in values:
                 code.store(value, out + (plan.positions * i + images[2] + v * self.lanes))
-                self.look(value)
+                code.look_at(self.check, value)
         with code.when(~is_whole):
             for i, v, value in values:
                 code.store(value, self.place(self.buffer, i, v), align=4 * self.lanes)
@@ -260,15 +260,11 @@ class _Products:
                     value = code.load(row + (entry[0] + lane), mask)
                     goal = out + (plan.positions * line + entry[1] + lane)
                     store_part(code, self.target, value, goal, entry[2] - lane, mask)
-                    self.look(value)
+                    code.look_at(self.check, value)
 
     def place(self, first: Pointer, row: int, vector: int) -> Pointer:
         """Return the address of a vector in rows of a panel's width."""
         return first + (row * self.width + vector * self.lanes)
-
-    def look(self, value: Vector) -> None:
-        """Let the check become nan if a number is not finite."""
-        self.check.set(self.code.fma(value, self.code.zeros, self.check.get()))
 
 
 def _each(sums: list[list[Variable]]) -> list[tuple[int, int, Variable]]:

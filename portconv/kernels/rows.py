@@ -133,7 +133,7 @@ class _Tile:
             for i, own in enumerate(values):
                 for piece, value in enumerate(own):
                     code.store(value, out + (plan.out_channel * i + table[PIECE * piece + 1]))
-                    self.look(value)
+                    code.look_at(self.check, value)
         with code.when(~is_whole):
             for i, own in enumerate(values):
                 for piece, value in enumerate(own):
@@ -143,11 +143,7 @@ class _Tile:
                 value = code.load(buffer + (line * pieces + at) * lanes, mask)
                 place = out + (plan.out_channel * line + table[at * PIECE + 1])
                 store_part(code, self.target, value, place, table[at * PIECE + 2], mask)
-                self.look(value)
-
-    def look(self, value: Any) -> None:
-        """Let the check become nan if a number is not finite."""
-        self.check.set(self.code.fma(value, self.code.zeros, self.check.get()))
+                code.look_at(self.check, value)
 
 
 def _share(target: Target, filters: int, ways: tuple[Copies, Function], tiles: dict[int, Function]) -> Function:

@@ -121,13 +121,13 @@ class _Tile:
             for row, own in enumerate(values):
                 for start, value in zip(self.starts, own, strict=True):
                     code.store(value, out + (pitch * row + start))
-                    check.set(code.fma(value, code.zeros, check.get()))
+                    code.look_at(check, value)
         if self.vectors == 1:
             with code.when(plan.store_length < self.lanes):
                 mask = code.lanes_between(None, plan.store_length)
                 for row, (value,) in enumerate(values):
                     store_part(code, self.target, value, out + pitch * row, plan.store_length, mask)
-                    check.set(code.fma(code.select(mask, value, code.zeros), code.zeros, check.get()))
+                    code.look_at(check, code.select(mask, value, code.zeros))
         self.flag.set(code.is_not_finite(check.get()))
 
 

@@ -225,12 +225,12 @@ class Winograd:
                 with code.loop(0, whole, lanes) as column:
                     value = code.load(source + column)
                     code.store(value, place + column)
-                    check.set(code.fma(value, code.zeros, check.get()))
+                    code.look_at(check, value)
                 with code.when(whole < columns_of_run):
                     mask = code.lanes_between(None, columns_of_run - whole)
                     value = code.load(source + whole, mask)
                     store_part(code, self.target, value, place + whole, columns_of_run - whole, mask)
-                    check.set(code.fma(value, code.zeros, check.get()))
+                    code.look_at(check, value)
         code.give(code.is_not_finite(check.get()))
         return code
 
