@@ -82,8 +82,7 @@ class Compiled(Algorithm):
         if found is None:
             return NO_WORK
         operations = found.planned.cycles * state.here().lanes * OPERATIONS
-        elements = (found.planned.scratch_bytes + found.planned.shared_bytes) // BYTES
-        return Work(operations, 0, 0, CALLS, elements, found.planned.block)
+        return Work(operations, 0, 0, CALLS, found.memory // BYTES, found.planned.block)
 
     def forward(
         self, geometry: Geometry, backend: Backend, budget: Budget, x: Array, w: Array, b: Array | None

@@ -115,10 +115,10 @@ def plans_of(cache: Forward) -> dict[str, Plan]:
     backend, step = cache.backend, cache.operation
     arrays = given(step, backend, cache.x, cache.w)
     known = {0: arrays[0], 1: arrays[1], COTANGENT: Given(backend.dtype(step.dtype))}
-    plans = {"out": of_given(step, backend, arrays, cache.x)}
+    plans, without = {"out": of_given(step, backend, arrays, cache.x)}, lacking(cache)
     for place, name in enumerate(GRADIENTS):
         gradient, (a, b) = adjoint(step, place, step.dtype, backend.dtype_name(known[place].dtype))
-        if name in lacking(cache):
+        if name in without:
             gradient = changed(gradient, algorithm=AUTO)
         plans[name] = of_given(gradient, backend, (known[a], known[b]), cache.x)
     return plans

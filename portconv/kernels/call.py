@@ -22,7 +22,7 @@ from .cache import object_of
 from .compile import Loaded
 from .families import Kernel
 from .share import OPERANDS
-from .sizes import LINE, Planned
+from .sizes import LINE, Planned, ceiling
 from .target import NoTarget
 from .team import Team, keep_for_ever
 
@@ -98,7 +98,7 @@ class Call:
         self.ready = ready(kernel)
         self.values = array("q", planned.values)
         self.address = self.values.buffer_info()[0]
-        self.scratch = -(-planned.scratch_bytes // LINE) * LINE
+        self.scratch = ceiling(planned.scratch_bytes, LINE) * LINE
         self.most = planned.shares if planned.cycles > SHARED else 1
         self.is_long = planned.cycles > LONG
         self.compute = self.ready.short if planned.cycles < SHORT else self.ready.alone
