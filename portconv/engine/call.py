@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from ..algorithms.choice import algorithms, named
@@ -80,7 +81,7 @@ class Forward:
 
     def _result(self) -> Array:
         backend, step = self.backend, self.operation
-        check_memory(step, backend, self.x, ("x", self.x.shape))
+        check_memory_of_output(step, backend, self.x)
         return run(step, backend, *self.operands)
 
 
@@ -129,7 +130,9 @@ def convolve_and_keep(x: Array, w: Array, b: Array | None, options: Options) -> 
         return out, ConvCache(x, w, b, options)
     cache = convolution(x, w, b, options)
     out = cache.run()
-    repeated.remember(key, cache.operation, cache.backend, cache.operands)
+    step, backend = cache.operation, cache.backend
+    # What is remembered must not hold the arrays.
+    repeated.remember(key, step, backend, cache.operands, partial(check_memory_of_output, step, backend))
     return out, cache
 
 
@@ -206,6 +209,11 @@ def check_memory(step: Operation, backend: Backend, like: Array, argument: tuple
     """Check that the device has memory for the result of a product, and for a padded input where one is made."""
     if step.geometry.is_known:
         arguments.memory(backend, like, step.dtype, argument, *_shapes(step))
+
+
+def check_memory_of_output(step: Operation, backend: Backend, x: Array) -> None:
+    """Check that there is memory for what a product makes of an input."""
+    check_memory(step, backend, x, ("x", x.shape))
 
 
 @remembered()

@@ -47,12 +47,18 @@ def computed(key: Key | None, x: Array, w: Array, b: Array | None) -> Array | No
     return None if compute is None else compute(x, w, b)
 
 
-def remember(key: Key | None, operation: Operation, backend: Backend, operands: tuple[Array, ...]) -> None:
-    """Remember how a call has been computed, if that is a single step on arrays as they are."""
+def remember(
+    key: Key | None,
+    operation: Operation,
+    backend: Backend,
+    operands: tuple[Array, ...],
+    check_memory: Callable[[Array], None],
+) -> None:
+    """Remember how a call has been computed, if that is a single step on arrays as they are.
+
+    Whether there is memory for a large result is checked each time.
+    """
     if key is None or backend.framework or operation.kind != Kind.FORWARD or not operation.is_canonical:
-        return
-    size = math.prod(operation.geometry.out_shape)
-    if size * MOST_BYTES > LITTLE_BYTES:  # whether there is memory for it is looked up each time
         return
     plan = plans.of(operation, backend, *operands[:2])
     bare = plan.bare
@@ -60,4 +66,13 @@ def remember(key: Key | None, operation: Operation, backend: Backend, operands: 
         return
     compute = bare.algorithm.repeated(operation.geometry, backend, bare.budget, operands)
     if compute is not None:
-        _known.put(key, compute)
+        is_large = math.prod(operation.geometry.out_shape) * MOST_BYTES > LITTLE_BYTES
+        _known.put(key, _with_check(check_memory, compute) if is_large else compute)
+
+
+def _with_check(check_memory: Callable[[Array], None], compute: Compute) -> Compute:
+    def checked(x: Array, w: Array, b: Array | None) -> Array | None:
+        check_memory(x)
+        return compute(x, w, b)
+
+    return checked

@@ -76,15 +76,24 @@ def _take(target: Target, share: Function) -> Function:
         plan = HEAD.read(operands[0])
         for phase, count in ((0, plan.shares_first), (1, plan.shares_last)):
             with code.repeat() as end:
-                index = code.rise(team + (NEXT + phase), 1)
-                code.leave(index >= count, end)
-                found = code.call(share, *operands, phase, index)
+                ticket = code.rise(team + (NEXT + phase), 1)
+                code.leave(ticket >= count, end)
+                found = code.call(share, *operands, phase, _apart(code, ticket, count, asked.most))
                 with code.when(~found.equals(0)):
                     code.rise(team + FLAG, 1)
                 code.rise(team + (DONE + phase), 1)
             if phase == 0:
                 _wait(code, target, team, team + DONE, count)
     return code
+
+
+def _apart(code: Function, ticket: Int, count: Int, threads: Int) -> Int:
+    """Return the share of a ticket: neighbouring tickets are far apart, and each thread goes on beside its last share.
+
+    What threads write at the same time then lies in different pages, and what one reads is often in its cache.
+    """
+    turn, thread = ticket // threads, ticket % threads
+    return thread * (count // threads) + code.minimum(thread, count % threads) + turn
 
 
 def _together(target: Target, take: Function) -> Function:
