@@ -1,8 +1,9 @@
 """Depthwise products: each filter has one input channel, and a plane of outputs reads one plane of inputs, in place.
 
 A tile is a few rows of outputs times one vector of columns, and its sums stay in registers. Each row of inputs is
-loaded once for each column of the kernel, and serves all rows of outputs that it reaches. Nothing is copied: masks keep
-loads inside of a row, and rows outside of the plane are read from a row of zeros.
+loaded once for each column of the kernel, and serves all rows of outputs that it reaches; a narrow row is loaded once
+for all columns, which pick their lanes. Nothing is copied: masks keep loads inside of a row, and rows outside of the
+plane are read from a row of zeros.
 
 The kernel and its stride are known when LLVM makes the code; all sizes, the padding and a dilation are not. Rows of a
 dilated kernel fall into as many phases, each of which is as if it were not dilated. A convolution of one dimension is
@@ -11,18 +12,21 @@ one of a single row; the sums of one of three dimensions go on over several plan
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .depthwise_plan import PLAN, SHAPES, VARIANTS, Shape, plan_of, variant_of
 from .emit import Function, Module
+from .lanes import are_below, indices, keep_order, picked
 from .part_stores import store_first
 from .share import SHARE, driver
 from .target import Target
-from .values import INTEGER, Flag, Int, Number, Pointer, Variable, Vector
+from .values import INTEGER, Flag, Int, Number, Pointer, Value, Variable, Vector
 
 __all__ = ["SHAPES", "VARIANTS", "module", "plan_of", "variant_of"]
 
+NUMBERS_OF_LINE = 16
+"""The numbers in a line of the cache."""
 KEPT_MASKS = 8
 """The masks of so many tiles are kept; a power of 2."""
 
@@ -37,7 +41,8 @@ class Depthwise:
     """The function that computes a share, for one target and one kernel."""
 
     def __init__(self, target: Target, shape: Shape) -> None:
-        self.shape, self.lanes, self.has_masks = shape, shape.lanes(target), target.name == "avx512"
+        self.shape, self.lanes, self.target = shape, shape.lanes(target), target
+        self.has_masks, self.is_narrow = target.name == "avx512", shape.is_narrow(target)
 
     def share(self) -> Function:
         """Compute some bands of some planes."""
@@ -51,19 +56,22 @@ class Depthwise:
         last = code.minimum(first + plan.planes_of_share, plan.planes)
         last_band = code.minimum(first_band + plan.bands_of_share, plan.bands)
         tile = _Tile(self, code, plan, scratch)
+        if self.is_narrow:
+            tile.prepare_lanes()
         start = divided(first_band, plan.bands_of_phase)
         with code.loop(first, last, plan.planes_of_group) as low:
             high = code.minimum(low + plan.planes_of_group, last)
             phase, top = code.variable(start[0]), code.variable(start[1] * self.shape.rows)
             # Divisions take as long as some rows of a small plane: there are none in the loops.
-            number, depth = divided(low, plan.depth)
-            sample, filter_ = divided(number, plan.filters)
-            begin = (sample, filter_, *divided(filter_, plan.multiplier), depth)
+            of_all, depth = divided(low, plan.depth)
+            channel, copy = divided(of_all, plan.multiplier)
+            x, w, b, out = arrays
+            begin = (x + channel * plan.x_channel, out + low * plan.out_plane, of_all % plan.filters, copy, depth)
             with code.loop(first_band, last_band):
                 tile.begin_band(phase, top)
                 counters = [code.variable(each) for each in begin]
                 with code.loop(low, high):
-                    tile.plane(arrays, counters)
+                    tile.plane(w, b, counters)
         code.give(tile.is_not_finite())
         return code
 
@@ -76,13 +84,15 @@ class _Tile:
     rows: list[Pointer]
     inputs: list[tuple[Flag, Int]]
     outputs: list[Int]
+    is_stored: Flag
+    loaded: list[Flag]
+    met: list[tuple[Value, Flag]]
 
     def __init__(self, family: Depthwise, code: Function, plan: object, zeros: Pointer) -> None:
         self.code, self.shape, self.lanes, self.zeros = code, family.shape, family.lanes, zeros
         self.plan: Any = plan
-        self.has_masks = family.has_masks
-        # Several sums are checked beside one another, so that none waits for the one before.
-        self.checks = [code.variable(code.zeros) for _ in range(min(self.shape.rows, 4))]
+        self.has_masks, self.is_narrow, self.target = family.has_masks, family.is_narrow, family.target
+        self.check = code.variable(code.zeros)
         # The masks of a tile serve many rows: those of some tiles are kept, with the columns that they are for.
         self.bits = code.array(KEPT_MASKS * (len(self.offsets()) + 1), INTEGER)
         self.found = code.array(KEPT_MASKS, INTEGER)
@@ -90,11 +100,8 @@ class _Tile:
             self.found[place] = -1
 
     def is_not_finite(self) -> Int:
-        """Return whether a number that was stored is not finite."""
-        total = self.checks[0].get()
-        for check in self.checks[1:]:
-            total = total + check.get()
-        return self.code.is_not_finite(total)
+        """Return whether a number that was stored may not be finite."""
+        return self.code.is_not_finite(self.check.get())
 
     def offsets(self) -> list[tuple[int, int]]:
         """Return where a tile loads in a row: a column of the kernel, and lanes after it."""
@@ -122,34 +129,63 @@ class _Tile:
         top.set(code.select(stays, following, 0))
         phase.set(code.select(stays, number, number + 1))
 
-    def plane(self, arrays: Sequence[Pointer], counters: Sequence[Variable]) -> None:
+    def plane(self, w: Pointer, b: Pointer, counters: Sequence[Variable]) -> None:
         """Compute the band of one plane, from left to right, and count on to the next plane."""
         code, plan, shape = self.code, self.plan, self.shape
-        x, w, b, out = arrays
-        sample, number, channel, _, depth = (counter.get() for counter in counters)
-        self.cells = x + (sample * plan.x_sample + channel * plan.x_channel)
-        results = out + (sample * plan.out_sample + number * plan.out_channel)
+        self.cells, results, number, _, depth = (counter.get() for counter in counters)
         self.taps = w + number * (plan.depth_taps * shape.kernel[0] * shape.kernel[1])
         self.bias = code.splat(b[number * plan.bias_step])
         if shape.deep:
-            results = results + depth * plan.out_plane
             self.enter(depth)
         else:
             self.rows = self.rows_of(self.cells)
         outputs = [results + at for at in self.outputs]
+        if self.is_narrow:
+            self.tile(plan.before_columns, outputs, 0, [self.is_stored])
+        else:
+            self.tiles(outputs)
+        self.count_on(counters)
+
+    def tiles(self, outputs: Sequence[Pointer]) -> None:
+        """Compute the tiles of a band, from left to right."""
+        code, plan, shape = self.code, self.plan, self.shape
         # The last tile begins early enough to be a whole one, if the row is long enough.
         most = code.maximum(plan.out_width - self.lanes, 0)
         with code.loop(0, plan.out_width, self.lanes) as begin:
             column = code.minimum(begin, most)
             cell = column * shape.stride
             first = cell - plan.before_columns
+            self.ask_ahead(cell, outputs, column)
             is_inner = (first >= 0) & (first + self.reach <= plan.width) & (column + self.lanes <= plan.out_width)
             with code.when(is_inner):
                 self.tile(cell, outputs, column)
             with code.when(~is_inner):
                 place = (begin >> (self.lanes.bit_length() - 1)) & (KEPT_MASKS - 1)
                 self.tile(cell, outputs, column, self.masks(first, column, place))
-        self.count_on(counters)
+
+    def ask_ahead(self, cell: Int, outputs: Sequence[Pointer], column: Int) -> None:
+        """Ask for the lines that a later tile reads and stores into, where the arrays are not in the nearest caches."""
+        if self.shape.deep:
+            return
+        code, plan = self.code, self.plan
+        # Two tiles of half vectors lie in the same lines.
+        is_new = (column & (NUMBERS_OF_LINE - 1)) < self.lanes
+        with code.when((plan.out_ahead > 0) & is_new):
+            for row in self.rows:
+                for line in range(self.shape.stride):
+                    code.prefetch(row + (cell + plan.x_ahead + line * NUMBERS_OF_LINE))
+            for result in outputs:
+                code.prefetch(result + (column + plan.out_ahead), write=True)
+
+    def prepare_lanes(self) -> None:
+        """Find which lanes of a row each column of the kernel meets; those outside of the row are 0."""
+        code, plan, step = self.code, self.plan, self.shape.stride
+        self.is_stored = code.lanes_between(None, plan.out_width)
+        self.loaded = [code.lanes_between(None, plan.width - self.lanes * vector) for vector in range(step)]
+        self.met = []
+        for tap in range(self.shape.kernel[1]):
+            cells = indices(code, step, plan.column_dilation * tap - plan.before_columns)
+            self.met.append((cells, are_below(code, cells, plan.width)))
 
     def enter(self, depth: Int) -> None:
         """Find the planes that an output plane reads: from which tap on, up to which, and the plane of tap 0."""
@@ -167,17 +203,17 @@ class _Tile:
         return [self.code.select(is_inside, cells + at, self.zeros) for is_inside, at in self.inputs]
 
     def count_on(self, counters: Sequence[Variable]) -> None:
-        """Count to the next filter: its sample, its number, its channel, and which filter of the channel it is."""
+        """Count to the next plane: its channel, its outputs, its filter and that of the channel, and its depth."""
         code, plan = self.code, self.plan
-        sample, number, channel, copy, depth = counters
+        x, out, number, copy, depth = counters
+        out.set(out.get() + plan.out_plane)
         if self.shape.deep:
             depth.set(depth.get() + 1)
         with code.when(depth.get().equals(plan.depth) if self.shape.deep else plan.depth.equals(1)):
             depth.set(0)
-            advance(code, (copy, plan.multiplier), channel)
-            advance(code, (number, plan.filters), sample)
-            with code.when(number.get().equals(0)):
-                channel.set(0)
+            ends = counted(code, copy, plan.multiplier)
+            x.set(x.get() + code.select(ends, plan.x_channel, 0))
+            counted(code, number, plan.filters)
 
     @property
     def reach(self) -> Int:
@@ -198,7 +234,7 @@ class _Tile:
             found[0] = column
         return [code.mask_of_bits(bits[i]) for i in range(len(offsets) + 1)]
 
-    def tile(self, cell: Int, results: Sequence[Pointer], column: Int, masks: Sequence[Flag] = ()) -> None:
+    def tile(self, cell: Number, results: Sequence[Pointer], column: Number, masks: Sequence[Flag] = ()) -> None:
         """Compute and store one tile, from a cell of the rows on; one that has no masks lies inside."""
         code, plan, (height, width) = self.code, self.plan, self.shape.kernel
         sums = [code.variable(self.bias) for _ in range(self.shape.rows)]
@@ -212,27 +248,49 @@ class _Tile:
 
     def add(self, rows: Sequence[Pointer], taps: Pointer, sums: Sequence[Variable], masks: Sequence[Flag]) -> None:
         """Add the products of one plane to the sums of a tile."""
-        code, shape, offsets = self.code, self.shape, self.offsets()
-        height, width = shape.kernel
+        code, (height, width) = self.code, self.shape.kernel
+        met = self.met_in_registers(rows) if self.is_narrow else self.met_in_memory(rows, masks)
+        # Two columns at stride 2 meet cells of the same loads, which no registers keep for long.
+        together = 1 if self.is_narrow else self.shape.stride
+        for first in range(0, width, together):
+            columns = range(first, min(first + together, width))
+            numbers = {(row, tap): code.splat(taps[row * width + tap]) for tap in columns for row in range(height)}
+            for row in range(len(rows)):
+                for tap in columns:
+                    used = self.shape.uses(row)
+                    value = met(row, tap) if used else code.zeros
+                    for kernel_row, output in used:
+                        sums[output].set(code.fma(value, numbers[kernel_row, tap], sums[output].get()))
+            keep_order(code, self.target, sums)
+
+    def met_in_registers(self, rows: Sequence[Pointer]) -> Callable[[int, int], Vector]:
+        """Load rows whole; return what gives the cells of a row that a column of the kernel meets."""
+        code, lanes = self.code, self.lanes
+        loaded = [[code.load(row + lanes * v, mask) for v, mask in enumerate(self.loaded)] for row in rows]
+
+        def met(row: int, tap: int) -> Vector:
+            cells, is_inside = self.met[tap]
+            value: Vector = code.select(is_inside, picked(code, loaded[row], cells), code.zeros)
+            return value
+
+        return met
+
+    def met_in_memory(self, rows: Sequence[Pointer], masks: Sequence[Flag]) -> Callable[[int, int], Vector]:
+        """Return what loads the cells of a row that a column of the kernel meets."""
+        code, step, offsets = self.code, self.plan.column_dilation, self.offsets()
         of_loads: Sequence[Flag | None] = masks[:-1] or [None] * len(offsets)
         loads = dict(zip(offsets, of_loads, strict=True))
-        for tap in range(width):
-            numbers = [code.splat(taps[row * width + tap]) for row in range(height)]
-            for row, place in enumerate(rows):
-                used = shape.uses(row)
-                value = self.cells_of(place, tap, loads) if used else code.zeros
-                for kernel_row, output in used:
-                    sums[output].set(code.fma(value, numbers[kernel_row], sums[output].get()))
 
-    def cells_of(self, place: Pointer, tap: int, loads: dict[tuple[int, int], Flag | None]) -> Vector:
-        """Return the cells that a column of the kernel meets in a row."""
-        code, step = self.code, self.plan.column_dilation
-        if self.shape.stride == 1:
-            return code.load(place + step * tap, loads[tap, 0])
-        near, far = (code.load(place + (tap // 2 * 2 + lanes), loads[tap // 2 * 2, lanes]) for lanes in (0, self.lanes))
-        return code.shuffle(near, far, [2 * lane + tap % 2 for lane in range(self.lanes)])
+        def met(row: int, tap: int) -> Vector:
+            place, even = rows[row], tap // 2 * 2
+            if self.shape.stride == 1:
+                return code.load(place + step * tap, loads[tap, 0])
+            near, far = (code.load(place + (even + lanes), loads[even, lanes]) for lanes in (0, self.lanes))
+            return code.shuffle(near, far, [2 * lane + tap % 2 for lane in range(self.lanes)])
 
-    def put(self, sums: Sequence[Variable], results: Sequence[Pointer], column: Int, mask: Flag | None) -> None:
+        return met
+
+    def put(self, sums: Sequence[Variable], results: Sequence[Pointer], column: Number, mask: Flag | None) -> None:
         """Store the sums; rows beyond the last one of a low plane are stored in its place, before it."""
         code, values = self.code, [total.get() for total in sums]
         places = [result + column for result in results]
@@ -245,11 +303,11 @@ class _Tile:
             with code.when(~is_whole):
                 for value, place in reversed(list(zip(values, places, strict=True))):
                     store_first(code, value, place, self.plan.out_width)
-        for row, value in enumerate(values):
-            check = self.checks[row % len(self.checks)]
-            if mask is not None:
-                value = code.select(mask, value, code.zeros)
-            code.look_at(check, value)
+        # Only these additions wait for one another; lanes that are not stored hold products of the same cells.
+        total = values[0]
+        for value in values[1:]:
+            total = total + value
+        code.look_at(self.check, total)
 
     def put_rows(self, values: Sequence[Vector], places: Sequence[Pointer], mask: Flag | None) -> None:
         """Store the rows of a tile from the last to the first."""
@@ -268,10 +326,9 @@ def divided(a: Int, b: Int) -> tuple[Int, Int]:
     return a // b, a % b
 
 
-def advance(code: Function, digit: tuple[Variable, Number], carry: Variable) -> None:
-    """Add 1 to a digit; where it becomes its limit it begins again at 0, and the next digit is one more."""
-    variable, limit = digit
-    value: Int = variable.get() + 1
+def counted(code: Function, number: Variable, limit: Int) -> Flag:
+    """Add 1 to a number, which begins again at 0 where it is the limit; return whether it does."""
+    value: Int = number.get() + 1
     ends = value.equals(limit)
-    variable.set(code.select(ends, 0, value))
-    carry.set(code.select(ends, carry.get() + 1, carry.get()))
+    number.set(code.select(ends, 0, value))
+    return ends

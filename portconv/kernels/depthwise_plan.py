@@ -17,16 +17,20 @@ PLAN = Record(
     *("height", "width", "out_width", "before_rows", "before_columns"),
     *("row_dilation", "column_dilation", "last_row", "last_phase", "zeros"),
     *DEPTH,
-    *("x_sample", "x_channel", "x_plane", "out_sample", "out_channel", "out_plane", "bias_step"),
+    *("x_channel", "x_plane", "out_plane", "bias_step"),
+    *("x_ahead", "out_ahead"),
 )
 """The plan in memory.
 
 A plane is one channel of the output of one sample, or one of the `depth` planes of such a channel of three dimensions;
 the other numbers of `DEPTH` are of the first of these. A band is what a tile is high. `last_row` is the last row of a
-phase, counted in the phase; phases after `last_phase` have one less. `zeros` is how many the row of zeros has.
+phase, counted in the phase; phases after `last_phase` have one less. `zeros` is how many the row of zeros has. A tile
+asks for the lines of one that is `x_ahead` inputs and `out_ahead` outputs further on, unless the last number is 0.
 """
 GROUP_CELLS = 4096
 """One band of each plane of a group is computed before the next band; so many inputs stay in the nearest cache."""
+NARROW_ROWS, NARROW_LOSS = 7, 1.0
+"""The rows of a tile whose inputs stay in registers, and what such a tile costs more."""
 MOST_ROWS = 14
 """The most rows of a tile where 32 registers hold its sums."""
 FEW_ROWS, WIDE, MANY_ROWS_LOSS = 4, 64, 0.5
@@ -35,6 +39,9 @@ cell is used, the more it matters."""
 LOSSES = {1: (1.2, 1.0), 2: (1.2, 3.0)}
 """By stride: what a tile costs more for the rows of inputs that its rows do not share, and the columns that a tile of
 half vectors costs more than it has."""
+FAR_BYTES, AHEAD, FEWEST_CELLS = 4 << 20, 512, 256
+"""Arrays of more bytes lie beyond the nearest caches: lines are asked for at least so many numbers ahead. The cells of
+smaller planes follow one another so closely that the CPU sees what comes next."""
 CYCLES_OF_PLANE = 20.0
 """What a plane costs beside its tiles."""
 
@@ -78,12 +85,15 @@ class Shape(NamedTuple):
     half: bool = False
     deep: bool = False
     """Whether outputs are sums over several planes, of three dimensions."""
+    narrow: bool = False
+    """Whether a row of outputs is one vector, and the row of inputs one vector, or two at stride 2."""
 
     @property
     def name(self) -> str:
         """How the variant is called."""
         height, width = self.kernel
-        return f"{height}x{width}s{self.stride}r{self.rows}{'half' if self.half else ''}{'deep' if self.deep else ''}"
+        kinds = {"half": self.half, "deep": self.deep, "narrow": self.narrow}
+        return f"{height}x{width}s{self.stride}r{self.rows}{''.join(kind for kind, has in kinds.items() if has)}"
 
     @property
     def input_rows(self) -> int:
@@ -94,6 +104,17 @@ class Shape(NamedTuple):
         """Return the columns of a tile; only the long vectors of AVX-512 are worth halving."""
         return target.lanes // 2 if self.half and target.name == "avx512" else target.lanes
 
+    def is_narrow(self, target: Target) -> bool:
+        """Return whether lanes are taken in any order, which AVX-512 does."""
+        return self.narrow and target.name == "avx512"
+
+    def fits(self, target: Target, plane: Plane) -> bool:
+        """Return whether tiles of this shape can compute a plane."""
+        lanes = self.lanes(target)
+        if self.is_narrow(target) and (plane.out[1] > lanes or plane.size[1] > lanes * self.stride):
+            return False
+        return self.stride == 1 or plane.dilation == (1, 1)
+
     def uses(self, row: int) -> list[tuple[int, int]]:
         """Return which rows of the kernel meet a row of inputs, and for which rows of outputs."""
         ways = ((tap, *divmod(row - tap, self.stride)) for tap in range(self.kernel[0]))
@@ -103,7 +124,7 @@ class Shape(NamedTuple):
         """Return about how many vectors are multiplied and added in the time that a plane takes."""
         lanes, (row_loss, half_loss) = self.lanes(target), LOSSES[self.stride]
         columns = ceiling(plane.out[1], lanes) * (lanes + (half_loss if self.half else 0))
-        loss = 1 + row_loss / self.rows
+        loss = NARROW_LOSS if self.narrow else 1 + row_loss / self.rows
         if self.rows > FEW_ROWS and plane.size[1] > WIDE:
             loss += MANY_ROWS_LOSS / self.kernel[0]
         bands = min(plane.dilation[0], plane.out[0]) * ceiling(ceiling(plane.out[0], plane.dilation[0]), self.rows)
@@ -122,7 +143,8 @@ def _shapes() -> tuple[Shape, ...]:
     lines = [Shape((1, size), 1, rows) for size in (3, 5, 7) for rows in (1, 4)]
     columns = [Shape((size, 1), 1, 7) for size in (3, 5, 7)]
     deep = [shape._replace(deep=True) for shape in squares if shape.kernel == (3, 3)]
-    return (*squares, *lines, *columns, *deep)
+    narrow = [shape._replace(narrow=True) for shape in squares if shape.rows == NARROW_ROWS]
+    return (*squares, *lines, *columns, *deep, *narrow)
 
 
 SHAPES = {shape.name: shape for shape in _shapes()}
@@ -140,8 +162,9 @@ def variant_of(target: Target, sizes: Sizes) -> str | None:
         shape
         for shape in SHAPES.values()
         if (shape.kernel, shape.stride, shape.deep) == (plane.kernel, plane.stride[0], len(sizes.size) == 3)
-        and (shape.stride == 1 or plane.dilation == (1, 1))
-        and (target.name == "avx512" or (shape.rows < MOST_ROWS and not shape.half))
+        and shape.fits(target, plane)
+        # Only AVX-512 has registers for so many sums, and long vectors.
+        and (target.name == "avx512" or not (shape.rows == MOST_ROWS or shape.half or shape.narrow))
     ]
     return min(fitting, key=lambda shape: shape.cost(target, plane)).name if fitting else None
 
@@ -150,7 +173,7 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, variant: str = "") 
     """Return the plan of a convolution, or nothing if the family has no kernel for it."""
     variant = variant or variant_of(target, sizes) or ""
     plane = plane_of(sizes)
-    if not variant:
+    if not variant or not SHAPES[variant].fits(target, plane):
         return None
     shape, depth = SHAPES[variant], depth_of(sizes)
     lanes, planes = shape.lanes(target), sizes.batch * sizes.out_channels * depth["depth"]
@@ -173,8 +196,8 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, variant: str = "") 
         before_rows=plane.before[0], before_columns=plane.before[1],
         row_dilation=plane.dilation[0], column_dilation=plane.dilation[1],
         last_row=last_row, last_phase=last_phase, zeros=zeros,
-        x_sample=sizes.in_channels * sizes.cells, x_channel=sizes.cells,
-        out_sample=sizes.out_channels * sizes.positions, out_channel=sizes.positions, bias_step=int(has_bias),
+        x_channel=sizes.cells, bias_step=int(has_bias),
+        **_ahead(sizes, plane, shape, planes_of_group),
         x_plane=plane.size[0] * plane.size[1], out_plane=plane.out[0] * plane.out[1], **depth,
     )  # fmt: skip
     block = {"planes": planes_of_share, "bands": bands_of_share, "rows": shape.rows, "lanes": lanes}
@@ -182,6 +205,21 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, variant: str = "") 
     # Planes of padding are left out, and zeros times what is not finite with them.
     is_plain = not (shape.deep and (sizes.before[0] or sizes.after[0]))
     return Planned(shape.name, values, (), shares, 4 * zeros, block, is_plain=is_plain, cycles=cycles)
+
+
+def _ahead(sizes: Sizes, plane: Plane, shape: Shape, planes_of_group: int) -> dict[str, int]:
+    """Return how far ahead lines are asked for: the next planes, or the next band where a group is one plane."""
+    cells, positions = (each[0] * each[1] for each in (plane.size, plane.out))
+    planes = sizes.batch * sizes.out_channels
+    if 4 * planes * (cells + positions) < FAR_BYTES or min(cells, positions) < FEWEST_CELLS:
+        return {"x_ahead": 0, "out_ahead": 0}
+    if planes_of_group == 1:
+        ahead = shape.rows * shape.stride * plane.size[1], shape.rows * plane.out[1]
+    else:
+        count = ceiling(AHEAD, min(cells, positions))
+        ahead = count * cells, count * positions
+    # Filters of one channel read the same plane.
+    return {"x_ahead": ahead[0] if sizes.filters == 1 else 0, "out_ahead": ahead[1]}
 
 
 def _reads_cells(sizes: Sizes) -> bool:

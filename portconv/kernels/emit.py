@@ -220,7 +220,7 @@ class Function:
 
     def gather(self, place: Pointer, step: Number, mask: Flag) -> Vector:
         """Load every `step`-th element; lanes that a mask leaves out are 0, and their memory is not read."""
-        steps = self._spread(step, INTEGER)
+        steps = self.spread(step, INTEGER)
         offsets = self.assign(f"mul <{self.lanes} x i64> {steps}, {self._numbers(INTEGER)}")
         pointers = self.assign(f"getelementptr {self.element}, ptr {place}, <{self.lanes} x i64> {offsets}")
         types = f"<{self.lanes} x ptr>"
@@ -281,7 +281,7 @@ class Function:
     def _lanes(self, how: str, bound: Number) -> Flag:
         # Lanes are numbered in 32 bits, for which there are more comparisons; far bounds are clamped to fit.
         near = self.minimum(self.maximum(bound, -1), self.lanes)
-        spread = self._spread(self.assign(f"trunc i64 {near} to i32"), "i32")
+        spread = self.spread(self.assign(f"trunc i64 {near} to i32"), "i32")
         name = self.assign(f"icmp {how} <{self.lanes} x i32> {self._numbers('i32')}, {spread}")
         return Flag(self, self.mask_type, name)
 
@@ -291,7 +291,7 @@ class Function:
             narrow = self.assign(f"trunc i64 {bits} to i{self.lanes}")
             return Flag(self, self.mask_type, self.assign(f"bitcast i{self.lanes} {narrow} to {self.mask_type}"))
         # CPUs without registers for masks would take the bits one by one.
-        spread, powers = self._spread(self.assign(f"trunc i64 {bits} to i32"), "i32"), self._numbers("i32", 2)
+        spread, powers = self.spread(self.assign(f"trunc i64 {bits} to i32"), "i32"), self._numbers("i32", 2)
         chosen = self.assign(f"and <{self.lanes} x i32> {spread}, {powers}")
         return Flag(self, self.mask_type, self.assign(f"icmp ne <{self.lanes} x i32> {chosen}, zeroinitializer"))
 
@@ -299,7 +299,7 @@ class Function:
         """Return the numbers of the lanes, or the powers of `base` with these exponents."""
         return "<" + ", ".join(f"{type} {base**lane if base else lane}" for lane in range(self.lanes)) + ">"
 
-    def _spread(self, number: Number | str, type: str) -> str:
+    def spread(self, number: Number | str, type: str) -> str:
         """Return a vector of integers that are all the same."""
         first = self.assign(f"insertelement <{self.lanes} x {type}> poison, {type} {number}, i64 0")
         zeros = f"<{self.lanes} x i32> zeroinitializer"

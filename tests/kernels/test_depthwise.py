@@ -24,7 +24,7 @@ def drawn(random, shape):
     apart = [int(random.choice([1, 1, 2, 3])) if stride == 1 else 1 for _ in range(2)]
     sides = []
     for taps, dilation, most in ((height, apart[0], 20), (width, apart[1], 70)):
-        size = int(random.integers(1, most))
+        size = int(random.integers(1, 20 if shape.narrow else most))
         before, after = (int(each) for each in random.integers(0, 2 * taps + 2, 2))
         sides.append((size, taps, stride, dilation, before, after))
     if height == 1 and random.integers(2):
@@ -43,7 +43,7 @@ def test_every_variant_computes_the_plain_sums(cpu, variant):
     found = 0
     while found < 12:
         sizes = drawn(random, depthwise.SHAPES[variant])
-        if sizes is not None:
+        if sizes is not None and depthwise.plan_of(cpu, sizes, has_bias=True, variant=variant) is not None:
             check(depthwise, cpu, sizes, random, variant=variant)
             found += 1
 

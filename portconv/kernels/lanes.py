@@ -1,0 +1,55 @@
+"""Lanes of vectors in any order, which AVX-512 has, and an order in which sums are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .emit import Function
+from .target import Target
+from .values import Flag, Int, Number, Value, Variable, Vector
+
+
+def indices(code: Function, step: int, start: Number) -> Value:
+    """Return the integers `start`, `start + step` and so on, of 32 bits, one a lane."""
+    type = f"<{code.lanes} x i32>"
+    steps = "<" + ", ".join(f"i32 {step * lane}" for lane in range(code.lanes)) + ">"
+    return Value(code, type, code.assign(f"add {type} {steps}, {code.spread(_narrow(code, start), 'i32')}"))
+
+
+def are_below(code: Function, numbers: Value, size: Int) -> Flag:
+    """Return the mask of the lanes whose integer is one of 0, 1, ..., size - 1."""
+    sizes = code.spread(_narrow(code, size), "i32")
+    return Flag(code, code.mask_type, code.assign(f"icmp ult {numbers.typed}, {sizes}"))
+
+
+def picked(code: Function, vectors: Sequence[Vector], numbers: Value) -> Vector:
+    """Return the lanes of one or two vectors that have these numbers, counted from the first vector on."""
+    bits = 32 * code.lanes
+    if len(vectors) == 2:
+        name, operands = f"x86.avx512.vpermi2var.ps.{bits}", (vectors[0].typed, numbers.typed, vectors[1].typed)
+    else:
+        name = "x86.avx512.permvar.sf.512" if code.lanes > 8 else "x86.avx2.permps"
+        operands = vectors[0].typed, numbers.typed
+    return Vector(code, code.vector_type, code.intrinsic(code.vector_type, name, *operands))
+
+
+def keep_order(code: Function, target: Target, variables: Sequence[Variable]) -> None:
+    """Let LLVM not compute what follows of these vectors before what precedes.
+
+    To keep fewer vectors it would compute one sum after the other, and the steps of a sum wait for one another.
+    """
+    count = len(variables)
+    if count == 1:
+        return
+    kind = {"avx512": "v", "avx2": "x", "neon": "w"}[target.name]
+    constraints = ",".join([f"={kind}"] * count + [str(number) for number in range(count)])
+    types, values = ", ".join([code.vector_type] * count), ", ".join(variable.get().typed for variable in variables)
+    # No instruction at all, of which LLVM knows only that it takes and gives these.
+    all = code.assign(f'call {{ {types} }} asm "", "{constraints}"({values})')
+    for number, variable in enumerate(variables):
+        name = code.assign(f"extractvalue {{ {types} }} {all}, {number}")
+        variable.set(Vector(code, code.vector_type, name))
+
+
+def _narrow(code: Function, number: Number) -> str:
+    return code.assign(f"trunc i64 {number} to i32")
