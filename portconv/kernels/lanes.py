@@ -24,12 +24,9 @@ def are_below(code: Function, numbers: Value, size: Int) -> Flag:
 
 def picked(code: Function, vectors: Sequence[Vector], numbers: Value) -> Vector:
     """Return the lanes of one or two vectors that have these numbers, counted from the first vector on."""
-    bits = 32 * code.lanes
-    if len(vectors) == 2:
-        name, operands = f"x86.avx512.vpermi2var.ps.{bits}", (vectors[0].typed, numbers.typed, vectors[1].typed)
-    else:
-        name = "x86.avx512.permvar.sf.512" if code.lanes > 8 else "x86.avx2.permps"
-        operands = vectors[0].typed, numbers.typed
+    of_one = "x86.avx512.permvar.sf.512" if code.lanes > 8 else "x86.avx2.permps"
+    name = f"x86.avx512.vpermi2var.ps.{32 * code.lanes}" if len(vectors) == 2 else of_one
+    operands = [vectors[0].typed, numbers.typed, *(vector.typed for vector in vectors[1:])]
     return Vector(code, code.vector_type, code.intrinsic(code.vector_type, name, *operands))
 
 
