@@ -11,6 +11,8 @@ from .record import Fields
 from .target import Target
 from .values import INTEGER, Flag, Int, Pointer, Vector
 
+WHOLE = -1
+"""In place of the number of pieces where cells lie side by side for all columns of a panel."""
 CHANNELS_AHEAD = 2
 """Cells are asked for so many channels before they are copied, where that helps."""
 
@@ -123,6 +125,11 @@ class Copies:
             if self.is_sparse:
                 order[term - first] = here * taps + tap
             cells = x + here * channel
+            if self.every == 1:
+                with code.when(count.equals(WHOLE)):
+                    vectors = [self._cells(code, cells + (entry[0] + start), entry[ENTRY * v + 1], step) for v, start in enumerate(range(0, self.width, self.lanes))]
+                    for v, vector in enumerate(vectors):
+                        code.store(vector, row + self.lanes * v, align=4 * self.lanes)
             with code.loop(0, count) as piece:
                 read = entry + piece * ENTRY
                 if self.is_sparse:  # short pieces far apart, whose next channels no CPU foresees

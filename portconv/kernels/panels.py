@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from .emit import Function, Module
 from .lone import lone_column
-from .panel_copies import Copies
+from .panel_copies import WHOLE, Copies
 from .panel_plan import BLOCK_BYTES, ENTRY, PLAN, RUN, VARIANTS, plan_of
 from .part_stores import store_part
 from .record import Fields
@@ -147,10 +147,13 @@ def _outputs(target: Target, copies: Copies, code: Function, plan: Fields, block
     order = code.array(RUN, INTEGER)
     with code.loop(0, block.count) as panel:
         first, count = panel * width, code.minimum(block.columns - panel * width, width)
-        block.pieces[panel] = code.call(
+        pieces = code.call(
             copies.tables, memory, block.tables + panel * table, block.images + panel * images,
             block.active_of(panel), block.start + first, count,
         )  # fmt: skip
+        in_sample = (block.start + first) % plan.positions + width <= plan.positions
+        is_whole = plan.is_linear.equals(1) & count.equals(width) & in_sample
+        block.pieces[panel] = code.select(is_whole, WHOLE, pieces)
     products = _Products(target, code, plan, block, order if copies.is_sparse else None)
     with code.loop(0, plan.terms, RUN) as term, code.loop(0, block.count, plan.together) as group_of_panels:
         last_panel = code.minimum(group_of_panels + plan.together, block.count)
