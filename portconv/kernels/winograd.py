@@ -12,7 +12,8 @@ Lavin and Gray, "Fast algorithms for convolutional neural networks" (CVPR 2016),
 
 Tiles of all samples are counted through, one a lane. A first phase transforms the filters. Then each share transforms
 the inputs of a few vectors of tiles into panels, one for each of the 16 places, multiplies them as `panels` does, and
-transforms the sums into outputs. A kernel of more dimensions is one of 3x3 planes: each plane is a term of the sums.
+transforms the sums into outputs. A kernel of more dimensions is one of planes, and a larger plane is cut into parts of
+3x3: each part of each plane is a term of the sums. So 5x5 taps take 64 multiplications in place of 100.
 
 The transforms add numbers of neighbouring windows, so one number that is not finite spoils its tile. Then at least
 one output of the tile is not finite, and the share says so.
@@ -66,33 +67,40 @@ class Winograd:
 
     def _filters(self) -> Function:
         """Transform some filters: for each place, for each of `rows` filters, a number for each term."""
-        names = ("plan", "*i64"), ("w", "*float"), ("places", "*float"), ("first", INTEGER), ("last", INTEGER)
-        code = Function("filters", [*(Argument(*each) for each in names), Argument("rows")], self.lanes)
-        memory, w, places, first, last, rows = code.given
+        names = ("plan", "*i64"), ("w", "*float"), ("places", "*float"), ("scratch", "*float")
+        counts = map(Argument, ("first", "last", "rows"))
+        code = Function("filters", [*(Argument(*each) for each in names), *counts], self.lanes)
+        memory, w, places, scratch, first, last, rows = code.given
         plan = PLAN.read(memory)
         half = code.constant(0.5)
         lanes = self.lanes
+        copy = (scratch.of("i8") + plan.at_taps).of(code.element)
+        part_taps = plan.pointer("part_taps", INTEGER)
 
         def transformed(a: Vector, b: Vector, c: Vector) -> list[Vector]:
             ends = a + c
             return [a, (ends + b) * half, (ends - b) * half, c]
 
-        with code.loop(first, last) as number, code.loop(0, plan.terms, lanes) as term:
-            own = w + (number * plan.terms + term) * 9
-            left = (plan.terms - term) * 9
-            loaded = [code.load(own + lanes * k, code.lanes_between(None, left - lanes * k)) for k in range(9)]
-            taps = [code.every(9, loaded, tap) for tap in range(9)]
-            columns = [transformed(*taps[i::3]) for i in range(3)]
-            for row in range(4):
-                for column, value in enumerate(transformed(*(columns[i][row] for i in range(3)))):
-                    place = (row * 4 + column) * rows + (number - first)
-                    code.store(value, places + (place * plan.pitch + term), align=4 * lanes)
+        with code.loop(first, last) as number:
+            numbers = w + number * plan.channels * plan.taps
+            with code.when(plan.is_cut.equals(1)):
+                _copy_parts(code, plan, numbers, part_taps, copy)
+            numbers = code.select(plan.is_cut.equals(1), copy, numbers)
+            with code.loop(0, plan.terms, lanes) as term:
+                own, left = numbers + term * 9, (plan.terms - term) * 9
+                loaded = [code.load(own + lanes * k, code.lanes_between(None, left - lanes * k)) for k in range(9)]
+                taps = [code.every(9, loaded, tap) for tap in range(9)]
+                columns = [transformed(*taps[i::3]) for i in range(3)]
+                for row in range(4):
+                    for column, value in enumerate(transformed(*(columns[i][row] for i in range(3)))):
+                        place = (row * 4 + column) * rows + (number - first)
+                        code.store(value, places + (place * plan.pitch + term), align=4 * lanes)
         return code
 
     def _tables(self) -> Function:
         """Write down what to read for some tiles, and where their outputs go.
 
-        Pieces are runs of at most `lanes` tiles in one row of tiles. For each plane of the kernel and each piece there
+        Pieces are runs of at most `lanes` tiles in one row of tiles. For each part of the kernel and each piece there
         are `ENTRY` numbers. Runs are whole: for each there are its first tile, its first output, its columns and its
         rows. The number of runs comes first.
         """
@@ -100,7 +108,7 @@ class Winograd:
         code = Function("tables", [Argument(*each) for each in names], self.lanes, returns=True)
         memory, table, goals, start, count = code.given
         plan = PLAN.read(memory)
-        outer = Outer(code, plan)
+        outer, part_places = Outer(code, plan), plan.pointer("part_places", INTEGER)
         pieces, runs, tile = code.variable(0), code.variable(0), code.variable(0)
         with code.repeat() as end:
             lane: Int = tile.get()
@@ -118,12 +126,13 @@ class Winograd:
             goal[3] = code.minimum(plan.height - ty * 2, 2)
             with code.loop(0, length, self.lanes) as ahead:
                 piece: Int = pieces.get()
-                with code.loop(0, plan.planes) as number:
+                with code.loop(0, plan.planes // plan.parts) as number:
                     first, inside = outer.read(number)
-                    entry = table + (number * plan.pieces + piece) * ENTRY
-                    self._entry(
-                        code, plan, entry, (sample * plan.x_sample + first, inside), (ty, tx + ahead, lane + ahead)
-                    )
+                    with code.loop(0, plan.parts) as part:
+                        entry = table + ((number * plan.parts + part) * plan.pieces + piece) * ENTRY
+                        y, x = ty * 2 + part_places[part * 2], (tx + ahead) * 2 + part_places[part * 2 + 1]
+                        of_plane = sample * plan.x_sample + first, inside
+                        self._entry(code, plan, entry, of_plane, (y - plan.top, x - plan.left, lane + ahead))
                 pieces.set(piece + 1)
             runs.set(runs.get() + 1)
             tile.set(lane + length)
@@ -135,8 +144,7 @@ class Winograd:
         self, code: Function, plan: Fields, entry: Pointer, plane: tuple[Int, Int], tile: tuple[Int, Int, Int]
     ) -> None:
         """Write down what a piece reads of a plane: where it begins, and which cells of each row are inside of it."""
-        (first, inside), (ty, tx, lane) = plane, tile
-        y, x = ty * 2 - plan.top, tx * 2 - plan.left
+        (first, inside), (y, x, lane) = plane, tile
         most = 2 * self.lanes + 2
         one = code.variable(1).get()
         low, high = (code.minimum(code.maximum(each, 0), most) for each in (0 - x, plan.input_width - x))
@@ -249,7 +257,7 @@ class Winograd:
         with code.when(is_first & ~tiles_first):
             first = index * plan.filters_of_share
             last = code.minimum(first + plan.filters_of_share, filters)
-            code.run(self.filters, memory, w, shared + first * plan.pitch, first, last, filters)
+            code.run(self.filters, memory, w, shared + first * plan.pitch, scratch, first, last, filters)
         with code.when(is_first & tiles_first):
             _, pieces = block.enter(index)
             block.transform(index, pieces, shared + index * block.numbers)
@@ -261,7 +269,7 @@ class Winograd:
             ahead = group * plan.filters
             own = (scratch.of("i8") + plan.at_filters).of(code.element)
             with code.when(tiles_first):
-                code.run(self.filters, memory, w, own, ahead + first, ahead + last, plan.filters_of_block)
+                code.run(self.filters, memory, w, own, scratch, ahead + first, ahead + last, plan.filters_of_block)
             places = code.select(tiles_first, own - first * plan.pitch, shared + ahead * plan.pitch)
             block.rows = code.select(tiles_first, plan.filters_of_block, filters)
             start = group * plan.column_blocks
@@ -277,6 +285,17 @@ class Winograd:
                     flag.set(flag.get() + block.filters(arrays, (at, stop), count))
         code.give(flag.get())
         return code
+
+
+def _copy_parts(code: Function, plan: Fields, numbers: Pointer, part_taps: Pointer, copy: Pointer) -> None:
+    """Copy the taps of a filter, part by part; those that another part has are 0."""
+    count = plan.planes * 9
+    with code.loop(0, plan.channels) as channel:
+        source, goal = numbers + channel * plan.taps, copy + channel * count
+        with code.loop(0, count) as number:
+            tap = part_taps[number]
+            value = source[code.maximum(tap, 0)]
+            goal[number] = code.select(tap < 0, Vector(code, code.element, "0.0"), value)
 
 
 class _Block:

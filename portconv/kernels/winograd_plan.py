@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from array import array
+from itertools import product
 
 from .outer import FIELDS, MOST_OUTER
 from .record import Record
 from .share import PLAN_HEAD
-from .sizes import Layout, Planned, Sizes, addresses, blocks, ceiling
+from .sizes import Layout, Planned, Sizes, addresses, blocks, ceiling, numbers
 from .target import Target
 
 VARIANTS = ("3x3",)
@@ -26,10 +28,14 @@ more terms than the second number it has half as many filters, so that they stay
 TRANSFORMED = 1 << 11
 """About so many filters of one channel are transformed in one share."""
 MOST_ENTRIES = 1 << 13
-"""The most planes of a kernel times pieces of a share, so that the tables stay in the cache."""
+"""The most parts of a kernel times pieces of a share, so that the tables stay in the cache."""
 CYCLES_OF_INPUT, CYCLES_OF_OUTPUT, CYCLES_OF_FILTER = 60.0, 50.0, 150.0
 """About how many vectors are multiplied in the time in which one piece of inputs, one vector of outputs or one of
 filters is transformed."""
+TAPS = 3
+"""The taps of a part, along each dimension."""
+WORTH = 0.75
+"""A kernel is cut into parts if their tiles have at most this part of its products."""
 ENTRY, GOAL = 5, 4
 """The numbers that say what a piece reads: where, and the cells of each of its four rows; and what a run writes."""
 
@@ -40,17 +46,50 @@ PLAN = Record(
     *("input_height", "input_width", "top", "left", "x_sample", "x_channel", "out_sample", "bias_step"),
     *FIELDS,
     *("tiles_of_block", "column_blocks", "filter_blocks", "filters_of_block", "pieces", "filters_of_share"),
-    *("tiles_first", "at_tables", "at_goals", "at_sums", "at_filters"),
+    *("tiles_first", "at_tables", "at_goals", "at_sums", "at_filters", "at_taps"),
+    *("channels", "taps", "parts", "is_cut", "part_places", "part_taps"),
 )
-"""The plan in memory. `planes` counts the taps of the outer dimensions, `pitch` is the length of a transformed filter,
-and `rows` counts the planes of outputs of a sample."""
+"""The plan in memory. A plane of the kernel has so many `parts` of 3x3 taps, each of which begins at a row and a column
+of `part_places`; `planes` counts the parts of all planes. `part_taps` has the taps of each, or -1. `pitch` is the
+length of a transformed filter, and `rows` counts the planes of outputs of a sample."""
 
 
 def serves(sizes: Sizes) -> bool:
-    """Return whether the kernel is one of 3x3 planes, with stride 1 and dilation 1 in the plane."""
+    """Return whether stride and dilation are 1 in the plane, and tiles of its 3x3 parts have fewer products."""
     last = slice(-2, None)
-    plane = sizes.kernel[last], sizes.stride[last], sizes.dilation[last]
-    return plane == ((3, 3), (1, 1), (1, 1)) and len(sizes.size) <= MOST_OUTER
+    if not 2 <= len(sizes.size) <= MOST_OUTER or min(sizes.kernel[last]) < TAPS:
+        return False
+    products = PLACES * math.prod(len(parts_of(kernel)) for kernel in sizes.kernel[last])
+    is_dense = sizes.stride[last] == sizes.dilation[last] == (1, 1)
+    return is_dense and products <= WORTH * 4 * math.prod(sizes.kernel[last])
+
+
+def parts_of(kernel: int) -> list[tuple[int, int]]:
+    """Cut the taps of a dimension into parts: return where each begins, and its first tap that no other part has.
+
+    The last part begins early enough to lie in the kernel, so that it reads no other cells.
+    """
+    return [(min(first, kernel - TAPS), first) for first in range(0, kernel, TAPS)]
+
+
+def planes_of(sizes: Sizes) -> int:
+    """Return how many parts the planes of a kernel have, each of which is a term of the sums for each channel."""
+    return math.prod(sizes.kernel[:-2]) * math.prod(len(parts_of(kernel)) for kernel in sizes.kernel[-2:])
+
+
+def _parts(sizes: Sizes) -> dict[str, array[int]]:
+    """Return the lists that say where the parts of a plane are, and which taps the parts of all planes have."""
+    height, width = sizes.kernel[-2:]
+    places, taps = [], []
+    parts = list(product(parts_of(height), parts_of(width)))
+    for (top, _), (left, _) in parts:
+        places += [top, left]
+    for plane in range(math.prod(sizes.kernel[:-2])):
+        for (top, first_row), (left, first_column) in parts:
+            for row, column in product(range(top, top + TAPS), range(left, left + TAPS)):
+                is_own = row >= first_row and column >= first_column
+                taps.append((plane * height + row) * width + column if is_own else -1)
+    return {"part_places": numbers(places), "part_taps": numbers(taps)}
 
 
 def _tile_rows(sizes: Sizes) -> tuple[int, int]:
@@ -70,9 +109,9 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool) -> Planned | None:
 
     Each share has a few vectors of tiles, and some of the filters where there are few tiles.
     """
-    if not serves(sizes) or sizes.taps // 9 * _pieces(sizes, target) > MOST_ENTRIES:
+    if not serves(sizes) or planes_of(sizes) * _pieces(sizes, target) > MOST_ENTRIES:
         return None
-    width, terms = target.lanes * target.vectors, sizes.channels * sizes.taps // 9
+    width, terms = target.lanes * target.vectors, sizes.channels * planes_of(sizes)
     (tile_rows, tile_columns), planes = _tile_rows(sizes), math.prod(sizes.out[:-2])
     tiles = sizes.batch * planes * tile_rows * tile_columns
     column_blocks, vectors = blocks(ceiling(tiles, target.lanes), target.vectors)
@@ -88,20 +127,23 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool) -> Planned | None:
     filters_of_share = max(1, ceiling(sizes.out_channels, MOST_SHARES), TRANSFORMED // max(1, terms))
     entries = _pieces(sizes, target)
 
+    is_cut, parts = sizes.kernel[-2:] != (TAPS, TAPS), planes_of(sizes) // math.prod(sizes.kernel[:-2])
     layout = Layout()
     layout.add(0 if tiles_first else of_tiles)
     places = {
-        "at_tables": layout.add(8 * sizes.taps // 9 * entries * ENTRY),
+        "at_tables": layout.add(8 * planes_of(sizes) * entries * ENTRY),
         "at_goals": layout.add(8 * (width * GOAL + 1)),
         "at_sums": layout.add(4 * PLACES * FILTERS_AT_ONCE * width),
         "at_filters": layout.add(4 * PLACES * filters_of_block * pitch if tiles_first else 0),
+        "at_taps": layout.add(4 * TAPS**2 * (terms + target.lanes) * is_cut),
     }
-    lists, all_columns = sizes.outer(len(sizes.size) - 2), sizes.groups * column_blocks
+    lists, all_columns = sizes.outer(len(sizes.size) - 2) | _parts(sizes), sizes.groups * column_blocks
     first = all_columns if tiles_first else ceiling(sizes.out_channels, filters_of_share)
     shares = filter_blocks * (sizes.groups if tiles_first else all_columns)
     values = PLAN.packed(
         **{"phases": 2, "shares_first": first, "shares_last": shares, "tiles_first": int(tiles_first)},
-        **{"groups": sizes.groups, "filters": sizes.filters, "terms": terms, "planes": sizes.taps // 9},
+        **{"groups": sizes.groups, "filters": sizes.filters, "terms": terms, "planes": planes_of(sizes)},
+        **{"channels": sizes.channels, "taps": sizes.taps, "parts": parts, "is_cut": int(is_cut)},
         **{"pitch": pitch, "rows": planes, "height": sizes.out[-2], "width": sizes.out[-1], "tiles": tiles},
         **{"tile_rows": tile_rows, "tile_columns": tile_columns, "positions": sizes.positions},
         **{"input_height": sizes.size[-2], "input_width": sizes.size[-1], "bias_step": int(has_bias)},
@@ -123,13 +165,13 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool) -> Planned | None:
 
 def _transforms_tiles_first(sizes: Sizes, of_tiles: int) -> bool:
     """Return whether the first phase is to transform the inputs: they take so many bytes, and filters take more."""
-    of_filters = 4 * PLACES * sizes.out_channels * sizes.channels * sizes.taps // 9
+    of_filters = 4 * PLACES * sizes.out_channels * sizes.channels * planes_of(sizes)
     return of_filters > MANY_BYTES and of_filters > sizes.groups * of_tiles
 
 
 def _cycles(sizes: Sizes, target: Target, filter_blocks: int) -> float:
     """Estimate the time: the products at all places, and the transforms of inputs, outputs and filters."""
-    terms, planes = sizes.channels * sizes.taps // 9, math.prod(sizes.out[:-2])
+    terms, planes = sizes.channels * planes_of(sizes), math.prod(sizes.out[:-2])
     rows, columns = _tile_rows(sizes)
     tiles = sizes.batch * planes * rows * columns
     vectors, width = ceiling(tiles, target.lanes), target.lanes * target.vectors
