@@ -133,7 +133,7 @@ class Compiled(Algorithm):
         if not may_transform(geometry):
             return terms
         channels = geometry.group_in if kind == Kind.FORWARD else geometry.group_out
-        return max(terms, channels * geometry.taps // 9 + 3 * 2 + 9 - 1)
+        return max(terms, channels * winograd.planes_of(_sizes(geometry)) + 3 * 2 + 9 - 1)
 
     def magnitudes(
         self, kind: Kind, geometry: Geometry, backend: Backend, product: PlainProduct, a: Array, b: Array
@@ -153,6 +153,8 @@ def magnitudes_of_tiles(
     kind: Kind, geometry: Geometry, backend: Backend, product: PlainProduct, a: Array, b: Array
 ) -> Array:
     """Return what the errors of tiles are in proportion to, transformed along the last two dimensions."""
+    if kind == Kind.WEIGHT_GRAD:  # which has no tiles
+        return product(kind, geometry, a, b)
     axes = (geometry.dims - 2, geometry.dims - 1)
     return by_plain_sums(kind, geometry, backend, product, (a, b), axes)
 

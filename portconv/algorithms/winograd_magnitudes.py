@@ -39,18 +39,32 @@ def by_plain_sums(
     """Bound |A^T| ((|G| |w|) * (|B^T| |x|)), or its adjoint, where the dimensions `axes` are transformed.
 
     The plain sums are those with a kernel of (2, 1, 2) along each of these dimensions, times the sum of a filter's taps
-    along them.
+    along them. A kernel of more taps consists of parts of 3 along a dimension, whose sums are added. The last begins
+    early enough to lie in the kernel, and the taps that the part before has count as 0 in it.
     """
     (a, b), xp, along = operands, backend.xp, tuple(2 + axis for axis in axes)
-    taps = xp.sum(b, axis=along, keepdims=True) if kind != Kind.WEIGHT_GRAD else 1.0
-    row = backend.asarray(CELL_WEIGHTS, b.dtype, backend.device_of(b))
+    if kind != Kind.WEIGHT_GRAD:
+        for axis in along:
+            b = _of_parts(backend, b, axis)
+        return product(kind, geometry, a, b * 1.0)
+    # The bound of the gradient of the filters is the adjoint of that sum: all taps of a filter have one bound.
+    row, taps = backend.asarray(CELL_WEIGHTS, b.dtype, backend.device_of(b)), 1.0
     for axis in axes:
         taps = taps * xp.reshape(row, (1, 1, *(3 if at == axis else 1 for at in range(geometry.dims))))
-    if kind != Kind.WEIGHT_GRAD:
-        return product(kind, geometry, a, taps * 1.0)
-    # The bound of the gradient of the filters is the adjoint of that sum: all taps of a filter have one bound.
     sums = xp.sum(product(kind, geometry, a, b) * taps, axis=along, keepdims=True)
     return xp.broadcast_to(sums, geometry.w_shape) * 1.0
+
+
+def _of_parts(backend: Backend, w: Array, axis: int) -> Array:
+    """Return the kernel of the plain sums along one axis of the magnitudes of filters."""
+    xp, kernel, ahead = backend.xp, w.shape[axis], (slice(None),) * axis
+    cells: list[Array] = [0.0] * kernel
+    for first in range(0, kernel, 3):
+        start = min(first, kernel - 3)
+        total = xp.sum(w[(*ahead, slice(first, start + 3), ...)], axis=axis, keepdims=True)
+        for cell, weight in enumerate(CELL_WEIGHTS, start):
+            cells[cell] = cells[cell] + weight * total
+    return xp.concat(cells, axis=axis)
 
 
 def of_outputs(geometry: Geometry, backend: Backend, x: Array, w: Array) -> Array:

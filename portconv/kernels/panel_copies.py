@@ -127,9 +127,10 @@ class Copies:
             cells = x + here * channel
             if self.every == 1:
                 with code.when(count.equals(WHOLE)):
-                    vectors = [self._cells(code, cells + (entry[0] + start), entry[ENTRY * v + 1], step) for v, start in enumerate(range(0, self.width, self.lanes))]
-                    for v, vector in enumerate(vectors):
-                        code.store(vector, row + self.lanes * v, align=4 * self.lanes)
+                    starts = range(0, self.width, self.lanes)
+                    reads = [(cells + (entry[0] + start), entry[ENTRY * v + 1]) for v, start in enumerate(starts)]
+                    for start, vector in zip(starts, [self._cells(code, *read, step) for read in reads], strict=True):
+                        code.store(vector, row + start, align=4 * self.lanes)
             with code.loop(0, count) as piece:
                 read = entry + piece * ENTRY
                 if self.is_sparse:  # short pieces far apart, whose next channels no CPU foresees

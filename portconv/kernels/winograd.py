@@ -31,9 +31,9 @@ from .share import SHARE, driver
 from .target import Target
 from .tile import filters_from, finished, sums_of
 from .values import INTEGER, Int, Pointer, Vector
-from .winograd_plan import ENTRY, FILTERS_AT_ONCE, GOAL, PLACES, PLAN, RUN, VARIANTS, plan_of, serves
+from .winograd_plan import ENTRY, FILTERS_AT_ONCE, GOAL, PLACES, PLAN, RUN, VARIANTS, plan_of, planes_of, serves
 
-__all__ = ["VARIANTS", "module", "plan_of", "serves"]
+__all__ = ["VARIANTS", "module", "plan_of", "planes_of", "serves"]
 
 
 def module(target: Target, variant: str) -> Module:

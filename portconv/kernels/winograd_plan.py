@@ -29,9 +29,11 @@ TRANSFORMED = 1 << 11
 """About so many filters of one channel are transformed in one share."""
 MOST_ENTRIES = 1 << 13
 """The most parts of a kernel times pieces of a share, so that the tables stay in the cache."""
-CYCLES_OF_INPUT, CYCLES_OF_OUTPUT, CYCLES_OF_FILTER = 60.0, 50.0, 150.0
+CYCLES_OF_INPUT, CYCLES_OF_OUTPUT, CYCLES_OF_FILTER, CYCLES_OF_COPY = 60.0, 50.0, 150.0, 15.0
 """About how many vectors are multiplied in the time in which one piece of inputs, one vector of outputs or one of
-filters is transformed."""
+filters is transformed, and one part of a filter is copied."""
+CYCLES_OF_PHASE = 12_000.0
+"""What the first phase takes beside its work: threads wait for one another."""
 TAPS = 3
 """The taps of a part, along each dimension."""
 WORTH = 0.75
@@ -55,9 +57,12 @@ length of a transformed filter, and `rows` counts the planes of outputs of a sam
 
 
 def serves(sizes: Sizes) -> bool:
-    """Return whether stride and dilation are 1 in the plane, and tiles of its 3x3 parts have fewer products."""
-    last = slice(-2, None)
-    if not 2 <= len(sizes.size) <= MOST_OUTER or min(sizes.kernel[last]) < TAPS:
+    """Return whether stride and dilation are 1 in the plane, and tiles of its 3x3 parts have fewer products.
+
+    Where a filter has one channel, and a channel one filter, the transforms take longer than all products.
+    """
+    last, is_depthwise = slice(-2, None), sizes.channels == sizes.filters == 1
+    if is_depthwise or not 2 <= len(sizes.size) <= MOST_OUTER or min(sizes.kernel[last]) < TAPS:
         return False
     products = PLACES * math.prod(len(parts_of(kernel)) for kernel in sizes.kernel[last])
     is_dense = sizes.stride[last] == sizes.dilation[last] == (1, 1)
@@ -179,4 +184,5 @@ def _cycles(sizes: Sizes, target: Target, filter_blocks: int) -> float:
     filters = ceiling(sizes.filters, target.filters // 2) * (target.filters // 2)
     transforms = pieces * terms * CYCLES_OF_INPUT * filter_blocks + vectors * filters * CYCLES_OF_OUTPUT
     prepared = filters * ceiling(terms, target.lanes) * CYCLES_OF_FILTER
-    return sizes.groups * (PLACES * filters * terms * vectors + transforms + prepared)
+    prepared += filters * terms * CYCLES_OF_COPY * (sizes.kernel[-2:] != (TAPS, TAPS))
+    return sizes.groups * (PLACES * filters * terms * vectors + transforms + prepared) + CYCLES_OF_PHASE

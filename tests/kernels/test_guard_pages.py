@@ -38,7 +38,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {"memory": (1 << 16, 600 << 10), "skips": 
 
 
 def drawn(random: np.random.Generator) -> Sizes | None:
-    """Sizes of one to four dimensions, of which few are round; half of the kernels are 3x3 or their like."""
+    """Sizes of one to four dimensions, of which few are round; half of the kernels are 3x3, 5x5 or their like."""
 
     def one_of(*numbers: int) -> int:
         return int(random.choice(numbers))
@@ -52,7 +52,7 @@ def drawn(random: np.random.Generator) -> Sizes | None:
             size, taps = one_of(1, 2, 3, 5, 9, 14), one_of(1, 2, 3)
         stride, dilation = one_of(1, 1, 1, 2, 3), one_of(1, 1, 1, 2, 3)
         if plain:
-            taps, stride, dilation = 3, (one_of(1, 2) if dim < dims - 2 else 1), 1
+            taps, stride, dilation = one_of(3, 3, 3, 5, 6, 7), (one_of(1, 2) if dim < dims - 2 else 1), 1
         # The gradient of an input may have a negative padding.
         sides.append((size, taps, stride, dilation, one_of(0, 0, 1, 1, 2, 3, -1), one_of(0, 0, 1, 1, 2, 4, -1)))
     groups, channels = one_of(1, 1, 1, 2, 3, 5), one_of(1, 1, 2, 3, 5, 17, 40)
@@ -74,6 +74,11 @@ def options_of(family: ModuleType, random: np.random.Generator) -> dict[str, Any
     return {name: values[random.integers(len(values))] for name, values in CHOICES.items() if name in known}
 
 
+def parts(kernel: int) -> list[tuple[int, int]]:
+    """Cut a kernel into parts of 3 taps: where each begins, and its first tap that is not that of another part."""
+    return [(min(first, kernel - 3), first) for first in range(0, kernel, 3)]
+
+
 def magnitudes_of_tiles(sizes: Sizes, x: Any, w: Any, b: Any) -> Any:
     """Return the sums of Winograd's tiles with all numbers, and all entries of the matrices, without their signs."""
     of_inputs = np.abs(np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]], float))
@@ -83,18 +88,22 @@ def magnitudes_of_tiles(sizes: Sizes, x: Any, w: Any, b: Any) -> Any:
     more = [2 * count - size for count, size in zip(tiles, sizes.out[-2:], strict=True)]
     after = (*sizes.after[:-2], *(a + b for a, b in zip(sizes.after[-2:], more, strict=True)))
     padded = padded_by(abs(x.astype(float)), sizes.before, after)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (4, 4), (-2, -1))[..., ::2, ::2, :, :]
-    inputs = np.einsum("ik,...kl,jl->...ij", of_inputs, windows, of_inputs)
-    filters = np.einsum("ik,...kl,jl->...ij", of_filters, abs(w.astype(float)), of_filters)
-    filters = filters.reshape(sizes.groups, sizes.filters, sizes.channels, *sizes.kernel[:-2], 4, 4)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (4, 4), (-2, -1))
     shape = (sizes.batch, sizes.groups, sizes.filters, *sizes.out[:-2], *tiles, 4, 4)
-    sums = np.zeros(shape)
-    for tap in product(*map(range, sizes.kernel[:-2])):
+    sums, of_parts = np.zeros(shape), [parts(size) for size in sizes.kernel[-2:]]
+    for *tap, (top, row), (left, column) in product(*map(range, sizes.kernel[:-2]), *of_parts):
         outer = zip(tap, sizes.dilation, sizes.stride, sizes.out, strict=False)
         where = tuple(slice(k * d, k * d + step * (out - 1) + 1, step) for k, d, step, out in outer)
-        cells = inputs[(slice(None), slice(None), *where)]
+        rows, columns = (slice(at, at + 2 * count - 1, 2) for at, count in zip((top, left), tiles, strict=True))
+        cells = windows[(slice(None), slice(None), *where, rows, columns)]
+        cells = np.einsum("ik,...kl,jl->...ij", of_inputs, cells, of_inputs)
         cells = cells.reshape(sizes.batch, sizes.groups, sizes.channels, *shape[3:])
-        sums += np.einsum("ngc...ij,gfcij->ngf...ij", cells, filters[(slice(None),) * 3 + tap])
+        part = abs(w.astype(float))[(slice(None), slice(None), *tap)].copy()
+        part[..., :row, :], part[..., :column] = 0, 0
+        part = part[..., top : top + 3, left : left + 3]
+        filters = np.einsum("ik,...kl,jl->...ij", of_filters, part, of_filters)
+        filters = filters.reshape(sizes.groups, sizes.filters, sizes.channels, 4, 4)
+        sums += np.einsum("ngc...ij,gfcij->ngf...ij", cells, filters)
     outputs = np.einsum("ik,...kl,jl->...ij", of_outputs, sums, of_outputs)
     whole = np.moveaxis(outputs, -2, -3).reshape(
         sizes.batch, sizes.out_channels, *sizes.out[:-2], 2 * tiles[0], 2 * tiles[1]
@@ -111,7 +120,7 @@ def bound(family: str, sizes: Sizes, x: Any, w: Any, b: Any, magnitudes: Any) ->
         roundings = min(terms, RUN) + 2 * terms / RUN + sizes.channels * (sizes.taps > RUN) + 2
         return 1.01 * roundings * ROUNDING * magnitudes
     # Two sums in a row in each of two dimensions for filters and outputs, and one for inputs.
-    terms //= 9
+    terms = sizes.channels * winograd.planes_of(sizes)
     roundings = min(terms, RUN) + terms / RUN + 2 * 2 + 2 * 2 + 2 * 1 + 2
     return 1.01 * roundings * ROUNDING * magnitudes_of_tiles(sizes, x, w, b)
 

@@ -18,6 +18,16 @@ ABS_FILTER = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0.5], [0, 0, 1]])
 ABS_OUTPUT = np.array([[1, 1, 1, 0], [0, 1, 1, 1]])
 
 
+def computed_in_planes(w, groups, stride, dilation) -> bool:
+    """Return whether kernels of this CPU may compute filters of a shape in tiles of their last two dimensions.
+
+    Parts of 3x3 taps take 16 products for 4 outputs each, and are to have at most three quarters of all products.
+    """
+    if len(w) < 4 or w[:2] == (groups, 1) or min(w[-2:]) < 3 or {*stride[-2:], *dilation[-2:]} != {1}:
+        return False
+    return 16 * math.prod(-(-size // 3) for size in w[-2:]) <= 3 * math.prod(w[-2:])
+
+
 @dataclass(frozen=True)
 class Problem:
     """A convolution, with its padding as cells before and after, and its random operands."""
@@ -119,23 +129,27 @@ class Problem:
     @property
     def in_planes(self) -> bool:
         """Whether kernels of this CPU may compute it in tiles of its last two dimensions."""
-        return self.w[-2:] == (3, 3) and self.w[2:] != (3,) and {*self.stride[-2:], *self.dilation[-2:]} == {1}
+        return computed_in_planes(self.w, self.groups, self.stride, self.dilation)
 
     def plane_terms(self) -> dict[str, int]:
         """Return how many roundings a term meets in these tiles: 5 along each of two dimensions, and in the sum.
 
-        The sum is over the channels and over the taps of the dimensions before; the bias is one more.
+        The sum is over the channels, the taps of the dimensions before, and the parts; the bias is one more.
         """
-        outer = math.prod(self.w[2:-2])
+        outer = math.prod(self.w[2:-2]) * math.prod(-(-size // 3) for size in self.w[-2:])
         return {"out": self.w[1] * outer + 5 * 2 + 1, "dx": self.w[0] // self.groups * outer + 5 * 2}
 
     def planes(self, x, w, b, dout) -> dict[str, np.ndarray]:
         """Return sums of magnitudes no smaller than those through these tiles, for operands that are not negative.
 
         An output of a tile along one dimension counts its window's cells at most (2, 1, 2) times, each with a number of
-        the transformed filter. That is at most the sum of the three taps.
+        the transformed filter. That is at most the sum of the three taps. More taps are computed as parts of three.
         """
-        taps = w.sum(axis=(-2, -1), keepdims=True) * np.outer((2, 1, 2), (2, 1, 2))
+        taps, (height, width) = np.zeros(w.shape), w.shape[-2:]
+        for row, column in product(range(0, height, 3), range(0, width, 3)):
+            top, left = min(row, height - 3), min(column, width - 3)
+            total = w[..., row : top + 3, column : left + 3].sum(axis=(-2, -1), keepdims=True)
+            taps[..., top : top + 3, left : left + 3] += total * np.outer((2, 1, 2), (2, 1, 2))
         return {"out": self.forward(x, taps, b), "dx": self.input_grad(dout, taps)}
 
     def tiles_anywhere(self, x, w, b, dout) -> dict[str, np.ndarray]:

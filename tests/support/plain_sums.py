@@ -12,7 +12,7 @@ from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
-from support.oracle import Problem, gamma
+from support.oracle import Problem, computed_in_planes, gamma
 
 REAL = ("float32", "float64", "float16", "bfloat16")
 COMPLEX = ("complex64", "complex128")
@@ -256,7 +256,7 @@ class Call:
     @property
     def in_planes(self):
         """Whether kernels of this CPU may compute it in tiles of its last two dimensions."""
-        return self.w[2:] != (3,) and self.w[-2:] == (3, 3) and {*self.stride[-2:], *self.dilation[-2:]} == {1}
+        return computed_in_planes(self.w, self.groups, self.stride, self.dilation)
 
     def algorithms(self, exactly=False):
         """List the algorithms that can compute it, with "auto"; `exactly` for those that add up whole numbers exactly.
