@@ -91,14 +91,14 @@ class Call:
     planned : Planned
     """
 
-    __slots__ = ("address", "compute", "is_long", "kernel", "most", "planned", "ready", "scratch", "values")
+    __slots__ = ("address", "compute", "is_long", "kernel", "most", "planned", "ready", "scratch", "shared", "values")
 
     def __init__(self, kernel: Kernel, planned: Planned) -> None:
         self.kernel, self.planned = kernel, planned
         self.ready = ready(kernel)
         self.values = array("q", planned.values)
         self.address = self.values.buffer_info()[0]
-        self.scratch = ceiling(planned.scratch_bytes, LINE) * LINE
+        self.scratch, self.shared = ceiling(planned.scratch_bytes, LINE) * LINE, planned.shared_bytes
         self.most = planned.shares if planned.cycles > SHARED else 1
         self.is_long = planned.cycles > LONG
         self.compute = self.ready.short if planned.cycles < SHORT else self.ready.alone
@@ -108,7 +108,11 @@ class Call:
 
         `operands` are the addresses of the input, the filters, the bias and the output.
         """
-        threads, shared = min(threads, self.most), self.planned.shared_bytes
+        if self.most == 1:  # a call of a few microseconds, in which each step counts
+            memory = _memory.of(self.scratch + self.shared)
+            alone: int = self.compute(self.address, *operands, memory.address, memory.address + self.scratch)
+            return alone
+        threads, shared = min(threads, self.most), self.shared
         # A signal handler may call in turn, and need more: so this call holds its own memory.
         memory = _memory.of(threads * self.scratch + shared)
         scratch = memory.address

@@ -21,13 +21,15 @@ DATA_FORMATS: tuple[str, ...] = get_args(DataFormat)
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 
-PLAIN = {int, str}
-"""The types of plain options; a bool is no int here."""
-
-
-def _is_plain(option: object) -> bool:
-    """Return whether an option is plain, or a tuple of plain ones."""
-    return type(option) in PLAIN or (type(option) is tuple and all(map(_is_plain, option)))
+def _are_plain(options: tuple[object, ...]) -> bool:
+    """Return whether each option is an int, a str or a tuple of such; a bool is no int here."""
+    for option in options:
+        kind = type(option)
+        if kind is int or kind is str:
+            continue
+        if kind is not tuple or not isinstance(option, tuple) or not _are_plain(option):
+            return False
+    return True
 
 
 class Options(NamedTuple):
@@ -53,4 +55,4 @@ class Options(NamedTuple):
 
         A cache takes True and 1.0 for 1, so only such options may be looked up in one.
         """
-        return {*map(type, self)} <= PLAIN or all(map(_is_plain, self))
+        return _are_plain(self)
