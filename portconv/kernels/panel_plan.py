@@ -29,6 +29,8 @@ MOST_LONE, MOST_VECTORS_BESIDE = 2, 8
 """Up to so many columns beside at most so many vectors are multiplied one by one, along their terms."""
 CYCLES_OF_LONE = 2.0
 """A lone column takes so many times as long as its multiplications: filters are loaded as well."""
+FAR_BYTES = 2 << 20
+"""Inputs of more bytes lie beyond the nearest caches."""
 MOST_ENTRIES = 1 << 14
 """The most taps times pieces of a panel, so that the tables stay in the cache."""
 EVERY = {"full": 1, "halved": 2, "thirds": 3, "quarters": 4, "gathered": 0, "sparse": 1}
@@ -51,7 +53,7 @@ PLAN = Record(
     *FIELDS,
     "row_taps",
     *("panels", "together", "lone", "column_blocks", "filter_blocks", "filters_of_block", "pieces"),
-    *("at_tables", "at_pieces", "at_images", "at_sums", "at_active"),
+    *("at_tables", "at_pieces", "at_images", "at_sums", "at_active", "asked_terms"),
 )
 """The plan in memory. `row_taps` has the first cell of each tap along the last dimension."""
 
@@ -173,6 +175,7 @@ def plan_of(
         **{"panels": block.panels, "together": together, "lone": lone, "pieces": entries, "bias_step": int(has_bias)},
         **{"column_blocks": block.columns, "filter_blocks": block.filters},
         **{"filters_of_block": block.filters_of_block},
+        **{"asked_terms": _asked_terms(target, sizes, block.filters_of_block) if linear else 0},
         **_numbers(sizes, band, linear, lists),
         **places,
         **addresses(lists),
@@ -200,6 +203,13 @@ def _numbers(sizes: Sizes, band: int, linear: bool, lists: dict[str, array[int]]
         **{"x_sample": sizes.in_channels * sizes.cells, "out_sample": sizes.out_channels * sizes.positions},
         **{"outer": len(sizes.size) - 1},
     }
+
+
+def _asked_terms(target: Target, sizes: Sizes, filters: int) -> int:
+    """Return of how many terms each tile asks for cells, so that all tiles ask for those of a run; 0 if it is no use."""
+    if sizes.taps > 1 or 4 * sizes.batch * sizes.in_channels * sizes.cells < FAR_BYTES:
+        return 0
+    return ceiling(min(RUN, sizes.channels), ceiling(filters, target.filters))
 
 
 def lone_columns(target: Target, sizes: Sizes) -> int:

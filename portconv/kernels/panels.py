@@ -213,10 +213,24 @@ class _Products:
                         cells = block.panels + (panel - panels[0]) * RUN * self.width
                         with code.when(last.equals(count_of_terms)):
                             self.ask_for_outputs(at, panel, size)
+                        with code.when(self.plan.asked_terms > 0):
+                            self.ask_for_inputs(at, panel, terms)
                         for each in range(1, self.target.vectors + 1):
                             with code.when(vectors.equals(each)):
                                 sums = sums_of(code, (cells, self.width), filters, each, last - first, self.order)
                                 self.finish(sums, (at, panel, count), first.equals(0), last.equals(count_of_terms))
+
+    def ask_for_inputs(self, at: Int, panel: Int, terms: tuple[Int, Int, Int]) -> None:
+        """Ask for a part of the cells that the panel gets next: those of the next run, or of the next share."""
+        code, plan, (_, last, count_of_terms) = self.code, self.plan, terms
+        ends = last >= count_of_terms
+        first, ahead = code.select(ends, 0, last), code.select(ends, plan.panels * self.width, 0)
+        start = first + (at - self.block.first) // self.target.filters * plan.asked_terms
+        stop = code.minimum(start + plan.asked_terms, count_of_terms)
+        cells = self.block.x + (self.block.tables[panel * plan.pieces * ENTRY] + ahead)
+        with code.loop(start, stop) as term:
+            for line in range(0, self.width + NUMBERS_OF_LINE - 1, NUMBERS_OF_LINE):
+                code.prefetch(cells + (term * plan.x_channel + line))
 
     def ask_for_outputs(self, at: Int, panel: Int, filters: int) -> None:
         """Ask for the lines that a tile is going to store into, which come meanwhile."""
