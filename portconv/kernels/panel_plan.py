@@ -206,7 +206,7 @@ def _numbers(sizes: Sizes, band: int, linear: bool, lists: dict[str, array[int]]
 
 
 def _asked_terms(target: Target, sizes: Sizes, filters: int) -> int:
-    """Return of how many terms each tile asks for cells, so that all tiles ask for those of a run; 0 if it is no use."""
+    """Return of how many terms each tile asks for cells, so that all ask for those of a run; 0 if it is no use."""
     if sizes.taps > 1 or 4 * sizes.batch * sizes.in_channels * sizes.cells < FAR_BYTES:
         return 0
     return ceiling(min(RUN, sizes.channels), ceiling(filters, target.filters))

@@ -25,7 +25,14 @@ ALIGNED_STEPS, ALIGNED = "aligned", 4
 """The way of reading neighbouring cells for so many taps from two vectors, where one filter meets each load."""
 FEWEST_ALIGNED = 5
 """It pays for rows of so many taps."""
-VARIANTS = (*(f"{steps}{filters}" for steps in EVERY for filters in FILTERS), f"{ALIGNED_STEPS}1")
+HALF = "half-"
+"""Before the name of a variant whose vectors are half as long, for rows that whole ones do not fill."""
+HALVED = tuple(f"{STEPS[every]}{max(FILTERS)}" for every in (1, 2, 4))
+VARIANTS = (
+    *(f"{steps}{filters}" for steps in EVERY for filters in FILTERS),
+    f"{ALIGNED_STEPS}1",
+    *(f"{HALF}{name}" for name in HALVED),
+)
 MOST_VECTORS = 8
 PIECE = 5
 """The numbers of a piece: where it reads in the copy and goes in the output, its length, and its taps along the first
@@ -39,11 +46,11 @@ NO_EDGE = 1 << 40
 MOST_DIMS = 15
 MEASURED = 0.88
 """What was measured takes this part of what is estimated, beside the other families."""
-LOAD, ALIGNED_LOAD, LATENCY = 1.75, 1.2, 4.0
+LOAD, ALIGNED_LOAD, LATENCY, HALF_SIZE = 1.75, 1.2, 4.0, 0.53
 CYCLES_OF_COPY = {"full": 2.5, "halved": 3.0, "thirds": 3.5, "quarters": 4.0, GATHERED: 24.0}
 CYCLES_OF_LINE, CYCLES_OF_PIECE, CYCLES_OF_TILE, CYCLES_OF_STORE = 12.0, 25.0, 30.0, 4.0
 """About how many vectors are multiplied in the time of a load that crosses lines of the cache, of the copy of a vector,
-of finding a line and a piece of a share, and of a run of a tile, and a store."""
+of finding a line and a piece of a share, and of a run of a tile, and a store; and in that of half a vector."""
 
 COPIED = (
     *PLAN_HEAD,
@@ -72,6 +79,14 @@ many rows as `rows_of_first`, and `first_...` are the numbers of that dimension.
 `rows`, `steps` and `line_strides` have a number for each dimension before the last one, and `row_taps` has where in the
 copy each tap reads.
 """
+
+
+def parted(target: Target, variant: str) -> tuple[Target, str, int]:
+    """Return what a variant is: a target with its vectors, how it copies cells, and the filters of a tile."""
+    if variant.startswith(HALF) and target.name == "avx512":
+        target = target._replace(lanes=target.lanes // 2)
+    name = variant.removeprefix(HALF)
+    return target, name[:-1], int(name[-1])
 
 
 def vectors_of(target: Target, filters: int) -> int:
@@ -201,17 +216,17 @@ def _cycles_of_tile(target: Target, filters: int) -> float:
     return _cycles_of_term(filters, vectors) / vectors
 
 
-def _cycles_of_term(filters: int, vectors: int, load: float = LOAD) -> float:
+def _cycles_of_term(filters: int, vectors: int, load: float = LOAD, size: float = 1.0) -> float:
     """Return the cycles of a term of a tile: products, loads, or until a sum can be added to; and the loop."""
-    return max(1.0 * filters * vectors, load * vectors + filters / 2, LATENCY) + 0.15 * vectors + 1.0
+    return max(size * filters * vectors, size * load * vectors + filters / 2, LATENCY) + size * (0.15 * vectors + 1.0)
 
 
 def _cycles_of_pieces(target: Target, variant: str, pieces: int) -> float:
     """Return the cycles of a term of all pieces, what is left of which is cut into small tiles."""
-    cycles, left, filters = 0.0, pieces, int(variant[-1])
+    cycles, left, (_, steps, filters) = 0.0, pieces, parted(target, variant)
+    load, size = ALIGNED_LOAD if steps == ALIGNED_STEPS else LOAD, HALF_SIZE if variant.startswith(HALF) else 1.0
     for vectors in tile_sizes(target, filters):
-        load = ALIGNED_LOAD if variant.startswith(ALIGNED_STEPS) else LOAD
-        cycles += left // vectors * _cycles_of_term(filters, vectors, load)
+        cycles += left // vectors * _cycles_of_term(filters, vectors, load, size)
         left %= vectors
     return cycles
 
@@ -265,7 +280,7 @@ def _lists(sizes: Sizes, lines: Lines, pitch: int) -> dict[str, array[int]]:
 
 def _cycles(target: Target, sizes: Sizes, block: _Block, copy: _Copy, variant: str) -> float:
     """Return about how many vectors are multiplied in the time that a share takes."""
-    filters = int(variant[-1])
+    filters = parted(target, variant)[2]
     copied = copy.lines * copy.vectors * sizes.channels * CYCLES_OF_COPY[STEPS.get(sizes.stride[-1], GATHERED)]
     found = CYCLES_OF_LINE * copy.lines * len(sizes.size) + CYCLES_OF_PIECE * copy.pieces
     tiles = ceiling(sizes.filters, filters) * copy.pieces
@@ -281,9 +296,19 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, variant: str = "") 
     """Plan a convolution, or return nothing if the kernels do not serve it."""
     if len(sizes.size) > MOST_DIMS + 1:
         return None
-    variant = variant or _variant(target, sizes)
-    filters, lanes, lines = int(variant[-1]), target.lanes, lines_of(sizes)
-    if variant.startswith(ALIGNED_STEPS):
+    if variant:
+        return _planned(target, sizes, variant, has_bias=has_bias)
+    name = _variant(target, sizes)
+    names = (name, f"{HALF}{name}") if name in HALVED and target.name == "avx512" else (name,)
+    plans = (_planned(target, sizes, each, has_bias=has_bias) for each in names)
+    return min(filter(None, plans), key=lambda plan: plan.cycles, default=None)
+
+
+def _planned(target: Target, sizes: Sizes, variant: str, *, has_bias: bool) -> Planned | None:
+    """Plan a convolution by one variant, or return nothing if its copies take too much memory."""
+    (target, steps, filters), lines = parted(target, variant), lines_of(sizes)
+    lanes = target.lanes
+    if steps == ALIGNED_STEPS:
         lines = lines._replace(shift=lines.shift + lanes)
     block, phases = _block(sizes, lines, lanes), len(lines.phases)
     copy, (first_step, beyond) = _copy(sizes, lines, block, lanes), _first(sizes, lines)

@@ -17,7 +17,7 @@ from .emit import Argument, Function, Module
 from .part_stores import store_part
 from .record import Fields
 from .row_copies import Copies, pieces_of
-from .row_plan import ALIGNED, ALIGNED_STEPS, FILTERS, PIECE, PLAN, RUN, STEPS, VARIANTS, plan_of, tile_sizes
+from .row_plan import ALIGNED, ALIGNED_STEPS, FILTERS, PIECE, PLAN, RUN, STEPS, VARIANTS, parted, plan_of, tile_sizes
 from .share import SHARE, driver
 from .target import Target
 from .tile import filters_from
@@ -40,7 +40,7 @@ run and its taps, and whether it is the first one and the last one. It returns 1
 
 def module(target: Target, variant: str) -> Module:
     """Write the kernels for one way of copying cells and one number of filters in a tile."""
-    steps, filters = variant[:-1], int(variant[-1])
+    target, steps, filters = parted(target, variant)
     assert filters in FILTERS
     aligned = steps == ALIGNED_STEPS
     copies = Copies(target, STEPS[1] if aligned else steps)

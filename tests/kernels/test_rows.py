@@ -28,7 +28,7 @@ def drawn(random, variant):
         size = int(random.integers(1, 60 if dim == dims - 1 else 9))
         before, after = (int(each) for each in random.integers(0, 2 * taps + 2, 2))
         if dim == dims - 1:
-            stride = STRIDES[variant[:-1]] or int(random.integers(5, 8))
+            stride = STRIDES[row_plan.parted(target.cross("avx512"), variant)[1]] or int(random.integers(5, 8))
             if variant.startswith(row_plan.ALIGNED_STEPS):
                 taps, dilation = int(random.integers(1, 40)), 1
         sides.append((size, taps, stride, dilation, before, after))
