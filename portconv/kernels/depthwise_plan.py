@@ -39,9 +39,9 @@ cell is used, the more it matters."""
 LOSSES = {1: (1.2, 1.0), 2: (1.2, 3.0)}
 """By stride: what a tile costs more for the rows of inputs that its rows do not share, and the columns that a tile of
 half vectors costs more than it has."""
-FAR_BYTES, AHEAD, FEWEST_CELLS = 4 << 20, 512, 256
-"""Arrays of more bytes lie beyond the nearest caches: lines are asked for at least so many numbers ahead. The cells of
-smaller planes follow one another so closely that the CPU sees what comes next."""
+FAR_BYTES, FEWEST_CELLS, FEWEST_ASKED = 4 << 20, 256, 512
+"""Arrays of more bytes lie beyond the nearest caches. Of planes of so many numbers all bands are then computed before
+the next plane, as memory is read; and of planes of so many each tile asks for the lines of a later one."""
 CYCLES_OF_PLANE = 20.0
 """What a plane costs beside its tiles."""
 
@@ -183,7 +183,11 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, variant: str = "") 
     products = share_products(planes * bands * band_products)
     band_blocks, bands_of_share = blocks(bands, ceiling(products, band_products))
     plane_blocks, planes_of_share = blocks(planes, ceiling(products, band_products * bands_of_share))
-    planes_of_group = planes_of_share if bands == 1 else max(1, GROUP_CELLS // (plane.size[0] * plane.size[1]))
+    planes_of_group = max(1, GROUP_CELLS // (plane.size[0] * plane.size[1]))
+    if bands == 1:
+        planes_of_group = planes_of_share
+    elif _is_far(planes, plane, FEWEST_CELLS):
+        planes_of_group = 1
     shares = plane_blocks * band_blocks
     zeros = ceiling(plane.before[1] + plane.size[1] + plane.after[1] + 2 * lanes, lanes) * lanes
     last_row, last_phase = divmod(plane.out[0] - 1, plane.dilation[0])
@@ -197,7 +201,7 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, variant: str = "") 
         row_dilation=plane.dilation[0], column_dilation=plane.dilation[1],
         last_row=last_row, last_phase=last_phase, zeros=zeros,
         x_channel=sizes.cells, bias_step=int(has_bias),
-        **_ahead(sizes, plane, shape, planes_of_group),
+        **_ahead(sizes, planes, plane, shape),
         x_plane=plane.size[0] * plane.size[1], out_plane=plane.out[0] * plane.out[1], **depth,
     )  # fmt: skip
     block = {"planes": planes_of_share, "bands": bands_of_share, "rows": shape.rows, "lanes": lanes}
@@ -207,19 +211,19 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, variant: str = "") 
     return Planned(shape.name, values, (), shares, 4 * zeros, block, is_plain=is_plain, cycles=cycles)
 
 
-def _ahead(sizes: Sizes, plane: Plane, shape: Shape, planes_of_group: int) -> dict[str, int]:
-    """Return how far ahead lines are asked for: the next planes, or the next band where a group is one plane."""
+def _is_far(planes: int, plane: Plane, fewest: int) -> bool:
+    """Return whether the inputs and outputs lie beyond the nearest caches, and planes have so many numbers."""
     cells, positions = (each[0] * each[1] for each in (plane.size, plane.out))
-    planes = sizes.batch * sizes.out_channels
-    if 4 * planes * (cells + positions) < FAR_BYTES or min(cells, positions) < FEWEST_CELLS:
+    return 4 * planes * (cells + positions) >= FAR_BYTES and min(cells, positions) >= fewest
+
+
+def _ahead(sizes: Sizes, planes: int, plane: Plane, shape: Shape) -> dict[str, int]:
+    """Return how far ahead lines are asked for: those of the next band."""
+    if not _is_far(planes, plane, FEWEST_ASKED):
         return {"x_ahead": 0, "out_ahead": 0}
-    if planes_of_group == 1:
-        ahead = shape.rows * shape.stride * plane.size[1], shape.rows * plane.out[1]
-    else:
-        count = ceiling(AHEAD, min(cells, positions))
-        ahead = count * cells, count * positions
     # Filters of one channel read the same plane.
-    return {"x_ahead": ahead[0] if sizes.filters == 1 else 0, "out_ahead": ahead[1]}
+    x_ahead = shape.rows * shape.stride * plane.size[1] if sizes.filters == 1 else 0
+    return {"x_ahead": x_ahead, "out_ahead": shape.rows * plane.out[1]}
 
 
 def _reads_cells(sizes: Sizes) -> bool:
