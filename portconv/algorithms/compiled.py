@@ -4,7 +4,8 @@ Each family of kernels plans a convolution and estimates its time, and the faste
 at stride 1 is the output of the mirrored convolution.
 
 Sums are added up in runs, so each term is rounded no more often than there are terms: the bound of a plain sum holds.
-Where Winograd's tiles may be transformed, the bound is theirs: F(2x2, 3x3) along the last two dimensions.
+Where Winograd's tiles may be transformed, the bound is theirs: F(2x2, 3x3) along the last two dimensions, of the kernel
+or of each of its parts.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ portconv's choices were made on the layers of `ZOO`. Its sizes are those of:
   SincNet" (SLT 2018), with a longer kernel;
 - Stanford's CS231n: the layers on which its notebooks time and check the fast versions.
 
-The layers of `HELD_OUT` say what other networks get. No costs were fitted to them, but how kernels cut the work for
-threads was adjusted after a look at some. Its sizes are those of:
+The layers of `HELD_OUT` say what other networks get. No costs were fitted to them, but how kernels cut their work and
+read memory was adjusted after a look at some. Its sizes are those of:
 
 - AlexNet: Krizhevsky, Sutskever and Hinton, "ImageNet classification with deep convolutional networks" (NIPS 2012);
 - GoogLeNet: Szegedy et al., "Going deeper with convolutions" (CVPR 2015), and Inception-v3: Szegedy et al., "Rethinking

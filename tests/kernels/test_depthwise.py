@@ -12,6 +12,7 @@ if state.fault() is not None:
 
 from kernels.planned_calls import called, check, sizes_of
 
+import portconv
 from portconv.kernels import depthwise, depthwise_plan, target
 
 TARGETS = [state.here(), *([target.cross("avx2")] if state.here().name == "avx512" else [])]
@@ -79,12 +80,23 @@ def test_bits_do_not_depend_on_how_work_is_cut_into_shares(cpu, monkeypatch):
 
 @by_target
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
-def test_a_number_that_is_not_finite_is_reported(cpu, value):
-    sizes = sizes_of(1, 3, 3, 3, [(9, 3, 1, 1, 1, 1), (40, 3, 1, 1, 1, 1)])
-    for place in ((0, 0, 0), (1, 8, 39), (2, 4, 20)):
-        x, w = np.ones((1, 3, 9, 40), np.float32), np.ones((3, 1, 3, 3), np.float32)
+@pytest.mark.parametrize("width", [40, 14, 7])
+def test_a_number_that_is_not_finite_is_reported(cpu, value, width):
+    sizes = sizes_of(1, 3, 3, 3, [(9, 3, 1, 1, 1, 1), (width, 3, 1, 1, 1, 1)])
+    for place in ((0, 0, 0), (1, 8, width - 1), (2, 4, width // 2)):
+        x, w = np.ones((1, 3, 9, width), np.float32), np.ones((3, 1, 3, 3), np.float32)
         x[0][place] = value
         assert called(depthwise, cpu, sizes, (x, w, None))[1] > 0
+
+
+@by_target
+def test_numbers_near_the_largest_are_stored_as_they_are(cpu):
+    # Whether all are finite is asked of a sum of rows, which may overflow: then the call is looked at once more.
+    sizes = sizes_of(1, 1, 1, 1, [(7, 3, 1, 1, 1, 1), (14, 3, 1, 1, 1, 1)])
+    x, w = np.full((1, 1, 7, 14), 2.0**127, np.float32), np.zeros((1, 1, 3, 3), np.float32)
+    w[..., 1, 1] = 1
+    assert np.array_equal(called(depthwise, cpu, sizes, (x, w, None))[0], x)
+    assert np.array_equal(portconv.conv(x, w, padding=1, algorithm="compiled"), x)
 
 
 def test_what_the_family_does_not_serve_has_no_plan():

@@ -154,11 +154,13 @@ def test_all_families_compute_the_sums_within_their_memory(cpu: target.Target) -
 
 
 @pytest.mark.parametrize("cpu", TARGETS, ids=lambda cpu: cpu.name)
-def test_winograd_reports_what_is_not_finite(cpu: target.Target) -> None:
-    sizes = sizes_of(2, 3, 5, 1, [(9, 3, 1, 1, 1, 1), (40, 3, 1, 1, 1, 1)])
+@pytest.mark.parametrize("taps", [3, 5])
+def test_winograd_reports_what_is_not_finite(cpu: target.Target, taps: int) -> None:
+    edge = taps // 2
+    sizes = sizes_of(2, 3, 5, 1, [(9, taps, 1, 1, edge, edge), (40, taps, 1, 1, edge, edge)])
     assert sizes is not None
     for place, value in product(((0, 0, 0, 0), (1, 1, 8, 39), (1, 2, 4, 20)), (np.inf, -np.inf, np.nan)):
-        x, w = np.ones((2, 3, 9, 40), np.float32), np.ones((5, 3, 3, 3), np.float32)
+        x, w = np.ones((2, 3, 9, 40), np.float32), np.ones((5, 3, taps, taps), np.float32)
         x[place] = value
         assert called(winograd, cpu, sizes, (x, w, None))[1] > 0
 
