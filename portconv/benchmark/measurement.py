@@ -1,8 +1,8 @@
 """Time candidates beside one another on a layer, and compare their results with the exact ones.
 
 The candidates take turns, so that other work of the machine slows all of them alike, and the median of a candidate's
-turns counts. Before each turn the candidate runs untimed until the threads of the previous one have stopped spinning.
-If its call takes too long to be run once more, it waits instead. A candidate gets no more turns once its turns have
+turns counts. A turn begins when the threads of the previous candidate have stopped spinning, and the candidate first
+runs untimed, unless its call takes too long to be run once more. A candidate gets no more turns once its turns have
 taken `ENOUGH` seconds.
 """
 
@@ -24,8 +24,11 @@ from .zoo import Layer
 
 OURS = "portconv"
 
-SETTLE, TURN = 0.12, 0.04
-"""The seconds that a candidate runs untimed (OpenBLAS's idle threads spin for 0.1 s after a product), and timed."""
+SETTLE, TURN = 0.06, 0.04
+"""The seconds that a candidate runs untimed, and timed."""
+LOOK, PATIENCE = 0.01, 1.0
+"""The seconds of one look at whether threads still spin, and of all looks. OpenBLAS's spin for 0.1 s after a product,
+and ONNX Runtime's for so many rounds, however long these take beside others."""
 LONG, ENOUGH = 0.5, 5.0
 """The seconds beyond which a call is not run untimed, and beyond which a candidate gets no more turns."""
 
@@ -187,12 +190,21 @@ def medians(candidates: Mapping[str, Callable[[], Any]], repeats: int, slow: Col
             turns = times[name]
             if sum(turns) > ENOUGH:
                 continue
-            if name in slow or max(turns, default=0.0) > LONG:
-                time.sleep(SETTLE)
-            else:
+            _wait_until_idle()
+            if name not in slow and max(turns, default=0.0) <= LONG:
                 repeat(run, SETTLE)
             turns.append(repeat(run, TURN))
     return {name: statistics.median(turns) for name, turns in times.items()}
+
+
+def _wait_until_idle() -> None:
+    """Wait until no thread of this process computes, as those that wait for work by spinning do for a while."""
+    until = time.perf_counter() + PATIENCE
+    while time.perf_counter() < until:
+        before = time.process_time()
+        time.sleep(LOOK)
+        if time.process_time() - before < LOOK / 4:
+            return
 
 
 def repeat(run: Callable[[], Any], seconds: float) -> float:

@@ -28,7 +28,7 @@ from portconv.benchmark import (
     medians,
     surroundings,
 )
-from portconv.benchmark.measurement import ENOUGH, LONG, SETTLE, TURN
+from portconv.benchmark.measurement import ENOUGH, LONG, LOOK, PATIENCE, SETTLE, TURN
 from portconv.benchmark.memory import peak_of_portconv, peak_of_process
 from portconv.benchmark.peers import Candidate, portconv_itself
 from portconv.benchmark.problem import EPS, PASSES, Errors, Problem
@@ -233,7 +233,13 @@ class Clock:
 
     def __init__(self) -> None:
         self.now = 0.0
+        self.computed = 0.0
+        self.spinning = 0.0
+        """The seconds that other threads still compute."""
         self.ran: list[str] = []
+
+    def process_time(self) -> float:
+        return self.computed
 
     def perf_counter(self) -> float:
         return self.now
@@ -241,6 +247,8 @@ class Clock:
     def sleep(self, seconds: float) -> None:
         self.ran.append("sleep")
         self.now += seconds
+        self.computed += min(seconds, self.spinning)
+        self.spinning -= min(seconds, self.spinning)
 
     def candidate(self, name: str, *seconds: float) -> Callable[[], None]:
         """Return a call that takes each of these times in turn, and then always the last one."""
@@ -264,14 +272,22 @@ def test_turns_are_interleaved_and_settle_first(clock: Clock) -> None:
     quarter = LONG / 2  # longer than SETTLE, so that each turn is two calls
     actual = medians({"a": clock.candidate("a", quarter), "b": clock.candidate("b", quarter / 2)}, 3)
     assert quarter / 2 > SETTLE
-    assert clock.ran == ["a", "a", "b", "b"] * 3
+    assert clock.ran == ["sleep", "a", "a", "sleep", "b", "b"] * 3
     assert actual == pytest.approx({"a": quarter, "b": quarter / 2})
 
 
 def test_short_calls_are_repeated(clock: Clock) -> None:
     actual = medians({"a": clock.candidate("a", 2**-10)}, 2)
     assert actual == {"a": 2**-10}
-    assert len(clock.ran) == 2 * (math.ceil(SETTLE * 2**10) + math.ceil(TURN * 2**10))
+    assert clock.ran.count("a") == 2 * (math.ceil(SETTLE * 2**10) + math.ceil(TURN * 2**10))
+
+
+def test_a_turn_begins_when_no_other_thread_spins(clock: Clock) -> None:
+    for spinning, looks in ((0.0, 1), (4.5 * LOOK, 6), (math.inf, round(PATIENCE / LOOK))):
+        clock.spinning, clock.ran = spinning, []
+        medians({"a": clock.candidate("a", 0.25)}, 1)
+        assert clock.ran.count("sleep") == pytest.approx(looks, abs=1)
+        assert clock.ran[-2:] == ["a", "a"]
 
 
 def test_the_median_turn_counts(clock: Clock) -> None:
@@ -279,11 +295,11 @@ def test_the_median_turn_counts(clock: Clock) -> None:
     assert medians({"a": clock.candidate("a", *turns)}, 3) == {"a": 0.375}
 
 
-def test_a_long_call_waits_instead_of_settling_and_has_fewer_turns(clock: Clock) -> None:
+def test_a_long_call_does_not_settle_and_has_fewer_turns(clock: Clock) -> None:
     actual = medians({"a": clock.candidate("a", 2.0), "b": clock.candidate("b", 0.25)}, 9, slow={"a"})
     assert actual == {"a": 2.0, "b": 0.25}
     assert clock.ran.count("a") == math.floor(ENOUGH / 2) + 1
-    assert clock.ran[:4] == ["sleep", "a", "b", "b"]
+    assert clock.ran[:5] == ["sleep", "a", "sleep", "b", "b"]
     assert clock.ran.count("b") == 18
 
 
