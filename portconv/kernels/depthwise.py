@@ -20,13 +20,12 @@ from .emit import Function, Module
 from .lanes import are_below, indices, keep_order, picked
 from .part_stores import store_first
 from .share import SHARE, driver
+from .sizes import NUMBERS_OF_LINE
 from .target import Target
 from .values import INTEGER, Flag, Int, Number, Pointer, Value, Variable, Vector
 
 __all__ = ["SHAPES", "VARIANTS", "module", "plan_of", "variant_of"]
 
-NUMBERS_OF_LINE = 16
-"""The numbers in a line of the cache."""
 KEPT_MASKS = 8
 """The masks of so many tiles are kept; a power of 2."""
 

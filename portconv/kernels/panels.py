@@ -20,12 +20,11 @@ from .panel_plan import BLOCK_BYTES, ENTRY, PLAN, RUN, VARIANTS, plan_of
 from .part_stores import store_part
 from .record import Fields
 from .share import SHARE, driver
+from .sizes import NUMBERS_OF_LINE
 from .target import Target
 from .tile import filters_from, finished, sums_of
 from .values import INTEGER, Flag, Int, Pointer, Variable, Vector
 
-NUMBERS_OF_LINE = 16
-"""The numbers in a line of the cache."""
 __all__ = ["BLOCK_BYTES", "VARIANTS", "module", "plan_of"]
 
 

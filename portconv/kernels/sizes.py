@@ -13,8 +13,8 @@ SHARE_PRODUCTS = 500_000
 FEWEST_PRODUCTS = 150_000
 """A share of a small call has at least so many; handing over one costs as much as some thousands."""
 
-LINE = 64
-"""The bytes of a line of the cache."""
+LINE, NUMBERS_OF_LINE = 64, 16
+"""The bytes of a line of the cache, and its numbers in float32."""
 
 
 class Sizes(NamedTuple):
