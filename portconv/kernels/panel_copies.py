@@ -50,8 +50,11 @@ class Copies:
             lane: Int = column.get()
             code.leave(lane >= count, end)
             position, piece = start + lane, pieces.get()
-            of_sample, of_row = plan.positions - position % plan.positions, plan.width - position % plan.width
-            left = code.select(plan.is_linear.equals(1), of_sample, of_row)
+            if self.is_sparse:
+                left = rows.enter(position, count - lane)
+            else:
+                of_sample, of_row = plan.positions - position % plan.positions, plan.width - position % plan.width
+                left = code.select(plan.is_linear.equals(1), of_sample, of_row)
             length = code.minimum(code.minimum(left, count - lane), self.lanes)
             done = code.variable(0)
             with code.repeat() as end_of_piece:
@@ -96,7 +99,7 @@ class Copies:
             entry = images + (number.get() * 3 + 1)
             if self.is_sparse:
                 length = rows.enter(position, count - lane)
-                entry[1] = rows.sample * plan.out_sample + rows.row * plan.out_width + rows.column
+                entry[1] = rows.sample * plan.out_sample + rows.row * plan.width + rows.column
             else:
                 length = code.minimum(plan.positions - position % plan.positions, count - lane)
                 entry[1] = position // plan.positions * plan.out_sample + position % plan.positions
@@ -155,22 +158,30 @@ class _Rows:
 
     def __init__(self, code: Function, plan: Fields, *, in_bands: bool) -> None:
         self.code, self.plan, self.outer, self.in_bands = code, plan, Outer(code, plan), in_bands
-        self.row_taps = plan.pointer("row_taps", INTEGER)
+        self.row_taps, self.bands = (plan.pointer(name, INTEGER) for name in ("row_taps", "bands"))
 
     def enter(self, position: Int, most: Int) -> Int:
         """Begin at a position; return how many of at most so many positions lie in its row."""
-        plan, ahead = self.plan, position % self.plan.width
-        row = position // plan.width
-        self.column = ahead
-        if self.in_bands:
-            self.column = ahead + row // plan.rows_of_band * plan.width
-            row = row % plan.rows_of_band
-            self.sample = row % plan.rows_of_samples // plan.rows_of_block
-            self.row = row // plan.rows_of_samples * plan.rows_of_block + row % plan.rows_of_block
-        else:
+        code, plan = self.code, self.plan
+        if not self.in_bands:
+            row, self.column = position // plan.width, position % plan.width
             self.sample, self.row = row // plan.rows, row % plan.rows
+            self.outer.enter(self.row)
+            return code.minimum(plan.width - self.column, most)
+        band = code.variable(0)
+        with code.repeat() as end:
+            number: Int = band.get()
+            code.leave(position < self.bands[number + 1] * plan.rows_of_band, end)
+            band.set(number + 1)
+        start, stop = self.bands[band.get()], self.bands[band.get() + 1]
+        in_band = position - start * plan.rows_of_band
+        row, ahead = in_band // (stop - start), in_band % (stop - start)
+        self.column = start + ahead
+        # Rows of all samples through which the same taps read padding follow one another.
+        self.sample = row % plan.rows_of_samples // plan.rows_of_block
+        self.row = row // plan.rows_of_samples * plan.rows_of_block + row % plan.rows_of_block
         self.outer.enter(self.row)
-        return self.code.minimum(plan.width - ahead, most)
+        return code.minimum(stop - start - ahead, most)
 
     def taps(self, table: Pointer, size: Int) -> Iterator[tuple[Pointer, Int, Int, Flag]]:
         """Write what follows for each tap: its entry, its first cell, that cell's place in its row, whether it is."""

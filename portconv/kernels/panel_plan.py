@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from itertools import pairwise
 from typing import NamedTuple
 
 from .outer import FIELDS, MOST_OUTER
@@ -48,14 +49,14 @@ CYCLES_OF_TABLE = 12.0
 PLAN = Record(
     *PLAN_HEAD,
     *("channels", "filters", "terms", "taps", "taps_of_row"),
-    *("rows", "rows_of_band", "rows_of_block", "rows_of_samples", "width", "out_width", "positions", "columns"),
+    *("rows", "rows_of_band", "rows_of_block", "rows_of_samples", "width", "positions", "columns"),
     *("input_width", "step", "is_linear", "x_sample", "x_channel", "out_sample", "bias_step"),
     *FIELDS,
-    "row_taps",
+    *("row_taps", "bands"),
     *("panels", "together", "lone", "column_blocks", "filter_blocks", "filters_of_block", "pieces"),
     *("at_tables", "at_pieces", "at_images", "at_sums", "at_active", "asked_terms"),
 )
-"""The plan in memory. `row_taps` has the first cell of each tap along the last dimension."""
+"""The plan in memory. `row_taps` has the first cell of each tap along the last dimension, and `bands` their columns."""
 
 
 def variant_of(stride: int) -> str:
@@ -68,15 +69,19 @@ def is_linear(sizes: Sizes) -> bool:
     return sizes.size == sizes.out and set(sizes.stride) == {1}
 
 
-def band_of(sizes: Sizes) -> int:
-    """Return how many columns a band has in which the same taps read padding alone; 0 if few taps do.
+def bands_of(sizes: Sizes) -> list[int]:
+    """Return where bands of columns begin, and where the last one ends, if few taps read cells; else nothing.
 
-    A dilated kernel on a small input with as much padding is an example: DeepLab's, of 3x3 with dilation 12 on 28x28.
+    In a band the same taps read padding alone. A dilated kernel on a small input with as much padding is an example:
+    DeepLab's, of 3x3 with dilation 12 on 28x28.
     """
     if sizes.stride[-1] != 1 or density(sizes) > DENSE:
-        return 0
-    band = _alike(sizes, -1)
-    return band if band >= FEWEST_COLUMNS else sizes.out[-1]
+        return []
+    edges = {0, sizes.out[-1]}
+    for tap in range(sizes.kernel[-1]):
+        edges.update(sizes.reading(-1, tap))
+    bands = sorted(edges)
+    return bands if min(b - a for a, b in pairwise(bands)) >= FEWEST_COLUMNS else [0, sizes.out[-1]]
 
 
 def _alike(sizes: Sizes, dim: int) -> int:
@@ -143,20 +148,21 @@ def plan_of(
     says whether taps that read padding alone may be left out: not where filters are infinite, as 0 times that is nan.
     """
     width, terms = target.lanes * target.vectors, sizes.channels * sizes.taps
-    band = band_of(sizes) if skips else 0
-    linear = is_linear(sizes) and not band
-    row = sizes.positions if linear else band or sizes.out[-1]
-    entries = _pieces(row, target)
+    bands = bands_of(sizes) if skips else []
+    linear = is_linear(sizes) and not bands
+    row = sizes.positions if linear else sizes.out[-1] // max(1, len(bands) - 1)
+    # A panel may lie in several bands, each of which begins a piece.
+    entries = max((_pieces(b - a, target) for a, b in pairwise(bands)), default=_pieces(row, target)) + len(bands)
     if len(sizes.size) > MOST_OUTER + 1 or sizes.taps * entries > MOST_ENTRIES:
         return None
     table, has_runs = 8 * ENTRY * sizes.taps * entries, terms > RUN
     of_panel = 4 * RUN * width + table + 4 * width * sizes.filters * has_runs
-    lone = 0 if band else lone_columns(target, sizes)
+    lone = 0 if bands else lone_columns(target, sizes)
     # Less memory than a block may take is like panels of more bytes.
     of_panel = of_panel * BLOCK_BYTES // min(BLOCK_BYTES, max(1, memory))
     block = _blocks(target, sizes, sizes.batch * sizes.positions - lone, row, of_panel)
     # Where the kernel is sparse, each panel has terms of its own.
-    together = 1 if band else block.together
+    together = 1 if bands else block.together
 
     layout = Layout()
     # A lone column lies where the panels do.
@@ -171,34 +177,35 @@ def plan_of(
     shares = sizes.groups * block.columns * block.filters
     lists = sizes.outer(len(sizes.size) - 1)
     values = PLAN.packed(
-        **{"phases": 2 if band else 1, "shares_first": sizes.groups * sizes.filters, "shares_last": shares},
+        **{"phases": 2 if bands else 1, "shares_first": sizes.groups * sizes.filters, "shares_last": shares},
         **{"panels": block.panels, "together": together, "lone": lone, "pieces": entries, "bias_step": int(has_bias)},
         **{"column_blocks": block.columns, "filter_blocks": block.filters},
         **{"filters_of_block": block.filters_of_block},
         **{"asked_terms": _asked_terms(target, sizes, block.filters_of_block) if linear else 0},
-        **_numbers(sizes, band, linear, lists),
+        **_numbers(sizes, bands, linear, lists),
         **places,
         **addresses(lists),
     )
     shown = {"positions": block.panels * width, "filters": min(block.filters_of_block, sizes.filters)}
     return Planned(
-        SPARSE if band else variant_of(sizes.stride[-1]), values, tuple(lists.values()), shares, layout.bytes, shown,
-        is_plain=not band, cycles=_cycles(sizes, target, row, block.filters) * (density(sizes) if band else 1.0),
+        SPARSE if bands else variant_of(sizes.stride[-1]), values, tuple(lists.values()), shares, layout.bytes, shown,
+        is_plain=not bands, cycles=_cycles(sizes, target, row, block.filters) * (density(sizes) if bands else 1.0),
     )  # fmt: skip
 
 
-def _numbers(sizes: Sizes, band: int, linear: bool, lists: dict[str, array[int]]) -> dict[str, int]:
-    """Return the fields that describe the convolution, and add the list of taps along the last dimension."""
+def _numbers(sizes: Sizes, bands: list[int], linear: bool, lists: dict[str, array[int]]) -> dict[str, int]:
+    """Return the fields that describe the convolution, and add the lists of taps and of bands of the last dimension."""
+    lists["bands"] = numbers(bands)
     lists["row_taps"] = numbers([tap * sizes.dilation[-1] - sizes.before[-1] for tap in range(sizes.kernel[-1])])
     rows = sizes.positions // sizes.out[-1]
     # Of a band, rows of all samples through which the same taps read padding follow one another.
-    rows_of_block = _alike(sizes, -2) if band and len(sizes.size) > 1 else rows
+    rows_of_block = _alike(sizes, -2) if bands and len(sizes.size) > 1 else rows
     return {
         **{"channels": sizes.channels, "terms": sizes.channels * sizes.taps, "filters": sizes.filters},
         **{"taps": sizes.taps, "taps_of_row": sizes.kernel[-1], "columns": sizes.batch * sizes.positions},
         **{"rows": rows, "rows_of_band": sizes.batch * rows, "rows_of_block": rows_of_block},
-        **{"rows_of_samples": sizes.batch * rows_of_block, "width": band or sizes.out[-1]},
-        **{"out_width": sizes.out[-1], "positions": sizes.positions, "input_width": sizes.size[-1]},
+        **{"rows_of_samples": sizes.batch * rows_of_block, "width": sizes.out[-1]},
+        **{"positions": sizes.positions, "input_width": sizes.size[-1]},
         **{"step": sizes.stride[-1], "is_linear": int(linear), "x_channel": sizes.cells},
         **{"x_sample": sizes.in_channels * sizes.cells, "out_sample": sizes.out_channels * sizes.positions},
         **{"outer": len(sizes.size) - 1},
