@@ -117,9 +117,11 @@ class _Tile:
         # The last band begins early enough to be a whole one, if the plane has as many rows.
         start = code.maximum(code.minimum(first, last - (shape.rows - 1)), 0)
         row = number + plan.row_dilation * (start * shape.stride) - plan.before_rows
+        # Narrow rows are loaded from their first cell on.
+        first_column = 0 if self.is_narrow else plan.before_columns
         self.inputs = []
         for _ in range(shape.input_rows):
-            self.inputs.append((row.is_index(plan.height), row * plan.width - plan.before_columns))
+            self.inputs.append((row.is_index(plan.height), row * plan.width - first_column))
             row = row + plan.row_dilation
         rows = [number + plan.row_dilation * code.minimum(start + each, last) for each in range(shape.rows)]
         self.outputs = [row * plan.out_width for row in rows]
@@ -140,7 +142,7 @@ class _Tile:
             self.rows = self.rows_of(self.cells)
         outputs = [results + at for at in self.outputs]
         if self.is_narrow:
-            self.tile(plan.before_columns, outputs, 0, [self.is_stored])
+            self.tile(0, outputs, 0, [self.is_stored])
         else:
             self.tiles(outputs)
         self.count_on(counters)

@@ -26,7 +26,8 @@ def drawn(random, shape):
     sides = []
     for taps, dilation, most in ((height, apart[0], 20), (width, apart[1], 70)):
         size = int(random.integers(1, 20 if shape.narrow else most))
-        before, after = (int(each) for each in random.integers(0, 2 * taps + 2, 2))
+        # The gradient of an input may have a negative padding.
+        before, after = (int(each) for each in random.integers(-1, 2 * taps + 2, 2))
         sides.append((size, taps, stride, dilation, before, after))
     if height == 1 and random.integers(2):
         sides = sides[1:]
