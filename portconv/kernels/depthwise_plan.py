@@ -183,7 +183,7 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, variant: str = "") 
     products = share_products(planes * bands * band_products)
     band_blocks, bands_of_share = blocks(bands, ceiling(products, band_products))
     plane_blocks, planes_of_share = blocks(planes, ceiling(products, band_products * bands_of_share))
-    planes_of_group = max(1, GROUP_CELLS // (plane.size[0] * plane.size[1]))
+    planes_of_group = max(1, GROUP_CELLS // max(1, plane.size[0] * plane.size[1]))
     if bands == 1:
         planes_of_group = planes_of_share
     elif _is_far(planes, plane, FEWEST_CELLS):

@@ -90,6 +90,14 @@ def test_a_number_that_is_not_finite_is_reported(cpu, value, width):
         assert called(depthwise, cpu, sizes, (x, w, None))[1] > 0
 
 
+def test_an_input_of_no_cells_gives_the_bias():
+    b = np.float32([2.5])
+    for x, w in (((1, 1, 0), (1, 1, 3)), ((1, 1, 0, 4), (1, 1, 3, 3)), ((1, 1, 9, 0), (1, 1, 3, 3))):
+        out = portconv.conv(np.zeros(x, "float32"), np.ones(w, "float32"), b, padding=2, algorithm="compiled")
+        assert out.size > 0
+        assert np.all(out == b)
+
+
 @by_target
 def test_numbers_near_the_largest_are_stored_as_they_are(cpu):
     # Whether all are finite is asked of a sum of rows, which may overflow: then the call is looked at once more.
