@@ -83,9 +83,9 @@ class Winograd:
 
         with code.loop(first, last) as number:
             numbers = w + number * plan.channels * plan.taps
-            with code.when(plan.is_cut.equals(1)):
+            with code.when(plan.parts > 1):
                 _copy_parts(code, plan, numbers, part_taps, copy)
-            numbers = code.select(plan.is_cut.equals(1), copy, numbers)
+            numbers = code.select(plan.parts > 1, copy, numbers)
             with code.loop(0, plan.terms, lanes) as term:
                 own, left = numbers + term * 9, (plan.terms - term) * 9
                 loaded = [code.load(own + lanes * k, code.lanes_between(None, left - lanes * k)) for k in range(9)]

@@ -49,7 +49,7 @@ PLAN = Record(
     *FIELDS,
     *("tiles_of_block", "column_blocks", "filter_blocks", "filters_of_block", "pieces", "filters_of_share"),
     *("tiles_first", "at_tables", "at_goals", "at_sums", "at_filters", "at_taps"),
-    *("channels", "taps", "parts", "is_cut", "part_places", "part_taps"),
+    *("channels", "taps", "parts", "part_places", "part_taps"),
 )
 """The plan in memory. A plane of the kernel has so many `parts` of 3x3 taps, each of which begins at a row and a column
 of `part_places`; `planes` counts the parts of all planes. `part_taps` has the taps of each, or -1. `pitch` is the
@@ -64,9 +64,8 @@ def serves(sizes: Sizes) -> bool:
     last, is_depthwise = slice(-2, None), sizes.channels == sizes.filters == 1
     if is_depthwise or not 2 <= len(sizes.size) <= MOST_OUTER or min(sizes.kernel[last]) < TAPS:
         return False
-    products = PLACES * math.prod(len(parts_of(kernel)) for kernel in sizes.kernel[last])
     is_dense = sizes.stride[last] == sizes.dilation[last] == (1, 1)
-    return is_dense and products <= WORTH * 4 * math.prod(sizes.kernel[last])
+    return is_dense and PLACES * parts_of_plane(sizes) <= WORTH * 4 * math.prod(sizes.kernel[last])
 
 
 def parts_of(kernel: int) -> list[tuple[int, int]]:
@@ -77,9 +76,14 @@ def parts_of(kernel: int) -> list[tuple[int, int]]:
     return [(min(first, kernel - TAPS), first) for first in range(0, kernel, TAPS)]
 
 
+def parts_of_plane(sizes: Sizes) -> int:
+    """Return how many parts a plane of the kernel has."""
+    return math.prod(len(parts_of(kernel)) for kernel in sizes.kernel[-2:])
+
+
 def planes_of(sizes: Sizes) -> int:
     """Return how many parts the planes of a kernel have, each of which is a term of the sums for each channel."""
-    return math.prod(sizes.kernel[:-2]) * math.prod(len(parts_of(kernel)) for kernel in sizes.kernel[-2:])
+    return math.prod(sizes.kernel[:-2]) * parts_of_plane(sizes)
 
 
 def _parts(sizes: Sizes) -> dict[str, array[int]]:
@@ -132,7 +136,7 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool) -> Planned | None:
     filters_of_share = max(1, ceiling(sizes.out_channels, MOST_SHARES), TRANSFORMED // max(1, terms))
     entries = _pieces(sizes, target)
 
-    is_cut, parts = sizes.kernel[-2:] != (TAPS, TAPS), planes_of(sizes) // math.prod(sizes.kernel[:-2])
+    parts = parts_of_plane(sizes)
     layout = Layout()
     layout.add(0 if tiles_first else of_tiles)
     places = {
@@ -140,7 +144,7 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool) -> Planned | None:
         "at_goals": layout.add(8 * (width * GOAL + 1)),
         "at_sums": layout.add(4 * PLACES * FILTERS_AT_ONCE * width),
         "at_filters": layout.add(4 * PLACES * filters_of_block * pitch if tiles_first else 0),
-        "at_taps": layout.add(4 * TAPS**2 * (terms + target.lanes) * is_cut),
+        "at_taps": layout.add(4 * TAPS**2 * (terms + target.lanes) * (parts > 1)),
     }
     lists, all_columns = sizes.outer(len(sizes.size) - 2) | _parts(sizes), sizes.groups * column_blocks
     first = all_columns if tiles_first else ceiling(sizes.out_channels, filters_of_share)
@@ -148,7 +152,7 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool) -> Planned | None:
     values = PLAN.packed(
         **{"phases": 2, "shares_first": first, "shares_last": shares, "tiles_first": int(tiles_first)},
         **{"groups": sizes.groups, "filters": sizes.filters, "terms": terms, "planes": planes_of(sizes)},
-        **{"channels": sizes.channels, "taps": sizes.taps, "parts": parts, "is_cut": int(is_cut)},
+        **{"channels": sizes.channels, "taps": sizes.taps, "parts": parts},
         **{"pitch": pitch, "rows": planes, "height": sizes.out[-2], "width": sizes.out[-1], "tiles": tiles},
         **{"tile_rows": tile_rows, "tile_columns": tile_columns, "positions": sizes.positions},
         **{"input_height": sizes.size[-2], "input_width": sizes.size[-1], "bias_step": int(has_bias)},
@@ -184,5 +188,5 @@ def _cycles(sizes: Sizes, target: Target, filter_blocks: int) -> float:
     filters = ceiling(sizes.filters, target.filters // 2) * (target.filters // 2)
     transforms = pieces * terms * CYCLES_OF_INPUT * filter_blocks + vectors * filters * CYCLES_OF_OUTPUT
     prepared = filters * ceiling(terms, target.lanes) * CYCLES_OF_FILTER
-    prepared += filters * terms * CYCLES_OF_COPY * (sizes.kernel[-2:] != (TAPS, TAPS))
+    prepared += filters * terms * CYCLES_OF_COPY * (parts_of_plane(sizes) > 1)
     return sizes.groups * (PLACES * filters * terms * vectors + transforms + prepared) + CYCLES_OF_PHASE
