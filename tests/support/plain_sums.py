@@ -382,7 +382,12 @@ class Call:
             "fft": (problem.spectra, problem.spectral_terms),
             "compiled": (problem.planes, problem.plane_terms),
         }[algorithm]
+        # A transposed call may add cells at the end of its output that are far enough for one more position, if that
+        # were an input: it would be zero.
+        given = dout.shape
+        dout = np.pad(dout, [(0, max(0, m - n)) for n, m in zip(given, problem.out, strict=True)])
         magnitudes, terms = make(x, w, none, dout), count()
+        magnitudes["out"] = magnitudes["out"][tuple(map(slice, given))]
         if fold is not None:
             padded = magnitudes["dx"]
             windows = [n for size in padded.shape[2:] for n in (size, 1)]
