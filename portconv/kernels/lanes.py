@@ -30,6 +30,13 @@ def picked(code: Function, vectors: Sequence[Vector], numbers: Value) -> Vector:
     return Vector(code, code.vector_type, code.intrinsic(code.vector_type, name, *operands))
 
 
+def together(code: Function, vector: Vector, chosen: Flag) -> Vector:
+    """Return the chosen lanes as the first ones, in their order; the others are 0."""
+    name = f"x86.avx512.mask.compress.v{code.lanes}f32"
+    operands = vector.typed, code.zeros.typed, chosen.typed
+    return Vector(code, code.vector_type, code.intrinsic(code.vector_type, name, *operands))
+
+
 def keep_order(code: Function, target: Target, variables: Sequence[Variable]) -> None:
     """Let LLVM not compute what follows of these vectors before what precedes.
 

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 from .emit import Argument, Function
 from .record import Record
-from .row_plan import COPIED, EVERY, PIECE, PLAN
+from .row_lines import COPIED, EVERY
+from .row_plan import PIECE, PLAN
 from .target import Target
 from .values import INTEGER, Int, Pointer
 
@@ -34,8 +35,9 @@ def _function(lanes: int, name: str, *arguments: str, returns: bool = False) -> 
 class Copies:
     """The functions that copy, for one target and one way of reading cells; plans begin with the fields `COPIED`."""
 
-    def __init__(self, target: Target, steps: str) -> None:
+    def __init__(self, target: Target, steps: str, *, aligned: bool = True) -> None:
         self.every, self.lanes = EVERY[steps], target.lanes
+        self.align = 4 * target.lanes if aligned else 4
         self.lines, self.entries, self.copy = self._lines(), self._entries(), self._copy()
 
     @property
@@ -44,7 +46,10 @@ class Copies:
         return self.lines, self.entries, self.copy
 
     def _lines(self) -> Function:
-        """Write down where each line of the padded input begins in a channel, or -1 if it is one of zeros."""
+        """Write down two numbers of each line of the padded input: where it begins in a channel, and in the copy.
+
+        The first number is -1 if it is a line of zeros.
+        """
         code = _function(self.lanes, "lines", "*plan", "*lines", "start", "count")
         memory, lines, start, count = code.given
         plan = _COPIED.read(memory)
@@ -57,7 +62,9 @@ class Copies:
                 cell = at - befores[dim]
                 inside.set(code.select(cell.is_index(inputs[dim]), inside.get(), 0))
                 place.set(place.get() + cell * strides[dim])
-            lines[line] = code.select(inside.get().equals(0), -1, place.get())
+            lines[line * 2] = code.select(inside.get().equals(0), -1, place.get())
+            row, phase = line // plan.line_phases, line % plan.line_phases
+            lines[line * 2 + 1] = row * plan.line_pitch + phase * plan.line_phase_pitch
         return code
 
     def _entries(self) -> Function:
@@ -89,20 +96,20 @@ class Copies:
         memory, cells, x, lines, entries, count = code.given
         plan = _COPIED.read(memory)
         with code.loop(0, count) as line:
-            place: Int = lines[line]
+            place: Int = lines[line * 2]
             is_inside = code.select(place >= 0, -1, 0)
-            here, row = x + code.maximum(place, 0), cells + line * plan.entries * self.lanes
+            here, row = x + code.maximum(place, 0), cells + lines[line * 2 + 1]
             with code.loop(0, plan.entries_of_phase if self.every else plan.entries) as entry:
                 read, goal = here + entries[entry * 2], row + entry * self.lanes
                 bits = entries[entry * 2 + 1] & is_inside
                 if not self.every:
                     value = code.gather(read, plan.step, code.mask_of_bits(bits))
-                    code.store(value, goal, align=4 * self.lanes)
+                    code.store(value, goal, align=self.align)
                 starts = range(0, self.every * self.lanes, self.lanes)
                 found = [code.load(read + start, code.mask_of_bits(bits >> start)) for start in starts]
                 for phase in range(self.every):
                     value = found[0] if self.every == 1 else code.every(self.every, found, phase)
-                    code.store(value, goal + phase * plan.entries_of_phase * self.lanes, align=4 * self.lanes)
+                    code.store(value, goal + phase * plan.phase_pitch, align=self.align)
         return code
 
 
@@ -135,10 +142,36 @@ def pieces_of(lanes: int) -> Function:
             # The last piece begins early enough to be a whole one, if the row is long enough.
             at = code.minimum(begin, code.maximum(columns - lanes, 0))
             piece = pieces + number.get() * PIECE
-            piece[0] = line.get() * (plan.entries * lanes) + at
+            piece[0] = line.get() * plan.line_pitch + at
             piece[1] = (start + row) * plan.columns + column + at
             piece[2] = code.minimum(columns - at, lanes)
             piece[3], piece[4] = low * of_first, high * of_first
             number.set(number.get() + 1)
+    code.give(number.get())
+    return code
+
+
+def joined_pieces_of(lanes: int) -> Function:
+    """Write down the numbers of each piece, if pieces go on from row to row."""
+    code = _function(lanes, "pieces", "*plan", "*pieces", "first", "count", "column", "columns", returns=True)
+    memory, pieces, first, count, _, columns = code.given
+    plan = PLAN.read(memory)
+    pitch, number = plan.line_pitch, code.variable(0)
+    stop = (count - 1) * pitch + columns
+    with code.loop(0, stop, lanes) as begin:
+        row, bits, found = begin // pitch, code.variable(0), code.variable(0)
+        end = code.minimum(begin + lanes, stop)
+        with code.loop(row, (end + (pitch - 1)) // pitch) as each:
+            start = each * pitch - begin
+            low, high = (code.minimum(code.maximum(lane, 0), lanes) for lane in (start, start + columns))
+            bits.set(bits.get() | (_ones(code, high, lanes) - _ones(code, low, lanes)))
+            found.set(found.get() + (high - low))
+        piece = pieces + number.get() * PIECE
+        piece[0] = begin
+        piece[1] = (first + row) * columns + code.minimum(begin % pitch, columns)
+        piece[2] = found.get()
+        piece[3], piece[4] = 0, plan.taps
+        piece[5] = bits.get()
+        number.set(number.get() + 1)
     code.give(number.get())
     return code

@@ -1,42 +1,52 @@
-"""The plan of `rows`: how the input is laid out in scratch memory, what a share is, and how long it takes."""
+"""The plan of `rows`: which kernels there are, what a share is, and how long it takes."""
 
 from __future__ import annotations
 
 import math
 from array import array
-from itertools import product
 from typing import NamedTuple
 
 from .record import Record
-from .share import PLAN_HEAD
+from .row_lines import (
+    COPIED,
+    EVERY,
+    GATHERED,
+    STEPS,
+    Lines,
+    Pitches,
+    entries_of,
+    joined_pitches_of,
+    lines_of,
+    lists_of_copy,
+    pitches_of,
+    taps_of,
+)
 from .sizes import Layout, Planned, Sizes, addresses, blocks, ceiling, numbers, share_products
 from .target import Target
 
 RUN = 256
 """So many terms are added up one after the other."""
-GATHERED = "gathered"
-EVERY = {"full": 1, "halved": 2, "thirds": 3, "quarters": 4, GATHERED: 0}
-"""The distance of the cells of a phase; 0 stands for other distances. A few vectors are loaded side by side and every
-second, third or fourth number is taken, or each number is loaded on its own."""
-STEPS = {every: steps for steps, every in EVERY.items() if every}
 FILTERS = (1, 2, 4, 8)
 """The filters of a tile."""
 ALIGNED_STEPS, ALIGNED = "aligned", 4
 """The way of reading neighbouring cells for so many taps from two vectors, where one filter meets each load."""
 FEWEST_ALIGNED = 5
 """It pays for rows of so many taps."""
-HALF = "half-"
-"""Before the name of a variant whose vectors are half as long, for rows that whole ones do not fill."""
-HALVED = tuple(f"{STEPS[every]}{max(FILTERS)}" for every in (1, 2, 4))
+JOINED = "joined-"
+"""Before the name of a variant whose pieces go on from one row of a plane to the next one, over the cells between."""
+MOST_JOINED, SHARES_JOINED = 16, 16
+"""The most rows that are joined, where so many shares are left for threads."""
+CAN_BE_JOINED = tuple(f"{STEPS[every]}{max(FILTERS)}" for every in (1, 2, 4))
 VARIANTS = (
     *(f"{steps}{filters}" for steps in EVERY for filters in FILTERS),
     f"{ALIGNED_STEPS}1",
-    *(f"{HALF}{name}" for name in HALVED),
+    *(f"{JOINED}{name}" for name in CAN_BE_JOINED),
 )
 MOST_VECTORS = 8
-PIECE = 5
-"""The numbers of a piece: where it reads in the copy and goes in the output, its length, and its taps along the first
-dimension: the first that is not outside of the input for all of it, and the last one."""
+PIECE = 6
+"""The numbers of a piece: where it reads in the copy and goes in the output, its length, its taps along the first
+dimension (the first that is not outside of the input for all of it, and the last one), and the bits of the lanes that
+are outputs, which a joined variant reads."""
 CELLS_BYTES, MOST_BYTES = 96 << 10, 16 << 20
 """About how many bytes of inputs are copied at once, and the most."""
 MOST_COLUMNS, FEWEST_COLUMNS, FEW_SHARES = 4096, 256, 8
@@ -46,28 +56,19 @@ NO_EDGE = 1 << 40
 MOST_DIMS = 15
 MEASURED = 0.88
 """What was measured takes this part of what is estimated, beside the other families."""
-LOAD, ALIGNED_LOAD, LATENCY, HALF_SIZE = 1.75, 1.2, 4.0, 0.53
+LOAD, ALIGNED_LOAD, LATENCY = 1.75, 1.2, 4.0
 CYCLES_OF_COPY = {"full": 2.5, "halved": 3.0, "thirds": 3.5, "quarters": 4.0, GATHERED: 24.0}
 CYCLES_OF_LINE, CYCLES_OF_PIECE, CYCLES_OF_TILE, CYCLES_OF_STORE = 12.0, 25.0, 30.0, 4.0
 """About how many vectors are multiplied in the time of a load that crosses lines of the cache, of the copy of a vector,
-of finding a line and a piece of a share, and of a run of a tile, and a store; and in that of half a vector."""
+of finding a line and a piece of a share, and of a run of a tile, and a store."""
 
-COPIED = (
-    *PLAN_HEAD,
-    *("outer", "padded", "befores", "inputs", "strides", "row_phases"),
-    *("width", "step", "before", "entries", "entries_of_phase"),
-)
-"""The first fields of the plan, which say what is copied.
-
-`outer` is how many dimensions there are before the last one, for each of which the next four lists have a number;
-`row_phases` has the columns where phases begin."""
 PLAN = Record(
     *COPIED,
     *("units", "units_of_share", "groups", "channels", "channels_of_run", "filters", "taps", "taps_of_row", "terms"),
     *("firsts", "firsts_of_share", "first_blocks", "rows_of_first", "lines_of_step", "lines_beyond"),
     *("columns", "columns_of_share", "column_blocks"),
     *("first_size", "first_before", "first_step", "first_apart", "first_taps"),
-    *("lines_of_share", "pieces_of_share"),
+    *("channel_pitch", "pieces_of_share"),
     *("x_sample", "x_channel", "out_sample", "out_channel", "bias_step"),
     *("rows", "steps", "line_strides", "row_taps"),
     *("at_lines", "at_entries", "at_pieces", "at_sums"),
@@ -81,12 +82,15 @@ copy each tap reads.
 """
 
 
-def parted(target: Target, variant: str) -> tuple[Target, str, int]:
-    """Return what a variant is: a target with its vectors, how it copies cells, and the filters of a tile."""
-    if variant.startswith(HALF) and target.name == "avx512":
-        target = target._replace(lanes=target.lanes // 2)
-    name = variant.removeprefix(HALF)
-    return target, name[:-1], int(name[-1])
+def parted(variant: str) -> tuple[str, int]:
+    """Return what a variant is: how it copies cells, and the filters of a tile."""
+    name = variant.removeprefix(JOINED)
+    return name[:-1], int(name[-1])
+
+
+def is_joined(target: Target, variant: str) -> bool:
+    """Return whether pieces go on from row to row; only AVX-512 brings the outputs of a piece together."""
+    return variant.startswith(JOINED) and target.name == "avx512"
 
 
 def vectors_of(target: Target, filters: int) -> int:
@@ -98,45 +102,6 @@ def tile_sizes(target: Target, filters: int) -> list[int]:
     """Return the vectors of tiles: what is left of the pieces is cut into few smaller ones."""
     most = vectors_of(target, filters)
     return sorted({most, max(1, most // 2), max(1, most // 4), 1}, reverse=True)
-
-
-class Lines(NamedTuple):
-    """The padded input, as the lines along its last dimension that are read.
-
-    Attributes
-    ----------
-    padded : tuple of int
-        For each dimension before the last, how many lines outputs reach.
-    strides : tuple of int
-        From one line of a dimension to the next one.
-    phases : list of int
-        Which cells of each run of `stride` cells are copied: all, if they are not gathered one by one.
-    shift : int
-        How far the last tap reads beyond the first one, in cells of a phase.
-    """
-
-    padded: tuple[int, ...]
-    strides: tuple[int, ...]
-    phases: list[int]
-    shift: int
-
-
-def lines_of(sizes: Sizes) -> Lines:
-    """Return what of the padded input is read."""
-    sides = zip(sizes.out[:-1], sizes.stride, sizes.kernel, sizes.dilation, strict=False)
-    padded = tuple((out - 1) * step + (taps - 1) * apart + 1 for out, step, taps, apart in sides)
-    strides = tuple(math.prod(padded[dim + 1 :]) for dim in range(len(padded)))
-    step, cells = sizes.stride[-1], [tap * sizes.dilation[-1] for tap in range(sizes.kernel[-1])]
-    phases = list(range(step)) if step in STEPS else sorted({cell % step for cell in cells})
-    return Lines(padded, strides, phases, cells[-1] // step)
-
-
-def entries_of(columns: int, lines: Lines, lanes: int) -> int:
-    """Return how many vectors of a phase of a line are read for so many columns.
-
-    The last vector of a narrow output reads further: cells of what follows, for lanes that are not stored.
-    """
-    return ceiling(columns + lines.shift, lanes)
 
 
 def insides(sizes: Sizes, dim: int) -> list[int]:
@@ -158,16 +123,6 @@ def density(sizes: Sizes, dim: int) -> float:
     return sum(insides(sizes, dim)) / (sizes.kernel[dim] * sizes.out[dim]) if skips_taps(sizes, dim) else 1.0
 
 
-def _taps(sizes: Sizes, lines: Lines, pitch: int) -> list[int]:
-    """Return where in the copy of a channel each tap reads, from where its output's first tap does."""
-    line, step = pitch * len(lines.phases), sizes.stride[-1]
-    outer = product(*(range(taps) for taps in sizes.kernel[:-1]))
-    steps = [apart * stride for apart, stride in zip(sizes.dilation, lines.strides, strict=False)]
-    starts = [sum(tap * step for tap, step in zip(taps, steps, strict=True)) * line for taps in outer]
-    cells = [divmod(tap * sizes.dilation[-1], step) for tap in range(sizes.kernel[-1])]
-    return [start + lines.phases.index(phase) * pitch + shift for start in starts for shift, phase in cells]
-
-
 class _Block(NamedTuple):
     """What a share computes: channels are copied by so many at once."""
 
@@ -177,7 +132,7 @@ class _Block(NamedTuple):
     channels: int
 
 
-def _block(sizes: Sizes, lines: Lines, lanes: int) -> _Block:
+def _block(sizes: Sizes, lines: Lines, lanes: int, *, joined: bool) -> _Block:
     channels = min(sizes.channels, max(1, RUN // sizes.taps))
     columns, rows = min(sizes.out[-1], MOST_COLUMNS), sizes.batch * sizes.groups * math.prod(sizes.out[:-1])
     if 0 < rows < FEW_SHARES:  # a few long rows, as of one signal, are cut for threads to share
@@ -189,8 +144,22 @@ def _block(sizes: Sizes, lines: Lines, lanes: int) -> _Block:
     products = columns * (math.prod(sizes.out[1:-1])) * sizes.filters * sizes.channels * sizes.taps
     units = sizes.batch * sizes.groups
     wanted = share_products(units * firsts * ceiling(sizes.out[-1], columns) * products)
-    firsts = blocks(firsts, max(1, min(room, ceiling(wanted, products))))[1]
+    most = max(1, min(room, ceiling(wanted, products)))
+    firsts = _rows_joined(sizes, lines, lanes, most, room) if joined else blocks(firsts, most)[1]
     return _Block(columns, firsts, blocks(units, ceiling(wanted, products * firsts))[1], channels)
+
+
+def _rows_joined(sizes: Sizes, lines: Lines, lanes: int, fewest: int, room: int) -> int:
+    """Return how many rows of a share waste the fewest lanes, the fewer of those that waste as many."""
+    rows, units = sizes.out[0], sizes.batch * sizes.groups
+    most = max(fewest, min(room, MOST_JOINED, rows * units // SHARES_JOINED))
+    counts = sorted({blocks(rows, count)[1] for count in range(fewest, most + 1)})
+    pitch = sizes.out[-1] + lines.shift
+
+    def pieces_of_row(count: int) -> float:
+        return ceiling((count - 1) * pitch + sizes.out[-1], lanes) / count
+
+    return min(counts, key=pieces_of_row)
 
 
 def _filters_of_tile(target: Target, filters: int) -> int:
@@ -216,17 +185,17 @@ def _cycles_of_tile(target: Target, filters: int) -> float:
     return _cycles_of_term(filters, vectors) / vectors
 
 
-def _cycles_of_term(filters: int, vectors: int, load: float = LOAD, size: float = 1.0) -> float:
+def _cycles_of_term(filters: int, vectors: int, load: float = LOAD) -> float:
     """Return the cycles of a term of a tile: products, loads, or until a sum can be added to; and the loop."""
-    return max(size * filters * vectors, size * load * vectors + filters / 2, LATENCY) + size * (0.15 * vectors + 1.0)
+    return max(filters * vectors, load * vectors + filters / 2, LATENCY) + 0.15 * vectors + 1.0
 
 
 def _cycles_of_pieces(target: Target, variant: str, pieces: int) -> float:
     """Return the cycles of a term of all pieces, what is left of which is cut into small tiles."""
-    cycles, left, (_, steps, filters) = 0.0, pieces, parted(target, variant)
-    load, size = ALIGNED_LOAD if steps == ALIGNED_STEPS else LOAD, HALF_SIZE if variant.startswith(HALF) else 1.0
+    cycles, left, (steps, filters) = 0.0, pieces, parted(variant)
+    load = ALIGNED_LOAD if steps == ALIGNED_STEPS else LOAD
     for vectors in tile_sizes(target, filters):
-        cycles += left // vectors * _cycles_of_term(filters, vectors, load, size)
+        cycles += left // vectors * _cycles_of_term(filters, vectors, load)
         left %= vectors
     return cycles
 
@@ -238,14 +207,25 @@ class _Copy(NamedTuple):
     entries: int
     vectors: int
     pieces: int
+    pitches: Pitches
+    channel: int
+    """The numbers of a channel."""
 
 
-def _copy(sizes: Sizes, lines: Lines, block: _Block, lanes: int) -> _Copy:
+def _copy(sizes: Sizes, lines: Lines, block: _Block, lanes: int, *, joined: bool) -> _Copy:
     of_first = lines.strides[0] if lines.padded else 1
     step, beyond = _first(sizes, lines)
     rows, entries = block.firsts * math.prod(sizes.out[1:-1]), entries_of(block.columns, lines, lanes)
     lines_copied = ((block.firsts - 1) * step + beyond) * of_first
-    return _Copy(lines_copied, entries, entries * len(lines.phases), rows * ceiling(block.columns, lanes))
+    vectors = entries * len(lines.phases)
+    if joined:
+        pitches = joined_pitches_of(sizes, lines, lines_copied, lanes)
+        pieces = ceiling((rows - 1) * pitches.line_pitch + block.columns, lanes)
+        channel = len(lines.phases) * pitches.phase_pitch
+    else:
+        pitches, pieces = pitches_of(lines, entries, lanes), rows * ceiling(block.columns, lanes)
+        channel = lines_copied * vectors * lanes
+    return _Copy(lines_copied, entries, vectors, pieces, pitches, channel)
 
 
 def _first(sizes: Sizes, lines: Lines) -> tuple[int, int]:
@@ -255,39 +235,27 @@ def _first(sizes: Sizes, lines: Lines) -> tuple[int, int]:
     return sizes.stride[0], (sizes.kernel[0] - 1) * sizes.dilation[0] + 1
 
 
-def lists_of_copy(sizes: Sizes, lines: Lines) -> dict[str, array[int]]:
-    """Return the lists of `COPIED`."""
-    outer = len(lines.padded)
-    return {
-        "padded": numbers(lines.padded),
-        "befores": numbers(sizes.before[:outer]),
-        "inputs": numbers(sizes.size[:outer]),
-        "strides": numbers([math.prod(sizes.size[dim + 1 :]) for dim in range(outer)]),
-        "row_phases": numbers(lines.phases),
-    }
-
-
-def _lists(sizes: Sizes, lines: Lines, pitch: int) -> dict[str, array[int]]:
+def _lists(sizes: Sizes, lines: Lines, pitches: Pitches) -> dict[str, array[int]]:
     """Return the lists that the kernels read."""
     outer = len(lines.padded)
     return lists_of_copy(sizes, lines) | {
         "rows": numbers(sizes.out[:outer]),
         "steps": numbers(sizes.stride[:outer]),
         "line_strides": numbers(lines.strides),
-        "row_taps": numbers(_taps(sizes, lines, pitch)),
+        "row_taps": numbers(taps_of(sizes, lines, pitches)),
     }
 
 
 def _cycles(target: Target, sizes: Sizes, block: _Block, copy: _Copy, variant: str) -> float:
     """Return about how many vectors are multiplied in the time that a share takes."""
-    filters = parted(target, variant)[2]
+    filters = parted(variant)[1]
     copied = copy.lines * copy.vectors * sizes.channels * CYCLES_OF_COPY[STEPS.get(sizes.stride[-1], GATHERED)]
     found = CYCLES_OF_LINE * copy.lines * len(sizes.size) + CYCLES_OF_PIECE * copy.pieces
     tiles = ceiling(sizes.filters, filters) * copy.pieces
     runs = ceiling(sizes.channels, block.channels) * ceiling(sizes.taps, RUN)
     summed = ceiling(sizes.filters, filters) * _cycles_of_pieces(target, variant, copy.pieces)
     summed *= sizes.channels * sizes.taps
-    summed *= density(sizes, 0) if len(sizes.size) > 1 else 1.0
+    summed *= density(sizes, 0) if len(sizes.size) > 1 and not variant.startswith(JOINED) else 1.0
     stored = tiles * (filters * CYCLES_OF_STORE + runs * CYCLES_OF_TILE / vectors_of(target, filters))
     return found + block.units * (copied + summed + stored)
 
@@ -299,34 +267,36 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, variant: str = "") 
     if variant:
         return _planned(target, sizes, variant, has_bias=has_bias)
     name = _variant(target, sizes)
-    names = (name, f"{HALF}{name}") if name in HALVED and target.name == "avx512" else (name,)
-    plans = (_planned(target, sizes, each, has_bias=has_bias) for each in names)
+    ways = ("", JOINED) if name in CAN_BE_JOINED and is_joined(target, JOINED) else ("",)
+    plans = (_planned(target, sizes, f"{way}{name}", has_bias=has_bias) for way in ways)
     return min(filter(None, plans), key=lambda plan: plan.cycles, default=None)
 
 
 def _planned(target: Target, sizes: Sizes, variant: str, *, has_bias: bool) -> Planned | None:
     """Plan a convolution by one variant, or return nothing if its copies take too much memory."""
-    (target, steps, filters), lines = parted(target, variant), lines_of(sizes)
-    lanes = target.lanes
+    (steps, filters), lines = parted(variant), lines_of(sizes)
+    lanes, joined = target.lanes, is_joined(target, variant)
+    if joined and (len(sizes.size) != 2 or sizes.out[-1] > MOST_COLUMNS):
+        return None
     if steps == ALIGNED_STEPS:
         lines = lines._replace(shift=lines.shift + lanes)
-    block, phases = _block(sizes, lines, lanes), len(lines.phases)
-    copy, (first_step, beyond) = _copy(sizes, lines, block, lanes), _first(sizes, lines)
+    block, phases = _block(sizes, lines, lanes, joined=joined), len(lines.phases)
+    copy, (first_step, beyond) = _copy(sizes, lines, block, lanes, joined=joined), _first(sizes, lines)
     is_one_run = block.channels == sizes.channels and sizes.taps <= RUN
 
     layout, kept = Layout(), ceiling(sizes.filters, filters) * filters * copy.pieces * lanes
-    layout.add(4 * (block.channels * copy.lines * copy.vectors + 1) * lanes)
+    layout.add(4 * (block.channels * copy.channel + lanes))
     places = {
-        "at_lines": layout.add(8 * copy.lines),
+        "at_lines": layout.add(16 * copy.lines),
         "at_entries": layout.add(16 * copy.entries * phases),
         "at_pieces": layout.add(8 * PIECE * copy.pieces),
         "at_sums": layout.add(0 if is_one_run else 4 * kept),
     }
     if layout.bytes > MOST_BYTES:
         return None
-    lists = _lists(sizes, lines, copy.entries * lanes)
+    lists = _lists(sizes, lines, copy.pitches)
     of_first, firsts = (lines.strides[0], sizes.out[0]) if lines.padded else (1, 1)
-    skips = bool(lines.padded) and skips_taps(sizes, 0)
+    skips = bool(lines.padded) and not joined and skips_taps(sizes, 0)
     first = (sizes.dilation[0], sizes.kernel[0]) if lines.padded else (1, 1)
     first_blocks, column_blocks = ceiling(firsts, block.firsts), ceiling(sizes.out[-1], block.columns)
     units = sizes.batch * sizes.groups
@@ -344,7 +314,8 @@ def _planned(target: Target, sizes: Sizes, variant: str, *, has_bias: bool) -> P
         **{"columns": sizes.out[-1], "columns_of_share": block.columns, "column_blocks": column_blocks},
         **{"width": sizes.size[-1], "step": sizes.stride[-1], "before": sizes.before[-1]},
         **{"entries": copy.entries * phases, "entries_of_phase": copy.entries},
-        **{"lines_of_share": copy.lines, "pieces_of_share": copy.pieces},
+        **{"channel_pitch": copy.channel, "pieces_of_share": copy.pieces},
+        **copy.pitches._asdict(),
         **{"x_sample": sizes.in_channels * sizes.cells, "x_channel": sizes.cells},
         **{"out_sample": sizes.out_channels * sizes.positions, "out_channel": sizes.positions},
         **{"bias_step": int(has_bias), "outer": len(lines.padded)},

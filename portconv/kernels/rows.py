@@ -14,10 +14,24 @@ from __future__ import annotations
 from typing import Any
 
 from .emit import Argument, Function, Module
+from .lanes import together
 from .part_stores import store_part
 from .record import Fields
-from .row_copies import Copies, pieces_of
-from .row_plan import ALIGNED, ALIGNED_STEPS, FILTERS, PIECE, PLAN, RUN, STEPS, VARIANTS, parted, plan_of, tile_sizes
+from .row_copies import Copies, joined_pieces_of, pieces_of
+from .row_lines import STEPS
+from .row_plan import (
+    ALIGNED,
+    ALIGNED_STEPS,
+    FILTERS,
+    PIECE,
+    PLAN,
+    RUN,
+    VARIANTS,
+    is_joined,
+    parted,
+    plan_of,
+    tile_sizes,
+)
 from .share import SHARE, driver
 from .target import Target
 from .tile import filters_from
@@ -40,12 +54,15 @@ run and its taps, and whether it is the first one and the last one. It returns 1
 
 def module(target: Target, variant: str) -> Module:
     """Write the kernels for one way of copying cells and one number of filters in a tile."""
-    target, steps, filters = parted(target, variant)
+    steps, filters = parted(variant)
     assert filters in FILTERS
-    aligned = steps == ALIGNED_STEPS
-    copies = Copies(target, STEPS[1] if aligned else steps)
-    tiles = {count: _Tile(target, filters, count, aligned=aligned).code for count in tile_sizes(target, filters)}
-    pieces = pieces_of(target.lanes)
+    aligned, joined = steps == ALIGNED_STEPS, is_joined(target, variant)
+    copies = Copies(target, STEPS[1] if aligned else steps, aligned=not joined)
+    tiles = {
+        count: _Tile(target, filters, count, aligned=aligned, joined=joined).code
+        for count in tile_sizes(target, filters)
+    }
+    pieces = (joined_pieces_of if joined else pieces_of)(target.lanes)
     share = _share(target, filters, (copies, pieces), tiles)
     return Module([*copies.functions, pieces, *tiles.values(), share, *driver(target, share)])
 
@@ -53,7 +70,7 @@ def module(target: Target, variant: str) -> Module:
 class _Tile:
     """The function that computes one run of a tile, with so many filters and pieces."""
 
-    def __init__(self, target: Target, filters: int, pieces: int, *, aligned: bool) -> None:
+    def __init__(self, target: Target, filters: int, pieces: int, *, aligned: bool, joined: bool) -> None:
         self.target, self.lanes = target, target.lanes
         self.code = code = Function(f"tile{pieces}", TILE, self.lanes, returns=True)
         memory, cells, w, b, out, kept, table, self.taps, left, channels, tap, stop, is_first, is_last = code.given
@@ -65,7 +82,7 @@ class _Tile:
         rows_there: Any = code.minimum(left, filters)
         rows = filters_from(code, w, plan.terms, 0, left, filters)
         with code.loop(0, channels) as channel:
-            first = cells + channel * (plan.lines_of_share * plan.entries * self.lanes)
+            first = cells + channel * plan.channel_pitch
             places = [first + start for start in starts]
             numbers = [row + channel * plan.taps for row in rows]
             if aligned:
@@ -84,7 +101,8 @@ class _Tile:
                 for v, total in enumerate(own):
                     code.store(total.get(), place + v * self.lanes, align=4 * self.lanes)
         with code.when(is_last.equals(1)):
-            self.store(sums, plan, (b, out, table), rows_there)
+            store = self.store_joined if joined else self.store
+            store(sums, plan, (b, out, table), rows_there)
         code.give(code.is_not_finite(self.check.get()))
 
     def add(self, cells: list[Vector], filters: list[Pointer], tap: Number, sums: list[list[Variable]]) -> None:
@@ -145,6 +163,19 @@ class _Tile:
                 store_part(code, self.target, value, place, table[at * PIECE + 2], mask)
                 code.look_at(self.check, value)
 
+    def store_joined(self, sums: list[list[Variable]], plan: Fields, arrays: tuple[Pointer, ...], rows: Any) -> None:
+        """Add the bias, bring the outputs of each piece together, and store them; the last filter may come again."""
+        code, (b, out, table) = self.code, arrays
+        pieces = [table + PIECE * piece for piece in range(len(sums[0]))]
+        outputs = [(code.mask_of_bits(piece[5]), code.lanes_between(None, piece[2]), piece[1]) for piece in pieces]
+        for i, own in enumerate(sums):
+            filter_ = code.minimum(i, rows - 1)
+            number, goal = code.splat(b[filter_ * plan.bias_step]), out + plan.out_channel * filter_
+            for total, (are_outputs, stored, place) in zip(own, outputs, strict=True):
+                value = together(code, total.get() + number, are_outputs)
+                code.store(value, goal + place, stored)
+                code.look_at(self.check, value)
+
 
 def _share(target: Target, filters: int, ways: tuple[Copies, Function], tiles: dict[int, Function]) -> Function:
     """Compute some rows, or a part of some rows, of all filters of some units."""
@@ -177,7 +208,7 @@ def _share(target: Target, filters: int, ways: tuple[Copies, Function], tiles: d
         with code.loop(0, plan.channels, plan.channels_of_run) as channel:
             stop = code.minimum(channel + plan.channels_of_run, plan.channels)
             with code.loop(channel, stop) as each:
-                goal = scratch + (each - channel) * (plan.lines_of_share * plan.entries * target.lanes)
+                goal = scratch + (each - channel) * plan.channel_pitch
                 code.run(copies.copy, memory, goal, cells + each * plan.x_channel, lines, entries, line_count)
             with code.loop(0, plan.taps, RUN) as tap:
                 products.run(arrays, (channel, stop), (tap, code.minimum(tap + RUN, plan.taps)))

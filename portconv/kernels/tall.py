@@ -148,13 +148,13 @@ def _share(target: Target, shape: Shape, copies: Copies, tiles: Sequence[Functio
     start, flag = unit_block * plan.units_of_share, code.variable(0)
     above = plan.above - first * plan.is_flat * plan.row_step
     # Lines of padding are not read where rows of inputs are left out.
-    pitch, is_flat = plan.entries * target.lanes, plan.is_flat.equals(1)
+    is_flat = plan.is_flat.equals(1)
     low = code.select(is_flat, code.minimum(code.maximum(above, 0), plan.lines_of_share), 0)
     high = code.select(is_flat, code.minimum(above + plan.height, plan.lines_of_share), plan.lines_of_share)
     place = first * plan.rows_of_first * plan.out_width + column
     with code.loop(start, code.minimum(start + plan.units_of_share, plan.units)) as unit:
         cells = x + unit * plan.x_channel
-        code.run(copies.copy, memory, scratch + low * pitch, cells, lines + low, entries, high - low)
+        code.run(copies.copy, memory, scratch, cells, lines + low * 2, entries, high - low)
         with code.loop(unit * plan.multiplier, (unit + 1) * plan.multiplier) as number:
             filter_ = number % plan.filters
             arrays = scratch, w + filter_ * plan.taps_of_filter, b + filter_ * plan.bias_step

@@ -8,8 +8,8 @@ from itertools import pairwise, product
 from typing import NamedTuple
 
 from .record import Record
+from .row_lines import COPIED, Lines, entries_of, lines_of, lists_of_copy, pitches_of
 from .row_plan import (
-    COPIED,
     CYCLES_OF_COPY,
     CYCLES_OF_LINE,
     LOAD,
@@ -18,11 +18,7 @@ from .row_plan import (
     MOST_DIMS,
     NO_EDGE,
     RUN,
-    Lines,
     density,
-    entries_of,
-    lines_of,
-    lists_of_copy,
     skips_taps,
 )
 from .sizes import Layout, Planned, Sizes, addresses, blocks, ceiling, numbers, share_products
@@ -234,7 +230,7 @@ def _scratch(sizes: Sizes, lines: Lines, plan: _Plan) -> tuple[dict[str, int], i
     vectors, line_count, layout = plan.entries * len(lines.phases), _line_count(sizes, lines, plan), Layout()
     layout.add(4 * plan.lanes * (line_count * vectors + 1))
     places = {
-        "at_lines": layout.add(8 * line_count),
+        "at_lines": layout.add(16 * line_count),
         "at_entries": layout.add(16 * vectors),
         "at_sums": layout.add(4 * plan.shape.rows * plan.shape.vectors * plan.lanes),
     }
@@ -268,6 +264,7 @@ def _planned(sizes: Sizes, lines: Lines, plan: _Plan, *, has_bias: bool) -> Plan
         **{"phases": 1, "shares_first": 0, "shares_last": shares, "outer": len(lines.padded)},
         **{"width": sizes.size[-1], "step": sizes.stride[-1], "before": sizes.before[-1]},
         **{"entries": plan.entries * phases, "entries_of_phase": plan.entries},
+        **pitches_of(lines, plan.entries, lanes)._asdict(),
         **{"units": units, "units_of_share": plan.units, "multiplier": sizes.filters, "taps_of_filter": sizes.taps},
         **{"filters": sizes.out_channels},
         **{"firsts": sizes.out[0], "firsts_of_share": plan.firsts, "first_blocks": first_blocks},

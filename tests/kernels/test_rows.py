@@ -12,23 +12,23 @@ if state.fault() is not None:
 
 from kernels.planned_calls import called, check, sizes_of
 
-from portconv.kernels import row_plan, rows, target
+from portconv.kernels import row_lines, row_plan, rows, target
 
 TARGETS = [state.here(), *([target.cross("avx2")] if state.here().name == "avx512" else [])]
 by_target = pytest.mark.parametrize("cpu", TARGETS, ids=lambda cpu: cpu.name)
-STRIDES = row_plan.EVERY | {row_plan.ALIGNED_STEPS: 1}
+STRIDES = row_lines.EVERY | {row_plan.ALIGNED_STEPS: 1}
 
 
 def drawn(random, variant):
     """Sizes that a variant serves, of one to four dimensions."""
-    dims = int(random.choice([1, 2, 2, 3, 3, 4]))
+    dims = 2 if variant.startswith(row_plan.JOINED) else int(random.choice([1, 2, 2, 3, 3, 4]))
     sides = []
     for dim in range(dims):
         taps, stride, dilation = (int(random.integers(1, most)) for most in (5, 4, 4))
         size = int(random.integers(1, 60 if dim == dims - 1 else 9))
         before, after = (int(each) for each in random.integers(0, 2 * taps + 2, 2))
         if dim == dims - 1:
-            stride = STRIDES[row_plan.parted(target.cross("avx512"), variant)[1]] or int(random.integers(5, 8))
+            stride = STRIDES[row_plan.parted(variant)[0]] or int(random.integers(5, 8))
             if variant.startswith(row_plan.ALIGNED_STEPS):
                 taps, dilation = int(random.integers(1, 40)), 1
         sides.append((size, taps, stride, dilation, before, after))
