@@ -1,7 +1,7 @@
 """Products of a lone column: what is left over where the positions do not fill a vector, such as one of 7x7.
 
-A vector of positions would hold one or two numbers. So lanes run along the terms, which lie side by side in a filter
-and in a copy of the column, and are added up at the end.
+A vector of positions, or of Winograd's tiles, would hold one or two numbers. So lanes run along the terms, which lie
+side by side in a filter and in a copy of the column, and are added up at the end.
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ from .values import INTEGER
 
 
 def lone_column(target: Target) -> Function:
-    """Write the function that multiplies some filters by one column; it returns 1 if an output is not finite."""
+    """Write the function that multiplies some filters by one column; it returns 1 if an output is not finite.
+
+    Filters begin `pitch` numbers apart, and outputs go as many apart as there are positions.
+    """
     pointers = (Argument(name, "*float") for name in ("cells", "w", "b", "out"))
-    numbers = (Argument(name, INTEGER) for name in ("first", "last", "terms", "positions", "bias_step"))
+    numbers = (Argument(name, INTEGER) for name in ("first", "last", "terms", "pitch", "positions", "bias_step"))
     code = Function("lone", [*pointers, *numbers], target.lanes, returns=True)
-    cells, w, b, out, first, last, terms, positions, bias_step = code.given
+    cells, w, b, out, first, last, terms, pitch, positions, bias_step = code.given
     check, lanes, most = code.variable(code.zeros), target.lanes, target.filters
     whole = terms // lanes * lanes
     with code.loop(first, last, most) as at:
-        filters = filters_from(code, w, terms, at, last, most)
+        filters = filters_from(code, w, pitch, at, last, most)
         sums = [code.variable(code.zeros) for _ in filters]
         with code.loop(0, whole, lanes) as term:
             cell = code.load(cells + term)

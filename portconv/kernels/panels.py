@@ -182,7 +182,7 @@ def _lone_columns(copies: Copies, lone: Function, code: Function, what: tuple[Fi
         )  # fmt: skip
         spoiled = code.call(
             lone, block.panels, block.w, block.b, block.out + images[2], block.first, block.last, plan.terms,
-            plan.positions, plan.bias_step,
+            plan.terms, plan.positions, plan.bias_step,
         )  # fmt: skip
         flag.set(flag.get() + spoiled)
 

@@ -32,6 +32,9 @@ MOST_ENTRIES = 1 << 13
 CYCLES_OF_INPUT, CYCLES_OF_OUTPUT, CYCLES_OF_FILTER, CYCLES_OF_COPY = 60.0, 50.0, 150.0, 15.0
 """About how many vectors are multiplied in the time in which one piece of inputs, one vector of outputs or one of
 filters is transformed, and one part of a filter is copied."""
+MOST_LONE, LOADED_AND_MULTIPLIED, CYCLES_OF_TOTAL = 4, 2.0, 10.0
+"""The most tiles that stand alone, where the others fill whole vectors; what a product of theirs takes, and a sum of
+lanes."""
 CYCLES_OF_PHASE = 12_000.0
 """What the first phase takes beside its work: threads wait for one another."""
 TAPS = 3
@@ -48,12 +51,13 @@ PLAN = Record(
     *("input_height", "input_width", "top", "left", "x_sample", "x_channel", "out_sample", "bias_step"),
     *FIELDS,
     *("tiles_of_block", "column_blocks", "filter_blocks", "filters_of_block", "pieces", "filters_of_share"),
-    *("tiles_first", "at_tables", "at_goals", "at_sums", "at_filters", "at_taps"),
+    *("lone", "tiles_first", "at_tables", "at_goals", "at_sums", "at_filters", "at_taps"),
     *("channels", "taps", "parts", "part_places", "part_taps"),
 )
 """The plan in memory. A plane of the kernel has so many `parts` of 3x3 taps, each of which begins at a row and a column
 of `part_places`; `planes` counts the parts of all planes. `part_taps` has the taps of each, or -1. `pitch` is the
-length of a transformed filter, and `rows` counts the planes of outputs of a sample."""
+length of a transformed filter, and `rows` counts the planes of outputs of a sample. The last `lone` tiles have a block
+each, and are multiplied term by term (see `lone`)."""
 
 
 def serves(sizes: Sizes) -> bool:
@@ -123,10 +127,13 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool) -> Planned | None:
     width, terms = target.lanes * target.vectors, sizes.channels * planes_of(sizes)
     (tile_rows, tile_columns), planes = _tile_rows(sizes), math.prod(sizes.out[:-2])
     tiles = sizes.batch * planes * tile_rows * tile_columns
-    column_blocks, vectors = blocks(ceiling(tiles, target.lanes), target.vectors)
+    lone = lone_tiles(target, tiles, terms)
+    whole_blocks, vectors = blocks(ceiling(tiles - lone, target.lanes), target.vectors)
+    column_blocks = whole_blocks + lone
     pitch = (ceiling(terms, target.lanes) + 1) * target.lanes
     of_tiles = 4 * PLACES * (terms * width + target.lanes)
-    tiles_first = _transforms_tiles_first(sizes, column_blocks * of_tiles)
+    all_tiles = whole_blocks * of_tiles + lone * 4 * PLACES * (terms + target.lanes)
+    tiles_first = _transforms_tiles_first(sizes, all_tiles)
     if tiles_first:
         filters_of_block = FILTERS_AT_ONCE if terms <= MANY_TERMS else FILTERS_AT_ONCE // 2
     else:
@@ -160,16 +167,27 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool) -> Planned | None:
         **{"x_sample": sizes.in_channels * sizes.cells, "out_sample": sizes.out_channels * sizes.positions},
         **{"outer": len(sizes.size) - 2, "tiles_of_block": vectors * target.lanes, "pieces": entries},
         **{"column_blocks": column_blocks, "filter_blocks": filter_blocks, "filters_of_block": filters_of_block},
-        **{"filters_of_share": filters_of_share},
+        **{"filters_of_share": filters_of_share, "lone": lone},
         **places,
         **addresses(lists),
     )
     block = {"tiles": vectors * target.lanes, "filters": min(filters_of_block, sizes.filters)}
     return Planned(
         VARIANTS[0], values, tuple(lists.values()), shares, layout.bytes, block,
-        all_columns * of_tiles if tiles_first else 4 * PLACES * sizes.out_channels * pitch,
+        sizes.groups * all_tiles if tiles_first else 4 * PLACES * sizes.out_channels * pitch,
         is_plain=False, cycles=_cycles(sizes, target, 1 if tiles_first else filter_blocks),
     )  # fmt: skip
+
+
+def lone_tiles(target: Target, tiles: int, terms: int) -> int:
+    """Return how many tiles are left over that take less time alone than in a vector."""
+    vectors, left = divmod(tiles, target.lanes)
+    return left if vectors and left <= MOST_LONE and left * _cycles_of_lone(target, terms) < terms else 0
+
+
+def _cycles_of_lone(target: Target, terms: int) -> float:
+    """Return the cycles of the products of a lone tile with one filter at one place."""
+    return LOADED_AND_MULTIPLIED * ceiling(terms, target.lanes) + CYCLES_OF_TOTAL
 
 
 def _transforms_tiles_first(sizes: Sizes, of_tiles: int) -> bool:
@@ -183,10 +201,12 @@ def _cycles(sizes: Sizes, target: Target, filter_blocks: int) -> float:
     terms, planes = sizes.channels * planes_of(sizes), math.prod(sizes.out[:-2])
     rows, columns = _tile_rows(sizes)
     tiles = sizes.batch * planes * rows * columns
-    vectors, width = ceiling(tiles, target.lanes), target.lanes * target.vectors
+    lone = lone_tiles(target, tiles, terms)
+    vectors, width = ceiling(tiles - lone, target.lanes), target.lanes * target.vectors
     pieces = ceiling(min(columns, width), target.lanes) / min(columns, width) * tiles
     filters = ceiling(sizes.filters, target.filters // 2) * (target.filters // 2)
-    transforms = pieces * terms * CYCLES_OF_INPUT * filter_blocks + vectors * filters * CYCLES_OF_OUTPUT
+    transforms = pieces * terms * CYCLES_OF_INPUT * filter_blocks + (vectors + lone) * filters * CYCLES_OF_OUTPUT
     prepared = filters * ceiling(terms, target.lanes) * CYCLES_OF_FILTER
     prepared += filters * terms * CYCLES_OF_COPY * (parts_of_plane(sizes) > 1)
-    return sizes.groups * (PLACES * filters * terms * vectors + transforms + prepared) + CYCLES_OF_PHASE
+    products = PLACES * filters * (terms * vectors + lone * _cycles_of_lone(target, terms))
+    return sizes.groups * (products + transforms + prepared) + CYCLES_OF_PHASE

@@ -1,0 +1,233 @@
+"""The transforms of `winograd`: of filters, of inputs into panels, and of sums into outputs."""
+
+from __future__ import annotations
+
+from .emit import Argument, Function
+from .lone import lone_column
+from .outer import Outer
+from .part_stores import store_part
+from .record import Fields
+from .target import Target
+from .values import INTEGER, Int, Pointer, Vector
+from .winograd_plan import ENTRY, FILTERS_AT_ONCE, GOAL, PLAN
+
+
+def input_row(a: Vector, b: Vector, c: Vector, d: Vector) -> list[Vector]:
+    """Multiply four numbers by B^T."""
+    return [a - c, b + c, c - b, b - d]
+
+
+def output_row(a: Vector, b: Vector, c: Vector, d: Vector) -> list[Vector]:
+    """Multiply four numbers by A^T."""
+    both, opposed = b + c, b - c
+    return [a + both, opposed - d]
+
+
+class Transforms:
+    """The functions of this family for one target."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.lanes, self.width = target.lanes, target.lanes * target.vectors
+        self.filters = self._filters()
+        self.tables = self._tables()
+        self.inputs = self._inputs()
+        self.lone = lone_column(target)
+        self.outputs = self._outputs()
+
+    @property
+    def functions(self) -> tuple[Function, ...]:
+        """All of them."""
+        return self.filters, self.tables, self.inputs, self.lone, self.outputs
+
+    def _filters(self) -> Function:
+        """Transform some filters: for each place, for each of `rows` filters, a number for each term."""
+        names = ("plan", "*i64"), ("w", "*float"), ("places", "*float"), ("scratch", "*float")
+        counts = map(Argument, ("first", "last", "rows"))
+        code = Function("filters", [*(Argument(*each) for each in names), *counts], self.lanes)
+        memory, w, places, scratch, first, last, rows = code.given
+        plan = PLAN.read(memory)
+        half = code.constant(0.5)
+        lanes = self.lanes
+        copy = (scratch.of("i8") + plan.at_taps).of(code.element)
+        part_taps = plan.pointer("part_taps", INTEGER)
+
+        def transformed(a: Vector, b: Vector, c: Vector) -> list[Vector]:
+            ends = a + c
+            return [a, (ends + b) * half, (ends - b) * half, c]
+
+        with code.loop(first, last) as number:
+            numbers = w + number * plan.channels * plan.taps
+            with code.when(plan.parts > 1):
+                _copy_parts(code, plan, numbers, part_taps, copy)
+            numbers = code.select(plan.parts > 1, copy, numbers)
+            with code.loop(0, plan.terms, lanes) as term:
+                own, left = numbers + term * 9, (plan.terms - term) * 9
+                loaded = [code.load(own + lanes * k, code.lanes_between(None, left - lanes * k)) for k in range(9)]
+                taps = [code.every(9, loaded, tap) for tap in range(9)]
+                columns = [transformed(*taps[i::3]) for i in range(3)]
+                for row in range(4):
+                    for column, value in enumerate(transformed(*(columns[i][row] for i in range(3)))):
+                        place = (row * 4 + column) * rows + (number - first)
+                        code.store(value, places + (place * plan.pitch + term), align=4 * lanes)
+        return code
+
+    def _tables(self) -> Function:
+        """Write down what to read for some tiles, and where their outputs go.
+
+        Pieces are runs of at most `lanes` tiles in one row of tiles. For each part of the kernel and each piece there
+        are `ENTRY` numbers. Runs are whole: for each there are its first tile, its first output, its columns and its
+        rows. The number of runs comes first.
+        """
+        names = ("plan", "*i64"), ("table", "*i64"), ("goals", "*i64"), ("start", INTEGER), ("count", INTEGER)
+        code = Function("tables", [Argument(*each) for each in names], self.lanes, returns=True)
+        memory, table, goals, start, count = code.given
+        plan = PLAN.read(memory)
+        outer, part_places = Outer(code, plan), plan.pointer("part_places", INTEGER)
+        pieces, runs, tile = code.variable(0), code.variable(0), code.variable(0)
+        with code.repeat() as end:
+            lane: Int = tile.get()
+            code.leave(lane >= count, end)
+            at = start + lane
+            row, tx = at // plan.tile_columns, at % plan.tile_columns
+            ty, plane = row % plan.tile_rows, row // plan.tile_rows
+            sample, rest = plane // plan.rows, plane % plan.rows
+            outer.enter(rest)
+            length = code.minimum(plan.tile_columns - tx, count - lane)
+            goal = goals + (runs.get() * GOAL + 1)
+            goal[0] = lane
+            goal[1] = sample * plan.out_sample + (rest * plan.height + ty * 2) * plan.width + tx * 2
+            goal[2] = code.minimum(length * 2, plan.width - tx * 2)
+            goal[3] = code.minimum(plan.height - ty * 2, 2)
+            with code.loop(0, length, self.lanes) as ahead:
+                piece: Int = pieces.get()
+                with code.loop(0, plan.planes // plan.parts) as number:
+                    first, inside = outer.read(number)
+                    with code.loop(0, plan.parts) as part:
+                        entry = table + ((number * plan.parts + part) * plan.pieces + piece) * ENTRY
+                        y, x = ty * 2 + part_places[part * 2], (tx + ahead) * 2 + part_places[part * 2 + 1]
+                        of_plane = sample * plan.x_sample + first, inside
+                        self._entry(code, plan, entry, of_plane, (y - plan.top, x - plan.left, lane + ahead))
+                pieces.set(piece + 1)
+            runs.set(runs.get() + 1)
+            tile.set(lane + length)
+        goals[0] = runs.get()
+        code.give(pieces.get())
+        return code
+
+    def _entry(
+        self, code: Function, plan: Fields, entry: Pointer, plane: tuple[Int, Int], tile: tuple[Int, Int, Int]
+    ) -> None:
+        """Write down what a piece reads of a plane: where it begins, and which cells of each row are inside of it."""
+        (first, inside), (y, x, lane) = plane, tile
+        most = 2 * self.lanes + 2
+        one = code.variable(1).get()
+        low, high = (code.minimum(code.maximum(each, 0), most) for each in (0 - x, plan.input_width - x))
+        cells = ((one << high) - 1) & (0 - (one << low))
+        # The highest bits hold the lane: a row has at most 34 cells.
+        entry[0] = first + y * plan.input_width + x
+        for row in range(4):
+            is_inside = (y + row).is_index(plan.input_height)
+            bits = code.select(is_inside, cells, 0)
+            entry[1 + row] = code.select(inside.equals(0), 0, bits) + (lane << 40)
+
+    def _inputs(self) -> Function:
+        """Transform the inputs of some tiles, term by term, into the panels of all places.
+
+        Rows of a panel are `pitch` numbers apart. A piece is stored as a whole vector, so that those of a lone tile
+        cover one another up to its own number.
+        """
+        names = (
+            ("panels", "*float"),
+            ("x", "*float"),
+            ("table", "*i64"),
+            *((name, INTEGER) for name in ("count", "pieces", "terms", "planes", "channel", "row", "pitch", "size")),
+        )
+        code = Function("inputs", [Argument(*each) for each in names], self.lanes)
+        panels, x, table, count, pieces, terms, planes, channel, row, pitch, size = code.given
+        plane, cells = code.variable(0), code.variable(x)
+        with code.loop(0, terms) as term:
+            now, here = plane.get(), cells.get()
+            panel, entries = panels + term * pitch, table + now * pieces * ENTRY
+            with code.loop(0, count) as piece:
+                entry = entries + piece * ENTRY
+                place = here + entry[0]
+                packed = [entry[1 + i] for i in range(4)]
+                rows = [self._row(code, place + row * i, bits) for i, bits in enumerate(packed)]
+                columns = [input_row(*(rows[i][j] for i in range(4))) for j in range(4)]
+                goal = panel + (packed[0] >> 40)
+                for i in range(4):
+                    for j, value in enumerate(input_row(*(columns[j][i] for j in range(4)))):
+                        code.store(value, goal + size * (4 * i + j))
+            ends = (now + 1).equals(planes)
+            plane.set(code.select(ends, 0, now + 1))
+            cells.set(code.select(ends, here + channel, here))
+        return code
+
+    def _row(self, code: Function, place: Pointer, bits: Int) -> list[Vector]:
+        """Return the four cells of each tile in one row; those outside of the input are zeros."""
+        lanes = self.lanes
+        starts = (0, lanes, 2, lanes + 2)
+        masks = [code.mask_of_bits(bits >> start if start else bits) for start in starts]
+        near, far, next_near, next_far = (
+            code.load(place + start, mask) for start, mask in zip(starts, masks, strict=True)
+        )
+        even, odd = [2 * lane for lane in range(lanes)], [2 * lane + 1 for lane in range(lanes)]
+        return [code.shuffle(*pair, which) for pair in ((near, far), (next_near, next_far)) for which in (even, odd)]
+
+    def _outputs(self) -> Function:
+        """Transform the sums of one filter into outputs, add the bias, and store them."""
+        names = (
+            ("sums", "*float"),
+            ("b", "*float"),
+            ("out", "*float"),
+            ("goals", "*i64"),
+            ("vectors", INTEGER),
+            ("width", INTEGER),
+        )
+        code = Function("outputs", [Argument(*each) for each in names], self.lanes, returns=True)
+        sums, b, out, goals, vectors, width = code.given
+        lanes = self.lanes
+        rows, check, bias = code.array(2 * (2 * self.width + lanes)), code.variable(code.zeros), code.splat(b[0])
+        pitch = 2 * self.width + lanes
+        with code.loop(0, vectors) as v:
+            size = FILTERS_AT_ONCE * self.width
+            tiles = [
+                [code.load(sums + (v * lanes + (4 * i + j) * size), align=4 * lanes) for j in range(4)]
+                for i in range(4)
+            ]
+            columns = [output_row(*(tiles[i][j] for i in range(4))) for j in range(4)]
+            for i in range(2):
+                left, right = (value + bias for value in output_row(*(columns[j][i] for j in range(4))))
+                for part in range(2):
+                    order = [(part * lanes + k) // 2 + (lanes if k % 2 else 0) for k in range(lanes)]
+                    value = code.shuffle(left, right, order)
+                    code.store(value, rows + (v * 2 * lanes + (i * pitch + part * lanes)), align=4 * lanes)
+        with code.loop(0, goals[0]) as number:
+            goal = goals + (number * GOAL + 1)
+            columns_of_run: Int = goal[2]
+            with code.loop(0, goal[3]) as line:
+                source, place = rows + (line * pitch + goal[0] * 2), out + (goal[1] + line * width)
+                whole = columns_of_run // lanes * lanes
+                with code.loop(0, whole, lanes) as column:
+                    value = code.load(source + column)
+                    code.store(value, place + column)
+                    code.look_at(check, value)
+                with code.when(whole < columns_of_run):
+                    mask = code.lanes_between(None, columns_of_run - whole)
+                    value = code.load(source + whole, mask)
+                    store_part(code, self.target, value, place + whole, columns_of_run - whole, mask)
+                    code.look_at(check, value)
+        code.give(code.is_not_finite(check.get()))
+        return code
+
+
+def _copy_parts(code: Function, plan: Fields, numbers: Pointer, part_taps: Pointer, copy: Pointer) -> None:
+    """Copy the taps of a filter, part by part; those that another part has are 0."""
+    count = plan.planes * 9
+    with code.loop(0, plan.channels) as channel:
+        source, goal = numbers + channel * plan.taps, copy + channel * count
+        with code.loop(0, count) as number:
+            tap = part_taps[number]
+            value = source[code.maximum(tap, 0)]
+            goal[number] = code.select(tap < 0, Vector(code, code.element, "0.0"), value)
