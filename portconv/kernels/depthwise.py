@@ -2,7 +2,8 @@
 
 A tile is a few rows of outputs times one vector of columns, and its sums stay in registers. Each row of inputs is
 loaded once for each column of the kernel, and serves all rows of outputs that it reaches; a narrow row is loaded once
-for all columns, which pick their lanes. Nothing is copied: masks keep loads inside of a row, and rows outside of the
+for all columns, which pick their lanes, and of two planes that are narrower still each has half of a vector (see
+`depthwise_tiles` and `depthwise_pairs`). Nothing is copied: masks keep loads inside of a row, and rows outside of the
 plane are read from a row of zeros.
 
 The kernel and its stride are known when LLVM makes the code; all sizes, the padding and a dilation are not. Rows of a
@@ -12,22 +13,15 @@ one of a single row; the sums of one of three dimensions go on over several plan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
+from .depthwise_pairs import Pairs
 from .depthwise_plan import PLAN, SHAPES, VARIANTS, Shape, plan_of, variant_of
+from .depthwise_tiles import Tiles
 from .emit import Function, Module
-from .lanes import are_below, indices, keep_order, picked
-from .part_stores import store_first
 from .share import SHARE, driver
-from .sizes import NUMBERS_OF_LINE
 from .target import Target
-from .values import INTEGER, Flag, Int, Number, Pointer, Value, Variable, Vector
+from .values import Int
 
 __all__ = ["SHAPES", "VARIANTS", "module", "plan_of", "variant_of"]
-
-KEPT_MASKS = 8
-"""The masks of so many tiles are kept; a power of 2."""
 
 
 def module(target: Target, variant: str) -> Module:
@@ -41,7 +35,6 @@ class Depthwise:
 
     def __init__(self, target: Target, shape: Shape) -> None:
         self.shape, self.lanes, self.target = shape, shape.lanes(target), target
-        self.has_masks, self.is_narrow = target.name == "avx512", shape.is_narrow(target)
 
     def share(self) -> Function:
         """Compute some bands of some planes."""
@@ -54,9 +47,8 @@ class Depthwise:
         first, first_band = plane_block * plan.planes_of_share, band_block * plan.bands_of_share
         last = code.minimum(first + plan.planes_of_share, plan.planes)
         last_band = code.minimum(first_band + plan.bands_of_share, plan.bands)
-        tile = _Tile(self, code, plan, scratch)
-        if self.is_narrow:
-            tile.prepare_lanes()
+        kind = Pairs if self.shape.is_pair(self.target) else Tiles
+        tiles = kind(code, self.target, self.shape, plan, scratch)
         start = divided(first_band, plan.bands_of_phase)
         with code.loop(first, last, plan.planes_of_group) as low:
             high = code.minimum(low + plan.planes_of_group, last)
@@ -67,269 +59,14 @@ class Depthwise:
             x, w, b, out = arrays
             begin = (x + channel * plan.x_channel, out + low * plan.out_plane, of_all % plan.filters, copy, depth)
             with code.loop(first_band, last_band):
-                tile.begin_band(phase, top)
+                tiles.begin_band(phase, top)
                 counters = [code.variable(each) for each in begin]
-                with code.loop(low, high):
-                    tile.plane(w, b, counters)
-        code.give(tile.is_not_finite())
+                with code.loop(low, high, tiles.planes_at_once) as plane:
+                    tiles.band(w, b, counters, high - plane)
+        code.give(tiles.is_not_finite())
         return code
-
-
-class _Tile:
-    """The tiles of a band: what is written into the function `code` for each of them."""
-
-    taps: Pointer
-    bias: Vector
-    rows: list[Pointer]
-    inputs: list[tuple[Flag, Int]]
-    outputs: list[Int]
-    is_stored: Flag
-    loaded: list[Flag]
-    met: list[tuple[Value, Flag]]
-
-    def __init__(self, family: Depthwise, code: Function, plan: object, zeros: Pointer) -> None:
-        self.code, self.shape, self.lanes, self.zeros = code, family.shape, family.lanes, zeros
-        self.plan: Any = plan
-        self.has_masks, self.is_narrow, self.target = family.has_masks, family.is_narrow, family.target
-        self.check = code.variable(code.zeros)
-        # The masks of a tile serve many rows: those of some tiles are kept, with the columns that they are for.
-        self.bits = code.array(KEPT_MASKS * (len(self.offsets()) + 1), INTEGER)
-        self.found = code.array(KEPT_MASKS, INTEGER)
-        for place in range(KEPT_MASKS):
-            self.found[place] = -1
-
-    def is_not_finite(self) -> Int:
-        """Return whether a number that was stored may not be finite."""
-        return self.code.is_not_finite(self.check.get())
-
-    def offsets(self) -> list[tuple[int, int]]:
-        """Return where a tile loads in a row: a column of the kernel, and lanes after it."""
-        width = self.shape.kernel[1]
-        if self.shape.stride == 1:
-            return [(tap, 0) for tap in range(width)]
-        return [(tap, lanes) for tap in range(0, width, 2) for lanes in (0, self.lanes)]
-
-    def begin_band(self, phase: Variable, top: Variable) -> None:
-        """Find the rows of a band, given its phase and its first row in the phase; go on to the next one."""
-        code, plan, shape = self.code, self.plan, self.shape
-        number, first = phase.get(), top.get()
-        last = code.select(number <= plan.last_phase, plan.last_row, plan.last_row - 1)
-        # The last band begins early enough to be a whole one, if the plane has as many rows.
-        start = code.maximum(code.minimum(first, last - (shape.rows - 1)), 0)
-        row = number + plan.row_dilation * (start * shape.stride) - plan.before_rows
-        # Narrow rows are loaded from their first cell on.
-        first_column = 0 if self.is_narrow else plan.before_columns
-        self.inputs = []
-        for _ in range(shape.input_rows):
-            self.inputs.append((row.is_index(plan.height), row * plan.width - first_column))
-            row = row + plan.row_dilation
-        rows = [number + plan.row_dilation * code.minimum(start + each, last) for each in range(shape.rows)]
-        self.outputs = [row * plan.out_width for row in rows]
-        following = first + shape.rows
-        stays = following < plan.bands_of_phase * shape.rows
-        top.set(code.select(stays, following, 0))
-        phase.set(code.select(stays, number, number + 1))
-
-    def plane(self, w: Pointer, b: Pointer, counters: Sequence[Variable]) -> None:
-        """Compute the band of one plane, from left to right, and count on to the next plane."""
-        code, plan, shape = self.code, self.plan, self.shape
-        self.cells, results, number, _, depth = (counter.get() for counter in counters)
-        self.taps = w + number * (plan.depth_taps * shape.kernel[0] * shape.kernel[1])
-        self.bias = code.splat(b[number * plan.bias_step])
-        if shape.deep:
-            self.enter(depth)
-        else:
-            self.rows = self.rows_of(self.cells)
-        outputs = [results + at for at in self.outputs]
-        if self.is_narrow:
-            self.tile(0, outputs, 0, [self.is_stored])
-        else:
-            self.tiles(outputs)
-        self.count_on(counters)
-
-    def tiles(self, outputs: Sequence[Pointer]) -> None:
-        """Compute the tiles of a band, from left to right."""
-        code, plan, shape = self.code, self.plan, self.shape
-        # The last tile begins early enough to be a whole one, if the row is long enough.
-        most = code.maximum(plan.out_width - self.lanes, 0)
-        with code.loop(0, plan.out_width, self.lanes) as begin:
-            column = code.minimum(begin, most)
-            cell = column * shape.stride
-            first = cell - plan.before_columns
-            self.ask_ahead(cell, outputs, column)
-            is_inner = (first >= 0) & (first + self.reach <= plan.width) & (column + self.lanes <= plan.out_width)
-            with code.when(is_inner):
-                self.tile(cell, outputs, column)
-            with code.when(~is_inner):
-                place = (begin >> (self.lanes.bit_length() - 1)) & (KEPT_MASKS - 1)
-                self.tile(cell, outputs, column, self.masks(first, column, place))
-
-    def ask_ahead(self, cell: Int, outputs: Sequence[Pointer], column: Int) -> None:
-        """Ask for the lines that a later tile reads and stores into, where the arrays are not in the nearest caches."""
-        if self.shape.deep:
-            return
-        code, plan = self.code, self.plan
-        # Two tiles of half vectors lie in the same lines.
-        is_new = (column & (NUMBERS_OF_LINE - 1)) < self.lanes
-        with code.when((plan.out_ahead > 0) & is_new):
-            for row in self.rows:
-                for line in range(self.shape.stride):
-                    code.prefetch(row + (cell + plan.x_ahead + line * NUMBERS_OF_LINE))
-            for result in outputs:
-                code.prefetch(result + (column + plan.out_ahead), write=True)
-
-    def prepare_lanes(self) -> None:
-        """Find which lanes of a row each column of the kernel meets; those outside of the row are 0."""
-        code, plan, step = self.code, self.plan, self.shape.stride
-        self.is_stored = code.lanes_between(None, plan.out_width)
-        self.loaded = [code.lanes_between(None, plan.width - self.lanes * vector) for vector in range(step)]
-        self.met = []
-        for tap in range(self.shape.kernel[1]):
-            cells = indices(code, step, plan.column_dilation * tap - plan.before_columns)
-            self.met.append((cells, are_below(code, cells, plan.width)))
-
-    def enter(self, depth: Int) -> None:
-        """Find the planes that an output plane reads: from which tap on, up to which, and the plane of tap 0."""
-        code, plan = self.code, self.plan
-        above = plan.depth_before - depth * plan.depth_step
-        low, high = (
-            (code.maximum(planes, 0) + (plan.depth_apart - 1)) // plan.depth_apart
-            for planes in (above, above + plan.depth_size)
-        )
-        self.planes = low, code.minimum(high, plan.depth_taps)
-        self.cells = self.cells - above * plan.x_plane
-
-    def rows_of(self, cells: Pointer) -> list[Pointer]:
-        """Return where the rows of a band begin in a plane; those outside are in the row of zeros."""
-        return [self.code.select(is_inside, cells + at, self.zeros) for is_inside, at in self.inputs]
-
-    def count_on(self, counters: Sequence[Variable]) -> None:
-        """Count to the next plane: its channel, its outputs, its filter and that of the channel, and its depth."""
-        code, plan = self.code, self.plan
-        x, out, number, copy, depth = counters
-        out.set(out.get() + plan.out_plane)
-        if self.shape.deep:
-            depth.set(depth.get() + 1)
-        with code.when(depth.get().equals(plan.depth) if self.shape.deep else plan.depth.equals(1)):
-            depth.set(0)
-            ends = counted(code, copy, plan.multiplier)
-            x.set(x.get() + code.select(ends, plan.x_channel, 0))
-            counted(code, number, plan.filters)
-
-    @property
-    def reach(self) -> Int:
-        """The cells of a row from the first that a tile loads to the last."""
-        tap, lanes = self.offsets()[-1]
-        dilation: Int = self.plan.column_dilation
-        return dilation * tap + (lanes + self.lanes)
-
-    def masks(self, cell: Int, column: Int, place: Int) -> list[Flag]:
-        """Return the lanes that are inside of a row, for each load of a tile, and those that are stored."""
-        code, plan, offsets = self.code, self.plan, self.offsets()
-        bits, found = self.bits + place * (len(offsets) + 1), self.found + place
-        with code.when(~found[0].equals(column)):
-            for i, (tap, lanes) in enumerate(offsets):
-                at = cell + (plan.column_dilation * tap + lanes)
-                bits[i] = bits_of(code, code.lanes_between(0 - at, plan.width - at))
-            bits[len(offsets)] = bits_of(code, code.lanes_between(None, plan.out_width - column))
-            found[0] = column
-        return [code.mask_of_bits(bits[i]) for i in range(len(offsets) + 1)]
-
-    def tile(self, cell: Number, results: Sequence[Pointer], column: Number, masks: Sequence[Flag] = ()) -> None:
-        """Compute and store one tile, from a cell of the rows on; one that has no masks lies inside."""
-        code, plan, (height, width) = self.code, self.plan, self.shape.kernel
-        sums = [code.variable(self.bias) for _ in range(self.shape.rows)]
-        if self.shape.deep:
-            with code.loop(*self.planes) as tap:
-                rows = self.rows_of(self.cells + tap * plan.depth_apart * plan.x_plane)
-                self.add([row + cell for row in rows], self.taps + tap * (height * width), sums, masks)
-        else:
-            self.add([row + cell for row in self.rows], self.taps, sums, masks)
-        self.put(sums, results, column, masks[-1] if masks else None)
-
-    def add(self, rows: Sequence[Pointer], taps: Pointer, sums: Sequence[Variable], masks: Sequence[Flag]) -> None:
-        """Add the products of one plane to the sums of a tile."""
-        code, (height, width) = self.code, self.shape.kernel
-        met = self.met_in_registers(rows) if self.is_narrow else self.met_in_memory(rows, masks)
-        # Two columns at stride 2 meet cells of the same loads, which no registers keep for long.
-        together = 1 if self.is_narrow else self.shape.stride
-        for first in range(0, width, together):
-            columns = range(first, min(first + together, width))
-            numbers = {(row, tap): code.splat(taps[row * width + tap]) for tap in columns for row in range(height)}
-            for row in range(len(rows)):
-                for tap in columns:
-                    used = self.shape.uses(row)
-                    value = met(row, tap) if used else code.zeros
-                    for kernel_row, output in used:
-                        sums[output].set(code.fma(value, numbers[kernel_row, tap], sums[output].get()))
-            keep_order(code, self.target, sums)
-
-    def met_in_registers(self, rows: Sequence[Pointer]) -> Callable[[int, int], Vector]:
-        """Load rows whole; return what gives the cells of a row that a column of the kernel meets."""
-        code, lanes = self.code, self.lanes
-        loaded = [[code.load(row + lanes * v, mask) for v, mask in enumerate(self.loaded)] for row in rows]
-
-        def met(row: int, tap: int) -> Vector:
-            cells, is_inside = self.met[tap]
-            value: Vector = code.select(is_inside, picked(code, loaded[row], cells), code.zeros)
-            return value
-
-        return met
-
-    def met_in_memory(self, rows: Sequence[Pointer], masks: Sequence[Flag]) -> Callable[[int, int], Vector]:
-        """Return what loads the cells of a row that a column of the kernel meets."""
-        code, step, offsets = self.code, self.plan.column_dilation, self.offsets()
-        of_loads: Sequence[Flag | None] = masks[:-1] or [None] * len(offsets)
-        loads = dict(zip(offsets, of_loads, strict=True))
-
-        def met(row: int, tap: int) -> Vector:
-            place, even = rows[row], tap // 2 * 2
-            if self.shape.stride == 1:
-                return code.load(place + step * tap, loads[tap, 0])
-            near, far = (code.load(place + (even + lanes), loads[even, lanes]) for lanes in (0, self.lanes))
-            return code.shuffle(near, far, [2 * lane + tap % 2 for lane in range(self.lanes)])
-
-        return met
-
-    def put(self, sums: Sequence[Variable], results: Sequence[Pointer], column: Number, mask: Flag | None) -> None:
-        """Store the sums; rows beyond the last one of a low plane are stored in its place, before it."""
-        code, values = self.code, [total.get() for total in sums]
-        places = [result + column for result in results]
-        if mask is None or self.has_masks:
-            self.put_rows(values, places, mask)
-        else:
-            is_whole = self.plan.out_width >= self.lanes
-            with code.when(is_whole):
-                self.put_rows(values, places, None)
-            with code.when(~is_whole):
-                for value, place in reversed(list(zip(values, places, strict=True))):
-                    store_first(code, value, place, self.plan.out_width)
-        # Only these additions wait for one another; lanes that are not stored hold products of the same cells.
-        total = values[0]
-        for value in values[1:]:
-            total = total + value
-        code.look_at(self.check, total)
-
-    def put_rows(self, values: Sequence[Vector], places: Sequence[Pointer], mask: Flag | None) -> None:
-        """Store the rows of a tile from the last to the first."""
-        for value, place in reversed(list(zip(values, places, strict=True))):
-            self.code.store(value, place, mask)
-
-
-def bits_of(code: Function, mask: Flag) -> Int:
-    """Return the integer whose low bits are the lanes of a mask."""
-    bits = code.assign(f"bitcast {mask.typed} to i{code.lanes}")
-    return Int(code, INTEGER, code.assign(f"zext i{code.lanes} {bits} to i64"))
 
 
 def divided(a: Int, b: Int) -> tuple[Int, Int]:
     """Return the quotient and the rest."""
     return a // b, a % b
-
-
-def counted(code: Function, number: Variable, limit: Int) -> Flag:
-    """Add 1 to a number, which begins again at 0 where it is the limit; return whether it does."""
-    value: Int = number.get() + 1
-    ends = value.equals(limit)
-    number.set(code.select(ends, 0, value))
-    return ends

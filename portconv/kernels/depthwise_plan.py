@@ -29,8 +29,8 @@ asks for the lines of one that is `x_ahead` inputs and `out_ahead` outputs furth
 """
 GROUP_CELLS = 4096
 """One band of each plane of a group is computed before the next band; so many inputs stay in the nearest cache."""
-NARROW_ROWS, NARROW_LOSS = 7, 1.0
-"""The rows of a tile whose inputs stay in registers, and what such a tile costs more."""
+NARROW_ROWS, NARROW_LOSS = 7, {True: 1.0, False: 1.1}
+"""The rows of a tile whose inputs stay in registers, and what it costs, by whether the CPU halves vectors."""
 MOST_ROWS = 14
 """The most rows of a tile where 32 registers hold its sums."""
 FEW_ROWS, WIDE, MANY_ROWS_LOSS = 4, 64, 0.5
@@ -38,10 +38,13 @@ FEW_ROWS, WIDE, MANY_ROWS_LOSS = 4, 64, 0.5
 cell is used, the more it matters."""
 LOSSES = {1: (1.2, 1.0), 2: (1.2, 3.0)}
 """By stride: what a tile costs more for the rows of inputs that its rows do not share, and the columns that a tile of
-half vectors costs more than it has."""
-FAR_BYTES, FEWEST_CELLS, FEWEST_ASKED = 4 << 20, 256, 512
+half vectors costs more than it has, where the CPU halves vectors."""
+HALF_VECTOR, HALF_VECTOR_OF_COLUMN = 0.5, 0.045
+"""What a tile of half vectors costs elsewhere, of a whole one, and more for each column of the kernel."""
+FAR_BYTES, FEWEST_CELLS, FEWEST_ASKED, FEWEST_PLANES_AHEAD = 4 << 20, 256, 512, 2
 """Arrays of more bytes lie beyond the nearest caches. Of planes of so many numbers all bands are then computed before
-the next plane, as memory is read; and of planes of so many each tile asks for the lines of a later one."""
+the next plane, as memory is read; and of planes of so many each tile asks for the lines of a later one. Tiles of narrow
+rows ask for those of a later plane, at least so many numbers and planes further on."""
 CYCLES_OF_PLANE = 20.0
 """What a plane costs beside its tiles."""
 
@@ -87,12 +90,14 @@ class Shape(NamedTuple):
     """Whether outputs are sums over several planes, of three dimensions."""
     narrow: bool = False
     """Whether a row of outputs is one vector, and the row of inputs one vector, or two at stride 2."""
+    pair: bool = False
+    """Whether it is narrow and a row of outputs half a vector, so that a vector holds one of each of two planes."""
 
     @property
     def name(self) -> str:
         """How the variant is called."""
         height, width = self.kernel
-        kinds = {"half": self.half, "deep": self.deep, "narrow": self.narrow}
+        kinds = {"half": self.half, "deep": self.deep, "narrow": self.narrow, "pair": self.pair}
         return f"{height}x{width}s{self.stride}r{self.rows}{''.join(kind for kind, has in kinds.items() if has)}"
 
     @property
@@ -106,11 +111,17 @@ class Shape(NamedTuple):
 
     def is_narrow(self, target: Target) -> bool:
         """Return whether lanes are taken in any order, which AVX-512 does."""
-        return self.narrow and target.name == "avx512"
+        return (self.narrow or self.pair) and target.name == "avx512"
 
-    def fits(self, target: Target, plane: Plane) -> bool:
-        """Return whether tiles of this shape can compute a plane."""
+    def is_pair(self, target: Target) -> bool:
+        """Return whether a vector holds rows of two planes."""
+        return self.pair and self.is_narrow(target)
+
+    def fits(self, target: Target, plane: Plane, filters: int) -> bool:
+        """Return whether tiles of this shape can compute a plane, of a channel with so many filters."""
         lanes = self.lanes(target)
+        if self.is_pair(target) and (plane.out[1] > lanes // 2 or plane.size[1] > lanes or filters > 1):
+            return False
         if self.is_narrow(target) and (plane.out[1] > lanes or plane.size[1] > lanes * self.stride):
             return False
         return self.stride == 1 or plane.dilation == (1, 1)
@@ -123,12 +134,15 @@ class Shape(NamedTuple):
     def cost(self, target: Target, plane: Plane) -> float:
         """Return about how many vectors are multiplied and added in the time that a plane takes."""
         lanes, (row_loss, half_loss) = self.lanes(target), LOSSES[self.stride]
-        columns = ceiling(plane.out[1], lanes) * (lanes + (half_loss if self.half else 0))
-        loss = NARROW_LOSS if self.narrow else 1 + row_loss / self.rows
+        vectors = ceiling(plane.out[1], lanes) * (0.5 if self.is_pair(target) else 1.0)
+        if self.half:
+            of_half = HALF_VECTOR + HALF_VECTOR_OF_COLUMN * self.kernel[1]
+            vectors *= (lanes + half_loss) / target.lanes if target.halves_vectors else of_half
+        loss = NARROW_LOSS[target.halves_vectors] if self.is_narrow(target) else 1 + row_loss / self.rows
         if self.rows > FEW_ROWS and plane.size[1] > WIDE:
             loss += MANY_ROWS_LOSS / self.kernel[0]
         bands = min(plane.dilation[0], plane.out[0]) * ceiling(ceiling(plane.out[0], plane.dilation[0]), self.rows)
-        return columns / target.lanes * bands * self.rows * self.kernel[0] * self.kernel[1] * loss
+        return vectors * bands * self.rows * self.kernel[0] * self.kernel[1] * loss
 
 
 def _shapes() -> tuple[Shape, ...]:
@@ -143,8 +157,9 @@ def _shapes() -> tuple[Shape, ...]:
     lines = [Shape((1, size), 1, rows) for size in (3, 5, 7) for rows in (1, 4)]
     columns = [Shape((size, 1), 1, 7) for size in (3, 5, 7)]
     deep = [shape._replace(deep=True) for shape in squares if shape.kernel == (3, 3)]
-    narrow = [shape._replace(narrow=True) for shape in squares if shape.rows == NARROW_ROWS]
-    return (*squares, *lines, *columns, *deep, *narrow)
+    whole = [shape for shape in squares if shape.rows == NARROW_ROWS and not shape.half]
+    narrow, pairs = ([shape._replace(narrow=not pair, pair=pair) for shape in whole] for pair in (False, True))
+    return (*squares, *lines, *columns, *deep, *narrow, *pairs)
 
 
 SHAPES = {shape.name: shape for shape in _shapes()}
@@ -162,9 +177,9 @@ def variant_of(target: Target, sizes: Sizes) -> str | None:
         shape
         for shape in SHAPES.values()
         if (shape.kernel, shape.stride, shape.deep) == (plane.kernel, plane.stride[0], len(sizes.size) == 3)
-        and shape.fits(target, plane)
+        and shape.fits(target, plane, sizes.filters)
         # Only AVX-512 has registers for so many sums, and long vectors.
-        and (target.name == "avx512" or not (shape.rows == MOST_ROWS or shape.half or shape.narrow))
+        and (target.name == "avx512" or not (shape.rows == MOST_ROWS or shape.half or shape.narrow or shape.pair))
     ]
     return min(fitting, key=lambda shape: shape.cost(target, plane)).name if fitting else None
 
@@ -173,7 +188,7 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, variant: str = "") 
     """Return the plan of a convolution, or nothing if the family has no kernel for it."""
     variant = variant or variant_of(target, sizes) or ""
     plane = plane_of(sizes)
-    if not variant or not SHAPES[variant].fits(target, plane):
+    if not variant or not SHAPES[variant].fits(target, plane, sizes.filters):
         return None
     shape, depth = SHAPES[variant], depth_of(sizes)
     lanes, planes = shape.lanes(target), sizes.batch * sizes.out_channels * depth["depth"]
@@ -182,12 +197,16 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, variant: str = "") 
     band_products = shape.rows * ceiling(plane.out[1], lanes) * lanes * sizes.taps
     products = share_products(planes * bands * band_products)
     band_blocks, bands_of_share = blocks(bands, ceiling(products, band_products))
-    plane_blocks, planes_of_share = blocks(planes, ceiling(products, band_products * bands_of_share))
-    planes_of_group = max(1, GROUP_CELLS // max(1, plane.size[0] * plane.size[1]))
+    at_once = 2 if shape.is_pair(target) else 1
+    plane_blocks, planes_of_share = blocks(
+        ceiling(planes, at_once), ceiling(products, at_once * band_products * bands_of_share)
+    )
+    planes_of_share *= at_once
+    planes_of_group = at_once * max(1, GROUP_CELLS // max(1, plane.size[0] * plane.size[1]))
     if bands == 1:
         planes_of_group = planes_of_share
     elif _is_far(planes, plane, FEWEST_CELLS):
-        planes_of_group = 1
+        planes_of_group = at_once
     shares = plane_blocks * band_blocks
     zeros = ceiling(plane.before[1] + plane.size[1] + plane.after[1] + 2 * lanes, lanes) * lanes
     last_row, last_phase = divmod(plane.out[0] - 1, plane.dilation[0])
@@ -201,7 +220,7 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, variant: str = "") 
         row_dilation=plane.dilation[0], column_dilation=plane.dilation[1],
         last_row=last_row, last_phase=last_phase, zeros=zeros,
         x_channel=sizes.cells, bias_step=int(has_bias),
-        **_ahead(sizes, planes, plane, shape),
+        **_ahead(target, sizes, planes, plane, shape),
         x_plane=plane.size[0] * plane.size[1], out_plane=plane.out[0] * plane.out[1], **depth,
     )  # fmt: skip
     block = {"planes": planes_of_share, "bands": bands_of_share, "rows": shape.rows, "lanes": lanes}
@@ -217,10 +236,14 @@ def _is_far(planes: int, plane: Plane, fewest: int) -> bool:
     return 4 * planes * (cells + positions) >= FAR_BYTES and min(cells, positions) >= fewest
 
 
-def _ahead(sizes: Sizes, planes: int, plane: Plane, shape: Shape) -> dict[str, int]:
-    """Return how far ahead lines are asked for: those of the next band."""
-    if not _is_far(planes, plane, FEWEST_ASKED):
+def _ahead(target: Target, sizes: Sizes, planes: int, plane: Plane, shape: Shape) -> dict[str, int]:
+    """Return how far ahead lines are asked for: those of the next band, or of a later plane if planes are narrow."""
+    if not _is_far(planes, plane, 1 if shape.is_narrow(target) else FEWEST_ASKED):
         return {"x_ahead": 0, "out_ahead": 0}
+    if shape.is_narrow(target):
+        cells = plane.size[0] * plane.size[1]
+        count = max(FEWEST_PLANES_AHEAD, ceiling(FEWEST_ASKED, cells))
+        return {"x_ahead": count * cells if sizes.filters == 1 else 0, "out_ahead": 0}
     # Filters of one channel read the same plane.
     x_ahead = shape.rows * shape.stride * plane.size[1] if sizes.filters == 1 else 0
     return {"x_ahead": x_ahead, "out_ahead": shape.rows * plane.out[1]}

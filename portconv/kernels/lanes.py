@@ -9,11 +9,11 @@ from .target import Target
 from .values import Flag, Int, Number, Value, Variable, Vector
 
 
-def indices(code: Function, step: int, start: Number) -> Value:
-    """Return the integers `start`, `start + step` and so on, of 32 bits, one a lane."""
+def indices(code: Function, steps: Sequence[int], start: Number) -> Value:
+    """Return the integers `start + step`, of 32 bits, for the step of each lane."""
     type = f"<{code.lanes} x i32>"
-    steps = "<" + ", ".join(f"i32 {step * lane}" for lane in range(code.lanes)) + ">"
-    return Value(code, type, code.assign(f"add {type} {steps}, {code.spread(_narrow(code, start), 'i32')}"))
+    numbers = "<" + ", ".join(f"i32 {step}" for step in steps) + ">"
+    return Value(code, type, code.assign(f"add {type} {numbers}, {code.spread(_narrow(code, start), 'i32')}"))
 
 
 def are_below(code: Function, numbers: Value, size: Int) -> Flag:

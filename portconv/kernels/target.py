@@ -35,6 +35,11 @@ class Target(NamedTuple):
     vectors: int
 
     @property
+    def halves_vectors(self) -> bool:
+        """Whether the CPU computes a vector of AVX-512 half by half, so that half a vector takes half the time."""
+        return self.cpu == "znver4"
+
+    @property
     def words(self) -> str:
         """What a user reads."""
         return f"{WORDS[self.name]} ({self.cpu})"

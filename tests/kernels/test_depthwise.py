@@ -25,7 +25,7 @@ def drawn(random, shape):
     apart = [int(random.choice([1, 1, 2, 3])) if stride == 1 else 1 for _ in range(2)]
     sides = []
     for taps, dilation, most in ((height, apart[0], 20), (width, apart[1], 70)):
-        size = int(random.integers(1, 20 if shape.narrow else most))
+        size = int(random.integers(1, 17 if shape.pair else 20 if shape.narrow else most))
         # The gradient of an input may have a negative padding.
         before, after = (int(each) for each in random.integers(-1, 2 * taps + 2, 2))
         sides.append((size, taps, stride, dilation, before, after))
@@ -34,7 +34,7 @@ def drawn(random, shape):
     if shape.deep:
         size, *rest = (int(random.integers(1, most)) for most in (7, 5, 4, 4))
         sides = [(size, *rest, *(int(each) for each in random.integers(0, 6, 2))), *sides]
-    channels, multiplier, batch = (int(random.integers(1, most)) for most in (6, 4, 4))
+    channels, multiplier, batch = (int(random.integers(1, most)) for most in (6, 2 if shape.pair else 4, 4))
     return sizes_of(batch, channels, channels * multiplier, channels, sides)
 
 
