@@ -46,7 +46,10 @@ class Blas:
 
     def threads(self) -> int:
         """Return how many threads the user allows BLAS; if that is unknown, the number of CPUs."""
-        return max((setting.users() for setting in self.settings()), default=cpus())
+        settings = self.settings()
+        if len(settings) == 1:  # as nearly always, and in the path of calls of a few microseconds
+            return int(settings[0].users())
+        return max((setting.users() for setting in settings), default=cpus())
 
 
 def _is_of_thread(library: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 SHARE_PRODUCTS = 500_000
 """So many multiplications are about one share of the work: some 10 to 20 microseconds of one thread."""
-FEWEST_PRODUCTS = 150_000
+ALONE_PRODUCTS, FEWEST_PRODUCTS = 400_000, 150_000
 """A share of a small call has at least so many; handing over one costs as much as some thousands."""
 
 LINE, NUMBERS_OF_LINE = 64, 16
@@ -116,6 +116,8 @@ class Planned(NamedTuple):
 
 def share_products(products: int) -> int:
     """Return how many of the multiplications are about one share: fewer of a small call, so that threads share it."""
+    if products <= ALONE_PRODUCTS:
+        return max(1, products)
     return min(SHARE_PRODUCTS, max(FEWEST_PRODUCTS, ceiling(products, 4)))
 
 
