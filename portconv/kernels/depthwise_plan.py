@@ -45,6 +45,8 @@ FAR_BYTES, FEWEST_CELLS, FEWEST_ASKED, FEWEST_PLANES_AHEAD = 4 << 20, 256, 512, 
 """Arrays of more bytes lie beyond the nearest caches. Of planes of so many numbers all bands are then computed before
 the next plane, as memory is read; and of planes of so many each tile asks for the lines of a later one. Tiles of narrow
 rows ask for those of a later plane, at least so many numbers and planes further on."""
+INPUTS_AHEAD, OUTPUTS_AHEAD = 2000, 700
+"""Other tiles ask for lines so many numbers further on, rounded up to whole bands."""
 CYCLES_OF_PLANE = 20.0
 """What a plane costs beside its tiles."""
 
@@ -237,16 +239,17 @@ def _is_far(planes: int, plane: Plane, fewest: int) -> bool:
 
 
 def _ahead(target: Target, sizes: Sizes, planes: int, plane: Plane, shape: Shape) -> dict[str, int]:
-    """Return how far ahead lines are asked for: those of the next band, or of a later plane if planes are narrow."""
+    """Return how far ahead lines are asked for: those of a later band, or of a later plane if planes are narrow."""
     if not _is_far(planes, plane, 1 if shape.is_narrow(target) else FEWEST_ASKED):
         return {"x_ahead": 0, "out_ahead": 0}
     if shape.is_narrow(target):
         cells = plane.size[0] * plane.size[1]
         count = max(FEWEST_PLANES_AHEAD, ceiling(FEWEST_ASKED, cells))
         return {"x_ahead": count * cells if sizes.filters == 1 else 0, "out_ahead": 0}
+    x_band, out_band = shape.rows * shape.stride * plane.size[1], shape.rows * plane.out[1]
     # Filters of one channel read the same plane.
-    x_ahead = shape.rows * shape.stride * plane.size[1] if sizes.filters == 1 else 0
-    return {"x_ahead": x_ahead, "out_ahead": shape.rows * plane.out[1]}
+    x_ahead = ceiling(INPUTS_AHEAD, x_band) * x_band if sizes.filters == 1 else 0
+    return {"x_ahead": x_ahead, "out_ahead": ceiling(OUTPUTS_AHEAD, out_band) * out_band}
 
 
 def _reads_cells(sizes: Sizes) -> bool:

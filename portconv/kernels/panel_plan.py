@@ -10,7 +10,7 @@ from typing import NamedTuple
 from .outer import FIELDS, MOST_OUTER
 from .record import Record
 from .share import PLAN_HEAD
-from .sizes import Layout, Planned, Sizes, addresses, blocks, ceiling, numbers, share_products
+from .sizes import Layout, Planned, Sizes, addresses, blocks, blocks_for_two, ceiling, numbers, share_products
 from .target import Target
 
 RUN = 128
@@ -126,7 +126,7 @@ def _blocks(target: Target, sizes: Sizes, columns: int, row: int, of_panel: int)
     most = max(1, min(max(MOST_PANELS, min(MOST_SMALL_PANELS, MANY_TERMS // terms)), BLOCK_BYTES // of_panel))
     products = sizes.groups * sizes.filters * terms * sizes.batch * sizes.positions
     wanted = min(MOST_SHARES, max(1, ceiling(products, share_products(products))))
-    column_blocks, panels = blocks(panels_in_all, max(1, min(most, panels_in_all * sizes.groups // wanted)))
+    column_blocks, panels = blocks_for_two(panels_in_all, max(1, min(most, panels_in_all * sizes.groups // wanted)))
     # Each block of filters copies the panels again, which is to take little of its time; an even number shares better.
     fewest = MOST_COPIES * _copies(sizes, target, row) * target.lanes
     split = min(max(1, wanted // (column_blocks * sizes.groups)), max(1, int(sizes.filters / fewest)))

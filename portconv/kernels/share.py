@@ -90,10 +90,11 @@ def _take(target: Target, share: Function) -> Function:
 def _apart(code: Function, ticket: Int, count: Int, threads: Int) -> Int:
     """Return the share of a ticket: neighbouring tickets are far apart, and each thread goes on beside its last share.
 
-    What threads write at the same time then lies in different pages, and what one reads is often in its cache.
+    What threads write at the same time then lies in different pages, and what one reads is often in its cache. The last
+    share, which may be a small one, comes last: if shares are left over, it is one of them.
     """
-    turn, thread = ticket // threads, ticket % threads
-    return thread * (count // threads) + code.minimum(thread, count % threads) + turn
+    turn, thread = ticket // threads, threads - 1 - ticket % threads
+    return thread * (count // threads) + code.maximum(thread + count % threads - threads, 0) + turn
 
 
 def _together(target: Target, take: Function) -> Function:

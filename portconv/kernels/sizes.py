@@ -13,6 +13,9 @@ SHARE_PRODUCTS = 500_000
 ALONE_PRODUCTS, FEWEST_PRODUCTS = 400_000, 150_000
 """A share of a small call has at least so many; handing over one costs as much as some thousands."""
 
+TIME_OF_BLOCK = 0.05
+"""How long each block of a call takes beside the things that it has, in the time of one of these."""
+
 LINE, NUMBERS_OF_LINE = 64, 16
 """The bytes of a line of the cache, and its numbers in float32."""
 
@@ -147,6 +150,21 @@ def numbers(values: Sequence[int]) -> array[int]:
 def addresses(lists: Mapping[str, array[int]]) -> dict[str, int]:
     """Return where lists lie, while they live."""
     return {name: values.buffer_info()[0] for name, values in lists.items()}
+
+
+def blocks_for_two(count: int, most: int) -> tuple[int, int]:
+    """Cut as `blocks` does, but so that two threads end together, and more threads soon after one another.
+
+    The last block is smaller than the others, and is computed last.
+    """
+
+    def time(size: int) -> float:
+        number, last = ceiling(count, size), (count - 1) % size + 1
+        of_one = number // 2 * size + number % 2 * last
+        return of_one + TIME_OF_BLOCK * number
+
+    size = min(range(max(1, most), (most - 1) // 2, -1), key=time)
+    return max(1, ceiling(count, size)), size
 
 
 def blocks(count: int, most: int) -> tuple[int, int]:
