@@ -132,7 +132,8 @@ class _Block(NamedTuple):
     channels: int
 
 
-def _block(sizes: Sizes, lines: Lines, lanes: int, *, joined: bool) -> _Block:
+def _blocks(sizes: Sizes, lines: Lines, lanes: int, *, joined: bool) -> list[_Block]:
+    """Return what a share may be; the more rows are joined, the more of them fill their vectors."""
     channels = min(sizes.channels, max(1, RUN // sizes.taps))
     columns, rows = min(sizes.out[-1], MOST_COLUMNS), sizes.batch * sizes.groups * math.prod(sizes.out[:-1])
     if 0 < rows < FEW_SHARES:  # a few long rows, as of one signal, are cut for threads to share
@@ -145,21 +146,11 @@ def _block(sizes: Sizes, lines: Lines, lanes: int, *, joined: bool) -> _Block:
     units = sizes.batch * sizes.groups
     wanted = share_products(units * firsts * ceiling(sizes.out[-1], columns) * products)
     most = max(1, min(room, ceiling(wanted, products)))
-    firsts = _rows_joined(sizes, lines, lanes, most, room) if joined else blocks(firsts, most)[1]
-    return _Block(columns, firsts, blocks(units, ceiling(wanted, products * firsts))[1], channels)
-
-
-def _rows_joined(sizes: Sizes, lines: Lines, lanes: int, fewest: int, room: int) -> int:
-    """Return how many rows of a share waste the fewest lanes, the fewer of those that waste as many."""
-    rows, units = sizes.out[0], sizes.batch * sizes.groups
-    most = max(fewest, min(room, MOST_JOINED, rows * units // SHARES_JOINED))
-    counts = sorted({blocks(rows, count)[1] for count in range(fewest, most + 1)})
-    pitch = sizes.out[-1] + lines.shift
-
-    def pieces_of_row(count: int) -> float:
-        return ceiling((count - 1) * pitch + sizes.out[-1], lanes) / count
-
-    return min(counts, key=pieces_of_row)
+    counts = range(most, 1 + max(most, min(room, MOST_JOINED, firsts * units // SHARES_JOINED)) if joined else most + 1)
+    return [
+        _Block(columns, count, blocks(units, ceiling(wanted, products * count))[1], channels)
+        for count in sorted({blocks(firsts, count)[1] for count in counts})
+    ]
 
 
 def _filters_of_tile(target: Target, filters: int) -> int:
@@ -246,6 +237,12 @@ def _lists(sizes: Sizes, lines: Lines, pitches: Pitches) -> dict[str, array[int]
     }
 
 
+def _shares(sizes: Sizes, block: _Block) -> int:
+    """Return how many shares there are."""
+    units, firsts = sizes.batch * sizes.groups, sizes.out[0] if len(sizes.size) > 1 else 1
+    return ceiling(units, block.units) * ceiling(firsts, block.firsts) * ceiling(sizes.out[-1], block.columns)
+
+
 def _cycles(target: Target, sizes: Sizes, block: _Block, copy: _Copy, variant: str) -> float:
     """Return about how many vectors are multiplied in the time that a share takes."""
     filters = parted(variant)[1]
@@ -280,8 +277,12 @@ def _planned(target: Target, sizes: Sizes, variant: str, *, has_bias: bool) -> P
         return None
     if steps == ALIGNED_STEPS:
         lines = lines._replace(shift=lines.shift + lanes)
-    block, phases = _block(sizes, lines, lanes, joined=joined), len(lines.phases)
-    copy, (first_step, beyond) = _copy(sizes, lines, block, lanes, joined=joined), _first(sizes, lines)
+    found = [
+        (block, _copy(sizes, lines, block, lanes, joined=joined))
+        for block in _blocks(sizes, lines, lanes, joined=joined)
+    ]
+    block, copy = min(found, key=lambda one: _shares(sizes, one[0]) * _cycles(target, sizes, *one, variant))
+    phases, (first_step, beyond) = len(lines.phases), _first(sizes, lines)
     is_one_run = block.channels == sizes.channels and sizes.taps <= RUN
 
     layout, kept = Layout(), ceiling(sizes.filters, filters) * filters * copy.pieces * lanes
@@ -299,8 +300,7 @@ def _planned(target: Target, sizes: Sizes, variant: str, *, has_bias: bool) -> P
     skips = bool(lines.padded) and not joined and skips_taps(sizes, 0)
     first = (sizes.dilation[0], sizes.kernel[0]) if lines.padded else (1, 1)
     first_blocks, column_blocks = ceiling(firsts, block.firsts), ceiling(sizes.out[-1], block.columns)
-    units = sizes.batch * sizes.groups
-    shares = ceiling(units, block.units) * first_blocks * column_blocks
+    units, shares = sizes.batch * sizes.groups, _shares(sizes, block)
     values = PLAN.packed(
         **{"phases": 1, "shares_first": 0, "shares_last": shares, "units": units, "units_of_share": block.units},
         **{"groups": sizes.groups, "channels": sizes.channels, "channels_of_run": block.channels},

@@ -35,6 +35,8 @@ filters is transformed, and one part of a filter is copied."""
 MOST_LONE, LOADED_AND_MULTIPLIED, CYCLES_OF_TOTAL = 4, 2.0, 10.0
 """The most tiles that stand alone, where the others fill whole vectors; what a product of theirs takes, and a sum of
 lanes."""
+CYCLES_OF_TILE, CYCLES_OF_BLOCK = 100.0, 1500.0
+"""What a tile of sums takes beside its products, and a block of columns beside its tiles: its tables."""
 CYCLES_OF_PHASE = 12_000.0
 """What the first phase takes beside its work: threads wait for one another."""
 TAPS = 3
@@ -209,4 +211,6 @@ def _cycles(sizes: Sizes, target: Target, filter_blocks: int) -> float:
     prepared = filters * ceiling(terms, target.lanes) * CYCLES_OF_FILTER
     prepared += filters * terms * CYCLES_OF_COPY * (parts_of_plane(sizes) > 1)
     products = PLACES * filters * (terms * vectors + lone * _cycles_of_lone(target, terms))
-    return sizes.groups * (products + transforms + prepared) + CYCLES_OF_PHASE
+    of_block = PLACES * ceiling(sizes.filters, target.filters) * CYCLES_OF_TILE + filter_blocks * CYCLES_OF_BLOCK
+    blocks_taken = ceiling(vectors, target.vectors) * of_block
+    return sizes.groups * (products + transforms + prepared + blocks_taken) + CYCLES_OF_PHASE
