@@ -10,7 +10,18 @@ from typing import NamedTuple
 from .outer import FIELDS, MOST_OUTER
 from .record import Record
 from .share import PLAN_HEAD
-from .sizes import Layout, Planned, Sizes, addresses, blocks, blocks_for_two, ceiling, numbers, share_products
+from .sizes import (
+    FAR_BYTES,
+    Layout,
+    Planned,
+    Sizes,
+    addresses,
+    blocks,
+    blocks_for_two,
+    ceiling,
+    numbers,
+    share_products,
+)
 from .target import Target
 
 RUN = 128
@@ -30,8 +41,6 @@ MOST_LONE, MOST_VECTORS_BESIDE = 2, 8
 """Up to so many columns beside at most so many vectors are multiplied one by one, along their terms."""
 CYCLES_OF_LONE = 2.0
 """A lone column takes so many times as long as its multiplications: filters are loaded as well."""
-FAR_BYTES = 2 << 20
-"""Inputs of more bytes lie beyond the nearest caches."""
 MOST_ENTRIES = 1 << 14
 """The most taps times pieces of a panel, so that the tables stay in the cache."""
 EVERY = {"full": 1, "halved": 2, "thirds": 3, "quarters": 4, "gathered": 0, "sparse": 1}

@@ -21,7 +21,7 @@ from .row_lines import (
     pitches_of,
     taps_of,
 )
-from .sizes import Layout, Planned, Sizes, addresses, blocks, ceiling, numbers, share_products
+from .sizes import FAR_BYTES, Layout, Planned, Sizes, addresses, blocks, ceiling, numbers, share_products
 from .target import Target
 
 RUN = 256
@@ -68,7 +68,7 @@ PLAN = Record(
     *("firsts", "firsts_of_share", "first_blocks", "rows_of_first", "lines_of_step", "lines_beyond"),
     *("columns", "columns_of_share", "column_blocks"),
     *("first_size", "first_before", "first_step", "first_apart", "first_taps"),
-    *("channel_pitch", "pieces_of_share"),
+    *("channel_pitch", "pieces_of_share", "asks_for_outputs"),
     *("x_sample", "x_channel", "out_sample", "out_channel", "bias_step"),
     *("rows", "steps", "line_strides", "row_taps"),
     *("at_lines", "at_entries", "at_pieces", "at_sums"),
@@ -301,6 +301,7 @@ def _planned(target: Target, sizes: Sizes, variant: str, *, has_bias: bool) -> P
     first = (sizes.dilation[0], sizes.kernel[0]) if lines.padded else (1, 1)
     first_blocks, column_blocks = ceiling(firsts, block.firsts), ceiling(sizes.out[-1], block.columns)
     units, shares = sizes.batch * sizes.groups, _shares(sizes, block)
+    is_far = 4 * sizes.batch * sizes.out_channels * sizes.positions >= FAR_BYTES
     values = PLAN.packed(
         **{"phases": 1, "shares_first": 0, "shares_last": shares, "units": units, "units_of_share": block.units},
         **{"groups": sizes.groups, "channels": sizes.channels, "channels_of_run": block.channels},
@@ -314,7 +315,7 @@ def _planned(target: Target, sizes: Sizes, variant: str, *, has_bias: bool) -> P
         **{"columns": sizes.out[-1], "columns_of_share": block.columns, "column_blocks": column_blocks},
         **{"width": sizes.size[-1], "step": sizes.stride[-1], "before": sizes.before[-1]},
         **{"entries": copy.entries * phases, "entries_of_phase": copy.entries},
-        **{"channel_pitch": copy.channel, "pieces_of_share": copy.pieces},
+        **{"channel_pitch": copy.channel, "pieces_of_share": copy.pieces, "asks_for_outputs": int(is_far)},
         **copy.pitches._asdict(),
         **{"x_sample": sizes.in_channels * sizes.cells, "x_channel": sizes.cells},
         **{"out_sample": sizes.out_channels * sizes.positions, "out_channel": sizes.positions},

@@ -80,16 +80,24 @@ class _Tile:
         low, high = code.maximum(tap, table[PIECE * (pieces - 1) + 3]), code.minimum(stop, table[4])
         starts = [table[PIECE * piece] for piece in range(pieces)]
         rows_there: Any = code.minimum(left, filters)
+        with code.when(is_last.equals(1) & plan.asks_for_outputs.equals(1)):
+            for i in range(filters):
+                for piece in range(pieces):
+                    code.prefetch(
+                        out + (plan.out_channel * code.minimum(i, rows_there - 1) + table[PIECE * piece + 1]),
+                        write=True,
+                    )
         rows = filters_from(code, w, plan.terms, 0, left, filters)
+        places = [cells + start for start in starts]
         with code.loop(0, channels) as channel:
-            first = cells + channel * plan.channel_pitch
-            places = [first + start for start in starts]
-            numbers = [row + channel * plan.taps for row in rows]
+            # All addresses of a channel are counted by these two numbers: few kernels have many taps.
+            ahead, before = channel * plan.channel_pitch, channel * plan.taps
             if aligned:
-                self.add_aligned(places, numbers[0], (low, high), sums[0])
+                self.add_aligned([place + ahead for place in places], rows[0] + before, (low, high), sums[0])
             else:
                 with code.loop(low, high) as now:
-                    self.add([code.load(place + self.taps[now]) for place in places], numbers, now, sums)
+                    here = ahead + self.taps[now]
+                    self.add([code.load(place + here) for place in places], rows, before + now, sums)
         self.check = code.variable(code.zeros)
         places = [kept + (plan.pieces_of_share * self.lanes * i) for i in range(filters)]
         with code.when(~is_first.equals(1)):

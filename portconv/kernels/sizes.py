@@ -16,6 +16,9 @@ ALONE_PRODUCTS, FEWEST_PRODUCTS = 400_000, 150_000
 TIME_OF_BLOCK = 0.05
 """How long each block of a call takes beside the things that it has, in the time of one of these."""
 
+FAR_BYTES = 2 << 20
+"""Arrays of more bytes lie beyond the nearest caches, so that it pays to ask for lines of them ahead."""
+
 LINE, NUMBERS_OF_LINE = 64, 16
 """The bytes of a line of the cache, and its numbers in float32."""
 

@@ -50,8 +50,9 @@ list, and its columns of taps."""
 PLACE_BITS = 32
 """A tap of the list has in so many low bits where it reads, and above them its number in a filter."""
 HALF, LATENCY, LOOP, CYCLES_OF_TILE, CYCLES_OF_STORE = 0.5, 3.0, 0.25, 30.0, 3.0
-"""About how many whole vectors are multiplied in the time of half a vector, until a sum can be added to, and that a tap
-takes beside loads and products, and a tile, and the store or sum of a vector."""
+"""About how many whole vectors are multiplied in the time of half a vector (loaded, where the CPU does not halve them),
+until a sum can be added to, and that a tap takes beside loads and products, and a tile, and the store or sum of a
+vector."""
 
 STEPS = {1: "full", 2: "halved"}
 """The strides along the last dimension, and how cells are copied."""
@@ -193,9 +194,10 @@ def _lists(sizes: Sizes, lines: Lines, plan: _Plan, pitch: int) -> dict[str, arr
     }
 
 
-def _cycles(sizes: Sizes, lines: Lines, plan: _Plan) -> float:
+def _cycles(target: Target, sizes: Sizes, lines: Lines, plan: _Plan) -> float:
     """Return about how many whole vectors are multiplied in the time that a call takes."""
     rows, size = plan.shape.rows, HALF if plan.shape.half else 1.0
+    of_product = size if target.halves_vectors else 1.0
     count, vectors_copied = _line_count(sizes, lines, plan), len(lines.phases) * plan.entries
     copied = count * vectors_copied * size * CYCLES_OF_COPY[STEPS[sizes.stride[-1]]]
     starts, pieces = _rows_and_pieces(sizes, plan)
@@ -208,7 +210,8 @@ def _cycles(sizes: Sizes, lines: Lines, plan: _Plan) -> float:
         if vectors == 0:
             continue
         # Few rows of a tile read together at its ends, where loads, or a sum and the next one, take longer.
-        of_rows = [max(size * n * vectors, size * LOAD * vectors + n / 2, LATENCY) + LOOP for n in range(1, rows + 1)]
+        loads, products = size * LOAD * vectors, of_product * vectors
+        of_rows = [max(n * products, loads + n / 2, LATENCY) + LOOP for n in range(1, rows + 1)]
         taps = 2 * moves * sum(of_rows[:-1]) + of_rows[-1] * (height - moves * (rows - 1))
         of_tiles += tiles * (taps * of_column + CYCLES_OF_TILE + CYCLES_OF_STORE * rows * vectors * passes)
     of_tiles *= len(starts) * math.prod(map(len, _planes(sizes, plan)))
@@ -253,7 +256,7 @@ def _first(sizes: Sizes, passes: int) -> dict[str, int]:
     return dict(zip(names, sides, strict=True))
 
 
-def _planned(sizes: Sizes, lines: Lines, plan: _Plan, *, has_bias: bool) -> Planned:
+def _planned(target: Target, sizes: Sizes, lines: Lines, plan: _Plan, *, has_bias: bool) -> Planned:
     lanes, phases, (places, scratch) = plan.lanes, len(lines.phases), _scratch(sizes, lines, plan)
     pitch, line_count = plan.entries * phases * lanes, _line_count(sizes, lines, plan)
     lists, (apart, moves) = _lists(sizes, lines, plan, pitch), turns(sizes)
@@ -283,7 +286,7 @@ def _planned(sizes: Sizes, lines: Lines, plan: _Plan, *, has_bias: bool) -> Plan
     )
     shown = {"units": plan.units, "rows": plan.firsts * (1 if len(sizes.size) == 2 else math.prod(sizes.out[1:-1]))}
     shown |= {"columns": plan.columns, "tile_rows": plan.shape.rows, "lanes": lanes}
-    cycles, variant = _cycles(sizes, lines, plan), f"{STEPS[sizes.stride[-1]]}-{plan.shape.name}"
+    cycles, variant = _cycles(target, sizes, lines, plan), f"{STEPS[sizes.stride[-1]]}-{plan.shape.name}"
     is_plain, tables = not skips and not _skips_first(sizes), tuple(lists.values())
     return Planned(variant, values, tables, shares, scratch, shown, is_plain=is_plain, cycles=cycles)
 
@@ -297,5 +300,5 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, variant: str = "") 
     lines = lines_of(sizes)
     shapes = [NAMES[variant.partition("-")[2]]] if variant else SHAPES[target.name]
     plans = [plan for shape in shapes if (plan := _chosen(target, sizes, lines, shape)) is not None]
-    best = min(plans, key=lambda plan: _cycles(sizes, lines, plan), default=None)
-    return None if best is None else _planned(sizes, lines, best, has_bias=has_bias)
+    best = min(plans, key=lambda plan: _cycles(target, sizes, lines, plan), default=None)
+    return None if best is None else _planned(target, sizes, lines, best, has_bias=has_bias)
