@@ -165,7 +165,7 @@ def dask(session: nox.Session) -> None:
 @nox.session
 def properties(session: nox.Session) -> None:
     """Try what holds of every call on 20,000 calls drawn at random."""
-    install(session, *GROUPS["tests"])
+    install(session, *GROUPS["tests"], extras="[kernels]")
     environment = {"PORTCONV_HYPOTHESIS": "thorough"}
     session.run("pytest", "--numprocesses=auto", "--backend", "numpy", "tests/test_properties.py", env=environment)
 
