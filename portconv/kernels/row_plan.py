@@ -277,11 +277,13 @@ def _planned(target: Target, sizes: Sizes, variant: str, *, has_bias: bool) -> P
         return None
     if steps == ALIGNED_STEPS:
         lines = lines._replace(shift=lines.shift + lanes)
-    found = [
-        (block, _copy(sizes, lines, block, lanes, joined=joined))
-        for block in _blocks(sizes, lines, lanes, joined=joined)
-    ]
-    block, copy = min(found, key=lambda one: _shares(sizes, one[0]) * _cycles(target, sizes, *one, variant))
+    found = _blocks(sizes, lines, lanes, joined=joined)
+    copies = [(block, _copy(sizes, lines, block, lanes, joined=joined)) for block in found]
+
+    def time(one: tuple[_Block, _Copy]) -> float:
+        return _shares(sizes, one[0]) * _cycles(target, sizes, one[0], one[1], variant)
+
+    block, copy = min(copies, key=time)
     phases, (first_step, beyond) = len(lines.phases), _first(sizes, lines)
     is_one_run = block.channels == sizes.channels and sizes.taps <= RUN
 
@@ -323,7 +325,7 @@ def _planned(target: Target, sizes: Sizes, variant: str, *, has_bias: bool) -> P
         **places,
         **addresses(lists),
     )
-    cycles = MEASURED * shares * _cycles(target, sizes, block, copy, variant)
+    cycles = MEASURED * time((block, copy))
     shown = {"units": block.units, "rows": block.firsts * math.prod(sizes.out[1:-1]), "columns": block.columns}
     shown["filters"] = filters
     return Planned(
