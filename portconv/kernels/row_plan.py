@@ -269,6 +269,20 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, variant: str = "") 
     return min(filter(None, plans), key=lambda plan: plan.cycles, default=None)
 
 
+def _scratch(sizes: Sizes, lanes: int, filters: int, block: _Block, copy: _Copy) -> tuple[dict[str, int], int]:
+    """Return where things lie in the scratch memory of a share, and its bytes; tiles have so many filters."""
+    is_one_run = block.channels == sizes.channels and sizes.taps <= RUN
+    layout, kept = Layout(), ceiling(sizes.filters, filters) * filters * copy.pieces * lanes
+    layout.add(4 * (block.channels * copy.channel + lanes))
+    places = {
+        "at_lines": layout.add(16 * copy.lines),
+        "at_entries": layout.add(16 * copy.vectors),
+        "at_pieces": layout.add(8 * PIECE * copy.pieces),
+        "at_sums": layout.add(0 if is_one_run else 4 * kept),
+    }
+    return places, layout.bytes
+
+
 def _planned(target: Target, sizes: Sizes, variant: str, *, has_bias: bool) -> Planned | None:
     """Plan a convolution by one variant, or return nothing if its copies take too much memory."""
     (steps, filters), lines = parted(variant), lines_of(sizes)
@@ -285,17 +299,8 @@ def _planned(target: Target, sizes: Sizes, variant: str, *, has_bias: bool) -> P
 
     block, copy = min(copies, key=time)
     phases, (first_step, beyond) = len(lines.phases), _first(sizes, lines)
-    is_one_run = block.channels == sizes.channels and sizes.taps <= RUN
-
-    layout, kept = Layout(), ceiling(sizes.filters, filters) * filters * copy.pieces * lanes
-    layout.add(4 * (block.channels * copy.channel + lanes))
-    places = {
-        "at_lines": layout.add(16 * copy.lines),
-        "at_entries": layout.add(16 * copy.entries * phases),
-        "at_pieces": layout.add(8 * PIECE * copy.pieces),
-        "at_sums": layout.add(0 if is_one_run else 4 * kept),
-    }
-    if layout.bytes > MOST_BYTES:
+    places, scratch = _scratch(sizes, lanes, filters, block, copy)
+    if scratch > MOST_BYTES:
         return None
     lists = _lists(sizes, lines, copy.pitches)
     of_first, firsts = (lines.strides[0], sizes.out[0]) if lines.padded else (1, 1)
@@ -329,5 +334,5 @@ def _planned(target: Target, sizes: Sizes, variant: str, *, has_bias: bool) -> P
     shown = {"units": block.units, "rows": block.firsts * math.prod(sizes.out[1:-1]), "columns": block.columns}
     shown["filters"] = filters
     return Planned(
-        variant, values, tuple(lists.values()), shares, layout.bytes, shown, is_plain=not skips, cycles=cycles
+        variant, values, tuple(lists.values()), shares, scratch, shown, is_plain=not skips, cycles=cycles
     )  # fmt: skip
