@@ -39,8 +39,9 @@ MOST_SHARES, MOST_COPIES = 16, 12
 many times as long as the copy of what they multiply."""
 MOST_LONE, MOST_VECTORS_BESIDE = 2, 8
 """Up to so many columns beside at most so many vectors are multiplied one by one, along their terms."""
-CYCLES_OF_LONE = 2.0
-"""A lone column takes so many times as long as its multiplications: filters are loaded as well."""
+CYCLES_OF_LONE, CYCLES_OF_STORE = 2.0, 1.0
+"""A lone column takes so many times as long as its multiplications: filters are loaded as well. A vector of outputs is
+stored in the time in which so many are multiplied."""
 MOST_ENTRIES = 1 << 14
 """The most taps times pieces of a panel, so that the tables stay in the cache."""
 EVERY = {"full": 1, "halved": 2, "thirds": 3, "quarters": 4, "gathered": 0, "sparse": 1}
@@ -249,4 +250,5 @@ def _cycles(sizes: Sizes, target: Target, row: int, filter_blocks: int) -> float
     row = min(row, target.lanes * target.vectors)
     tables = ceiling(row, target.lanes) / row * columns * sizes.taps * CYCLES_OF_TABLE
     copies = columns * _copies(sizes, target, row) * filter_blocks
-    return sizes.groups * (terms * (filters * vectors + copies) + tables * filter_blocks)
+    stored = filters * vectors * CYCLES_OF_STORE
+    return sizes.groups * (terms * (filters * vectors + copies) + stored + tables * filter_blocks)

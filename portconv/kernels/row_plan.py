@@ -47,8 +47,9 @@ PIECE = 6
 """The numbers of a piece: where it reads in the copy and goes in the output, its length, its taps along the first
 dimension (the first that is not outside of the input for all of it, and the last one), and the bits of the lanes that
 are outputs, which a joined variant reads."""
-CELLS_BYTES, MOST_BYTES = 96 << 10, 16 << 20
-"""About how many bytes of inputs are copied at once, and the most."""
+CELLS_BYTES, COPY_BYTES, MOST_BYTES = 96 << 10, 640 << 10, 16 << 20
+"""About how many bytes of inputs are copied at once; how many where rows are long, to stay in the second cache; and the
+most, of all that a share needs."""
 MOST_COLUMNS, FEWEST_COLUMNS, FEW_SHARES = 4096, 256, 8
 """The most columns of a share, and the fewest where rows are cut because there are fewer than so many."""
 NO_EDGE = 1 << 40
@@ -58,9 +59,9 @@ MEASURED = 0.88
 """What was measured takes this part of what is estimated, beside the other families."""
 LOAD, ALIGNED_LOAD, LATENCY = 1.75, 1.2, 4.0
 CYCLES_OF_COPY = {"full": 2.5, "halved": 3.0, "thirds": 3.5, "quarters": 4.0, GATHERED: 24.0}
-CYCLES_OF_LINE, CYCLES_OF_PIECE, CYCLES_OF_TILE, CYCLES_OF_STORE = 12.0, 25.0, 30.0, 4.0
+CYCLES_OF_LINE, CYCLES_OF_PIECE, CYCLES_OF_TILE, CYCLES_OF_STORE, CYCLES_OF_CHANNEL = 12.0, 25.0, 30.0, 4.0, 2.0
 """About how many vectors are multiplied in the time of a load that crosses lines of the cache, of the copy of a vector,
-of finding a line and a piece of a share, and of a run of a tile, and a store."""
+of finding a line and a piece of a share, of a run of a tile, of a store, and of going on to the next channel."""
 
 PLAN = Record(
     *COPIED,
@@ -138,9 +139,13 @@ def _blocks(sizes: Sizes, lines: Lines, lanes: int, *, joined: bool) -> list[_Bl
     columns, rows = min(sizes.out[-1], MOST_COLUMNS), sizes.batch * sizes.groups * math.prod(sizes.out[:-1])
     if 0 < rows < FEW_SHARES:  # a few long rows, as of one signal, are cut for threads to share
         columns = min(columns, max(FEWEST_COLUMNS, ceiling(sizes.out[-1], ceiling(FEW_SHARES, rows))))
-    of_line = 4 * len(lines.phases) * entries_of(columns, lines, lanes) * lanes * channels
-    firsts, first_lines = (sizes.out[0], lines.strides[0]) if lines.padded else (1, 1)
     step, beyond = _first(sizes, lines)
+    first_lines = lines.strides[0] if lines.padded else 1
+    fitting = COPY_BYTES // (4 * len(lines.phases) * channels * beyond * first_lines) - lines.shift
+    if fitting < columns:
+        columns = min(columns, blocks(sizes.out[-1], max(FEWEST_COLUMNS, fitting))[1])
+    of_line = 4 * len(lines.phases) * entries_of(columns, lines, lanes) * lanes * channels
+    firsts = sizes.out[0] if lines.padded else 1
     room = (CELLS_BYTES // (of_line * first_lines) - beyond) // step + 1
     products = columns * (math.prod(sizes.out[1:-1])) * sizes.filters * sizes.channels * sizes.taps
     units = sizes.batch * sizes.groups
@@ -253,7 +258,8 @@ def _cycles(target: Target, sizes: Sizes, block: _Block, copy: _Copy, variant: s
     summed = ceiling(sizes.filters, filters) * _cycles_of_pieces(target, variant, copy.pieces)
     summed *= sizes.channels * sizes.taps
     summed *= density(sizes, 0) if len(sizes.size) > 1 and not variant.startswith(JOINED) else 1.0
-    stored = tiles * (filters * CYCLES_OF_STORE + runs * CYCLES_OF_TILE / vectors_of(target, filters))
+    of_tile = runs * CYCLES_OF_TILE + sizes.channels * CYCLES_OF_CHANNEL
+    stored = tiles * (filters * CYCLES_OF_STORE + of_tile / vectors_of(target, filters))
     return found + block.units * (copied + summed + stored)
 
 
@@ -287,11 +293,13 @@ def _planned(target: Target, sizes: Sizes, variant: str, *, has_bias: bool) -> P
     """Plan a convolution by one variant, or return nothing if its copies take too much memory."""
     (steps, filters), lines = parted(variant), lines_of(sizes)
     lanes, joined = target.lanes, is_joined(target, variant)
-    if joined and (len(sizes.size) != 2 or sizes.out[-1] > MOST_COLUMNS):
+    if joined and len(sizes.size) != 2:
         return None
     if steps == ALIGNED_STEPS:
         lines = lines._replace(shift=lines.shift + lanes)
     found = _blocks(sizes, lines, lanes, joined=joined)
+    if joined and found[0].columns < sizes.out[-1]:
+        return None
     copies = [(block, _copy(sizes, lines, block, lanes, joined=joined)) for block in found]
 
     def time(one: tuple[_Block, _Copy]) -> float:

@@ -243,11 +243,12 @@ class _Products:
         is_last = code.select(channels[1].equals(plan.channels) & taps[1].equals(plan.taps), one, none)
         w = w + channels[0] * plan.taps
         piece = code.variable(0)
-        for size, tile in self.tiles.items():
-            with code.repeat() as end:
-                at: Int = piece.get()
-                code.leave(at + size > self.count, end)
-                with code.loop(0, plan.filters, self.filters) as filter_:
+        with code.loop(0, plan.filters, self.filters) as filter_:
+            piece.set(0)
+            for size, tile in self.tiles.items():
+                with code.repeat() as end:
+                    at: Int = piece.get()
+                    code.leave(at + size > self.count, end)
                     found = code.call(
                         tile, memory, cells, w + filter_ * plan.terms, b + filter_ * plan.bias_step,
                         out + filter_ * plan.out_channel,
@@ -256,7 +257,7 @@ class _Products:
                         channels[1] - channels[0], *taps, is_first, is_last,
                     )  # fmt: skip
                     self.flag.set(self.flag.get() + found)
-                piece.set(at + size)
+                    piece.set(at + size)
 
 
 def neighbours(code: Function, place: Pointer, count: int) -> list[Vector]:
