@@ -39,7 +39,7 @@ MOST_SHARES, MOST_COPIES = 16, 12
 many times as long as the copy of what they multiply."""
 MOST_LONE, MOST_VECTORS_BESIDE = 2, 8
 """Up to so many columns beside at most so many vectors are multiplied one by one, along their terms."""
-CYCLES_OF_LONE, CYCLES_OF_STORE = 2.0, 1.0
+CYCLES_OF_LONE, CYCLES_OF_STORE = 2.0, 3.0
 """A lone column takes so many times as long as its multiplications: filters are loaded as well. A vector of outputs is
 stored in the time in which so many are multiplied."""
 MOST_ENTRIES = 1 << 14

@@ -59,7 +59,7 @@ MEASURED = 0.88
 """What was measured takes this part of what is estimated, beside the other families."""
 LOAD, ALIGNED_LOAD, LATENCY = 1.75, 1.2, 4.0
 CYCLES_OF_COPY = {"full": 2.5, "halved": 3.0, "thirds": 3.5, "quarters": 4.0, GATHERED: 24.0}
-CYCLES_OF_LINE, CYCLES_OF_PIECE, CYCLES_OF_TILE, CYCLES_OF_STORE, CYCLES_OF_CHANNEL = 12.0, 25.0, 30.0, 4.0, 2.0
+CYCLES_OF_LINE, CYCLES_OF_PIECE, CYCLES_OF_TILE, CYCLES_OF_STORE, CYCLES_OF_CHANNEL = 12.0, 25.0, 30.0, 4.0, 4.0
 """About how many vectors are multiplied in the time of a load that crosses lines of the cache, of the copy of a vector,
 of finding a line and a piece of a share, of a run of a tile, of a store, and of going on to the next channel."""
 
