@@ -5,15 +5,11 @@ Lavin and Gray, "Fast algorithms for convolutional neural networks" (CVPR 2016),
 
     out = A^T ((G w G^T) * (B^T x B)) A
 
-    B^T = 1  0 -1  0     G =  1    0    0      A^T = 1  1  1  0
-          0  1  1  0         1/2  1/2  1/2           0  1 -1 -1
-          0 -1  1  0         1/2 -1/2  1/2
-          0  1  0 -1          0    0    1
-
-Tiles of all samples are counted through, one a lane. A first phase transforms the filters. Then each share transforms
-the inputs of a few vectors of tiles into panels, one for each of the 16 places, multiplies them as `panels` does, and
-transforms the sums into outputs. A kernel of more dimensions is one of planes, and a larger plane is cut into parts of
-3x3: each part of each plane is a term of the sums. So 5x5 taps take 64 multiplications in place of 100.
+and 25 at stride 2; `winograd_schemes` has the matrices. Tiles of all samples are counted through, one a lane. A first
+phase transforms the filters. Then each share transforms the inputs of a few vectors of tiles into panels, one for
+each place of a tile, multiplies them as `panels` does, and transforms the sums into outputs. A kernel of more
+dimensions is one of planes, and a larger plane is cut into parts of 3x3: each part of each plane is a term of the sums.
+So 5x5 taps take 64 multiplications in place of 100.
 
 The transforms add numbers of neighbouring windows, so one number that is not finite spoils its tile. Then at least
 one output of the tile is not finite, and the share says so.
@@ -29,7 +25,8 @@ from .share import SHARE, driver
 from .target import Target
 from .tile import filters_from, finished, sums_of
 from .values import INTEGER, Flag, Int, Number, Pointer, Vector
-from .winograd_plan import FILTERS_AT_ONCE, PLACES, PLAN, RUN, VARIANTS, plan_of, planes_of, serves
+from .winograd_plan import FILTERS_AT_ONCE, PLAN, RUN, VARIANTS, plan_of, planes_of, serves
+from .winograd_schemes import FILTER_NUMBERS, SCHEMES
 from .winograd_transforms import Transforms
 
 __all__ = ["VARIANTS", "module", "plan_of", "planes_of", "serves"]
@@ -37,7 +34,7 @@ __all__ = ["VARIANTS", "module", "plan_of", "planes_of", "serves"]
 
 def module(target: Target, variant: str) -> Module:
     """Write the kernels."""
-    transforms = Transforms(target)
+    transforms = Transforms(target, SCHEMES[variant])
     share = _share(target, transforms)
     return Module([*transforms.functions, share, *driver(target, share)])
 
@@ -149,8 +146,8 @@ class _Block:
         )
         before = code.minimum(of_group, plan.column_blocks - plan.lone)
         of_groups = group * ((plan.column_blocks - plan.lone) * whole + plan.lone * self.size_of(1))
-        result: Int = (of_groups + before * whole + (of_group - before) * self.size_of(1)) * PLACES
-        return result
+        of_place: Int = of_groups + before * whole + (of_group - before) * self.size_of(1)
+        return of_place * self.transforms.scheme.products
 
     def transform(self, number: Int, panels: Pointer) -> None:
         """Transform the inputs of the block's tiles."""
@@ -167,8 +164,8 @@ class _Block:
         (places, b, out), (first, last) = arrays, between
         vectors = (self.count + (transforms.lanes - 1)) // transforms.lanes
         flag = code.variable(0)
-        with code.loop(0, PLACES) as place:
-            own = places + place * self.rows * plan.pitch
+        with code.loop(0, transforms.scheme.products) as place:
+            own = places + self.filter_place(place) * self.rows * plan.pitch
             with code.when(self.is_lone):
                 goal = self.sums + place * FILTERS_AT_ONCE * transforms.width - first * transforms.width
                 panel = self.panels + place * self.size
@@ -196,6 +193,14 @@ class _Block:
             flag.set(flag.get() + found)
         result: Int = flag.get()
         return result
+
+    def filter_place(self, place: Int) -> Int:
+        """Return which number of a transformed filter is multiplied at a place."""
+        numbers, size, most = self.transforms.scheme.filter_places, self.transforms.scheme.places, FILTER_NUMBERS - 1
+        # The last places of a dimension share the last number.
+        assert numbers == tuple(min(number, most) for number in range(size))
+        row, column = (self.code.minimum(each, most) for each in (place // size, place % size))
+        return row * FILTER_NUMBERS + column
 
     def products(self, place: Int, own: Pointer, between: tuple[Int, Int], vectors: Int) -> None:
         """Multiply the filters, which begin at `own`, by so many vectors of tiles at one place."""

@@ -11,10 +11,9 @@ from .record import Record
 from .share import PLAN_HEAD
 from .sizes import Layout, Planned, Sizes, addresses, blocks, ceiling, numbers
 from .target import Target
+from .winograd_schemes import FILTER_NUMBERS, SCHEMES, Scheme
 
-VARIANTS = ("3x3",)
-PLACES = 16
-"""The numbers of a tile after the transform, each of which is multiplied on its own."""
+VARIANTS = tuple(SCHEMES)
 RUN = 256
 """So many terms are added up one after the other."""
 FILTERS_AT_ONCE = 32
@@ -29,9 +28,10 @@ TRANSFORMED = 1 << 11
 """About so many filters of one channel are transformed in one share."""
 MOST_ENTRIES = 1 << 13
 """The most parts of a kernel times pieces of a share, so that the tables stay in the cache."""
-CYCLES_OF_INPUT, CYCLES_OF_OUTPUT, CYCLES_OF_FILTER, CYCLES_OF_COPY = 60.0, 50.0, 150.0, 15.0
-"""About how many vectors are multiplied in the time in which one piece of inputs, one vector of outputs or one of
-filters is transformed, and one part of a filter is copied."""
+CYCLES_OF_INPUT, CYCLES_OF_OUTPUT = {1: 60.0, 2: 120.0}, {1: 50.0, 2: 70.0}
+CYCLES_OF_FILTER, CYCLES_OF_COPY = 150.0, 15.0
+"""About how many vectors are multiplied in the time in which one piece of inputs or one vector of outputs (by stride),
+or one of filters is transformed, and one part of a filter is copied."""
 MOST_LONE, LOADED_AND_MULTIPLIED, CYCLES_OF_TOTAL = 4, 2.0, 10.0
 """The most tiles that stand alone, where the others fill whole vectors; what a product of theirs takes, and a sum of
 lanes."""
@@ -43,8 +43,9 @@ TAPS = 3
 """The taps of a part, along each dimension."""
 WORTH = 0.75
 """A kernel is cut into parts if their tiles have at most this part of its products."""
-ENTRY, GOAL = 5, 4
-"""The numbers that say what a piece reads: where, and the cells of each of its four rows; and what a run writes."""
+ENTRY, FIRST_ROW, GOAL = 8, 3, 4
+"""The numbers that say what a piece reads: where, its lane, a bit for a cell beyond 64 of each row, and from the number
+`FIRST_ROW` on the cells of each row; and what a run writes."""
 
 PLAN = Record(
     *PLAN_HEAD,
@@ -63,15 +64,30 @@ each, and are multiplied term by term (see `lone`)."""
 
 
 def serves(sizes: Sizes) -> bool:
-    """Return whether stride and dilation are 1 in the plane, and tiles of its 3x3 parts have fewer products.
+    """Return whether tiles of the 3x3 parts of a plane have its stride and dilation, and fewer products.
 
     Where a filter has one channel, and a channel one filter, the transforms take longer than all products.
     """
     last, is_depthwise = slice(-2, None), sizes.channels == sizes.filters == 1
     if is_depthwise or not 2 <= len(sizes.size) <= MOST_OUTER or min(sizes.kernel[last]) < TAPS:
         return False
-    is_dense = sizes.stride[last] == sizes.dilation[last] == (1, 1)
-    return is_dense and PLACES * parts_of_plane(sizes) <= WORTH * 4 * math.prod(sizes.kernel[last])
+    scheme = _scheme(sizes)
+    if scheme is None or sizes.dilation[last] != (1, 1):
+        return False
+    return scheme.products * parts_of_plane(sizes) <= WORTH * 4 * math.prod(sizes.kernel[last])
+
+
+def variant_of(sizes: Sizes) -> str | None:
+    """Return the tiles that have the stride of the last two dimensions, or nothing if none do."""
+    for name, scheme in SCHEMES.items():
+        if sizes.stride[-2:] == (scheme.stride, scheme.stride):
+            return name
+    return None
+
+
+def _scheme(sizes: Sizes) -> Scheme | None:
+    name = variant_of(sizes)
+    return None if name is None else SCHEMES[name]
 
 
 def parts_of(kernel: int) -> list[tuple[int, int]]:
@@ -124,8 +140,10 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool) -> Planned | None:
 
     Each share has a few vectors of tiles, and some of the filters where there are few tiles.
     """
-    if not serves(sizes) or planes_of(sizes) * _pieces(sizes, target) > MOST_ENTRIES:
+    variant = variant_of(sizes)
+    if variant is None or not serves(sizes) or planes_of(sizes) * _pieces(sizes, target) > MOST_ENTRIES:
         return None
+    products = SCHEMES[variant].products
     width, terms = target.lanes * target.vectors, sizes.channels * planes_of(sizes)
     (tile_rows, tile_columns), planes = _tile_rows(sizes), math.prod(sizes.out[:-2])
     tiles = sizes.batch * planes * tile_rows * tile_columns
@@ -133,14 +151,10 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool) -> Planned | None:
     whole_blocks, vectors = blocks(ceiling(tiles - lone, target.lanes), target.vectors)
     column_blocks = whole_blocks + lone
     pitch = (ceiling(terms, target.lanes) + 1) * target.lanes
-    of_tiles = 4 * PLACES * (terms * width + target.lanes)
-    all_tiles = whole_blocks * of_tiles + lone * 4 * PLACES * (terms + target.lanes)
+    of_tiles = 4 * products * (terms * width + target.lanes)
+    all_tiles = whole_blocks * of_tiles + lone * 4 * products * (terms + target.lanes)
     tiles_first = _transforms_tiles_first(sizes, all_tiles)
-    if tiles_first:
-        filters_of_block = FILTERS_AT_ONCE if terms <= MANY_TERMS else FILTERS_AT_ONCE // 2
-    else:
-        split = ceiling(sizes.filters, ceiling(FEW_SHARES, column_blocks * sizes.groups))
-        filters_of_block = ceiling(max(FEWEST_FILTERS, split), FILTERS_AT_ONCE) * FILTERS_AT_ONCE
+    filters_of_block = _filters_of_block(sizes, terms, column_blocks, tiles_first=tiles_first)
     filter_blocks = ceiling(sizes.filters, filters_of_block)
     filters_of_share = max(1, ceiling(sizes.out_channels, MOST_SHARES), TRANSFORMED // max(1, terms))
     entries = _pieces(sizes, target)
@@ -151,8 +165,8 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool) -> Planned | None:
     places = {
         "at_tables": layout.add(8 * planes_of(sizes) * entries * ENTRY),
         "at_goals": layout.add(8 * (width * GOAL + 1)),
-        "at_sums": layout.add(4 * PLACES * FILTERS_AT_ONCE * width),
-        "at_filters": layout.add(4 * PLACES * filters_of_block * pitch if tiles_first else 0),
+        "at_sums": layout.add(4 * products * FILTERS_AT_ONCE * width),
+        "at_filters": layout.add(4 * FILTER_NUMBERS**2 * filters_of_block * pitch if tiles_first else 0),
         "at_taps": layout.add(4 * TAPS**2 * (terms + target.lanes) * (parts > 1)),
     }
     lists, all_columns = sizes.outer(len(sizes.size) - 2) | _parts(sizes), sizes.groups * column_blocks
@@ -175,10 +189,18 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool) -> Planned | None:
     )
     block = {"tiles": vectors * target.lanes, "filters": min(filters_of_block, sizes.filters)}
     return Planned(
-        VARIANTS[0], values, tuple(lists.values()), shares, layout.bytes, block,
-        sizes.groups * all_tiles if tiles_first else 4 * PLACES * sizes.out_channels * pitch,
-        is_plain=False, cycles=_cycles(sizes, target, 1 if tiles_first else filter_blocks),
+        variant, values, tuple(lists.values()), shares, layout.bytes, block,
+        sizes.groups * all_tiles if tiles_first else 4 * FILTER_NUMBERS**2 * sizes.out_channels * pitch,
+        is_plain=False, cycles=_cycles(sizes, SCHEMES[variant], target, 1 if tiles_first else filter_blocks),
     )  # fmt: skip
+
+
+def _filters_of_block(sizes: Sizes, terms: int, column_blocks: int, *, tiles_first: bool) -> int:
+    """Return by how many filters a share multiplies its tiles."""
+    if tiles_first:
+        return FILTERS_AT_ONCE if terms <= MANY_TERMS else FILTERS_AT_ONCE // 2
+    split = ceiling(sizes.filters, ceiling(FEW_SHARES, column_blocks * sizes.groups))
+    return ceiling(max(FEWEST_FILTERS, split), FILTERS_AT_ONCE) * FILTERS_AT_ONCE
 
 
 def lone_tiles(target: Target, tiles: int, terms: int) -> int:
@@ -194,11 +216,11 @@ def _cycles_of_lone(target: Target, terms: int) -> float:
 
 def _transforms_tiles_first(sizes: Sizes, of_tiles: int) -> bool:
     """Return whether the first phase is to transform the inputs: they take so many bytes, and filters take more."""
-    of_filters = 4 * PLACES * sizes.out_channels * sizes.channels * planes_of(sizes)
+    of_filters = 4 * FILTER_NUMBERS**2 * sizes.out_channels * sizes.channels * planes_of(sizes)
     return of_filters > MANY_BYTES and of_filters > sizes.groups * of_tiles
 
 
-def _cycles(sizes: Sizes, target: Target, filter_blocks: int) -> float:
+def _cycles(sizes: Sizes, scheme: Scheme, target: Target, filter_blocks: int) -> float:
     """Estimate the time: the products at all places, and the transforms of inputs, outputs and filters."""
     terms, planes = sizes.channels * planes_of(sizes), math.prod(sizes.out[:-2])
     rows, columns = _tile_rows(sizes)
@@ -207,10 +229,13 @@ def _cycles(sizes: Sizes, target: Target, filter_blocks: int) -> float:
     vectors, width = ceiling(tiles - lone, target.lanes), target.lanes * target.vectors
     pieces = ceiling(min(columns, width), target.lanes) / min(columns, width) * tiles
     filters = ceiling(sizes.filters, target.filters // 2) * (target.filters // 2)
-    transforms = pieces * terms * CYCLES_OF_INPUT * filter_blocks + (vectors + lone) * filters * CYCLES_OF_OUTPUT
+    transforms = pieces * terms * CYCLES_OF_INPUT[scheme.stride] * filter_blocks
+    transforms += (vectors + lone) * filters * CYCLES_OF_OUTPUT[scheme.stride]
     prepared = filters * ceiling(terms, target.lanes) * CYCLES_OF_FILTER
     prepared += filters * terms * CYCLES_OF_COPY * (parts_of_plane(sizes) > 1)
-    products = PLACES * filters * (terms * vectors + lone * _cycles_of_lone(target, terms))
-    of_block = PLACES * ceiling(sizes.filters, target.filters) * CYCLES_OF_TILE + filter_blocks * CYCLES_OF_BLOCK
+    products = scheme.products * filters * (terms * vectors + lone * _cycles_of_lone(target, terms))
+    of_block = (
+        scheme.products * ceiling(sizes.filters, target.filters) * CYCLES_OF_TILE + filter_blocks * CYCLES_OF_BLOCK
+    )
     blocks_taken = ceiling(vectors, target.vectors) * of_block
     return sizes.groups * (products + transforms + prepared + blocks_taken) + CYCLES_OF_PHASE

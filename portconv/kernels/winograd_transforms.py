@@ -9,25 +9,18 @@ from .part_stores import store_part
 from .record import Fields
 from .target import Target
 from .values import INTEGER, Int, Pointer, Vector
-from .winograd_plan import ENTRY, FILTERS_AT_ONCE, GOAL, PLAN
+from .winograd_plan import ENTRY, FILTERS_AT_ONCE, FIRST_ROW, GOAL, PLAN
+from .winograd_schemes import FILTER_NUMBERS, Scheme
 
-
-def input_row(a: Vector, b: Vector, c: Vector, d: Vector) -> list[Vector]:
-    """Multiply four numbers by B^T."""
-    return [a - c, b + c, c - b, b - d]
-
-
-def output_row(a: Vector, b: Vector, c: Vector, d: Vector) -> list[Vector]:
-    """Multiply four numbers by A^T."""
-    both, opposed = b + c, b - c
-    return [a + both, opposed - d]
+WORD = 64
+"""The bits of an integer."""
 
 
 class Transforms:
     """The functions of this family for one target."""
 
-    def __init__(self, target: Target) -> None:
-        self.target = target
+    def __init__(self, target: Target, scheme: Scheme) -> None:
+        self.target, self.scheme = target, scheme
         self.lanes, self.width = target.lanes, target.lanes * target.vectors
         self.filters = self._filters()
         self.tables = self._tables()
@@ -52,10 +45,6 @@ class Transforms:
         copy = (scratch.of("i8") + plan.at_taps).of(code.element)
         part_taps = plan.pointer("part_taps", INTEGER)
 
-        def transformed(a: Vector, b: Vector, c: Vector) -> list[Vector]:
-            ends = a + c
-            return [a, (ends + b) * half, (ends - b) * half, c]
-
         with code.loop(first, last) as number:
             numbers = w + number * plan.channels * plan.taps
             with code.when(plan.parts > 1):
@@ -65,10 +54,10 @@ class Transforms:
                 own, left = numbers + term * 9, (plan.terms - term) * 9
                 loaded = [code.load(own + lanes * k, code.lanes_between(None, left - lanes * k)) for k in range(9)]
                 taps = [code.every(9, loaded, tap) for tap in range(9)]
-                columns = [transformed(*taps[i::3]) for i in range(3)]
-                for row in range(4):
-                    for column, value in enumerate(transformed(*(columns[i][row] for i in range(3)))):
-                        place = (row * 4 + column) * rows + (number - first)
+                columns = [self.scheme.filters(taps[i::3], half) for i in range(3)]
+                for row in range(FILTER_NUMBERS):
+                    for column, value in enumerate(self.scheme.filters([each[row] for each in columns], half)):
+                        place = (row * FILTER_NUMBERS + column) * rows + (number - first)
                         code.store(value, places + (place * plan.pitch + term), align=4 * lanes)
         return code
 
@@ -84,6 +73,7 @@ class Transforms:
         memory, table, goals, start, count = code.given
         plan = PLAN.read(memory)
         outer, part_places = Outer(code, plan), plan.pointer("part_places", INTEGER)
+        step = 2 * self.scheme.stride
         pieces, runs, tile = code.variable(0), code.variable(0), code.variable(0)
         with code.repeat() as end:
             lane: Int = tile.get()
@@ -105,7 +95,7 @@ class Transforms:
                     first, inside = outer.read(number)
                     with code.loop(0, plan.parts) as part:
                         entry = table + ((number * plan.parts + part) * plan.pieces + piece) * ENTRY
-                        y, x = ty * 2 + part_places[part * 2], (tx + ahead) * 2 + part_places[part * 2 + 1]
+                        y, x = ty * step + part_places[part * 2], (tx + ahead) * step + part_places[part * 2 + 1]
                         of_plane = sample * plan.x_sample + first, inside
                         self._entry(code, plan, entry, of_plane, (y - plan.top, x - plan.left, lane + ahead))
                 pieces.set(piece + 1)
@@ -120,16 +110,14 @@ class Transforms:
     ) -> None:
         """Write down what a piece reads of a plane: where it begins, and which cells of each row are inside of it."""
         (first, inside), (y, x, lane) = plane, tile
-        most = 2 * self.lanes + 2
-        one = code.variable(1).get()
-        low, high = (code.minimum(code.maximum(each, 0), most) for each in (0 - x, plan.input_width - x))
-        cells = ((one << high) - 1) & (0 - (one << low))
-        # The highest bits hold the lane: a row has at most 34 cells.
-        entry[0] = first + y * plan.input_width + x
-        for row in range(4):
-            is_inside = (y + row).is_index(plan.input_height)
-            bits = code.select(is_inside, cells, 0)
-            entry[1 + row] = code.select(inside.equals(0), 0, bits) + (lane << 40)
+        cells = _bits_between(code, 0 - x, plan.input_width - x, min(self.row_cells, WORD))
+        beyond = code.select((x + WORD).is_index(plan.input_width), 1, 0)
+        entry[0], entry[1], last = first + y * plan.input_width + x, lane, code.variable(0)
+        for row in range(self.scheme.places):
+            is_inside = (y + row).is_index(plan.input_height) & ~inside.equals(0)
+            entry[FIRST_ROW + row] = code.select(is_inside, cells, 0)
+            last.set(last.get() | (code.select(is_inside, beyond, 0) << row))
+        entry[2] = last.get()
 
     def _inputs(self) -> Function:
         """Transform the inputs of some tiles, term by term, into the panels of all places.
@@ -152,19 +140,25 @@ class Transforms:
             with code.loop(0, count) as piece:
                 entry = entries + piece * ENTRY
                 place = here + entry[0]
-                packed = [entry[1 + i] for i in range(4)]
-                rows = [self._row(code, place + row * i, bits) for i, bits in enumerate(packed)]
-                columns = [input_row(*(rows[i][j] for i in range(4))) for j in range(4)]
-                goal = panel + (packed[0] >> 40)
-                for i in range(4):
-                    for j, value in enumerate(input_row(*(columns[j][i] for j in range(4)))):
-                        code.store(value, goal + size * (4 * i + j))
+                count_of_rows = range(self.scheme.places)
+                read = self._row if self.scheme.stride == 1 else self._strided_row
+                rows = [read(code, place + row * i, entry[FIRST_ROW + i], entry[2] >> i) for i in count_of_rows]
+                columns = [self.scheme.inputs(column) for column in zip(*rows, strict=True)]
+                goal = panel + entry[1]
+                for i, row_of_places in enumerate(zip(*columns, strict=True)):
+                    for j, value in enumerate(self.scheme.inputs(row_of_places)):
+                        code.store(value, goal + size * (self.scheme.places * i + j))
             ends = (now + 1).equals(planes)
             plane.set(code.select(ends, 0, now + 1))
             cells.set(code.select(ends, here + channel, here))
         return code
 
-    def _row(self, code: Function, place: Pointer, bits: Int) -> list[Vector]:
+    @property
+    def row_cells(self) -> int:
+        """The cells that a vector of tiles reads in a row."""
+        return 2 * self.scheme.stride * (self.lanes - 1) + self.scheme.places
+
+    def _row(self, code: Function, place: Pointer, bits: Int, last: Int) -> list[Vector]:
         """Return the four cells of each tile in one row; those outside of the input are zeros."""
         lanes = self.lanes
         starts = (0, lanes, 2, lanes + 2)
@@ -174,6 +168,21 @@ class Transforms:
         )
         even, odd = [2 * lane for lane in range(lanes)], [2 * lane + 1 for lane in range(lanes)]
         return [code.shuffle(*pair, which) for pair in ((near, far), (next_near, next_far)) for which in (even, odd)]
+
+    def _strided_row(self, code: Function, place: Pointer, bits: Int, last: Int) -> list[Vector]:
+        """Return the five cells of each tile in one row, as `_row` does; the last tile's last one may have no bit."""
+        lanes = self.lanes
+        starts = [lanes * number for number in range(4)]
+        loaded = [code.load(place + start, code.mask_of_bits(bits >> start if start else bits)) for start in starts]
+        ends = last & 1 if 4 * lanes == WORD else (bits >> (4 * lanes)) & 1
+        beyond = code.load(place + 4 * lanes, code.mask_of_bits(ends))
+        even, odd = [2 * lane for lane in range(lanes)], [2 * lane + 1 for lane in range(lanes)]
+        evens, odds = (
+            [code.shuffle(loaded[0], loaded[1], which), code.shuffle(loaded[2], loaded[3], which)]
+            for which in (even, odd)
+        )
+        (a, c), (b, d) = ([code.shuffle(pair[0], pair[1], which) for which in (even, odd)] for pair in (evens, odds))
+        return [a, b, c, d, code.shuffle(a, beyond, range(1, lanes + 1))]
 
     def _outputs(self) -> Function:
         """Transform the sums of one filter into outputs, add the bias, and store them."""
@@ -192,13 +201,14 @@ class Transforms:
         pitch = 2 * self.width + lanes
         with code.loop(0, vectors) as v:
             size = FILTERS_AT_ONCE * self.width
+            places, outputs = self.scheme.places, self.scheme.outputs
             tiles = [
-                [code.load(sums + (v * lanes + (4 * i + j) * size), align=4 * lanes) for j in range(4)]
-                for i in range(4)
+                [code.load(sums + (v * lanes + (places * i + j) * size), align=4 * lanes) for j in range(places)]
+                for i in range(places)
             ]
-            columns = [output_row(*(tiles[i][j] for i in range(4))) for j in range(4)]
+            columns = [outputs(column) for column in zip(*tiles, strict=True)]
             for i in range(2):
-                left, right = (value + bias for value in output_row(*(columns[j][i] for j in range(4))))
+                left, right = (value + bias for value in outputs([column[i] for column in columns]))
                 for part in range(2):
                     order = [(part * lanes + k) // 2 + (lanes if k % 2 else 0) for k in range(lanes)]
                     value = code.shuffle(left, right, order)
@@ -220,6 +230,16 @@ class Transforms:
                     code.look_at(check, value)
         code.give(code.is_not_finite(check.get()))
         return code
+
+
+def _bits_between(code: Function, low: Int, high: Int, most: int) -> Int:
+    """Return an integer whose bits from one up to another are ones, of so many."""
+    low, high = (code.minimum(code.maximum(each, 0), most) for each in (low, high))
+    one: Int = code.variable(1).get()
+    # No CPU moves by as many bits as there are.
+    up_to = [code.select(end.equals(WORD), -1, (one << code.minimum(end, WORD - 1)) - 1) for end in (low, high)]
+    between: Int = up_to[1] & (-1 - up_to[0])
+    return between
 
 
 def _copy_parts(code: Function, plan: Fields, numbers: Pointer, part_taps: Pointer, copy: Pointer) -> None:

@@ -37,13 +37,28 @@ CHOICES: dict[str, tuple[Any, ...]] = {"memory": (1 << 16, 600 << 10), "skips": 
 """What a family may be told beside the sizes."""
 
 
+MATRICES = {
+    1: (
+        [[1, 0, 1, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 1, 0, 1]],
+        [[1, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0.5], [0, 0, 1]],
+        [[1, 1, 1, 0], [0, 1, 1, 1]],
+    ),
+    2: (
+        [[1, 0, 1, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 0, 1], [0, 1, 0, 0, 0], [0, 0, 0, 1, 0]],
+        [[1, 0, 0], [1, 0, 1], [0, 0, 1], [0, 1, 0], [0, 1, 0]],
+        [[1, 1, 0, 1, 0], [0, 1, 1, 0, 1]],
+    ),
+}
+"""By stride: the transforms of cells, of filters and of sums along a dimension, without their signs."""
+
+
 def drawn(random: np.random.Generator) -> Sizes | None:
     """Sizes of one to four dimensions, of which few are round; half of the kernels are 3x3, 5x5 or their like."""
 
     def one_of(*numbers: int) -> int:
         return int(random.choice(numbers))
 
-    dims, plain = one_of(1, 1, 2, 2, 2, 3, 4), random.random() < 0.45
+    dims, plain, of_plane = one_of(1, 1, 2, 2, 2, 3, 4), random.random() < 0.45, one_of(1, 1, 2)
     sides = []
     for dim in range(dims):
         if dims < 3:
@@ -52,7 +67,7 @@ def drawn(random: np.random.Generator) -> Sizes | None:
             size, taps = one_of(1, 2, 3, 5, 9, 14), one_of(1, 2, 3)
         stride, dilation = one_of(1, 1, 1, 2, 3), one_of(1, 1, 1, 2, 3)
         if plain:
-            taps, stride, dilation = one_of(3, 3, 3, 5, 6, 7), (one_of(1, 2) if dim < dims - 2 else 1), 1
+            taps, stride, dilation = one_of(3, 3, 3, 5, 6, 7), (one_of(1, 2) if dim < dims - 2 else of_plane), 1
         # The gradient of an input may have a negative padding.
         sides.append((size, taps, stride, dilation, one_of(0, 0, 1, 1, 2, 3, -1), one_of(0, 0, 1, 1, 2, 4, -1)))
     groups, channels = one_of(1, 1, 1, 2, 3, 5), one_of(1, 1, 2, 3, 5, 17, 40)
@@ -81,20 +96,22 @@ def parts(kernel: int) -> list[tuple[int, int]]:
 
 def magnitudes_of_tiles(sizes: Sizes, x: Any, w: Any, b: Any) -> Any:
     """Return the sums of Winograd's tiles with all numbers, and all entries of the matrices, without their signs."""
-    of_inputs = np.abs(np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]], float))
-    of_filters = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0.5], [0, 0, 1]])
-    of_outputs = np.array([[1, 1, 1, 0], [0, 1, 1, 1]], float)
+    stride = sizes.stride[-1]
+    of_inputs, of_filters, of_outputs = (np.array(rows, float) for rows in MATRICES[stride])
+    size, step = len(of_inputs), 2 * stride
     tiles = [-(-size // 2) for size in sizes.out[-2:]]
     more = [2 * count - size for count, size in zip(tiles, sizes.out[-2:], strict=True)]
-    after = (*sizes.after[:-2], *(a + b for a, b in zip(sizes.after[-2:], more, strict=True)))
+    after = (*sizes.after[:-2], *(a + stride * b for a, b in zip(sizes.after[-2:], more, strict=True)))
     padded = padded_by(abs(x.astype(float)), sizes.before, after)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (4, 4), (-2, -1))
-    shape = (sizes.batch, sizes.groups, sizes.filters, *sizes.out[:-2], *tiles, 4, 4)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (size, size), (-2, -1))
+    shape = (sizes.batch, sizes.groups, sizes.filters, *sizes.out[:-2], *tiles, size, size)
     sums, of_parts = np.zeros(shape), [parts(size) for size in sizes.kernel[-2:]]
     for *tap, (top, row), (left, column) in product(*map(range, sizes.kernel[:-2]), *of_parts):
         outer = zip(tap, sizes.dilation, sizes.stride, sizes.out, strict=False)
         where = tuple(slice(k * d, k * d + step * (out - 1) + 1, step) for k, d, step, out in outer)
-        rows, columns = (slice(at, at + 2 * count - 1, 2) for at, count in zip((top, left), tiles, strict=True))
+        rows, columns = (
+            slice(at, at + step * (count - 1) + 1, step) for at, count in zip((top, left), tiles, strict=True)
+        )
         cells = windows[(slice(None), slice(None), *where, rows, columns)]
         cells = np.einsum("ik,...kl,jl->...ij", of_inputs, cells, of_inputs)
         cells = cells.reshape(sizes.batch, sizes.groups, sizes.channels, *shape[3:])
@@ -102,7 +119,7 @@ def magnitudes_of_tiles(sizes: Sizes, x: Any, w: Any, b: Any) -> Any:
         part[..., :row, :], part[..., :column] = 0, 0
         part = part[..., top : top + 3, left : left + 3]
         filters = np.einsum("ik,...kl,jl->...ij", of_filters, part, of_filters)
-        filters = filters.reshape(sizes.groups, sizes.filters, sizes.channels, 4, 4)
+        filters = filters.reshape(sizes.groups, sizes.filters, sizes.channels, size, size)
         sums += np.einsum("ngc...ij,gfcij->ngf...ij", cells, filters)
     outputs = np.einsum("ik,...kl,jl->...ij", of_outputs, sums, of_outputs)
     whole = np.moveaxis(outputs, -2, -3).reshape(

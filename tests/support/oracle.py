@@ -21,11 +21,13 @@ ABS_OUTPUT = np.array([[1, 1, 1, 0], [0, 1, 1, 1]])
 def computed_in_planes(w, groups, stride, dilation) -> bool:
     """Return whether kernels of this CPU may compute filters of a shape in tiles of their last two dimensions.
 
-    Parts of 3x3 taps take 16 products for 4 outputs each, and are to have at most three quarters of all products.
+    Parts of 3x3 taps take 16 products for 4 outputs each, and 25 at stride 2; they are to have at most three quarters
+    of all products.
     """
-    if len(w) < 4 or w[:2] == (groups, 1) or min(w[-2:]) < 3 or {*stride[-2:], *dilation[-2:]} != {1}:
+    if len(w) < 4 or w[:2] == (groups, 1) or min(w[-2:]) < 3 or {*dilation[-2:]} != {1} or stride[-1] != stride[-2]:
         return False
-    return 16 * math.prod(-(-size // 3) for size in w[-2:]) <= 3 * math.prod(w[-2:])
+    products = {1: 16, 2: 25}.get(stride[-1], math.inf)
+    return products * math.prod(-(-size // 3) for size in w[-2:]) <= 3 * math.prod(w[-2:])
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,96 @@
+"""The transforms of Winograd's tiles along one dimension, for 3 taps at stride 1 and at stride 2.
+
+At stride 1 it is F(2, 3): two outputs take four products,
+
+    B^T = 1  0 -1  0     G =  1    0    0      A^T = 1  1  1  0
+          0  1  1  0         1/2  1/2  1/2           0  1 -1 -1
+          0 -1  1  0         1/2 -1/2  1/2
+          0  1  0 -1          0    0    1
+
+At stride 2 the outer taps meet cells 0, 2 and 4 alone, as two neighbouring taps would: that is F(2, 2), of three
+products. The middle tap meets cells 1 and 3, by two more. So two outputs take five products in place of six,
+
+    B^T = 1  0 -1  0  0     G = 1  0  0      A^T = 1  1  0  1  0
+          0  0  1  0  0         1  0  1            0  1  1  0  1
+          0  0 -1  0  1         0  0  1
+          0  1  0  0  0         0  1  0
+          0  0  0  1  0         0  1  0
+
+(Lavin and Gray, "Fast algorithms for convolutional neural networks", CVPR 2016, section 4, has the first one; Winograd,
+"Arithmetic complexity of computations", SIAM 1980, chapter IV, F(m, r) for all sizes.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from .values import Vector
+
+Row = Callable[[Sequence[Vector]], list[Vector]]
+
+
+class Scheme(NamedTuple):
+    """What is known of tiles while code is made.
+
+    Attributes
+    ----------
+    stride : int
+    filter_places : tuple of int
+        Which transformed number of a filter is multiplied at each place of a dimension.
+    inputs, outputs : callable
+        Multiply numbers by B^T, and by A^T.
+    """
+
+    stride: int
+    filter_places: tuple[int, ...]
+    inputs: Row
+    outputs: Row
+
+    @property
+    def places(self) -> int:
+        """The numbers of a tile along a dimension, and as many cells that it reads."""
+        return len(self.filter_places)
+
+    @property
+    def products(self) -> int:
+        """The numbers of a tile, each of which is multiplied on its own."""
+        return self.places**2
+
+    def filters(self, taps: Sequence[Vector], half: Vector) -> list[Vector]:
+        """Multiply three taps by the rows of G that differ."""
+        a, b, c = taps
+        ends = a + c
+        return [a, (ends + b) * half, (ends - b) * half, c] if self.stride == 1 else [a, ends, c, b]
+
+
+FILTER_NUMBERS = 4
+"""The numbers of a transformed filter along a dimension."""
+
+
+def _inputs(cells: Sequence[Vector]) -> list[Vector]:
+    a, b, c, d = cells
+    return [a - c, b + c, c - b, b - d]
+
+
+def _outputs(sums: Sequence[Vector]) -> list[Vector]:
+    a, b, c, d = sums
+    both, opposed = b + c, b - c
+    return [a + both, opposed - d]
+
+
+def _inputs_strided(cells: Sequence[Vector]) -> list[Vector]:
+    a, b, c, d, e = cells
+    return [a - c, c, e - c, b, d]
+
+
+def _outputs_strided(sums: Sequence[Vector]) -> list[Vector]:
+    a, b, c, d, e = sums
+    return [a + b + d, b + c + e]
+
+
+SCHEMES = {
+    "3x3": Scheme(1, (0, 1, 2, 3), _inputs, _outputs),
+    "3x3s2": Scheme(2, (0, 1, 2, 3, 3), _inputs_strided, _outputs_strided),
+}
+"""By the names of the kernels."""
