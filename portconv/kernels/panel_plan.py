@@ -135,7 +135,7 @@ def _blocks(target: Target, sizes: Sizes, columns: int, row: int, of_panel: int)
     # Panels of few terms are small, and more of them write longer runs of outputs.
     most = max(1, min(max(MOST_PANELS, min(MOST_SMALL_PANELS, MANY_TERMS // terms)), BLOCK_BYTES // of_panel))
     products = sizes.groups * sizes.filters * terms * sizes.batch * sizes.positions
-    wanted = min(MOST_SHARES, max(1, ceiling(products, share_products(products))))
+    wanted = min(MOST_SHARES, max(1, ceiling(products, share_products(products, target.lanes))))
     column_blocks, panels = blocks_for_two(panels_in_all, max(1, min(most, panels_in_all * sizes.groups // wanted)))
     # Each block of filters copies the panels again, which is to take little of its time; an even number shares better.
     fewest = MOST_COPIES * _copies(sizes, target, row) * target.lanes

@@ -149,7 +149,7 @@ def _blocks(sizes: Sizes, lines: Lines, lanes: int, *, joined: bool) -> list[_Bl
     room = (CELLS_BYTES // (of_line * first_lines) - beyond) // step + 1
     products = columns * (math.prod(sizes.out[1:-1])) * sizes.filters * sizes.channels * sizes.taps
     units = sizes.batch * sizes.groups
-    wanted = share_products(units * firsts * ceiling(sizes.out[-1], columns) * products)
+    wanted = share_products(units * firsts * ceiling(sizes.out[-1], columns) * products, lanes)
     most = max(1, min(room, ceiling(wanted, products)))
     counts = range(most, 1 + max(most, min(room, MOST_JOINED, firsts * units // SHARES_JOINED)) if joined else most + 1)
     return [

@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 SHARE_PRODUCTS = 500_000
 """So many multiplications are about one share of the work: some 10 to 20 microseconds of one thread."""
-ALONE_PRODUCTS, FEWEST_PRODUCTS = 400_000, 150_000
-"""A share of a small call has at least so many; handing over one costs as much as some thousands."""
+ALONE_VECTORS, FEWEST_PRODUCTS = 25_000, 150_000
+"""A call of no more vectors of multiplications is one share: threads take as long to hand it over as to compute it. A
+share of a small call has at least so many multiplications; handing over one costs as much as some thousands."""
 
 TIME_OF_BLOCK = 0.05
 """How long each block of a call takes beside the things that it has, in the time of one of these."""
@@ -120,9 +121,9 @@ class Planned(NamedTuple):
     cycles: float = 0.0
 
 
-def share_products(products: int) -> int:
+def share_products(products: int, lanes: int) -> int:
     """Return how many of the multiplications are about one share: fewer of a small call, so that threads share it."""
-    if products <= ALONE_PRODUCTS:
+    if products <= ALONE_VECTORS * lanes:
         return max(1, products)
     return min(SHARE_PRODUCTS, max(FEWEST_PRODUCTS, ceiling(products, 4)))
 

@@ -115,7 +115,7 @@ def _chosen(target: Target, sizes: Sizes, lines: Lines, shape: Shape) -> _Plan |
         return None
     columns, is_flat = min(sizes.out[-1], MOST_COLUMNS), len(sizes.size) == 2
     products = columns * math.prod(sizes.out[1:-1]) * sizes.taps * sizes.filters
-    wanted = share_products(sizes.batch * sizes.groups * sizes.out[0] * products)
+    wanted = share_products(sizes.batch * sizes.groups * sizes.out[0] * products, target.lanes)
     firsts = max(1, wanted // products)
     if is_flat:
         firsts = blocks(sizes.out[0], ceiling(firsts, shape.rows * apart) * shape.rows * apart)[1]

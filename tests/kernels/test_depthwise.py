@@ -74,7 +74,7 @@ def test_bits_do_not_depend_on_how_work_is_cut_into_shares(cpu, monkeypatch):
         ))  # fmt: skip
         results = []
         for products in (1, 2_000, 1 << 40):
-            monkeypatch.setattr(depthwise_plan, "share_products", lambda _, products=products: products)
+            monkeypatch.setattr(depthwise_plan, "share_products", lambda *_, products=products: products)
             results.append(called(depthwise, cpu, sizes, (x, w, None))[0].tobytes())
         assert len(set(results)) == 1
 

@@ -83,7 +83,7 @@ def test_bits_do_not_depend_on_how_work_is_cut_into_shares(cpu, monkeypatch):
         ))  # fmt: skip
         results = []
         for products, cells, columns in ((1, 1, 37), (20_000, 1 << 16, 100), (1 << 40, 1 << 22, 1 << 20)):
-            monkeypatch.setattr(row_plan, "share_products", lambda _, products=products: products)
+            monkeypatch.setattr(row_plan, "share_products", lambda *_, products=products: products)
             monkeypatch.setattr(row_plan, "CELLS_BYTES", cells)
             monkeypatch.setattr(row_plan, "MOST_COLUMNS", columns)
             results.append(called(rows, cpu, sizes, (x, w, None))[0].tobytes())

@@ -81,7 +81,7 @@ def test_bits_do_not_depend_on_how_work_is_cut_into_shares(cpu, monkeypatch):
         ))  # fmt: skip
         variant, results = tall.plan_of(cpu, sizes, has_bias=False).variant, []
         for products, columns in ((1, 37), (20_000, 100), (1 << 40, 1 << 20)):
-            monkeypatch.setattr(tall_plan, "share_products", lambda _, products=products: products)
+            monkeypatch.setattr(tall_plan, "share_products", lambda *_, products=products: products)
             monkeypatch.setattr(tall_plan, "MOST_COLUMNS", columns)
             results.append(called(tall, cpu, sizes, (x, w, None), variant=variant)[0].tobytes())
         assert len(set(results)) == 1
