@@ -17,13 +17,14 @@ class Pairs(Tiles):
 
     is_first: Flag
     stored: tuple[Flag, Flag]
+    reads: list[tuple[Int, Int]]
 
     def prepare_lanes(self) -> None:
         """Find which lanes of both rows each column of the kernel meets; those outside of a row are 0."""
         code, plan, half, step = self.code, self.plan, self.lanes // 2, self.shape.stride
-        self.is_first = code.lanes_between(None, half)
+        # LLVM would move lanes by a shuffle if it knew this mask; the depth of a plane is 1.
+        self.is_first = code.mask_of_bits((plan.depth << half) - 1)
         self.stored = code.lanes_between(None, plan.out_width), code.lanes_between(half, plan.out_width + half)
-        self.loaded = [code.lanes_between(None, plan.width)]
         self.met = []
         steps = [step * (lane % half) for lane in range(self.lanes)]
         # Lanes of the second row are counted from the first one of the first row on.
@@ -33,6 +34,12 @@ class Pairs(Tiles):
             in_rows = [step + more for step, more in zip(steps, ahead, strict=True)]
             inside = are_below(code, indices(code, steps, first), plan.width)
             self.met.append((indices(code, in_rows, first), inside))
+
+    def begin_band(self, phase: Variable, top: Variable) -> None:
+        """Find the rows of a band as other tiles do; those outside of the plane are loaded by a mask of no lane."""
+        super().begin_band(phase, top)
+        cells = (self.code.variable(1).get() << self.plan.width) - 1
+        self.reads = [(at, self.code.select(is_inside, cells, 0)) for is_inside, at in self.inputs]
 
     def band(self, w: Pointer, b: Pointer, counters: Sequence[Variable], left: Int) -> None:
         """Compute the band of two planes, or of the one that is left, and count on to the next ones."""
@@ -45,9 +52,8 @@ class Pairs(Tiles):
         counted(code, number, plan.filters)
         cells, results = x.get(), out.get()
         planes = cells, cells + more * plan.x_channel
-        rows = list(zip(*(self.rows_of(plane) for plane in planes), strict=True))
-        for each in (0, 1):
-            self.ask_for_a_plane([pair[each] for pair in rows])
+        rows = [([plane + at for plane in planes], bits) for at, bits in self.reads]
+        self.ask_for_a_plane([row for pair, _ in rows for row in pair])
         bias = self.halves(*(code.splat(b[each * plan.bias_step]) for each in filters))
         sums = [code.variable(bias) for _ in range(shape.rows)]
         self.add(rows, [w + each * taps for each in filters], sums, ())
@@ -70,4 +76,5 @@ class Pairs(Tiles):
 
     def row(self, row: Any) -> list[Vector]:
         """Load a row of each plane, whole."""
-        return [self.code.load(each, self.loaded[0]) for each in row]
+        places, bits = row
+        return [self.code.load(place, self.code.mask_of_bits(bits)) for place in places]
