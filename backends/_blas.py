@@ -46,10 +46,9 @@ class Blas:
 
     def threads(self) -> int:
         """Return how many threads the user allows BLAS; if that is unknown, the number of CPUs."""
-        settings = self.settings()
-        if len(settings) == 1:  # as nearly always, and in the path of calls of a few microseconds
-            return int(settings[0].users())
-        return max((setting.users() for setting in settings), default=cpus())
+        # A list, as this is in the path of calls of a few microseconds.
+        users = [setting.users() for setting in self.settings()]
+        return max(users) if users else cpus()
 
 
 def _is_of_thread(library: Any) -> bool:

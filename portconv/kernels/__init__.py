@@ -2,7 +2,7 @@
 
 To know this house, read in this order:
 
-- `values`, `record` and `emit` write instructions for LLVM; `target` says for which CPU;
+- `values`, `record`, `emit` and `bits` write instructions for LLVM; `target` says for which CPU;
 - `tile` has the sums in registers, and `panels` the simplest family that uses them (`panel_plan` plans it, and
   `panel_copies` brings it its cells); `winograd`, `rows`, `tall` and `depthwise` are the others, `lone` and
   `part_stores` parts of them; `families` lists them, and `choice` chooses one;

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from .bits import ones
 from .depthwise_tiles import Tiles, counted
 from .lanes import are_below, indices
 from .values import Flag, Int, Pointer, Variable, Vector
@@ -38,7 +39,7 @@ class Pairs(Tiles):
     def begin_band(self, phase: Variable, top: Variable) -> None:
         """Find the rows of a band as other tiles do; those outside of the plane are loaded by a mask of no lane."""
         super().begin_band(phase, top)
-        cells = (self.code.variable(1).get() << self.plan.width) - 1
+        cells = ones(self.code, self.plan.width, self.lanes)
         self.reads = [(at, self.code.select(is_inside, cells, 0)) for is_inside, at in self.inputs]
 
     def band(self, w: Pointer, b: Pointer, counters: Sequence[Variable], left: Int) -> None:

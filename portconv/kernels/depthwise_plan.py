@@ -40,7 +40,8 @@ LOSSES = {1: (1.2, 1.0), 2: (1.2, 3.0)}
 """By stride: what a tile costs more for the rows of inputs that its rows do not share, and the columns that a tile of
 half vectors costs more than it has, where the CPU halves vectors."""
 HALF_VECTOR, HALF_VECTOR_OF_COLUMN = 0.5, 0.045
-"""What a tile of half vectors costs elsewhere, of a whole one, and more for each column of the kernel."""
+"""On other CPUs a tile of half vectors costs this part of one of whole vectors, and more for each column of the
+kernel."""
 FAR_BYTES, FEWEST_CELLS, FEWEST_ASKED, FEWEST_PLANES_AHEAD = 4 << 20, 256, 512, 2
 """Arrays of more bytes lie beyond the nearest caches. Of planes of so many numbers all bands are then computed before
 the next plane, as memory is read; and of planes of so many each tile asks for the lines of a later one. Tiles of narrow

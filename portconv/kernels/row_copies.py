@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from .bits import ones
 from .emit import Argument, Function
 from .record import Record
 from .row_lines import COPIED, EVERY
@@ -13,8 +14,6 @@ from .target import Target
 from .values import INTEGER, Int, Pointer
 
 _COPIED = Record(*COPIED)
-WORD = 64
-"""The bits of an integer."""
 
 
 @contextmanager
@@ -86,7 +85,7 @@ class Copies:
             if not self.every:
                 low, high = ((code.maximum(each, 0) + (step - 1)) // step for each in (low, high))
             entries[entry * 2] = cell
-            entries[entry * 2 + 1] = _ones(code, high, most) - _ones(code, low, most)
+            entries[entry * 2 + 1] = ones(code, high, most) - ones(code, low, most)
         return code
 
     def _copy(self) -> Function:
@@ -111,14 +110,6 @@ class Copies:
                     value = found[0] if self.every == 1 else code.every(self.every, found, phase)
                     code.store(value, goal + phase * plan.phase_pitch, align=self.align)
         return code
-
-
-def _ones(code: Function, number: Int, most: int) -> Int:
-    """Return an integer whose low bits are as many ones as the number says, at most so many."""
-    one: Int = code.variable(1).get()
-    number = code.minimum(code.maximum(number, 0), most)
-    low = (one << code.minimum(number, WORD - 1)) - 1
-    return code.select(number.equals(WORD), -1, low) if most == WORD else low
 
 
 def pieces_of(lanes: int) -> Function:
@@ -164,7 +155,7 @@ def joined_pieces_of(lanes: int) -> Function:
         with code.loop(row, (end + (pitch - 1)) // pitch) as each:
             start = each * pitch - begin
             low, high = (code.minimum(code.maximum(lane, 0), lanes) for lane in (start, start + columns))
-            bits.set(bits.get() | (_ones(code, high, lanes) - _ones(code, low, lanes)))
+            bits.set(bits.get() | (ones(code, high, lanes) - ones(code, low, lanes)))
             found.set(found.get() + (high - low))
         piece = pieces + number.get() * PIECE
         piece[0] = begin

@@ -196,9 +196,7 @@ class _Block:
 
     def filter_place(self, place: Int) -> Int:
         """Return which number of a transformed filter is multiplied at a place."""
-        numbers, size, most = self.transforms.scheme.filter_places, self.transforms.scheme.places, FILTER_NUMBERS - 1
-        # The last places of a dimension share the last number.
-        assert numbers == tuple(min(number, most) for number in range(size))
+        size, most = self.transforms.scheme.places, FILTER_NUMBERS - 1
         row, column = (self.code.minimum(each, most) for each in (place // size, place % size))
         return row * FILTER_NUMBERS + column
 

@@ -36,36 +36,35 @@ class Scheme(NamedTuple):
     Attributes
     ----------
     stride : int
-    filter_places : tuple of int
-        Which transformed number of a filter is multiplied at each place of a dimension.
+    places : int
+        The numbers of a tile along a dimension, and as many cells that it reads. The last places share the last number
+        of a filter, if they are more than its numbers.
+    filters : callable
+        Multiplies three taps by the rows of G that differ, given a half too.
     inputs, outputs : callable
         Multiply numbers by B^T, and by A^T.
     """
 
     stride: int
-    filter_places: tuple[int, ...]
+    places: int
+    filters: Callable[[Sequence[Vector], Vector], list[Vector]]
     inputs: Row
     outputs: Row
-
-    @property
-    def places(self) -> int:
-        """The numbers of a tile along a dimension, and as many cells that it reads."""
-        return len(self.filter_places)
 
     @property
     def products(self) -> int:
         """The numbers of a tile, each of which is multiplied on its own."""
         return self.places**2
 
-    def filters(self, taps: Sequence[Vector], half: Vector) -> list[Vector]:
-        """Multiply three taps by the rows of G that differ."""
-        a, b, c = taps
-        ends = a + c
-        return [a, (ends + b) * half, (ends - b) * half, c] if self.stride == 1 else [a, ends, c, b]
-
 
 FILTER_NUMBERS = 4
 """The numbers of a transformed filter along a dimension."""
+
+
+def _filters(taps: Sequence[Vector], half: Vector) -> list[Vector]:
+    a, b, c = taps
+    ends = a + c
+    return [a, (ends + b) * half, (ends - b) * half, c]
 
 
 def _inputs(cells: Sequence[Vector]) -> list[Vector]:
@@ -79,6 +78,11 @@ def _outputs(sums: Sequence[Vector]) -> list[Vector]:
     return [a + both, opposed - d]
 
 
+def _filters_strided(taps: Sequence[Vector], half: Vector) -> list[Vector]:
+    a, b, c = taps
+    return [a, a + c, c, b]
+
+
 def _inputs_strided(cells: Sequence[Vector]) -> list[Vector]:
     a, b, c, d, e = cells
     return [a - c, c, e - c, b, d]
@@ -90,7 +94,7 @@ def _outputs_strided(sums: Sequence[Vector]) -> list[Vector]:
 
 
 SCHEMES = {
-    "3x3": Scheme(1, (0, 1, 2, 3), _inputs, _outputs),
-    "3x3s2": Scheme(2, (0, 1, 2, 3, 3), _inputs_strided, _outputs_strided),
+    "3x3": Scheme(1, 4, _filters, _inputs, _outputs),
+    "3x3s2": Scheme(2, 5, _filters_strided, _inputs_strided, _outputs_strided),
 }
 """By the names of the kernels."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .bits import WORD, ones
 from .emit import Argument, Function
 from .lone import lone_column
 from .outer import Outer
@@ -11,9 +12,6 @@ from .target import Target
 from .values import INTEGER, Int, Pointer, Vector
 from .winograd_plan import ENTRY, FILTERS_AT_ONCE, FIRST_ROW, GOAL, PLAN
 from .winograd_schemes import FILTER_NUMBERS, Scheme
-
-WORD = 64
-"""The bits of an integer."""
 
 
 class Transforms:
@@ -110,7 +108,8 @@ class Transforms:
     ) -> None:
         """Write down what a piece reads of a plane: where it begins, and which cells of each row are inside of it."""
         (first, inside), (y, x, lane) = plane, tile
-        cells = _bits_between(code, 0 - x, plan.input_width - x, min(self.row_cells, WORD))
+        most = min(self.row_cells, WORD)
+        cells = ones(code, plan.input_width - x, most) - ones(code, 0 - x, most)
         beyond = code.select((x + WORD).is_index(plan.input_width), 1, 0)
         entry[0], entry[1], last = first + y * plan.input_width + x, lane, code.variable(0)
         for row in range(self.scheme.places):
@@ -230,16 +229,6 @@ class Transforms:
                     code.look_at(check, value)
         code.give(code.is_not_finite(check.get()))
         return code
-
-
-def _bits_between(code: Function, low: Int, high: Int, most: int) -> Int:
-    """Return an integer whose bits from one up to another are ones, of so many."""
-    low, high = (code.minimum(code.maximum(each, 0), most) for each in (low, high))
-    one: Int = code.variable(1).get()
-    # No CPU moves by as many bits as there are.
-    up_to = [code.select(end.equals(WORD), -1, (one << code.minimum(end, WORD - 1)) - 1) for end in (low, high)]
-    between: Int = up_to[1] & (-1 - up_to[0])
-    return between
 
 
 def _copy_parts(code: Function, plan: Fields, numbers: Pointer, part_taps: Pointer, copy: Pointer) -> None:
