@@ -17,7 +17,7 @@ from typing import NamedTuple
 from ..backends import Array, Backend
 from ..kernels import call, state, winograd
 from ..kernels.call import NO_BIAS
-from ..kernels.choice import Chosen, chosen
+from ..kernels.choice import Chosen, chosen, chosen_for_weights
 from ..kernels.sizes import Sizes
 from ..spec.dtypes import Dtype
 from ..spec.geometry import Geometry
@@ -43,6 +43,8 @@ class Asked(NamedTuple):
     memory: int
     transforms: bool = True
     """Whether tiles may be transformed and taps left out; then what is not finite may be wrong."""
+    kind: str = Kind.FORWARD
+    """What is computed: the output, or the gradient of the filters."""
 
 
 class Compiled(Algorithm):
@@ -68,18 +70,18 @@ class Compiled(Algorithm):
         return None
 
     def lacks(self, kind: str, geometry: Geometry, device: str) -> str | None:
-        """Support the output, and the gradient of the input at stride 1."""
+        """Support the output, the gradient of the filters, and at stride 1 that of the input."""
         if device:
             return "arrays in the memory of this machine"
-        if kind == Kind.WEIGHT_GRAD or (kind == Kind.INPUT_GRAD and not geometry.dense):
-            return "the output, and at stride 1 the gradient of the input; other gradients take another algorithm"
+        if kind == Kind.INPUT_GRAD and not geometry.dense:
+            return "the output, the gradient of the filters, and at stride 1 that of the input"
         return None
 
     def work(self, kind: str, geometry: Geometry, budget: Budget, backend: Backend) -> Work:
         """Count the work of a product."""
         if kind == Kind.INPUT_GRAD:
             return self.mirrored_work(geometry, budget, backend)
-        found = _planned(_asked(geometry, budget))
+        found = _planned(_asked(geometry, budget, kind=kind))
         if found is None:
             return NO_WORK
         operations = found.planned.cycles * state.here().lanes * OPERATIONS
@@ -97,15 +99,17 @@ class Compiled(Algorithm):
         places = _addresses(backend, x, w, b, out)
         if places is None:
             return None
-        try:
-            planned = _call(asked)
-            spoiled = planned.run(places, threads)
-            if spoiled and not planned.planned.is_plain:
-                return out if _run_plainly(asked, places, threads) else None
-        except call.KernelError as error:
-            forget()  # the next choices leave the kernel out
-            raise LibraryError(f"algorithm 'compiled': {error}") from error
-        return out
+        return out if _run(asked, places, threads) else None
+
+    def weight_grad(self, geometry: Geometry, backend: Backend, budget: Budget, dout: Array, x: Array) -> Array | None:
+        asked = _asked(geometry, budget, kind=Kind.WEIGHT_GRAD)
+        if not _has_room(asked, backend, dout, x):
+            return None
+        dw = backend.empty(geometry.w_shape, like=x)
+        places = _addresses(backend, backend.in_a_row(x), backend.in_a_row(dout), None, dw)
+        if places is None:
+            return None
+        return dw if _run(asked, places, backend.threads()) else None
 
     def repeated(
         self, geometry: Geometry, backend: Backend, budget: Budget, operands: tuple[Array, ...]
@@ -131,7 +135,7 @@ class Compiled(Algorithm):
     def error_terms(self, kind: str, geometry: Geometry, products: int = 1) -> int:
         """Count the roundings of a plain sum, or those of a sum over channels of tiles, as the algorithm "winograd"."""
         terms = super().error_terms(kind, geometry, products)
-        if not may_transform(geometry):
+        if kind == Kind.WEIGHT_GRAD or not may_transform(geometry):
             return terms
         channels = geometry.group_in if kind == Kind.FORWARD else geometry.group_out
         return max(terms, channels * winograd.planes_of(_sizes(geometry)) + 3 * 2 + 9 - 1)
@@ -167,6 +171,17 @@ def _has_room(asked: Asked, backend: Backend, *operands: Array) -> bool:
     return found is None or found.memory + copied <= asked.memory
 
 
+def _run(asked: Asked, places: tuple[int, int, int, int], threads: int) -> bool:
+    """Compute a product; return whether its result may be taken as it is."""
+    try:
+        planned = _call(asked)
+        spoiled = planned.run(places, threads)
+        return not spoiled or planned.planned.is_plain or _run_plainly(asked, places, threads)
+    except call.KernelError as error:
+        forget()  # the next choices leave the kernel out
+        raise LibraryError(f"algorithm 'compiled': {error}") from error
+
+
 def _run_plainly(asked: Asked, places: tuple[int, int, int, int], threads: int) -> bool:
     """Compute an output without tiles, within the same memory; return whether there is a family that can."""
     asked = asked._replace(transforms=False)
@@ -186,8 +201,8 @@ def _addresses(backend: Backend, x: Array, w: Array, b: Array | None, out: Array
     return of_x, of_w, of_b, of_out
 
 
-def _asked(geometry: Geometry, budget: Budget, *, has_bias: bool = False) -> Asked:
-    return Asked(geometry, has_bias, budget.workspace_elements * BYTES)
+def _asked(geometry: Geometry, budget: Budget, *, has_bias: bool = False, kind: str = Kind.FORWARD) -> Asked:
+    return Asked(geometry, has_bias, budget.workspace_elements * BYTES, kind=kind)
 
 
 def _sizes(geometry: Geometry) -> Sizes:
@@ -201,6 +216,8 @@ def _sizes(geometry: Geometry) -> Sizes:
 @remembered()
 def _planned(asked: Asked) -> Chosen | None:
     """Plan a convolution by the family that is expected to be fastest, or by the one that takes the least memory."""
+    if asked.kind == Kind.WEIGHT_GRAD:
+        return chosen_for_weights(_sizes(asked.geometry), asked.memory, transforms=asked.transforms)
     return chosen(_sizes(asked.geometry), asked.memory, has_bias=asked.has_bias, transforms=asked.transforms)
 
 

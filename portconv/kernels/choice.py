@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from . import call, depthwise, panels, rows, state, tall, winograd
-from .families import Kernel
+from .families import FAMILIES, OF_WEIGHTS, Kernel
 from .panel_plan import BLOCK_BYTES
 from .sizes import Planned, Sizes
 
@@ -34,8 +34,7 @@ def chosen(sizes: Sizes, memory: int, *, has_bias: bool, transforms: bool) -> Ch
     Return nothing if no family serves it. `transforms` says whether tiles may be transformed and taps left out: then
     what is not finite may be wrong.
     """
-    far = max(map(abs, (*sizes.before, *sizes.after, *sizes.dilation, *sizes.stride)))
-    if sizes.taps > MOST_TAPS or far > FARTHEST:
+    if not _can_be_planned(sizes):
         return None
     target = state.here()
     plans = {
@@ -45,8 +44,31 @@ def chosen(sizes: Sizes, memory: int, *, has_bias: bool, transforms: bool) -> Ch
         "tall": tall.plan_of(target, sizes, has_bias=has_bias),
         "panels": panels.plan_of(target, sizes, has_bias=has_bias, memory=memory or BLOCK_BYTES, skips=transforms),
     }
+    return _best([one for one in _found(plans) if transforms or one.planned.is_plain], memory)
+
+
+def chosen_for_weights(sizes: Sizes, memory: int, *, transforms: bool) -> Chosen | None:
+    """Plan the gradient of the filters of a convolution, as `chosen` plans the output."""
+    if not _can_be_planned(sizes):
+        return None
+    target = state.here()
+    plans = {name: FAMILIES[name].plan_of(target, sizes) for name in OF_WEIGHTS}
+    return _best([one for one in _found(plans) if transforms or one.planned.is_plain], memory)
+
+
+def _can_be_planned(sizes: Sizes) -> bool:
+    far = max(map(abs, (*sizes.before, *sizes.after, *sizes.dilation, *sizes.stride)))
+    return sizes.taps <= MOST_TAPS and far <= FARTHEST
+
+
+def _found(plans: dict[str, Planned | None]) -> list[Chosen]:
+    """Return the plans that there are, of kernels that do not fail."""
     found = [Chosen(Kernel(family, plan.variant), plan) for family, plan in plans.items() if plan is not None]
-    found = [one for one in found if one.kernel not in call.failed and (transforms or one.planned.is_plain)]
+    return [one for one in found if one.kernel not in call.failed]
+
+
+def _best(found: list[Chosen], memory: int) -> Chosen | None:
+    """Return the fastest one within so many bytes, else the one that takes the least."""
     if not found:
         return None
     return min(found, key=lambda one: (one.memory > memory, one.memory if one.memory > memory else one.planned.cycles))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import NamedTuple
 
-from . import depthwise, panels, rows, standby, tall, winograd
+from . import depthwise, depthwise_weights, panels, rows, standby, swept_weights, tall, weights, winograd
 from .emit import Module
 from .target import Target
 
@@ -15,9 +15,18 @@ FAMILIES: dict[str, ModuleType] = {
     "rows": rows,
     "tall": tall,
     "panels": panels,
+    "weights": weights,
+    "depthwise_weights": depthwise_weights,
+    "swept_weights": swept_weights,
     "standby": standby,
 }
 """Each family is a module with `VARIANTS`, which names its kernels, and `module(target, variant)`, which writes one."""
+
+OF_OUTPUTS = ("winograd", "depthwise", "rows", "tall", "panels")
+"""The families that compute outputs."""
+OF_WEIGHTS = ("depthwise_weights", "swept_weights", "weights")
+"""The families that compute gradients of filters. The gradient of the output is given to these in the place of the
+filters, and the gradient of the filters is their output."""
 
 
 class Kernel(NamedTuple):

@@ -37,6 +37,20 @@ def together(code: Function, vector: Vector, chosen: Flag) -> Vector:
     return Vector(code, code.vector_type, code.intrinsic(code.vector_type, name, *operands))
 
 
+def transposed(code: Function, vectors: Sequence[Vector]) -> list[Vector]:
+    """Return as many vectors as there are lanes, of which each has one lane of all of these."""
+    rows, size = list(vectors), 1
+    while size < code.lanes:
+        near = [lane if not lane & size else code.lanes + lane - size for lane in range(code.lanes)]
+        far = [lane + size if not lane & size else code.lanes + lane for lane in range(code.lanes)]
+        for i in range(code.lanes):
+            if not i & size:
+                a, b = rows[i], rows[i + size]
+                rows[i], rows[i + size] = code.shuffle(a, b, near), code.shuffle(a, b, far)
+        size *= 2
+    return rows
+
+
 def keep_order(code: Function, target: Target, variables: Sequence[Variable]) -> None:
     """Let LLVM not compute what follows of these vectors before what precedes.
 

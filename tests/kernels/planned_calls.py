@@ -38,14 +38,17 @@ def compiled(family: ModuleType, variant: str, target: Target) -> Any:
 
 def called(family: ModuleType, target: Target, sizes: Sizes, arrays: tuple[Any, Any, Any], **options: Any) -> Any:
     """Return the output and the flag of a call; the arrays are x, w and b or None. Other memory must be unchanged."""
-    x, w, b = arrays
-    plan = family.plan_of(target, sizes, has_bias=b is not None, **options)
+    plan = family.plan_of(target, sizes, has_bias=arrays[2] is not None, **options)
+    return by_plan(family, target, plan, arrays, (sizes.batch, sizes.out_channels, *sizes.out))
+
+
+def by_plan(family: ModuleType, target: Target, plan: Any, arrays: tuple[Any, ...], shape: tuple[int, ...]) -> Any:
+    """Return what a planned call makes of arrays, an array of this shape, and its flag."""
     call, _ = compiled(family, plan.variant, target)
-    b = np.full(1, 0.0, np.float32) if b is None else b
-    shape = (sizes.batch, sizes.out_channels, *sizes.out)
+    arrays = tuple(np.full(1, 0.0, np.float32) if array is None else array for array in arrays)
     results = []
     for at_end in (False, True):
-        copies = [guarded(np.ascontiguousarray(array), at_end=at_end) for array in (x, w, b)]
+        copies = [guarded(np.ascontiguousarray(array), at_end=at_end) for array in arrays]
         memory = Guarded(4 * int(np.prod(shape)))
         out = memory.array(shape, at_end=at_end)
         out[...] = np.nan
@@ -61,7 +64,7 @@ def called(family: ModuleType, target: Target, sizes: Sizes, arrays: tuple[Any, 
         start = out.ctypes.data - memory.start
         rest[start : start + out.nbytes] = b""
         assert not any(rest), "memory beside the output was written"
-        for (copy, _), array in zip(copies, (x, w, b), strict=True):
+        for (copy, _), array in zip(copies, arrays, strict=True):
             np.testing.assert_array_equal(copy, array)
         results.append((out.copy(), flag))
     (first, flag), (second, other) = results
@@ -96,6 +99,23 @@ def plain_sums(sizes: Sizes, x: Any, w: Any, b: Any) -> tuple[Any, Any]:
     bias = bias.reshape(sizes.out_channels, *[1] * len(sizes.out))
     whole = (sizes.batch, sizes.out_channels, *sizes.out)
     return sums.reshape(whole) + bias, magnitudes.reshape(whole) + abs(bias)
+
+
+def plain_weight_sums(sizes: Sizes, x: Any, dout: Any) -> tuple[Any, Any]:
+    """Return the gradient of the filters in float64, tap by tap, and the sums of the magnitudes."""
+    spans = [step * (out - 1) + 1 for out, step in zip(sizes.out, sizes.stride, strict=True)]
+    padded = padded_by(x.astype(np.float64), sizes.before, sizes.after)
+    grads = dout.astype(np.float64).reshape(sizes.batch, sizes.groups, sizes.filters, -1)
+    shape = (sizes.groups, sizes.filters, sizes.channels, *sizes.kernel)
+    sums, magnitudes = np.zeros(shape), np.zeros(shape)
+    for tap in product(*map(range, sizes.kernel)):
+        starts = [k * d for k, d in zip(tap, sizes.dilation, strict=True)]
+        where = tuple(slice(a, a + n, s) for a, n, s in zip(starts, spans, sizes.stride, strict=True))
+        cells = padded[(..., *where)].reshape(sizes.batch, sizes.groups, sizes.channels, -1)
+        sums[(..., *tap)] = np.einsum("ngcp,ngfp->gfc", cells, grads)
+        magnitudes[(..., *tap)] = np.einsum("ngcp,ngfp->gfc", abs(cells), abs(grads))
+    whole = (sizes.out_channels, sizes.channels, *sizes.kernel)
+    return sums.reshape(whole), magnitudes.reshape(whole)
 
 
 def check(family: ModuleType, target: Target, sizes: Sizes, random: Any, **options: Any) -> None:

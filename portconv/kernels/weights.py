@@ -1,0 +1,262 @@
+"""Gradients of filters: lanes run along the filters, and the sums over all positions stay in registers.
+
+The gradient of one number of a filter is the sum, over samples and positions, of the output's gradient times the cell
+that the number meets there. A share copies rows of the padded input, as `rows` does, so that a tap is nothing but a
+distance; and it turns the output's gradients, which lie side by side along positions, into a panel that has a row of
+filters for each position. A tile is then that of `tile`: terms (a channel and a tap) in the place of filters, filters
+in the place of positions, and positions in the place of terms. A kernel of one tap reads the input in place.
+
+Sums are added up in runs of at most 128 positions, then those of the runs of a share, and then, where several shares
+add up the same sums, those of the shares, in a second phase: each in an order of its own.
+"""
+
+from __future__ import annotations
+
+from .emit import Argument, Function, Module
+from .lanes import transposed
+from .part_stores import store_part
+from .record import Fields
+from .row_copies import Copies, digits
+from .share import SHARE, driver
+from .target import Target
+from .tile import finished, sums_of
+from .values import INTEGER, Int, Pointer
+from .weight_plan import IN_PLACE, PLAN, VARIANTS, plan_of
+
+__all__ = ["VARIANTS", "module", "plan_of"]
+
+TILE = tuple(
+    Argument(*each)
+    for each in (
+        *(("panel", "*float"), ("cells", "*float"), ("terms", "*i64"), ("order", "*i64"), ("sums", "*float")),
+        *((name, INTEGER) for name in ("count", "positions", "is_first")),
+    )
+)
+"""The arguments of a run: the panel, the first position's cells, where each term reads and where each position does,
+the sums, the number of terms, that of positions, and whether the run is the first one."""
+
+
+def module(target: Target, variant: str) -> Module:
+    """Write the kernels for one way of copying cells."""
+    copies = None if variant == IN_PLACE else Copies(target, variant)
+    tiles = [_tile(target, vectors, in_place=copies is None) for vectors in range(1, target.vectors + 1)]
+    functions = [_order(target), _panel(target), _finish(target), *tiles]
+    share = _Share(target, copies, functions).code
+    return Module([*(copies.functions if copies else ()), *functions, share, *driver(target, share)])
+
+
+def _order(target: Target) -> Function:
+    """Write down where each position of some rows reads in the copy of a channel, by its first tap."""
+    arguments = Argument("plan", "*i64"), Argument("order", "*i64"), Argument("rows"), Argument("columns")
+    code = Function("order", arguments, target.lanes)
+    memory, order, rows, columns = code.given
+    plan = PLAN.read(memory)
+    sizes, steps, strides = (plan.pointer(name, INTEGER) for name in ("rows", "steps", "line_strides"))
+    with code.loop(0, rows) as row:
+        line = code.variable(0)
+        with digits(code, row, plan.outer, sizes) as (dim, at):
+            line.set(line.get() + at * steps[dim] * strides[dim])
+        first, goal = line.get() * plan.line_pitch, order + row * columns
+        with code.loop(0, columns) as column:
+            goal[column] = first + column
+    return code
+
+
+def _panel(target: Target) -> Function:
+    """Turn the gradients of a vector of filters at some positions into rows, which are `pitch` numbers apart.
+
+    The last filter stands for those beyond it, whose sums nobody reads.
+    """
+    pointers = Argument("panel", "*float"), Argument("dout", "*float")
+    names = "filters", "positions", "channel", "pitch"
+    code = Function("panel", [*pointers, *map(Argument, names)], target.lanes)
+    panel, dout, filters, positions, channel, pitch = code.given
+    rows = [dout + code.minimum(i, filters - 1) * channel for i in range(target.lanes)]
+    whole = positions // target.lanes * target.lanes
+    with code.loop(0, whole, target.lanes) as at:
+        for i, vector in enumerate(transposed(code, [code.load(row + at) for row in rows])):
+            code.store(vector, panel + (at + i) * pitch, align=4 * target.lanes)
+    with code.when(whole < positions):
+        mask = code.lanes_between(None, positions - whole)
+        for i, vector in enumerate(transposed(code, [code.load(row + whole, mask) for row in rows])):
+            code.store(vector, panel + (whole + i) * pitch, align=4 * target.lanes)
+    return code
+
+
+def _tile(target: Target, vectors: int, *, in_place: bool) -> Function:
+    """Add the products of some positions to the sums of all terms, for so many vectors of filters."""
+    code = Function(f"run{vectors}", TILE, target.lanes)
+    panel, cells, terms, order, kept, count, positions, is_first = code.given
+    width, most = vectors * target.lanes, target.filters
+    with code.loop(0, count, most) as term:
+        left = count - term
+        for size, fits in ((most, left > most // 2), (most // 2, left <= most // 2)):
+            with code.when(fits):
+                # The last term stands for those beyond it.
+                places = [cells + terms[code.minimum(term + i, count - 1)] for i in range(size)]
+                sums = sums_of(code, (panel, width), places, vectors, positions, None if in_place else order)
+                for i, own in enumerate(finished(sums)):
+                    with code.when(i < left):
+                        row = kept + (term + i) * width
+                        with code.when(is_first.equals(1)):
+                            for v, value in enumerate(own):
+                                code.store(value, row + v * target.lanes, align=4 * target.lanes)
+                        with code.when(~is_first.equals(1)):
+                            for v, value in enumerate(own):
+                                place = row + v * target.lanes
+                                total = code.load(place, align=4 * target.lanes) + value
+                                code.store(total, place, align=4 * target.lanes)
+    return code
+
+
+def _finish(target: Target) -> Function:
+    """Add up the sums of all shares, which lie `apart`, and store them filter by filter, from one term to another."""
+    pointers = Argument("out", "*float"), Argument("sums", "*float")
+    names = "shares", "apart", "first", "last", "filters", "terms", "pitch"
+    code = Function("finish", [*pointers, *map(Argument, names)], target.lanes)
+    out, kept, shares, apart, first, last, filters, terms, pitch = code.given
+    lanes = target.lanes
+    with code.loop(0, filters, lanes) as filter_, code.loop(first, last, lanes) as term:
+        places = [kept + (code.minimum(term + i, last - 1) * pitch + filter_) for i in range(lanes)]
+        sums = [code.variable(code.load(place, align=4 * lanes)) for place in places]
+        with code.loop(1, shares) as share:
+            for place, total in zip(places, sums, strict=True):
+                total.set(total.get() + code.load(place + share * apart, align=4 * lanes))
+        mask = code.lanes_between(None, last - term)
+        for i, vector in enumerate(transposed(code, [total.get() for total in sums])):
+            with code.when(filter_ + i < filters):
+                store_part(code, target, vector, out + ((filter_ + i) * terms + term), last - term, mask)
+    return code
+
+
+class _Share:
+    """The function that computes one share: sums of some filters and channels over some units, or the last phase."""
+
+    def __init__(self, target: Target, copies: Copies | None, functions: list[Function]) -> None:
+        self.target, self.copies = target, copies
+        self.order, self.panel, self.finish, *self.tiles = functions
+        self.code = code = Function("share", SHARE, target.lanes, returns=True)
+        memory, *_, phase, _ = code.given
+        self.plan = PLAN.read(memory)
+        adds = phase.equals(0) | self.plan.phases.equals(1)
+        with code.when(adds):
+            self.add()
+        with code.when(~adds):
+            self.last()
+        code.give(0)
+
+    def last(self) -> None:
+        """Add up the sums of a few terms of a vector block of filters, which the first phase has made."""
+        code, plan = self.code, self.plan
+        *_, out, _, shared, _, index = code.given
+        first, block = index % plan.term_blocks * plan.terms_of_block, index // plan.term_blocks
+        group, of_group = block // plan.tiles_of_group, block % plan.tiles_of_group
+        width = plan.filters_of_tile
+        filter_ = of_group * width
+        code.run(
+            self.finish, out + (group * plan.filters + filter_) * plan.terms, shared + block * plan.terms * width,
+            plan.sharers, plan.apart, first, code.minimum(first + plan.terms_of_block, plan.terms),
+            code.minimum(plan.filters - filter_, width), plan.terms, width,
+        )  # fmt: skip
+
+    def add(self) -> None:
+        """Add up the sums of a share over its units."""
+        code, plan = self.code, self.plan
+        _, x, dout, _, out, scratch, shared, _, index = code.given
+        width, bytes_ = plan.filters_of_tile, scratch.of("i8")
+        filter_block, rest = index % plan.filter_blocks, index // plan.filter_blocks
+        channel_block, rest = rest % plan.channel_blocks, rest // plan.channel_blocks
+        group, part = rest % plan.groups, rest // plan.groups
+        channel, tile = channel_block * plan.channels_of_block, filter_block * plan.tiles_of_block
+        channels = code.minimum(plan.channels - channel, plan.channels_of_block)
+        tiles = code.minimum(plan.tiles_of_group - tile, plan.tiles_of_block)
+        count, first = channels * plan.taps, channel * plan.taps
+        is_shared = plan.phases.equals(2)
+        block = (part * plan.groups + group) * plan.tiles_of_group + tile
+        kept = code.select(
+            is_shared,
+            shared + (block * plan.terms + first) * width,
+            (bytes_ + plan.at_sums).of(code.element),
+        )
+        pitch = code.select(is_shared, plan.terms, count) * width
+        terms = (bytes_ + plan.at_terms).of(INTEGER)
+        self.write_terms(terms, count)
+        filters = group * plan.filters + tile * width
+        arrays = (
+            x + (group * plan.channels + channel) * plan.x_channel, dout + filters * plan.positions,
+            terms, kept,
+        )  # fmt: skip
+        self.units(arrays, (part, channels, count, tiles, pitch), plan.filters - tile * width)
+        with code.when(~is_shared), code.loop(0, tiles) as number:
+            filter_ = number * width
+            code.run(
+                self.finish, out + ((filters + filter_) * plan.terms + first), kept + number * pitch, 1, 0, 0, count,
+                code.minimum(plan.filters - tile * width - filter_, width), plan.terms, width,
+            )  # fmt: skip
+
+    def write_terms(self, terms: Pointer, count: Int) -> None:
+        """Write down where each term reads, from the first channel of the share on; and where each position does."""
+        code, plan = self.code, self.plan
+        memory, *_, scratch, _, _, _ = code.given
+        row_taps = plan.pointer("row_taps", INTEGER)
+        with code.loop(0, count) as term:
+            terms[term] = term // plan.taps * plan.channel_pitch + row_taps[term % plan.taps]
+        if self.copies:
+            order = (scratch.of("i8") + plan.at_order).of(INTEGER)
+            code.run(self.order, memory, order, plan.rows_of_unit, plan.columns_of_unit)
+
+    def units(self, arrays: tuple[Pointer, ...], numbers: tuple[Int, ...], left: Int) -> None:
+        """Add up the sums over the units of a share: rows of a sample, or a part of a row."""
+        code, plan = self.code, self.plan
+        memory, *_, scratch, _, _, _ = code.given
+        (x, dout, terms, kept), (part, channels, count, tiles, pitch) = arrays, numbers
+        bytes_ = scratch.of("i8")
+        lines, entries, order = (
+            (bytes_ + place).of(INTEGER) for place in (plan.at_lines, plan.at_entries, plan.at_order)
+        )
+        start = part * plan.units // plan.sharers
+        stop = (part + 1) * plan.units // plan.sharers
+        with code.loop(start, stop) as unit:
+            column_block, rest = unit % plan.column_blocks, unit // plan.column_blocks
+            first_block, sample = rest % plan.first_blocks, rest // plan.first_blocks
+            column, first = column_block * plan.columns_of_unit, first_block * plan.firsts_of_unit
+            columns = code.minimum(plan.columns - column, plan.columns_of_unit)
+            firsts = code.minimum(plan.firsts - first, plan.firsts_of_unit)
+            cells = x + sample * plan.x_sample
+            if self.copies:
+                line_count = firsts * plan.lines_of_step + plan.lines_beyond
+                code.run(self.copies.lines, memory, lines, first * plan.lines_of_step, line_count)
+                code.run(self.copies.entries, memory, entries, column)
+                with code.loop(0, channels) as channel:
+                    goal, source = scratch + channel * plan.channel_pitch, cells + channel * plan.x_channel
+                    code.run(self.copies.copy, memory, goal, source, lines, entries, line_count)
+                cells = scratch
+            else:
+                cells = cells + column
+            positions = firsts * plan.rows_of_first * columns
+            grads = dout + (sample * plan.out_sample + first * plan.rows_of_first * plan.columns + column)
+            with code.loop(0, positions, plan.run) as at:
+                length = code.minimum(positions - at, plan.run)
+                is_first = code.select(unit.equals(start) & at.equals(0), code.variable(1).get(), 0)
+                here = cells if self.copies else cells + at
+                with code.loop(0, tiles) as number:
+                    filters = left - number * plan.filters_of_tile
+                    sums = kept + number * pitch
+                    own = grads + (number * plan.filters_of_tile * plan.positions + at)
+                    self.run((here, own, terms, sums), (order + at, filters, length, count, is_first), plan)
+
+    def run(self, arrays: tuple[Pointer, ...], numbers: tuple[Pointer | Int, ...], plan: Fields) -> None:
+        """Add the products of one run of positions, for one panel of filters."""
+        code, lanes = self.code, self.target.lanes
+        (cells, dout, terms, sums), (order, filters, length, count, is_first) = arrays, numbers
+        panel = (code.given[5].of("i8") + plan.at_panel).of(code.element)
+        assert isinstance(filters, Int)
+        with code.loop(0, plan.filters_of_tile, lanes) as lane:
+            first = code.minimum(lane, filters - 1)
+            code.run(
+                self.panel, panel + lane, dout + first * plan.positions, filters - first, length, plan.positions,
+                plan.filters_of_tile,
+            )  # fmt: skip
+        for vectors, tile in enumerate(self.tiles, start=1):
+            with code.when(plan.filters_of_tile.equals(vectors * lanes)):
+                code.run(tile, panel, cells, terms, order, sums, count, length, is_first)

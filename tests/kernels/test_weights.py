@@ -1,0 +1,111 @@
+"""Gradients of filters by all families of kernels, on convolutions drawn at random, beside pages nobody may touch.
+
+`PORTCONV_FUZZ` is how many convolutions are drawn.
+"""
+
+from __future__ import annotations
+
+import os
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+
+from portconv.kernels import state
+
+if state.fault() is not None:
+    pytest.skip(f"there are no kernels here: {state.fault()}", allow_module_level=True)
+if os.name != "posix":
+    pytest.skip("this system has no mprotect", allow_module_level=True)
+
+from kernels.planned_calls import ROUNDING, by_plan, plain_weight_sums, sizes_of
+from kernels.test_guard_pages import DRAWN, TARGETS, drawn
+
+from portconv.kernels import call, families, target
+from portconv.kernels.sizes import Sizes
+
+FAMILIES = {name: families.FAMILIES[name] for name in families.OF_WEIGHTS}
+
+
+def some_sizes(random: np.random.Generator) -> Sizes:
+    """Draw a convolution; every third one is depthwise, mostly of a plane with a common kernel."""
+
+    def one_of(*numbers: int) -> int:
+        return int(random.choice(numbers))
+
+    while True:
+        sizes = drawn(random)
+        if sizes is None:
+            continue
+        if one_of(1, 2, 3) > 1:
+            return sizes
+        channels, multiplier = one_of(1, 2, 3, 5, 9, 17), one_of(1, 1, 2, 3)
+        sizes = sizes._replace(in_channels=channels, out_channels=multiplier * channels, groups=channels)
+        if len(sizes.size) != 2 or one_of(1, 2, 3) == 1:
+            return sizes
+        kernel, stride = one_of(3, 5, 7), one_of(1, 2)
+        sides = [(size, kernel, stride, 1, one_of(0, 1, 2, 3, 9, -1), one_of(0, 1, 2, 3, -1)) for size in sizes.size]
+        found = sizes_of(sizes.batch, channels, multiplier * channels, channels, sides)
+        if found is not None:
+            return found
+
+
+def operands_of(sizes: Sizes, random: np.random.Generator) -> tuple[Any, Any]:
+    x = random.standard_normal((sizes.batch, sizes.in_channels, *sizes.size), np.float32)
+    return x, random.standard_normal((sizes.batch, sizes.out_channels, *sizes.out), np.float32)
+
+
+@pytest.mark.parametrize("cpu", TARGETS, ids=lambda cpu: cpu.name)
+def test_all_families_compute_the_sums_within_their_memory(cpu: target.Target) -> None:
+    used = set()
+    for number in range(DRAWN):
+        random = np.random.default_rng((len(cpu.name), number))
+        sizes = some_sizes(random)
+        x, dout = operands_of(sizes, random)
+        expected, magnitudes = plain_weight_sums(sizes, x, dout)
+        # No term is rounded more often than there are terms: at its product, and at each sum that follows.
+        bound = 1.01 * sizes.batch * sizes.positions * ROUNDING * magnitudes
+        for name, family in FAMILIES.items():
+            plan = family.plan_of(cpu, sizes)
+            if plan is None:
+                continue
+            dw, flag = by_plan(family, cpu, plan, (x, dout, None), expected.shape)
+            assert flag == 0, (name, sizes)
+            assert (abs(dw - expected) <= bound).all(), (name, plan.variant, plan.block, sizes)
+            used.add(name)
+    assert used == set(FAMILIES)
+
+
+@pytest.mark.parametrize("cpu", TARGETS, ids=lambda cpu: cpu.name)
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "weights"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_what_is_not_finite_is_reported(cpu: target.Target, name: str, stride: int) -> None:
+    side = (20, 3, stride, 1, 1, 1)
+    sizes = sizes_of(2, 3, 3, 3, [side, side])
+    assert sizes is not None
+    random = np.random.default_rng(0)
+    family, shape = FAMILIES[name], (3, 1, 3, 3)
+    plan = family.plan_of(cpu, sizes)
+    for operand, value, place in product((0, 1), (np.inf, -np.inf, np.nan), ((0, 0, 0, 0), (1, 2, 5, 9))):
+        operands = operands_of(sizes, random)
+        operands[operand][place] = value
+        assert by_plan(family, cpu, plan, (*operands, None), shape)[1] > 0
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(call, "SHARED", 0)
+    side, groups = (30, 3, 1, 1, 1, 1), 1 if name == "weights" else 24
+    sizes = sizes_of(5, 24, 48, groups, [side, side])
+    assert sizes is not None
+    plan = FAMILIES[name].plan_of(state.here(), sizes)
+    x, dout = operands_of(sizes, np.random.default_rng(0))
+    planned = call.Call(families.Kernel(name, plan.variant), plan)
+    assert planned.most > 1
+    grads = []
+    for count in [1, 8, 3, 8, 2] * 10:
+        dw = np.full((48, 24 // groups, 3, 3), np.nan, np.float32)
+        assert planned.run((x.ctypes.data, dout.ctypes.data, call.NO_BIAS, dw.ctypes.data), count) == 0
+        grads.append(dw.tobytes())
+    assert set(grads) == {grads[0]}
