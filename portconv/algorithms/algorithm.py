@@ -140,9 +140,9 @@ class Algorithm:
         return result
 
     def repeated(
-        self, geometry: Geometry, backend: Backend, budget: Budget, operands: tuple[Array, ...]
-    ) -> Callable[[Array, Array, Array | None], Array | None] | None:
-        """Return what computes the output of arrays that lie in memory as `operands` do, or None.
+        self, kind: str, geometry: Geometry, backend: Backend, budget: Budget, operands: tuple[Array, ...]
+    ) -> Callable[..., Array | None] | None:
+        """Return what computes a product of arrays that lie in memory as `operands` do, or None.
 
         The function returns None for a result that needs a second look: one that is not finite.
         """

@@ -1,7 +1,7 @@
 """Kernels that portconv generates for this CPU, for arrays in the memory of this machine (see `portconv.kernels`).
 
-Each family of kernels plans a convolution and estimates its time, and the fastest one computes it. The input gradient
-at stride 1 is the output of the mirrored convolution.
+Each family of kernels plans a product and estimates its time, and the fastest one computes it. The input gradient at
+stride 1 may also be computed as the output of the mirrored convolution, where that is faster.
 
 Sums are added up in runs, so each term is rounded no more often than there are terms: the bound of a plain sum holds.
 Where Winograd's tiles may be transformed, the bound is theirs: F(2x2, 3x3) along the last two dimensions, of the kernel
@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from ..backends import Array, Backend
 from ..kernels import call, state, winograd
 from ..kernels.call import NO_BIAS
-from ..kernels.choice import Chosen, chosen, chosen_for_weights
+from ..kernels.choice import Chosen, chosen, chosen_for_inputs, chosen_for_mirrored, chosen_for_weights
 from ..kernels.sizes import Sizes
 from ..spec.dtypes import Dtype
 from ..spec.geometry import Geometry
@@ -25,6 +26,7 @@ from ..spec.operation import Kind
 from ..spec.remembered import forget, remembered
 from .algorithm import Algorithm, LibraryError, PlainProduct
 from .budget import NO_WORK, Budget, Work
+from .mirrored import beside_filters
 from .winograd_magnitudes import by_plain_sums
 
 OPERATIONS = 1.2
@@ -33,6 +35,12 @@ CALLS = 1.0
 """A call of a kernel takes as long as so many calls of the library."""
 BYTES = 4
 """The bytes of a number."""
+
+
+MIRRORED = "mirrored"
+"""The copy of the filters whose convolution is the input gradient at stride 1."""
+CYCLES_OF_CALL = 15_000.0
+"""What one more call of a kernel takes, in the vectors that are multiplied meanwhile."""
 
 
 class Asked(NamedTuple):
@@ -44,7 +52,7 @@ class Asked(NamedTuple):
     transforms: bool = True
     """Whether tiles may be transformed and taps left out; then what is not finite may be wrong."""
     kind: str = Kind.FORWARD
-    """What is computed: the output, or the gradient of the filters."""
+    """What is computed: the output or a gradient, or `MIRRORED` filters."""
 
 
 class Compiled(Algorithm):
@@ -70,17 +78,18 @@ class Compiled(Algorithm):
         return None
 
     def lacks(self, kind: str, geometry: Geometry, device: str) -> str | None:
-        """Support the output, the gradient of the filters, and at stride 1 that of the input."""
-        if device:
-            return "arrays in the memory of this machine"
-        if kind == Kind.INPUT_GRAD and not geometry.dense:
-            return "the output, the gradient of the filters, and at stride 1 that of the input"
-        return None
+        """Support all products, of arrays in the memory of this machine."""
+        return "arrays in the memory of this machine" if device else None
 
     def work(self, kind: str, geometry: Geometry, budget: Budget, backend: Backend) -> Work:
         """Count the work of a product."""
-        if kind == Kind.INPUT_GRAD:
-            return self.mirrored_work(geometry, budget, backend)
+        if kind == Kind.INPUT_GRAD and _is_mirrored(geometry, budget):
+            found, mirror = _planned(_beside_mirrored(geometry, budget)), _planned(_mirror(geometry))
+            assert found is not None
+            assert mirror is not None
+            cycles = found.planned.cycles + mirror.planned.cycles + CYCLES_OF_CALL
+            memory = found.memory // BYTES + geometry.weights
+            return Work(cycles * state.here().lanes * OPERATIONS, 0, 0, CALLS, memory, found.planned.block)
         found = _planned(_asked(geometry, budget, kind=kind))
         if found is None:
             return NO_WORK
@@ -101,41 +110,35 @@ class Compiled(Algorithm):
             return None
         return out if _run(asked, places, threads) else None
 
+    def input_grad(self, geometry: Geometry, backend: Backend, budget: Budget, dout: Array, w: Array) -> Array | None:
+        if not _is_mirrored(geometry, budget):
+            return _gradient(_asked(geometry, budget, kind=Kind.INPUT_GRAD), backend, (dout, w), geometry.x_shape)
+        if not _has_room(_beside_mirrored(geometry, budget), backend, dout, w):
+            return None
+        return _mirrored(geometry, backend, budget, backend.in_a_row(dout), backend.in_a_row(w))
+
     def weight_grad(self, geometry: Geometry, backend: Backend, budget: Budget, dout: Array, x: Array) -> Array | None:
-        asked = _asked(geometry, budget, kind=Kind.WEIGHT_GRAD)
-        if not _has_room(asked, backend, dout, x):
-            return None
-        dw = backend.empty(geometry.w_shape, like=x)
-        places = _addresses(backend, backend.in_a_row(x), backend.in_a_row(dout), None, dw)
-        if places is None:
-            return None
-        return dw if _run(asked, places, backend.threads()) else None
+        return _gradient(_asked(geometry, budget, kind=Kind.WEIGHT_GRAD), backend, (x, dout), geometry.w_shape)
 
     def repeated(
-        self, geometry: Geometry, backend: Backend, budget: Budget, operands: tuple[Array, ...]
-    ) -> Callable[[Array, Array, Array | None], Array | None] | None:
-        if not all(map(backend.lies_in_a_row, operands)):
+        self, kind: str, geometry: Geometry, backend: Backend, budget: Budget, operands: tuple[Array, ...]
+    ) -> Callable[..., Array | None] | None:
+        if not all(map(backend.lies_in_a_row, operands)) or 0 in geometry.x_shape:
             return None
         try:
-            planned, shape = _call(_asked(geometry, budget, has_bias=len(operands) == 3)), geometry.out_shape
+            if kind == Kind.INPUT_GRAD and _is_mirrored(geometry, budget):
+                return partial(_mirrored, geometry, backend, budget)
+            asked = _asked(geometry, budget, has_bias=len(operands) == 3, kind=kind)
+            compute = _repeated(_call(asked), geometry.shape(Kind(kind).result), backend)
         except call.KernelError:  # the next call says so
             return None
-        empty, run, is_shared = backend.empty, planned.run, planned.most > 1
-
-        def compute(x: Array, w: Array, b: Array | None) -> Array | None:
-            out = empty(shape, x)
-            places = _addresses(backend, x, w, b, out)
-            # An array may begin anywhere, and the kernels load whole numbers.
-            if places is None or (places[0] | places[1] | places[2]) % BYTES:
-                return None
-            return None if run(places, backend.threads() if is_shared else 1) else out
-
-        return compute
+        # Kernels take the input first.
+        return compute if kind != Kind.WEIGHT_GRAD else lambda dout, x: compute(x, dout)
 
     def error_terms(self, kind: str, geometry: Geometry, products: int = 1) -> int:
         """Count the roundings of a plain sum, or those of a sum over channels of tiles, as the algorithm "winograd"."""
         terms = super().error_terms(kind, geometry, products)
-        if kind == Kind.WEIGHT_GRAD or not may_transform(geometry):
+        if not may_transform(kind, geometry):
             return terms
         channels = geometry.group_in if kind == Kind.FORWARD else geometry.group_out
         return max(terms, channels * winograd.planes_of(_sizes(geometry)) + 3 * 2 + 9 - 1)
@@ -144,13 +147,15 @@ class Compiled(Algorithm):
         self, kind: Kind, geometry: Geometry, backend: Backend, product: PlainProduct, a: Array, b: Array
     ) -> Array:
         """Return the plain sums, or what bounds the errors of tiles where they may be transformed."""
-        if may_transform(geometry):
+        if may_transform(kind, geometry):
             return magnitudes_of_tiles(kind, geometry, backend, product, a, b)
         return product(kind, geometry, a, b)
 
 
-def may_transform(geometry: Geometry) -> bool:
-    """Return whether a convolution, or its input gradient, may be computed in Winograd's tiles."""
+def may_transform(kind: str, geometry: Geometry) -> bool:
+    """Return whether a product may be computed in Winograd's tiles."""
+    if kind == Kind.WEIGHT_GRAD or (kind == Kind.INPUT_GRAD and not geometry.dense):
+        return False
     return winograd.serves(_sizes(geometry))
 
 
@@ -158,10 +163,74 @@ def magnitudes_of_tiles(
     kind: Kind, geometry: Geometry, backend: Backend, product: PlainProduct, a: Array, b: Array
 ) -> Array:
     """Return what the errors of tiles are in proportion to, transformed along the last two dimensions."""
-    if kind == Kind.WEIGHT_GRAD:  # which has no tiles
+    if not may_transform(kind, geometry):
         return product(kind, geometry, a, b)
     axes = (geometry.dims - 2, geometry.dims - 1)
     return by_plain_sums(kind, geometry, backend, product, (a, b), axes)
+
+
+def _mirror(geometry: Geometry) -> Asked:
+    return Asked(geometry, False, 0, kind=MIRRORED)
+
+
+def _beside_mirrored(geometry: Geometry, budget: Budget) -> Asked:
+    return _asked(geometry.mirrored, beside_filters(geometry, budget))
+
+
+def _is_mirrored(geometry: Geometry, budget: Budget) -> bool:
+    """Return whether an input gradient is to be computed as the output of the mirrored convolution."""
+    if not budget.mirrored or not geometry.dense:
+        return False
+    direct, mirror = _planned(_asked(geometry, budget, kind=Kind.INPUT_GRAD)), _planned(_mirror(geometry))
+    forward = _planned(_beside_mirrored(geometry, budget))
+    if forward is None or mirror is None:
+        return False
+    if direct is None:
+        return True
+    memory = budget.workspace_elements * BYTES
+    fits = forward.memory + geometry.weights * BYTES <= memory, direct.memory <= memory
+    if fits[0] != fits[1]:
+        return fits[0]
+    return forward.planned.cycles + mirror.planned.cycles + CYCLES_OF_CALL < direct.planned.cycles
+
+
+def _repeated(planned: call.Call, shape: tuple[int, ...], backend: Backend) -> Callable[..., Array | None]:
+    """Return what computes a result of this shape by one call, or None if it needs a second look."""
+    empty, run, is_shared = backend.empty, planned.run, planned.most > 1
+
+    def compute(a: Array, b: Array, bias: Array | None = None) -> Array | None:
+        out = empty(shape, a)
+        places = _addresses(backend, a, b, bias, out)
+        # An array may begin anywhere, and the kernels load whole numbers.
+        if places is None or (places[0] | places[1] | places[2]) % BYTES:
+            return None
+        return None if run(places, backend.threads() if is_shared else 1) else out
+
+    return compute
+
+
+def _mirrored(geometry: Geometry, backend: Backend, budget: Budget, dout: Array, w: Array) -> Array | None:
+    """Compute an input gradient by the mirrored convolution; return None if the result may not be taken as it is."""
+    asked, threads = _beside_mirrored(geometry, budget), backend.threads()
+    with call.spare(geometry.weights * BYTES) as flipped:
+        dx = backend.empty(geometry.x_shape, like=dout)
+        places = _addresses(backend, dout, w, None, dx)
+        if places is None or (places[0] | places[1]) % BYTES:
+            return None
+        of_dout, of_w, none, of_dx = places
+        # The mirrored convolution multiplies filters by zeros that are no part of the gradient.
+        is_finite = _run(_mirror(geometry), (of_w, of_w, none, flipped), threads)
+        return dx if is_finite and _run(asked, (of_dout, flipped, none, of_dx), threads) else None
+
+
+def _gradient(asked: Asked, backend: Backend, operands: tuple[Array, Array], shape: tuple[int, ...]) -> Array | None:
+    """Compute a gradient by one call of a kernel; return None if the result may not be taken as it is."""
+    if not _has_room(asked, backend, *operands):
+        return None
+    a, b = map(backend.in_a_row, operands)
+    result = backend.empty(shape, like=a)
+    places = _addresses(backend, a, b, None, result)
+    return None if places is None or not _run(asked, places, backend.threads()) else result
 
 
 def _has_room(asked: Asked, backend: Backend, *operands: Array) -> bool:
@@ -216,9 +285,14 @@ def _sizes(geometry: Geometry) -> Sizes:
 @remembered()
 def _planned(asked: Asked) -> Chosen | None:
     """Plan a convolution by the family that is expected to be fastest, or by the one that takes the least memory."""
+    sizes = _sizes(asked.geometry)
     if asked.kind == Kind.WEIGHT_GRAD:
-        return chosen_for_weights(_sizes(asked.geometry), asked.memory, transforms=asked.transforms)
-    return chosen(_sizes(asked.geometry), asked.memory, has_bias=asked.has_bias, transforms=asked.transforms)
+        return chosen_for_weights(sizes, asked.memory, transforms=asked.transforms)
+    if asked.kind == Kind.INPUT_GRAD:
+        return chosen_for_inputs(sizes, asked.memory) if asked.transforms else None
+    if asked.kind == MIRRORED:
+        return chosen_for_mirrored(sizes)
+    return chosen(sizes, asked.memory, has_bias=asked.has_bias, transforms=asked.transforms)
 
 
 @remembered()

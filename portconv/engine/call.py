@@ -131,8 +131,10 @@ def convolve_and_keep(x: Array, w: Array, b: Array | None, options: Options) -> 
     cache = convolution(x, w, b, options)
     out = cache.run()
     step, backend = cache.operation, cache.backend
-    # What is remembered must not hold the arrays.
-    repeated.remember(key, step, backend, cache.operands, partial(check_memory_of_output, step, backend))
+    if key is not None:
+        # What is remembered must not hold the arrays.
+        check = partial(check_memory_of_output, step, backend)
+        repeated.remember(key, repeated.found(step, backend, cache.operands, check))
     return out, cache
 
 
@@ -158,6 +160,10 @@ def gradient(kind: Kind, dout: Array, other: tuple[str, Array], shape: tuple[str
     options : Options
     """
     name, array = other
+    key = repeated.key_of_gradient((kind, shape), dout, (array,), options)
+    known: Array | None = repeated.computed(key, dout, array)
+    if known is not None:
+        return known
     backend, dtype = arguments.arrays(**{"dout": dout, name: array})
     result = arguments.shape(*shape)
     if kind == Kind.INPUT_GRAD:
@@ -165,8 +171,12 @@ def gradient(kind: Kind, dout: Array, other: tuple[str, Array], shape: tuple[str
     else:
         step = operation_of(Asked(kind, dtype.name, Names(name, shape[0])), array.shape, result, options)
     arguments.exact_shape("dout", tuple(dout.shape), step.shape(Role.OUT))
-    check_memory(step, backend, dout, (shape[0], result))
-    return run(step, backend, dout, array)
+    check = partial(_check_memory_of, step, backend, (shape[0], result))
+    check(dout)
+    gradient = run(step, backend, dout, array)
+    if key is not None:
+        repeated.remember(key, repeated.found(step, backend, (dout, array), check))
+    return gradient
 
 
 def operation_of(asked: Asked, x_shape: Any, w_shape: Any, options: Options) -> Operation:
@@ -209,6 +219,10 @@ def check_memory(step: Operation, backend: Backend, like: Array, argument: tuple
     """Check that the device has memory for the result of a product, and for a padded input where one is made."""
     if step.geometry.is_known:
         arguments.memory(backend, like, step.dtype, argument, *_shapes(step))
+
+
+def _check_memory_of(step: Operation, backend: Backend, argument: tuple[str, Any], like: Array) -> None:
+    check_memory(step, backend, like, argument)
 
 
 def check_memory_of_output(step: Operation, backend: Backend, x: Array) -> None:

@@ -15,13 +15,13 @@ from typing import Any
 from .. import limits
 from ..backends import Array, Backend
 from ..spec.arguments import LITTLE_BYTES, MOST_BYTES
-from ..spec.operation import Kind, Operation
+from ..spec.operation import PRODUCTS, Operation
 from ..spec.options import Options
 from ..spec.remembered import Shelf
 from . import plan as plans
 
 Key = tuple[Any, ...]
-Compute = Callable[[Array, Array, Array | None], Array | None]
+Compute = Callable[..., Array | None]
 
 _known: Shelf[Key, Compute] = Shelf()
 
@@ -36,7 +36,19 @@ def key_of(x: Array, w: Array, b: Array | None, options: Options) -> Key | None:
     return (of_arrays, options, limits.threads(), limits.workspace()) if options.plain else None
 
 
-def computed(key: Key | None, x: Array, w: Array, b: Array | None) -> Array | None:
+def key_of_gradient(what: Any, dout: Array, arrays: tuple[Array | None, ...], options: Options) -> Key | None:
+    """Return the key of gradients, which depend on `what` beside the arrays; None as `key_of` does."""
+    try:
+        of_arrays = tuple(array if array is None else (type(array), array.shape, array.strides) for array in arrays)
+        key = (what, type(dout), dout.shape, dout.strides, of_arrays)
+        hash(key)
+        dtypes = tuple(array.dtype for array in (dout, *arrays) if array is not None)
+    except Exception:
+        return None
+    return (key, dtypes, options, limits.threads(), limits.workspace()) if options.plain else None
+
+
+def computed(key: Key | None, *arrays: Array | None) -> Any:
     """Compute a call as the one before it, or return None if there was none, or if it takes the long way."""
     if key is None:
         return None
@@ -44,35 +56,38 @@ def computed(key: Key | None, x: Array, w: Array, b: Array | None) -> Array | No
         compute = _known.get(key)
     except TypeError:  # a shape of symbols
         return None
-    return None if compute is None else compute(x, w, b)
+    return None if compute is None else compute(*arrays)
 
 
-def remember(
-    key: Key | None,
-    operation: Operation,
-    backend: Backend,
-    operands: tuple[Array, ...],
-    check_memory: Callable[[Array], None],
-) -> None:
-    """Remember how a call has been computed, if that is a single step on arrays as they are.
+def remember(key: Key | None, compute: Callable[..., Any] | None) -> None:
+    """Remember what computes a call, if there is such a function."""
+    if key is not None and compute is not None:
+        _known.put(key, compute)
+
+
+def found(
+    operation: Operation, backend: Backend, operands: tuple[Array, ...], check_memory: Callable[[Array], None]
+) -> Compute | None:
+    """Return what computes a product, if that is a single step on arrays as they are.
 
     Whether there is memory for a large result is checked each time.
     """
-    if key is None or backend.framework or operation.kind != Kind.FORWARD or not operation.is_canonical:
-        return
+    if backend.framework or operation.kind not in PRODUCTS or not operation.is_canonical:
+        return None
     plan = plans.of(operation, backend, *operands[:2])
-    bare = plan.bare
+    bare, kind = plan.bare, operation.kind
     if bare is None or any(array.dtype != operands[0].dtype for array in operands):
-        return
-    compute = bare.algorithm.repeated(operation.geometry, backend, bare.budget, operands)
-    if compute is not None:
-        is_large = math.prod(operation.geometry.out_shape) * MOST_BYTES > LITTLE_BYTES
-        _known.put(key, _with_check(check_memory, compute) if is_large else compute)
+        return None
+    compute = bare.algorithm.repeated(kind, operation.geometry, backend, bare.budget, operands)
+    if compute is None:
+        return None
+    is_large = math.prod(operation.geometry.shape(kind.result)) * MOST_BYTES > LITTLE_BYTES
+    return _with_check(check_memory, compute) if is_large else compute
 
 
 def _with_check(check_memory: Callable[[Array], None], compute: Compute) -> Compute:
-    def checked(x: Array, w: Array, b: Array | None) -> Array | None:
-        check_memory(x)
-        return compute(x, w, b)
+    def checked(*arrays: Array | None) -> Array | None:
+        check_memory(arrays[0])
+        return compute(*arrays)
 
     return checked

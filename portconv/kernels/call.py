@@ -10,7 +10,8 @@ import atexit
 import os
 import threading
 from array import array
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from ctypes import CFUNCTYPE, PYFUNCTYPE, c_char, c_int64, c_void_p
 from ctypes import addressof as address_of
 from typing import Any, NamedTuple
@@ -71,6 +72,7 @@ class _Memory(threading.local):
 
 
 _memory = _Memory()
+_spare = _Memory()
 _ready: dict[Kernel, Ready] = {}
 failed: dict[Kernel, str] = {}
 """Why kernels cannot be compiled or loaded, which is tried once."""
@@ -124,6 +126,16 @@ class Call:
             if found >= 0:
                 return found
         return int(self.compute(self.address, *operands, scratch, common))
+
+
+@contextmanager
+def spare(size: int) -> Iterator[int]:
+    """Lend memory of so many bytes to what is computed inside; the thread keeps it for the next time."""
+    held = _spare.of(size)
+    # A signal handler may call in turn, and gets other memory.
+    _spare.kept = NO_SCRATCH
+    yield held.address
+    _spare.kept = held
 
 
 def fault() -> str | None:

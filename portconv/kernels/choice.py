@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from . import call, depthwise, panels, rows, state, tall, winograd
-from .families import FAMILIES, OF_WEIGHTS, Kernel
+from . import call, depthwise, mirror, panels, rows, state, tall, winograd
+from .families import FAMILIES, OF_INPUTS, OF_WEIGHTS, Kernel
 from .panel_plan import BLOCK_BYTES
 from .sizes import Planned, Sizes
 
@@ -54,6 +54,18 @@ def chosen_for_weights(sizes: Sizes, memory: int, *, transforms: bool) -> Chosen
     target = state.here()
     plans = {name: FAMILIES[name].plan_of(target, sizes) for name in OF_WEIGHTS}
     return _best([one for one in _found(plans) if transforms or one.planned.is_plain], memory)
+
+
+def chosen_for_inputs(sizes: Sizes, memory: int) -> Chosen | None:
+    """Plan the gradient of the input of a convolution; what is not finite may be wrong."""
+    if not _can_be_planned(sizes):
+        return None
+    return _best(_found({name: FAMILIES[name].plan_of(state.here(), sizes) for name in OF_INPUTS}), memory)
+
+
+def chosen_for_mirrored(sizes: Sizes) -> Chosen | None:
+    """Plan the copy of the filters that makes an input gradient at stride 1 the output of a convolution."""
+    return _best(_found({"mirror": mirror.plan_of(state.here(), sizes)}), 0)
 
 
 def _can_be_planned(sizes: Sizes) -> bool:

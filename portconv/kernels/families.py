@@ -5,7 +5,19 @@ from __future__ import annotations
 from types import ModuleType
 from typing import NamedTuple
 
-from . import depthwise, depthwise_weights, panels, rows, standby, swept_weights, tall, weights, winograd
+from . import (
+    depthwise,
+    depthwise_weights,
+    input_grads,
+    mirror,
+    panels,
+    rows,
+    standby,
+    swept_weights,
+    tall,
+    weights,
+    winograd,
+)
 from .emit import Module
 from .target import Target
 
@@ -15,15 +27,20 @@ FAMILIES: dict[str, ModuleType] = {
     "rows": rows,
     "tall": tall,
     "panels": panels,
+    "input_grads": input_grads,
     "weights": weights,
     "depthwise_weights": depthwise_weights,
     "swept_weights": swept_weights,
+    "mirror": mirror,
     "standby": standby,
 }
 """Each family is a module with `VARIANTS`, which names its kernels, and `module(target, variant)`, which writes one."""
 
 OF_OUTPUTS = ("winograd", "depthwise", "rows", "tall", "panels")
 """The families that compute outputs."""
+OF_INPUTS = ("input_grads",)
+"""The families that compute gradients of inputs. The gradient of the output is given to these in the place of the
+input, and the gradient of the input is their output."""
 OF_WEIGHTS = ("depthwise_weights", "swept_weights", "weights")
 """The families that compute gradients of filters. The gradient of the output is given to these in the place of the
 filters, and the gradient of the filters is their output."""

@@ -113,9 +113,9 @@ def _finish(target: Target) -> Function:
     """Add up the sums of all shares, which lie `apart`, and store them filter by filter, from one term to another."""
     pointers = Argument("out", "*float"), Argument("sums", "*float")
     names = "shares", "apart", "first", "last", "filters", "terms", "pitch"
-    code = Function("finish", [*pointers, *map(Argument, names)], target.lanes)
+    code = Function("finish", [*pointers, *map(Argument, names)], target.lanes, returns=True)
     out, kept, shares, apart, first, last, filters, terms, pitch = code.given
-    lanes = target.lanes
+    lanes, check = target.lanes, code.variable(code.zeros)
     with code.loop(0, filters, lanes) as filter_, code.loop(first, last, lanes) as term:
         places = [kept + (code.minimum(term + i, last - 1) * pitch + filter_) for i in range(lanes)]
         sums = [code.variable(code.load(place, align=4 * lanes)) for place in places]
@@ -126,6 +126,8 @@ def _finish(target: Target) -> Function:
         for i, vector in enumerate(transposed(code, [total.get() for total in sums])):
             with code.when(filter_ + i < filters):
                 store_part(code, target, vector, out + ((filter_ + i) * terms + term), last - term, mask)
+                code.look_at(check, vector)
+    code.give(code.is_not_finite(check.get()))
     return code
 
 
@@ -139,11 +141,12 @@ class _Share:
         memory, *_, phase, _ = code.given
         self.plan = PLAN.read(memory)
         adds = phase.equals(0) | self.plan.phases.equals(1)
+        self.flag = code.variable(0)
         with code.when(adds):
             self.add()
         with code.when(~adds):
             self.last()
-        code.give(0)
+        code.give(self.flag.get())
 
     def last(self) -> None:
         """Add up the sums of a few terms of a vector block of filters, which the first phase has made."""
@@ -153,11 +156,12 @@ class _Share:
         group, of_group = block // plan.tiles_of_group, block % plan.tiles_of_group
         width = plan.filters_of_tile
         filter_ = of_group * width
-        code.run(
+        found = code.call(
             self.finish, out + (group * plan.filters + filter_) * plan.terms, shared + block * plan.terms * width,
             plan.sharers, plan.apart, first, code.minimum(first + plan.terms_of_block, plan.terms),
             code.minimum(plan.filters - filter_, width), plan.terms, width,
         )  # fmt: skip
+        self.flag.set(self.flag.get() + found)
 
     def add(self) -> None:
         """Add up the sums of a share over its units."""
@@ -189,10 +193,11 @@ class _Share:
         self.units(arrays, (part, channels, count, tiles, pitch), plan.filters - tile * width)
         with code.when(~is_shared), code.loop(0, tiles) as number:
             filter_ = number * width
-            code.run(
+            found = code.call(
                 self.finish, out + ((filters + filter_) * plan.terms + first), kept + number * pitch, 1, 0, 0, count,
                 code.minimum(plan.filters - tile * width - filter_, width), plan.terms, width,
             )  # fmt: skip
+            self.flag.set(self.flag.get() + found)
 
     def write_terms(self, terms: Pointer, count: Int) -> None:
         """Write down where each term reads, from the first channel of the share on; and where each position does."""

@@ -180,7 +180,7 @@ def bounded_as(plan: Plan, like: Any) -> list[str]:
     native, geometry = plan.backend.native_convolution, plan.operation.geometry.extended
     in_tiles = native is not None and native.in_tiles(described(geometry), plan.backend.device_kind(like))
     tiles = {"native": IN_TILES} if in_tiles else {}
-    if compiled.may_transform(geometry):
+    if compiled.may_transform(plan.operation.kind, geometry):
         tiles["compiled"] = COMPILED_IN_TILES
     return [tiles.get(algorithm.name, algorithm.name) for algorithm in plan.algorithms]
 

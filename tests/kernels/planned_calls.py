@@ -118,6 +118,26 @@ def plain_weight_sums(sizes: Sizes, x: Any, dout: Any) -> tuple[Any, Any]:
     return sums.reshape(whole), magnitudes.reshape(whole)
 
 
+def plain_input_sums(sizes: Sizes, w: Any, dout: Any) -> tuple[Any, Any]:
+    """Return the gradient of the input in float64, tap by tap, and the sums of the magnitudes."""
+    sides = zip(sizes.before, sizes.size, sizes.out, sizes.stride, sizes.kernel, sizes.dilation, strict=True)
+    reached = [max(b + size, (o - 1) * s + (k - 1) * d + 1) for b, size, o, s, k, d in sides]
+    spans = [step * (out - 1) + 1 for out, step in zip(sizes.out, sizes.stride, strict=True)]
+    grads = dout.astype(np.float64).reshape(sizes.batch, sizes.groups, sizes.filters, *sizes.out)
+    filters = w.astype(np.float64).reshape(sizes.groups, sizes.filters, sizes.channels, *sizes.kernel)
+    shape = (sizes.batch, sizes.groups, sizes.channels, *reached)
+    sums, magnitudes = np.zeros(shape), np.zeros(shape)
+    for tap in product(*map(range, sizes.kernel)):
+        starts = [k * d for k, d in zip(tap, sizes.dilation, strict=True)]
+        where = (..., *(slice(a, a + n, s) for a, n, s in zip(starts, spans, sizes.stride, strict=True)))
+        numbers = filters[(..., *tap)]
+        sums[where] += np.einsum("ngf...,gfc->ngc...", grads, numbers)
+        magnitudes[where] += np.einsum("ngf...,gfc->ngc...", abs(grads), abs(numbers))
+    inside = (..., *(slice(b, b + size) for b, size in zip(sizes.before, sizes.size, strict=True)))
+    whole = (sizes.batch, sizes.in_channels, *sizes.size)
+    return sums[inside].reshape(whole), magnitudes[inside].reshape(whole)
+
+
 def check(family: ModuleType, target: Target, sizes: Sizes, random: Any, **options: Any) -> None:
     """Compare a call with plain sums: at most one rounding for each term of a run, for each run, and for the bias."""
     x = random.standard_normal((sizes.batch, sizes.in_channels, *sizes.size)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Gradients of filters by all families of kernels, on convolutions drawn at random, beside pages nobody may touch.
+"""Gradients by all families of kernels, on convolutions drawn at random, beside pages that nobody may touch.
 
 `PORTCONV_FUZZ` is how many convolutions are drawn.
 """
@@ -19,13 +19,14 @@ if state.fault() is not None:
 if os.name != "posix":
     pytest.skip("this system has no mprotect", allow_module_level=True)
 
-from kernels.planned_calls import ROUNDING, by_plan, plain_weight_sums, sizes_of
+from kernels.planned_calls import ROUNDING, by_plan, plain_input_sums, plain_weight_sums, sizes_of
 from kernels.test_guard_pages import DRAWN, TARGETS, drawn
 
 from portconv.kernels import call, families, target
 from portconv.kernels.sizes import Sizes
 
 FAMILIES = {name: families.FAMILIES[name] for name in families.OF_WEIGHTS}
+OF_INPUTS = {name: families.FAMILIES[name] for name in families.OF_INPUTS}
 
 
 def some_sizes(random: np.random.Generator) -> Sizes:
@@ -75,6 +76,48 @@ def test_all_families_compute_the_sums_within_their_memory(cpu: target.Target) -
             assert (abs(dw - expected) <= bound).all(), (name, plan.variant, plan.block, sizes)
             used.add(name)
     assert used == set(FAMILIES)
+
+
+@pytest.mark.parametrize("cpu", TARGETS, ids=lambda cpu: cpu.name)
+def test_all_families_of_inputs_compute_the_sums_within_their_memory(cpu: target.Target) -> None:
+    used = set()
+    for number in range(DRAWN):
+        random = np.random.default_rng((len(cpu.name), 1, number))
+        sizes = some_sizes(random)
+        w = random.standard_normal((sizes.out_channels, sizes.channels, *sizes.kernel), np.float32)
+        dout = random.standard_normal((sizes.batch, sizes.out_channels, *sizes.out), np.float32)
+        for name, family in OF_INPUTS.items():
+            plan = family.plan_of(cpu, sizes)
+            if plan is None:
+                continue
+            expected, magnitudes = plain_input_sums(sizes, w, dout)
+            dx, flag = by_plan(family, cpu, plan, (dout, w, None), expected.shape)
+            # A term is rounded in the sum over filters, and as often as sums of taps are added.
+            bound = 1.01 * (sizes.filters + sizes.taps) * ROUNDING * magnitudes
+            assert flag == 0, (name, sizes)
+            assert (abs(dx - expected) <= bound).all(), (name, plan.variant, plan.block, sizes)
+            used.add(name)
+    assert used == set(OF_INPUTS)
+
+
+@pytest.mark.parametrize("cpu", TARGETS, ids=lambda cpu: cpu.name)
+def test_mirrored_filters_are_copied_within_their_memory(cpu: target.Target) -> None:
+    mirror = families.FAMILIES["mirror"]
+    for groups, filters, channels, kernel in product((1, 3), (1, 5, 16, 37), (1, 7, 32, 33), ((1,), (3, 3), (2, 17))):
+        ones = (1,) * len(kernel)
+        sizes = Sizes(
+            1, groups * channels, groups * filters, groups, kernel, kernel, ones, ones, (0,) * len(kernel),
+            (0,) * len(kernel), ones,
+        )  # fmt: skip
+        w = np.random.default_rng(0).standard_normal((groups, filters, channels, *kernel), np.float32)
+        expected = w[(..., *(slice(None, None, -1),) * len(kernel))].swapaxes(1, 2)
+        for value in (None, np.inf, np.nan):
+            if value is not None:
+                w[-1, -1, -1] = value
+            plan = mirror.plan_of(cpu, sizes)
+            copy, flag = by_plan(mirror, cpu, plan, (w, w, None), expected.shape)
+            np.testing.assert_array_equal(copy, expected)
+            assert (flag > 0) == (value is not None)
 
 
 @pytest.mark.parametrize("cpu", TARGETS, ids=lambda cpu: cpu.name)
