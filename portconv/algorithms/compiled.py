@@ -289,9 +289,9 @@ def _planned(asked: Asked) -> Chosen | None:
     if asked.kind == Kind.WEIGHT_GRAD:
         return chosen_for_weights(sizes, asked.memory, transforms=asked.transforms)
     if asked.kind == Kind.INPUT_GRAD:
-        return chosen_for_inputs(sizes, asked.memory) if asked.transforms else None
+        return chosen_for_inputs(sizes, asked.memory, transforms=asked.transforms)
     if asked.kind == MIRRORED:
-        return chosen_for_mirrored(sizes)
+        return chosen_for_mirrored(sizes) if asked.transforms else None
     return chosen(sizes, asked.memory, has_bias=asked.has_bias, transforms=asked.transforms)
 
 

@@ -49,23 +49,25 @@ def chosen(sizes: Sizes, memory: int, *, has_bias: bool, transforms: bool) -> Ch
 
 def chosen_for_weights(sizes: Sizes, memory: int, *, transforms: bool) -> Chosen | None:
     """Plan the gradient of the filters of a convolution, as `chosen` plans the output."""
-    if not _can_be_planned(sizes):
-        return None
-    target = state.here()
-    plans = {name: FAMILIES[name].plan_of(target, sizes) for name in OF_WEIGHTS}
-    return _best([one for one in _found(plans) if transforms or one.planned.is_plain], memory)
+    return _chosen_of(OF_WEIGHTS, sizes, memory, transforms=transforms)
 
 
-def chosen_for_inputs(sizes: Sizes, memory: int) -> Chosen | None:
-    """Plan the gradient of the input of a convolution; what is not finite may be wrong."""
-    if not _can_be_planned(sizes):
-        return None
-    return _best(_found({name: FAMILIES[name].plan_of(state.here(), sizes) for name in OF_INPUTS}), memory)
+def chosen_for_inputs(sizes: Sizes, memory: int, *, transforms: bool) -> Chosen | None:
+    """Plan the gradient of the input of a convolution, as `chosen` plans the output."""
+    return _chosen_of(OF_INPUTS, sizes, memory, transforms=transforms)
 
 
 def chosen_for_mirrored(sizes: Sizes) -> Chosen | None:
     """Plan the copy of the filters that makes an input gradient at stride 1 the output of a convolution."""
     return _best(_found({"mirror": mirror.plan_of(state.here(), sizes)}), 0)
+
+
+def _chosen_of(names: tuple[str, ...], sizes: Sizes, memory: int, *, transforms: bool) -> Chosen | None:
+    if not _can_be_planned(sizes):
+        return None
+    target = state.here()
+    found = _found({name: FAMILIES[name].plan_of(target, sizes) for name in names})
+    return _best([one for one in found if transforms or one.planned.is_plain], memory)
 
 
 def _can_be_planned(sizes: Sizes) -> bool:

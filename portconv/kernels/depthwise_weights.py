@@ -58,7 +58,7 @@ class _Tile:
         height, width = range(shape.kernel), shape.kernel
         places = {(row, tap): kept + (row * width + tap) * self.lanes for row in height for tap in self.taps}
         align = 4 * self.lanes
-        sums = {key: code.variable(code.load(place, align=align)) for key, place in places.items()}
+        sums = {key: code.variable(code.zeros) for key in places}
         with code.loop(first, last) as sample:
             planes = x + sample * plan.x_sample, dout + sample * plan.out_sample
             is_last = (sample + 1).equals(plan.batch)
@@ -68,7 +68,7 @@ class _Tile:
             )
             (self.add if shape.stride == 1 else self.add_strided)(planes, ahead, sums)
         for key, place in places.items():
-            code.store(sums[key].get(), place, align=align)
+            code.store(code.load(place, align=align) + sums[key].get(), place, align=align)
 
     def offsets(self) -> list[int]:
         """Return where a tile loads in a row, counted from the cell of the first tap."""

@@ -28,7 +28,7 @@ PLAN = Record(*PLAN_HEAD, "channels", "filters", "taps", "channels_of_share", "b
 
 
 def plan_of(target: Target, sizes: Sizes) -> Planned:
-    """Plan the copy of the filters of a convolution."""
+    """Plan the copy of the filters of a convolution; the call says whether one is not finite."""
     variant = "turned" if sizes.taps == 1 else "reversed"
     of_channel = sizes.filters * sizes.taps
     most = ceiling(max(1, NUMBERS_OF_SHARE // of_channel), BLOCK) * BLOCK
@@ -39,7 +39,7 @@ def plan_of(target: Target, sizes: Sizes) -> Planned:
     )
     vectors = sizes.out_channels * sizes.channels * ceiling(sizes.taps, target.lanes)
     vectors = vectors // target.lanes if sizes.taps == 1 else vectors
-    return Planned(variant, values, (), sizes.groups * count, 0, {}, cycles=vectors * CYCLES[variant])
+    return Planned(variant, values, (), sizes.groups * count, 0, {}, is_plain=False, cycles=vectors * CYCLES[variant])
 
 
 def module(target: Target, variant: str) -> Module:

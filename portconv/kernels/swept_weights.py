@@ -53,13 +53,14 @@ def _sweep(target: Target, taps: int) -> Function:
     grads, cells, places, kept, vectors = code.given
     lanes, align = target.lanes, 4 * target.lanes
     reads = [cells + places[tap] for tap in range(taps)]
-    sums = [code.variable(code.load(kept + tap * lanes, align=align)) for tap in range(taps)]
+    sums = [code.variable(code.zeros) for _ in range(taps)]
     with code.loop(0, vectors) as vector:
         grad = code.load(grads + vector * lanes, align=align)
         for read, total in zip(reads, sums, strict=True):
             total.set(code.fma(grad, code.load(read + vector * lanes), total.get()))
     for tap, total in enumerate(sums):
-        code.store(total.get(), kept + tap * lanes, align=align)
+        place = kept + tap * lanes
+        code.store(code.load(place, align=align) + total.get(), place, align=align)
     return code
 
 

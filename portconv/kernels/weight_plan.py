@@ -19,8 +19,9 @@ VARIANTS = (*EVERY, IN_PLACE)
 CELLS_BYTES, SUMS_BYTES, ALL_SUMS_BYTES = 160 << 10, 320 << 10, 5 << 20
 """About how many bytes of inputs are copied at once, and the sums of a share take, to stay in the second cache; and the
 most that the sums of all shares take."""
-MOST_SHARES = 16
-"""There are no more shares than this for the sake of threads."""
+MOST_SHARES, MOST_RUNS = 16, 64
+"""There are no more shares than this for the sake of threads; and a share adds up no more runs one after the other, if
+the sums of more shares take little memory."""
 MOST_COLUMNS, MOST_BYTES, MOST_DIMS = 2048, 16 << 20, 16
 """The most columns of a unit; the most bytes that a share's copies take; and the most dimensions."""
 TERMS_OF_BLOCK = 512
@@ -124,7 +125,8 @@ def _cut(sizes: Sizes, lines: Lines, lanes: int, asked: tuple[int, int, int, int
     columns = min(sizes.out[-1], MOST_COLUMNS) if can_cut else sizes.out[-1]
     of_part = sizes.groups * ceiling(sizes.channels, channels) * ceiling(all_tiles, tiles)
     all_sums = 4 * sizes.groups * all_tiles * width * sizes.channels * sizes.taps
-    sharers = max(1, min(ceiling(wanted, of_part), ALL_SUMS_BYTES // all_sums))
+    runs = ceiling(sizes.batch * sizes.positions, RUN * MOST_RUNS)
+    sharers = max(1, min(max(ceiling(wanted, of_part), runs), ALL_SUMS_BYTES // all_sums))
     if not lines.padded:
         columns = min(columns, max(RUN, ceiling(sizes.batch * sizes.out[-1], sharers)))
     columns = blocks(sizes.out[-1], columns)[1]
