@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from . import (
     depthwise,
+    depthwise_input_grads,
     depthwise_weights,
     input_grads,
     mirror,
@@ -27,6 +28,7 @@ FAMILIES: dict[str, ModuleType] = {
     "rows": rows,
     "tall": tall,
     "panels": panels,
+    "depthwise_input_grads": depthwise_input_grads,
     "input_grads": input_grads,
     "weights": weights,
     "depthwise_weights": depthwise_weights,
@@ -38,7 +40,7 @@ FAMILIES: dict[str, ModuleType] = {
 
 OF_OUTPUTS = ("winograd", "depthwise", "rows", "tall", "panels")
 """The families that compute outputs."""
-OF_INPUTS = ("input_grads",)
+OF_INPUTS = ("depthwise_input_grads", "input_grads")
 """The families that compute gradients of inputs. The gradient of the output is given to these in the place of the
 input, and the gradient of the input is their output."""
 OF_WEIGHTS = ("depthwise_weights", "swept_weights", "weights")
