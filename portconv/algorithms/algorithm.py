@@ -148,6 +148,13 @@ class Algorithm:
         """
         return None
 
+    def channel_sums(self, backend: Backend, cells: Array) -> Callable[[Array], Array | None] | None:
+        """Return what adds up the numbers of each channel of arrays (N, C, ...) that lie in memory as `cells` does.
+
+        The function returns None for sums that need a second look: those that are not finite.
+        """
+        return None
+
     def forward(
         self, geometry: Geometry, backend: Backend, budget: Budget, x: Array, w: Array, b: Array | None
     ) -> Array | None:

@@ -215,6 +215,12 @@ def algorithms() -> tuple[str, ...]:
     return tuple(known())
 
 
+def sums_of_channels(backend: Backend, cells: Array) -> Callable[[Array], Array | None] | None:
+    """Return the fastest way that an algorithm has of adding up each channel of such arrays, or None."""
+    found = (algorithm.channel_sums(backend, cells) for algorithm in known().values())
+    return next((compute for compute in found if compute is not None), None)
+
+
 def named(name: str) -> Algorithm | None:
     """Return the algorithm of that name; None if the name is "auto" or `PLAIN`."""
     return known().get(name)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from ..backends import Array, Backend
 from ..kernels import call, state, winograd
 from ..kernels.call import NO_BIAS
-from ..kernels.choice import Chosen, chosen, chosen_for_inputs, chosen_for_mirrored, chosen_for_weights
+from ..kernels.choice import Chosen, chosen, chosen_for_inputs, chosen_for_mirrored, chosen_for_sums, chosen_for_weights
 from ..kernels.sizes import Sizes
 from ..spec.dtypes import Dtype
 from ..spec.geometry import Geometry
@@ -134,6 +134,18 @@ class Compiled(Algorithm):
             return None
         # Kernels take the input first.
         return compute if kind != Kind.WEIGHT_GRAD else lambda dout, x: compute(x, dout)
+
+    def channel_sums(self, backend: Backend, cells: Array) -> Callable[[Array], Array | None] | None:
+        if not backend.has_addresses or cells.dtype != backend.dtype("float32") or 0 in cells.shape:
+            return None
+        if backend.device_kind(cells) or not backend.lies_in_a_row(cells) or state.fault() is not None:
+            return None
+        samples, channels, *sizes = map(int, cells.shape)
+        try:
+            compute = _repeated(_call_of_sums(samples, channels, math.prod(sizes)), (channels,), backend)
+        except call.KernelError:
+            return None
+        return lambda array: compute(array, array)
 
     def error_terms(self, kind: str, geometry: Geometry, products: int = 1) -> int:
         """Count the roundings of a plain sum, or those of a sum over channels of tiles, as the algorithm "winograd"."""
@@ -293,6 +305,15 @@ def _planned(asked: Asked) -> Chosen | None:
     if asked.kind == MIRRORED:
         return chosen_for_mirrored(sizes) if asked.transforms else None
     return chosen(sizes, asked.memory, has_bias=asked.has_bias, transforms=asked.transforms)
+
+
+@remembered()
+def _call_of_sums(samples: int, channels: int, cells: int) -> call.Call:
+    """Make the sums of each channel ready to be called."""
+    found = chosen_for_sums(samples, channels, cells)
+    if found is None:
+        raise call.KernelError("no kernel is left for sums")
+    return call.Call(found.kernel, found.planned)
 
 
 @remembered()

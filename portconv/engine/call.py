@@ -171,7 +171,7 @@ def gradient(kind: Kind, dout: Array, other: tuple[str, Array], shape: tuple[str
     else:
         step = operation_of(Asked(kind, dtype.name, Names(name, shape[0])), array.shape, result, options)
     arguments.exact_shape("dout", tuple(dout.shape), step.shape(Role.OUT))
-    check = partial(_check_memory_of, step, backend, (shape[0], result))
+    check = partial(check_memory_of, step, backend, (shape[0], result))
     check(dout)
     gradient = run(step, backend, dout, array)
     if key is not None:
@@ -221,7 +221,8 @@ def check_memory(step: Operation, backend: Backend, like: Array, argument: tuple
         arguments.memory(backend, like, step.dtype, argument, *_shapes(step))
 
 
-def _check_memory_of(step: Operation, backend: Backend, argument: tuple[str, Any], like: Array) -> None:
+def check_memory_of(step: Operation, backend: Backend, argument: tuple[str, Any], like: Array) -> None:
+    """Check that there is memory for a product, as `check_memory` does, beside an array."""
     check_memory(step, backend, like, argument)
 
 

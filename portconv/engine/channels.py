@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from ..algorithms.choice import sums_of_channels
 from ..backends import Array, Backend
 from ..passes.casts import narrow, summable
 from ..passes.layout import canonical
@@ -21,6 +22,8 @@ def add_up(operation: Operation, backend: Backend, array: Array) -> Array:
         if uses_slices(operation):
             with backend.quiet():
                 return reproducible("bias_grad").channel_sum(operation, backend, cells)
+        if (sums := _by_an_algorithm(operation, backend, cells)) is not None:
+            return sums
         wide = summable(backend, dtype)
         # Cells first: where they lie side by side, a sum over them is faster than one over samples.
         samples, channels, *sizes = cells.shape
@@ -32,6 +35,14 @@ def add_up(operation: Operation, backend: Backend, array: Array) -> Array:
         sums = backend.total(backend.total(backend.astype(flat, wide), axis), 0)
         sums = backend.astype(sums, dtype.dtype)
     return narrow(backend, sums, backend.dtype(operation.result_dtype))
+
+
+def _by_an_algorithm(operation: Operation, backend: Backend, cells: Array) -> Array | None:
+    """Return the sums if an algorithm has a faster way, and they are finite."""
+    if operation.geometry.channels_last or operation.result_dtype != operation.dtype:
+        return None
+    compute = sums_of_channels(backend, cells)
+    return None if compute is None else compute(cells)
 
 
 def spread(operation: Operation, backend: Backend, bias: Array) -> Array:

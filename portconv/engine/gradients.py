@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Generic, NamedTuple
 
 from ..algorithms.choice import AUTO, named
-from ..backends import Array, ArrayT
+from ..backends import Array, ArrayT, Backend
 from ..errors import ConvTypeError
 from ..reproducible.magnitudes import remembering
 from ..spec import arguments
 from ..spec.operation import Operation, Role, changed
 from ..spec.options import Options
 from ..spec.remembered import looked_up
-from .call import ConvCache, ConvTransposeCache, Forward, check_memory
+from . import repeated
+from .call import ConvCache, ConvTransposeCache, Forward, check_memory, check_memory_of
 from .execution import is_traced, opaque, run
 from .given import Given, given
 from .plan import Plan, of_given
@@ -49,6 +52,10 @@ def _traced(
 
 
 def _computed(dout: ArrayT, cache: Forward) -> ConvGrads[ArrayT]:
+    key = repeated.key_of_gradient(type(cache), dout, (cache.x, cache.w, cache.b), cache.options)
+    known: ConvGrads[ArrayT] | None = repeated.computed(key, dout, cache.x, cache.w, cache.b)
+    if known is not None:
+        return known
     step = cache.operation
     backend, common = arguments.arrays(x=cache.x, w=cache.w, b=cache.b, dout=dout)
     if (common.kind == "complex floating") != step.is_complex:
@@ -57,13 +64,41 @@ def _computed(dout: ArrayT, cache: Forward) -> ConvGrads[ArrayT]:
     arguments.exact_shape("dout", tuple(dout.shape), step.shape(step.result))
     operands = (*cache.operands, dout)
     dtypes = tuple(backend.dtype_name(operand.dtype) for operand in cache.operands)
+    gradients = _gradients(step, common.name, dtypes)
     grads: list[Array | None] = []
     with remembering() if step.precision == "reproducible" else nullcontext():
-        for gradient, places in _gradients(step, common.name, dtypes):
+        for gradient, places in gradients:
             if gradient.result == Role.X:
                 check_memory(gradient, backend, cache.x, ("x", cache.x.shape))
             grads.append(run(gradient, backend, *[operands[i] for i in places]))
+    if key is not None:
+        repeated.remember(key, _repeated(gradients, backend, operands, cache.x))
     return ConvGrads(*grads, *(None,) * (cache.b is None))
+
+
+def _repeated(
+    gradients: list[tuple[Operation, tuple[int, ...]]], backend: Backend, operands: tuple[Array, ...], x: Array
+) -> Callable[..., ConvGrads[Array] | None] | None:
+    """Return what computes all gradients of such arrays, if each is a single step; it returns None as `found` says."""
+    argument, steps = ("x", tuple(x.shape)), []
+    for gradient, places in gradients:
+        check = partial(check_memory_of, gradient, backend, argument)
+        compute = repeated.found(gradient, backend, tuple(operands[i] for i in places), check)
+        if compute is None:
+            return None
+        # `operands` are those of the call and the gradient, which comes first here.
+        steps.append((compute, [0 if i == COTANGENT else 1 + i for i in places]))
+
+    def compute_all(*arrays: Array | None) -> ConvGrads[Array] | None:
+        grads: list[Array | None] = []
+        for compute, places in steps:
+            grad = compute(*[arrays[i] for i in places])
+            if grad is None:
+                return None
+            grads.append(grad)
+        return ConvGrads(*grads, *(None,) * (len(grads) == 2))
+
+    return compute_all
 
 
 @looked_up

@@ -13,9 +13,10 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import limits
+from ..algorithms.choice import sums_of_channels
 from ..backends import Array, Backend
 from ..spec.arguments import LITTLE_BYTES, MOST_BYTES
-from ..spec.operation import PRODUCTS, Operation
+from ..spec.operation import PRODUCTS, Kind, Operation
 from ..spec.options import Options
 from ..spec.remembered import Shelf
 from . import plan as plans
@@ -72,7 +73,12 @@ def found(
 
     Whether there is memory for a large result is checked each time.
     """
-    if backend.framework or operation.kind not in PRODUCTS or not operation.is_canonical:
+    if backend.framework or not operation.is_canonical:
+        return None
+    if operation.kind == Kind.CHANNEL_SUM and operation.precision != "reproducible":
+        is_plain = operation.result_dtype == operation.dtype == backend.dtype_name(operands[0].dtype)
+        return sums_of_channels(backend, operands[0]) if is_plain else None
+    if operation.kind not in PRODUCTS:
         return None
     plan = plans.of(operation, backend, *operands[:2])
     bare, kind = plan.bare, operation.kind

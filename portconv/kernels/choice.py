@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from . import call, depthwise, mirror, panels, rows, state, tall, winograd
+from . import call, channel_sums, depthwise, mirror, panels, rows, state, tall, winograd
 from .families import FAMILIES, OF_INPUTS, OF_WEIGHTS, Kernel
 from .panel_plan import BLOCK_BYTES
 from .sizes import Planned, Sizes
@@ -60,6 +60,11 @@ def chosen_for_inputs(sizes: Sizes, memory: int, *, transforms: bool) -> Chosen 
 def chosen_for_mirrored(sizes: Sizes) -> Chosen | None:
     """Plan the copy of the filters that makes an input gradient at stride 1 the output of a convolution."""
     return _best(_found({"mirror": mirror.plan_of(state.here(), sizes)}), 0)
+
+
+def chosen_for_sums(samples: int, channels: int, cells: int) -> Chosen | None:
+    """Plan the sums of each channel."""
+    return _best(_found({"channel_sums": channel_sums.plan_of(state.here(), samples, channels, cells)}), 0)
 
 
 def _chosen_of(names: tuple[str, ...], sizes: Sizes, memory: int, *, transforms: bool) -> Chosen | None:

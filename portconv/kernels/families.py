@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from . import (
+    channel_sums,
     depthwise,
     depthwise_input_grads,
     depthwise_weights,
@@ -34,6 +35,7 @@ FAMILIES: dict[str, ModuleType] = {
     "depthwise_weights": depthwise_weights,
     "swept_weights": swept_weights,
     "mirror": mirror,
+    "channel_sums": channel_sums,
     "standby": standby,
 }
 """Each family is a module with `VARIANTS`, which names its kernels, and `module(target, variant)`, which writes one."""

@@ -1,0 +1,75 @@
+"""Sums of the numbers of each channel, which are the gradient of a bias."""
+
+from __future__ import annotations
+
+from .emit import Argument, Function, Module
+from .record import Record
+from .share import PLAN_HEAD, SHARE, driver
+from .sizes import Planned, blocks, ceiling
+from .target import Target
+from .values import INTEGER, Int, Pointer
+
+VARIANTS = ("all",)
+VECTORS = 4
+"""So many vectors are added up at once, each to a sum of its own."""
+NUMBERS_OF_SHARE, FEWEST_SHARES = 1 << 16, 8
+"""About how many numbers a share adds up; there are so many shares at least, if there are as many channels."""
+CYCLES_OF_VECTOR, CYCLES_OF_PLANE = 3.0, 30.0
+"""About how many vectors are multiplied in the time that a vector takes that is read from memory, and a plane."""
+
+PLAN = Record(*PLAN_HEAD, "samples", "channels", "cells", "channels_of_share")
+"""The plan in memory."""
+
+
+def plan_of(target: Target, samples: int, channels: int, cells: int) -> Planned:
+    """Plan the sums of each channel, of so many samples of so many numbers."""
+    most = min(max(1, NUMBERS_OF_SHARE // max(1, samples * cells)), ceiling(channels, FEWEST_SHARES))
+    shares, of_share = blocks(channels, most)
+    values = PLAN.packed(
+        **{"phases": 1, "shares_first": 0, "shares_last": shares, "samples": samples, "channels": channels},
+        **{"cells": cells, "channels_of_share": of_share},
+    )
+    cycles = samples * channels * (ceiling(cells, target.lanes) * CYCLES_OF_VECTOR + CYCLES_OF_PLANE)
+    return Planned("all", values, (), shares, 0, {}, cycles=cycles)
+
+
+def module(target: Target, variant: str) -> Module:
+    """Write the kernel."""
+    plane = _plane(target)
+    code = Function("share", SHARE, target.lanes, returns=True)
+    memory, x, _, _, out, *_, index = code.given
+    plan, check = PLAN.read(memory), code.variable(code.zeros)
+    start = index * plan.channels_of_share
+    with code.loop(start, code.minimum(start + plan.channels_of_share, plan.channels)) as channel:
+        total = code.array(target.lanes)
+        code.store(code.zeros, total, align=4 * target.lanes)
+        with code.loop(0, plan.samples) as sample:
+            code.run(plane, x + (sample * plan.channels + channel) * plan.cells, plan.cells, total)
+        number = code.total(code.load(total, align=4 * target.lanes))
+        out[channel] = number
+        code.look_at(check, code.splat(number))
+    code.give(code.is_not_finite(check.get()))
+    return Module([plane, code, *driver(target, code)])
+
+
+def _plane(target: Target) -> Function:
+    """Add the numbers of a plane to a vector."""
+    arguments = Argument("x", "*float"), Argument("cells", INTEGER), Argument("total", "*float")
+    code, lanes = Function("plane", arguments, target.lanes), target.lanes
+    x, cells, total = code.given
+    sums = [code.variable(code.zeros) for _ in range(VECTORS)]
+    step = VECTORS * lanes
+    whole: Int = cells // step * step
+    with code.loop(0, whole, step) as cell:
+        for number, own in enumerate(sums):
+            own.set(own.get() + code.load(x + (cell + number * lanes)))
+    with code.loop(whole, cells, lanes) as cell:
+        here: Pointer = x + cell
+        sums[0].set(sums[0].get() + code.load(here, code.lanes_between(None, cells - cell)))
+    while len(sums) > 1:
+        low, high = sums[::2], sums[1::2]
+        for own, other in zip(low, high, strict=True):
+            own.set(own.get() + other.get())
+        sums = low
+    code.store(code.load(total, align=4 * lanes) + sums[0].get(), total, align=4 * lanes)
+    return code
