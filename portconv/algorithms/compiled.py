@@ -152,6 +152,8 @@ class Compiled(Algorithm):
         terms = super().error_terms(kind, geometry, products)
         if not may_transform(kind, geometry):
             return terms
+        if kind == Kind.WEIGHT_GRAD:
+            return terms + 3 * 2 + 9 - 1
         channels = geometry.group_in if kind == Kind.FORWARD else geometry.group_out
         return max(terms, channels * winograd.planes_of(_sizes(geometry)) + 3 * 2 + 9 - 1)
 
@@ -166,9 +168,9 @@ class Compiled(Algorithm):
 
 def may_transform(kind: str, geometry: Geometry) -> bool:
     """Return whether a product may be computed in Winograd's tiles."""
-    if kind == Kind.WEIGHT_GRAD or (kind == Kind.INPUT_GRAD and not geometry.dense):
+    if kind == Kind.WEIGHT_GRAD and geometry.kernel[-2:] != (3, 3):  # parts of larger kernels have shared taps
         return False
-    return winograd.serves(_sizes(geometry))
+    return (geometry.dense or kind != Kind.INPUT_GRAD) and winograd.serves(_sizes(geometry))
 
 
 def magnitudes_of_tiles(

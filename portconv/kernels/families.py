@@ -19,6 +19,7 @@ from . import (
     tall,
     weights,
     winograd,
+    winograd_weights,
 )
 from .emit import Module
 from .target import Target
@@ -32,6 +33,7 @@ FAMILIES: dict[str, ModuleType] = {
     "depthwise_input_grads": depthwise_input_grads,
     "input_grads": input_grads,
     "weights": weights,
+    "winograd_weights": winograd_weights,
     "depthwise_weights": depthwise_weights,
     "swept_weights": swept_weights,
     "mirror": mirror,
@@ -45,7 +47,7 @@ OF_OUTPUTS = ("winograd", "depthwise", "rows", "tall", "panels")
 OF_INPUTS = ("depthwise_input_grads", "input_grads")
 """The families that compute gradients of inputs. The gradient of the output is given to these in the place of the
 input, and the gradient of the input is their output."""
-OF_WEIGHTS = ("depthwise_weights", "swept_weights", "weights")
+OF_WEIGHTS = ("winograd_weights", "depthwise_weights", "swept_weights", "weights")
 """The families that compute gradients of filters. The gradient of the output is given to these in the place of the
 filters, and the gradient of the filters is their output."""
 

@@ -55,7 +55,7 @@ filters and some channels over some units, and `sharers` shares add up the same 
 """
 
 
-class _Blocks(NamedTuple):
+class Blocks(NamedTuple):
     """What a share and a unit are."""
 
     vectors: int
@@ -79,7 +79,7 @@ def _is_in_place(sizes: Sizes) -> bool:
     return sizes.taps == 1 and sizes.size == sizes.out and {*sizes.stride} == {1} and {*sizes.before} == {0}
 
 
-def _vectors_of_tile(target: Target, filters: int) -> int:
+def vectors_of_tile(target: Target, filters: int) -> int:
     """Return the vectors of filters of the tile that takes the least time."""
 
     def cost(vectors: int) -> float:
@@ -99,9 +99,9 @@ def _first(sizes: Sizes, lines: Lines) -> tuple[int, int, int]:
     return sizes.stride[0], (sizes.kernel[0] - 1) * sizes.dilation[0] + 1, lines.strides[0]
 
 
-def _blocks(target: Target, sizes: Sizes, lines: Lines, *, in_place: bool) -> _Blocks:
+def _blocks(target: Target, sizes: Sizes, lines: Lines, *, in_place: bool) -> Blocks:
     """Cut filters, channels and positions so that threads share them and the time is the least."""
-    lanes, vectors = target.lanes, _vectors_of_tile(target, sizes.filters)
+    lanes, vectors = target.lanes, vectors_of_tile(target, sizes.filters)
     width, all_tiles = vectors * lanes, ceiling(sizes.filters, vectors * lanes)
     products = sizes.batch * sizes.positions * sizes.out_channels * sizes.channels * sizes.taps
     wanted = min(MOST_SHARES, max(1, ceiling(products, share_products(products, lanes))))
@@ -115,7 +115,7 @@ def _blocks(target: Target, sizes: Sizes, lines: Lines, *, in_place: bool) -> _B
     return min(found, key=lambda block: _cycles(target, sizes, lines, block, in_place=in_place))
 
 
-def _cut(sizes: Sizes, lines: Lines, lanes: int, asked: tuple[int, int, int, int], *, in_place: bool) -> _Blocks:
+def _cut(sizes: Sizes, lines: Lines, lanes: int, asked: tuple[int, int, int, int], *, in_place: bool) -> Blocks:
     """Cut the positions, for so many vectors of a tile, tiles and channels of a share, and shares at least."""
     vectors, tiles, channels, wanted = asked
     width, all_tiles = vectors * lanes, ceiling(sizes.filters, vectors * lanes)
@@ -137,21 +137,21 @@ def _cut(sizes: Sizes, lines: Lines, lanes: int, asked: tuple[int, int, int, int
         firsts = max(1, min(firsts, (CELLS_BYTES // (of_line * channels) - beyond) // step + 1))
     firsts = blocks(all_firsts, firsts)[1]
     units = sizes.batch * ceiling(all_firsts, firsts) * ceiling(sizes.out[-1], columns)
-    return _Blocks(vectors, tiles, channels, firsts, columns, min(sharers, units))
+    return Blocks(vectors, tiles, channels, firsts, columns, min(sharers, units))
 
 
-def _line_count(sizes: Sizes, lines: Lines, block: _Blocks) -> int:
+def _line_count(sizes: Sizes, lines: Lines, block: Blocks) -> int:
     """Return how many lines of a channel are copied for a unit."""
     step, beyond, of_first = _first(sizes, lines)
     return ((block.firsts - 1) * step + beyond) * of_first
 
 
-class _Cut(NamedTuple):
+class Cut(NamedTuple):
     """A convolution that is cut: its blocks, the copied lines, and how often each is found."""
 
     sizes: Sizes
     lines: Lines
-    block: _Blocks
+    block: Blocks
     lanes: int
     in_place: bool
 
@@ -213,7 +213,7 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool = False) -> Planned 
     in_place = _is_in_place(sizes)
     sizes = _flat(sizes) if in_place else sizes
     lines, lanes = lines_of(sizes), target.lanes
-    cut = _Cut(sizes, lines, _blocks(target, sizes, lines, in_place=in_place), lanes, in_place)
+    cut = Cut(sizes, lines, _blocks(target, sizes, lines, in_place=in_place), lanes, in_place)
     block, terms_of_share, layout = cut.block, cut.block.channels * sizes.taps, Layout()
     layout.add(0 if in_place else 4 * (block.channels * cut.channel_pitch + lanes))
     places = {
@@ -227,8 +227,8 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool = False) -> Planned 
     shared = 0 if cut.phases == 1 else 4 * block.sharers * cut.all_sums
     if layout.bytes + shared > MOST_BYTES:
         return None
-    lists = _lists(cut)
-    values, adding = _values(cut, places | addresses(lists))
+    lists = lists_of_cells(cut)
+    values, adding = values_of(cut, places | addresses(lists), _units(sizes, block))
     shown = {"filters": min(sizes.filters, block.tiles * cut.width), "channels": block.channels}
     shown |= {"rows": cut.rows, "columns": block.columns, "sums": block.sharers}
     cycles = _cycles(target, sizes, lines, block, in_place=in_place)
@@ -236,8 +236,8 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool = False) -> Planned 
     return Planned(variant, values, tuple(lists.values()), adding, layout.bytes, shown, shared, cycles=cycles)
 
 
-def _values(cut: _Cut, places: dict[str, int]) -> tuple[list[int], int]:
-    """Return the plan in memory, and the shares that add up products."""
+def values_of(cut: Cut, places: dict[str, int], units: int) -> tuple[list[int], int]:
+    """Return the plan in memory, and the shares that add up products, of so many units."""
     sizes, lines, block, lanes, _ = cut
     (step, beyond, of_first), all_tiles = _first(sizes, lines), cut.all_tiles
     filter_blocks, channel_blocks = ceiling(all_tiles, block.tiles), ceiling(sizes.channels, block.channels)
@@ -257,7 +257,7 @@ def _values(cut: _Cut, places: dict[str, int]) -> tuple[list[int], int]:
         **{"rows_of_first": math.prod(sizes.out[1:-1]), "rows_of_unit": cut.rows},
         **{"lines_of_step": step * of_first, "lines_beyond": (beyond - step) * of_first},
         **{"columns": sizes.out[-1], "columns_of_unit": block.columns, "column_blocks": column_blocks},
-        **{"units": sizes.batch * first_blocks * column_blocks, "sharers": block.sharers},
+        **{"units": units, "sharers": block.sharers},
         **{"channels_of_block": block.channels, "channel_blocks": channel_blocks},
         **{"tiles_of_block": block.tiles, "filter_blocks": filter_blocks},
         **{"tiles_of_group": all_tiles, "filters_of_tile": cut.width},
@@ -274,7 +274,8 @@ def _firsts(sizes: Sizes) -> int:
     return sizes.out[0] if len(sizes.size) > 1 else 1
 
 
-def _lists(cut: _Cut) -> dict[str, array[int]]:
+def lists_of_cells(cut: Cut) -> dict[str, array[int]]:
+    """Return the lists that the copies and the products read."""
     sizes, lines = cut.sizes, cut.lines
     outer, pitches = len(lines.padded), pitches_of(lines, cut.entries, cut.lanes)
     return lists_of_copy(sizes, lines) | {
@@ -285,7 +286,7 @@ def _lists(cut: _Cut) -> dict[str, array[int]]:
     }
 
 
-def _cycles(target: Target, sizes: Sizes, lines: Lines, block: _Blocks, *, in_place: bool) -> float:
+def _cycles(target: Target, sizes: Sizes, lines: Lines, block: Blocks, *, in_place: bool) -> float:
     """Return about how many vectors are multiplied in the time that a call takes."""
     lanes, width = target.lanes, block.vectors * target.lanes
     tiles, terms = ceiling(sizes.filters, width), sizes.channels * sizes.taps
@@ -307,5 +308,5 @@ def _cycles(target: Target, sizes: Sizes, lines: Lines, block: _Blocks, *, in_pl
     return sizes.groups * (products + ran + turned + copied + ended + found)
 
 
-def _units(sizes: Sizes, block: _Blocks) -> int:
+def _units(sizes: Sizes, block: Blocks) -> int:
     return sizes.batch * ceiling(_firsts(sizes), block.firsts) * ceiling(sizes.out[-1], block.columns)

@@ -15,7 +15,6 @@ from __future__ import annotations
 from .emit import Argument, Function, Module
 from .lanes import transposed
 from .part_stores import store_part
-from .record import Fields
 from .row_copies import Copies, digits
 from .share import SHARE, driver
 from .target import Target
@@ -39,10 +38,23 @@ the sums, the number of terms, that of positions, and whether the run is the fir
 def module(target: Target, variant: str) -> Module:
     """Write the kernels for one way of copying cells."""
     copies = None if variant == IN_PLACE else Copies(target, variant)
-    tiles = [_tile(target, vectors, in_place=copies is None) for vectors in range(1, target.vectors + 1)]
-    functions = [_order(target), _panel(target), _finish(target), *tiles]
-    share = _Share(target, copies, functions).code
-    return Module([*(copies.functions if copies else ()), *functions, share, *driver(target, share)])
+    order, panel, sums = _order(target), _panel(target), Sums(target, in_place=copies is None)
+    share = _ShareOfCells(target, sums, copies, (order, panel)).code
+    functions = [*(copies.functions if copies else ()), order, panel, *sums.functions]
+    return Module([*functions, share, *driver(target, share)])
+
+
+class Sums:
+    """The functions that add up products, and that store the sums."""
+
+    def __init__(self, target: Target, *, in_place: bool) -> None:
+        self.tiles = [_tile(target, vectors, in_place=in_place) for vectors in range(1, target.vectors + 1)]
+        self.finish = _finish(target)
+
+    @property
+    def functions(self) -> list[Function]:
+        """All of them."""
+        return [*self.tiles, self.finish]
 
 
 def _order(target: Target) -> Function:
@@ -131,15 +143,17 @@ def _finish(target: Target) -> Function:
     return code
 
 
-class _Share:
-    """The function that computes one share: sums of some filters and channels over some units, or the last phase."""
+class Share:
+    """The function that computes one share: sums of some filters and channels over some units, or the last phase.
 
-    def __init__(self, target: Target, copies: Copies | None, functions: list[Function]) -> None:
-        self.target, self.copies = target, copies
-        self.order, self.panel, self.finish, *self.tiles = functions
+    The plan begins `ahead` numbers after that of the call.
+    """
+
+    def __init__(self, target: Target, sums: Sums, ahead: int = 0) -> None:
+        self.target, self.sums = target, sums
         self.code = code = Function("share", SHARE, target.lanes, returns=True)
         memory, *_, phase, _ = code.given
-        self.plan = PLAN.read(memory)
+        self.plan = PLAN.read(memory + ahead)
         adds = phase.equals(0) | self.plan.phases.equals(1)
         self.flag = code.variable(0)
         with code.when(adds):
@@ -157,7 +171,7 @@ class _Share:
         width = plan.filters_of_tile
         filter_ = of_group * width
         found = code.call(
-            self.finish, out + (group * plan.filters + filter_) * plan.terms, shared + block * plan.terms * width,
+            self.sums.finish, out + (group * plan.filters + filter_) * plan.terms, shared + block * plan.terms * width,
             plan.sharers, plan.apart, first, code.minimum(first + plan.terms_of_block, plan.terms),
             code.minimum(plan.filters - filter_, width), plan.terms, width,
         )  # fmt: skip
@@ -184,7 +198,6 @@ class _Share:
         )
         pitch = code.select(is_shared, plan.terms, count) * width
         terms = (bytes_ + plan.at_terms).of(INTEGER)
-        self.write_terms(terms, count)
         filters = group * plan.filters + tile * width
         arrays = (
             x + (group * plan.channels + channel) * plan.x_channel, dout + filters * plan.positions,
@@ -193,11 +206,43 @@ class _Share:
         self.units(arrays, (part, channels, count, tiles, pitch), plan.filters - tile * width)
         with code.when(~is_shared), code.loop(0, tiles) as number:
             filter_ = number * width
+            goal = out + ((filters + filter_) * plan.terms + first)
             found = code.call(
-                self.finish, out + ((filters + filter_) * plan.terms + first), kept + number * pitch, 1, 0, 0, count,
+                self.sums.finish, goal, kept + number * pitch, 1, 0, 0, count,
                 code.minimum(plan.filters - tile * width - filter_, width), plan.terms, width,
             )  # fmt: skip
             self.flag.set(self.flag.get() + found)
+
+    def units(self, arrays: tuple[Pointer, ...], numbers: tuple[Int, ...], left: Int) -> None:
+        """Add up the sums over the units of a share.
+
+        Parameters
+        ----------
+        arrays : tuple of Pointer
+            The inputs from the first channel of the share on, the gradients from its first filter on, the memory for
+            where terms are, and that for the sums.
+        numbers : tuple of Int
+            Which of the shares with the same sums it is; the channels, the terms and the tiles of filters; and the
+            numbers from one tile's sums to the next one's.
+        left : Int
+            The filters from the share's first one on.
+        """
+        raise NotImplementedError
+
+    def run(self, arrays: tuple[Pointer, ...], numbers: tuple[Int, ...]) -> None:
+        """Add the products of a panel, which has some positions, with all terms."""
+        code = self.code
+        for vectors, tile in enumerate(self.sums.tiles, start=1):
+            with code.when(self.plan.filters_of_tile.equals(vectors * self.target.lanes)):
+                code.run(tile, *arrays, *numbers)
+
+
+class _ShareOfCells(Share):
+    """A share whose units are rows of a sample, or a part of a row, of which each position is a product."""
+
+    def __init__(self, target: Target, sums: Sums, copies: Copies | None, functions: tuple[Function, Function]) -> None:
+        self.copies, (self.order, self.panel) = copies, functions
+        super().__init__(target, sums)
 
     def write_terms(self, terms: Pointer, count: Int) -> None:
         """Write down where each term reads, from the first channel of the share on; and where each position does."""
@@ -211,10 +256,10 @@ class _Share:
             code.run(self.order, memory, order, plan.rows_of_unit, plan.columns_of_unit)
 
     def units(self, arrays: tuple[Pointer, ...], numbers: tuple[Int, ...], left: Int) -> None:
-        """Add up the sums over the units of a share: rows of a sample, or a part of a row."""
         code, plan = self.code, self.plan
         memory, *_, scratch, _, _, _ = code.given
         (x, dout, terms, kept), (part, channels, count, tiles, pitch) = arrays, numbers
+        self.write_terms(terms, count)
         bytes_ = scratch.of("i8")
         lines, entries, order = (
             (bytes_ + place).of(INTEGER) for place in (plan.at_lines, plan.at_entries, plan.at_order)
@@ -248,20 +293,17 @@ class _Share:
                     filters = left - number * plan.filters_of_tile
                     sums = kept + number * pitch
                     own = grads + (number * plan.filters_of_tile * plan.positions + at)
-                    self.run((here, own, terms, sums), (order + at, filters, length, count, is_first), plan)
+                    panel = self.panel_of(own, filters, length)
+                    self.run((panel, here, terms, order + at, sums), (count, length, is_first))
 
-    def run(self, arrays: tuple[Pointer, ...], numbers: tuple[Pointer | Int, ...], plan: Fields) -> None:
-        """Add the products of one run of positions, for one panel of filters."""
-        code, lanes = self.code, self.target.lanes
-        (cells, dout, terms, sums), (order, filters, length, count, is_first) = arrays, numbers
-        panel = (code.given[5].of("i8") + plan.at_panel).of(code.element)
-        assert isinstance(filters, Int)
+    def panel_of(self, dout: Pointer, filters: Int, length: Int) -> Pointer:
+        """Turn the gradients of a tile of filters at some positions into a panel."""
+        code, plan, lanes = self.code, self.plan, self.target.lanes
+        panel: Pointer = (code.given[5].of("i8") + plan.at_panel).of(code.element)
         with code.loop(0, plan.filters_of_tile, lanes) as lane:
             first = code.minimum(lane, filters - 1)
             code.run(
                 self.panel, panel + lane, dout + first * plan.positions, filters - first, length, plan.positions,
                 plan.filters_of_tile,
             )  # fmt: skip
-        for vectors, tile in enumerate(self.tiles, start=1):
-            with code.when(plan.filters_of_tile.equals(vectors * lanes)):
-                code.run(tile, panel, cells, terms, order, sums, count, length, is_first)
+        return panel

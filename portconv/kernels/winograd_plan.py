@@ -128,7 +128,7 @@ def _tile_rows(sizes: Sizes) -> tuple[int, int]:
     return ceiling(sizes.out[-2], 2), ceiling(sizes.out[-1], 2)
 
 
-def _pieces(sizes: Sizes, target: Target) -> int:
+def pieces_of(sizes: Sizes, target: Target) -> int:
     """Return how many pieces a share's tiles have at most."""
     width, row = target.lanes * target.vectors, _tile_rows(sizes)[1]
     of_row = ceiling(min(row, width), target.lanes)
@@ -141,12 +141,11 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool) -> Planned | None:
     Each share has a few vectors of tiles, and some of the filters where there are few tiles.
     """
     variant = variant_of(sizes)
-    if variant is None or not serves(sizes) or planes_of(sizes) * _pieces(sizes, target) > MOST_ENTRIES:
+    if variant is None or not serves(sizes) or planes_of(sizes) * pieces_of(sizes, target) > MOST_ENTRIES:
         return None
     products = SCHEMES[variant].products
     width, terms = target.lanes * target.vectors, sizes.channels * planes_of(sizes)
-    (tile_rows, tile_columns), planes = _tile_rows(sizes), math.prod(sizes.out[:-2])
-    tiles = sizes.batch * planes * tile_rows * tile_columns
+    tiles = tiles_of(sizes)
     lone = lone_tiles(target, tiles, terms)
     whole_blocks, vectors = blocks(ceiling(tiles - lone, target.lanes), target.vectors)
     column_blocks = whole_blocks + lone
@@ -157,7 +156,7 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool) -> Planned | None:
     filters_of_block = _filters_of_block(sizes, terms, column_blocks, tiles_first=tiles_first)
     filter_blocks = ceiling(sizes.filters, filters_of_block)
     filters_of_share = max(1, ceiling(sizes.out_channels, MOST_SHARES), TRANSFORMED // max(1, terms))
-    entries = _pieces(sizes, target)
+    entries = pieces_of(sizes, target)
 
     parts = parts_of_plane(sizes)
     layout = Layout()
@@ -169,19 +168,13 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool) -> Planned | None:
         "at_filters": layout.add(4 * FILTER_NUMBERS**2 * filters_of_block * pitch if tiles_first else 0),
         "at_taps": layout.add(4 * TAPS**2 * (terms + target.lanes) * (parts > 1)),
     }
-    lists, all_columns = sizes.outer(len(sizes.size) - 2) | _parts(sizes), sizes.groups * column_blocks
+    lists, all_columns = lists_of(sizes), sizes.groups * column_blocks
     first = all_columns if tiles_first else ceiling(sizes.out_channels, filters_of_share)
     shares = filter_blocks * (sizes.groups if tiles_first else all_columns)
     values = PLAN.packed(
         **{"phases": 2, "shares_first": first, "shares_last": shares, "tiles_first": int(tiles_first)},
-        **{"groups": sizes.groups, "filters": sizes.filters, "terms": terms, "planes": planes_of(sizes)},
-        **{"channels": sizes.channels, "taps": sizes.taps, "parts": parts},
-        **{"pitch": pitch, "rows": planes, "height": sizes.out[-2], "width": sizes.out[-1], "tiles": tiles},
-        **{"tile_rows": tile_rows, "tile_columns": tile_columns, "positions": sizes.positions},
-        **{"input_height": sizes.size[-2], "input_width": sizes.size[-1], "bias_step": int(has_bias)},
-        **{"top": sizes.before[-2], "left": sizes.before[-1], "x_channel": sizes.cells},
-        **{"x_sample": sizes.in_channels * sizes.cells, "out_sample": sizes.out_channels * sizes.positions},
-        **{"outer": len(sizes.size) - 2, "tiles_of_block": vectors * target.lanes, "pieces": entries},
+        **described(sizes),
+        **{"pitch": pitch, "bias_step": int(has_bias), "tiles_of_block": vectors * target.lanes, "pieces": entries},
         **{"column_blocks": column_blocks, "filter_blocks": filter_blocks, "filters_of_block": filters_of_block},
         **{"filters_of_share": filters_of_share, "lone": lone},
         **places,
@@ -193,6 +186,31 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool) -> Planned | None:
         sizes.groups * all_tiles if tiles_first else 4 * FILTER_NUMBERS**2 * sizes.out_channels * pitch,
         is_plain=False, cycles=_cycles(sizes, SCHEMES[variant], target, 1 if tiles_first else filter_blocks),
     )  # fmt: skip
+
+
+def tiles_of(sizes: Sizes) -> int:
+    """Return how many tiles there are, of all samples."""
+    return sizes.batch * math.prod(sizes.out[:-2]) * math.prod(_tile_rows(sizes))
+
+
+def lists_of(sizes: Sizes) -> dict[str, array[int]]:
+    """Return the lists that the transforms read."""
+    return sizes.outer(len(sizes.size) - 2) | _parts(sizes)
+
+
+def described(sizes: Sizes) -> dict[str, int]:
+    """Return the fields that describe a convolution."""
+    tile_rows, tile_columns = _tile_rows(sizes)
+    return {
+        **{"groups": sizes.groups, "filters": sizes.filters, "terms": sizes.channels * planes_of(sizes)},
+        **{"planes": planes_of(sizes), "channels": sizes.channels, "taps": sizes.taps},
+        **{"parts": parts_of_plane(sizes), "rows": math.prod(sizes.out[:-2]), "height": sizes.out[-2]},
+        **{"width": sizes.out[-1], "tiles": tiles_of(sizes), "tile_rows": tile_rows, "tile_columns": tile_columns},
+        **{"positions": sizes.positions, "input_height": sizes.size[-2], "input_width": sizes.size[-1]},
+        **{"top": sizes.before[-2], "left": sizes.before[-1], "x_channel": sizes.cells},
+        **{"x_sample": sizes.in_channels * sizes.cells, "out_sample": sizes.out_channels * sizes.positions},
+        **{"outer": len(sizes.size) - 2},
+    }
 
 
 def _filters_of_block(sizes: Sizes, terms: int, column_blocks: int, *, tiles_first: bool) -> int:

@@ -16,6 +16,9 @@ products. The middle tap meets cells 1 and 3, by two more. So two outputs take f
           0  1  0  0  0         0  1  0
           0  0  0  1  0         0  1  0
 
+The sum of products is linear in inputs, filters and outputs alike. So the gradient of the filters takes the same
+products, of transformed inputs and of A times the gradients of the outputs; G^T brings their sums into three taps.
+
 (Lavin and Gray, "Fast algorithms for convolutional neural networks", CVPR 2016, section 4, has the first one; Winograd,
 "Arithmetic complexity of computations", SIAM 1980, chapter IV, F(m, r) for all sizes.)
 """
@@ -43,6 +46,10 @@ class Scheme(NamedTuple):
         Multiplies three taps by the rows of G that differ, given a half too.
     inputs, outputs : callable
         Multiply numbers by B^T, and by A^T.
+    gradients : callable
+        Multiplies the gradients of two outputs by A.
+    weights : callable
+        Multiplies the sums of all places by G^T, given a half too.
     """
 
     stride: int
@@ -50,6 +57,8 @@ class Scheme(NamedTuple):
     filters: Callable[[Sequence[Vector], Vector], list[Vector]]
     inputs: Row
     outputs: Row
+    gradients: Row
+    weights: Callable[[Sequence[Vector], Vector], list[Vector]]
 
     @property
     def products(self) -> int:
@@ -78,6 +87,18 @@ def _outputs(sums: Sequence[Vector]) -> list[Vector]:
     return [a + both, opposed - d]
 
 
+def _gradients(pair: Sequence[Vector]) -> list[Vector]:
+    # The last one has the other sign than A has, and so has its sum in G^T.
+    a, b = pair
+    return [a, a + b, a - b, b]
+
+
+def _weights(sums: Sequence[Vector], half: Vector) -> list[Vector]:
+    a, b, c, d = sums
+    both = (b + c) * half
+    return [a + both, (b - c) * half, both - d]
+
+
 def _filters_strided(taps: Sequence[Vector], half: Vector) -> list[Vector]:
     a, b, c = taps
     return [a, a + c, c, b]
@@ -93,8 +114,18 @@ def _outputs_strided(sums: Sequence[Vector]) -> list[Vector]:
     return [a + b + d, b + c + e]
 
 
+def _gradients_strided(pair: Sequence[Vector]) -> list[Vector]:
+    a, b = pair
+    return [a, a + b, b, a, b]
+
+
+def _weights_strided(sums: Sequence[Vector], half: Vector) -> list[Vector]:
+    a, b, c, d, e = sums
+    return [a + b, d + e, b + c]
+
+
 SCHEMES = {
-    "3x3": Scheme(1, 4, _filters, _inputs, _outputs),
-    "3x3s2": Scheme(2, 5, _filters_strided, _inputs_strided, _outputs_strided),
+    "3x3": Scheme(1, 4, _filters, _inputs, _outputs, _gradients, _weights),
+    "3x3s2": Scheme(2, 5, _filters_strided, _inputs_strided, _outputs_strided, _gradients_strided, _weights_strided),
 }
 """By the names of the kernels."""

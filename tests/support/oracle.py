@@ -139,7 +139,9 @@ class Problem:
         The sum is over the channels, the taps of the dimensions before, and the parts; the bias is one more.
         """
         outer = math.prod(self.w[2:-2]) * math.prod(-(-size // 3) for size in self.w[-2:])
-        return {"out": self.w[1] * outer + 5 * 2 + 1, "dx": self.w[0] // self.groups * outer + 5 * 2}
+        terms = {"out": self.w[1] * outer + 5 * 2 + 1, "dx": self.w[0] // self.groups * outer + 5 * 2}
+        # Transforms of gradients of filters round once for cells and for outputs, and twice for taps.
+        return terms | ({"dw": self.terms()["dw"] + 4 * 2} if self.w[-2:] == (3, 3) else {})
 
     def planes(self, x, w, b, dout) -> dict[str, np.ndarray]:
         """Return sums of magnitudes no smaller than those through these tiles, for operands that are not negative.
@@ -152,7 +154,12 @@ class Problem:
             top, left = min(row, height - 3), min(column, width - 3)
             total = w[..., row : top + 3, column : left + 3].sum(axis=(-2, -1), keepdims=True)
             taps[..., top : top + 3, left : left + 3] += total * np.outer((2, 1, 2), (2, 1, 2))
-        return {"out": self.forward(x, taps, b), "dx": self.input_grad(dout, taps)}
+        found = {"out": self.forward(x, taps, b), "dx": self.input_grad(dout, taps)}
+        if (height, width) != (3, 3):
+            return found
+        # The gradient of the filters is the adjoint of that sum: all taps of a plane have one bound.
+        grads = (self.weight_grad(dout, x) * np.outer((2, 1, 2), (2, 1, 2))).sum(axis=(-2, -1), keepdims=True)
+        return found | {"dw": np.broadcast_to(grads, w.shape)}
 
     def tiles_anywhere(self, x, w, b, dout) -> dict[str, np.ndarray]:
         """Return sums of magnitudes no smaller than those through tiles that begin anywhere, as in parts of a call.
