@@ -73,11 +73,11 @@ def found(
 
     Whether there is memory for a large result is checked each time.
     """
-    if backend.framework or not operation.is_canonical:
+    if backend.framework or operation.unbatched:
         return None
     if operation.kind == Kind.CHANNEL_SUM and operation.precision != "reproducible":
         is_plain = operation.result_dtype == operation.dtype == backend.dtype_name(operands[0].dtype)
-        return sums_of_channels(backend, operands[0]) if is_plain else None
+        return sums_of_channels(backend, operands[0]) if is_plain and operation.is_canonical else None
     if operation.kind not in PRODUCTS:
         return None
     plan = plans.of(operation, backend, *operands[:2])

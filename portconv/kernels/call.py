@@ -72,7 +72,9 @@ class _Memory(threading.local):
 
 
 _memory = _Memory()
-_spare = _Memory()
+_spares = _Memory(), _Memory()
+KEPT_BYTES = 64 << 20
+"""More spare memory than this is not kept."""
 _ready: dict[Kernel, Ready] = {}
 failed: dict[Kernel, str] = {}
 """Why kernels cannot be compiled or loaded, which is tried once."""
@@ -129,13 +131,17 @@ class Call:
 
 
 @contextmanager
-def spare(size: int) -> Iterator[int]:
-    """Lend memory of so many bytes to what is computed inside; the thread keeps it for the next time."""
-    held = _spare.of(size)
+def spare(size: int, place: int = 0) -> Iterator[int]:
+    """Lend memory of so many bytes to what is computed inside; the thread keeps it for the next time.
+
+    What is computed inside may ask for more, of another place.
+    """
+    memory = _spares[place]
+    held = memory.of(size)
     # A signal handler may call in turn, and gets other memory.
-    _spare.kept = NO_SCRATCH
+    memory.kept = NO_SCRATCH
     yield held.address
-    _spare.kept = held
+    memory.kept = held if held.size <= KEPT_BYTES else NO_SCRATCH
 
 
 def fault() -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from . import call, channel_sums, depthwise, mirror, panels, rows, state, tall, winograd
+from . import call, channel_sums, depthwise, mirror, panels, rows, state, tall, turned, winograd
 from .families import FAMILIES, OF_INPUTS, OF_WEIGHTS, Kernel
 from .panel_plan import BLOCK_BYTES
 from .sizes import Planned, Sizes
@@ -59,7 +59,14 @@ def chosen_for_inputs(sizes: Sizes, memory: int, *, transforms: bool) -> Chosen 
 
 def chosen_for_mirrored(sizes: Sizes) -> Chosen | None:
     """Plan the copy of the filters that makes an input gradient at stride 1 the output of a convolution."""
+    if sizes.taps == 1:
+        return chosen_to_turn(sizes.groups, sizes.filters, sizes.channels)
     return _best(_found({"mirror": mirror.plan_of(state.here(), sizes)}), 0)
+
+
+def chosen_to_turn(count: int, rows: int, columns: int) -> Chosen | None:
+    """Plan to turn so many matrices of so many rows and columns."""
+    return _best(_found({"turned": turned.plan_of(state.here(), count, rows, columns)}), 0)
 
 
 def chosen_for_sums(samples: int, channels: int, cells: int) -> Chosen | None:

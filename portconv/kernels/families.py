@@ -17,6 +17,7 @@ from . import (
     standby,
     swept_weights,
     tall,
+    turned,
     weights,
     winograd,
     winograd_weights,
@@ -37,6 +38,7 @@ FAMILIES: dict[str, ModuleType] = {
     "depthwise_weights": depthwise_weights,
     "swept_weights": swept_weights,
     "mirror": mirror,
+    "turned": turned,
     "channel_sums": channel_sums,
     "standby": standby,
 }
