@@ -40,6 +40,8 @@ class Budget(NamedTuple):
         filters are not finite.
     limited : bool
         Whether the user set `workspace_elements`. If not, an algorithm that computes every result may take more.
+    exact : bool
+        Whether operands are whole numbers, whose plain sums are exact.
     bits : int
         The bits of an element.
     device : str
@@ -54,6 +56,7 @@ class Budget(NamedTuple):
     summed_positions: int = 0
     mirrored: bool = True
     limited: bool = True
+    exact: bool = False
     bits: int = 32
     device: str = ""
 

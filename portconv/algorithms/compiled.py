@@ -22,9 +22,11 @@ from ..spec.operation import Kind
 from ..spec.remembered import forget
 from .algorithm import Algorithm, LibraryError, PlainProduct
 from .budget import NO_WORK, Budget, Work
-from .kernel_products import BYTES, Asked, Places, Product, call_of_sums, product_of, sizes_of
+from .kernel_products import Asked, Places, Product, call_of_sums, product_of, sizes_of
 from .winograd_magnitudes import by_plain_sums
 
+TYPES = ("float32", "float64")
+"""The dtypes that there are kernels for."""
 OPERATIONS = 1.2
 """A lane that is multiplied and added counts as so many operations of the library's products, where it is two."""
 CALLS = 1.0
@@ -36,18 +38,17 @@ class Compiled(Algorithm):
 
     name = "compiled"
     order = 5
-    sums_slices = False
     takes_rows = True
 
     def objection(self, geometry: Geometry, dtype: Dtype, backend: Backend) -> str | None:
-        """Support float32 in the memory of this machine."""
+        """Support float32 and float64 in the memory of this machine."""
         if not backend.has_addresses:
             return "arrays in the memory of this machine, as NumPy's are and PyTorch's on a CPU"
-        if dtype.name != "float32":
-            return "float32 (float16 and bfloat16 become float32)"
+        if dtype.name not in TYPES:
+            return "float32 and float64 (float16 and bfloat16 become float32)"
         if (fault := state.fault() or call.fault()) is not None:
             return f"where there are kernels: {fault}"
-        if product_of(Asked(geometry, False, 0)) is None:
+        if product_of(Asked(geometry, False, 0, bits=backend.bits(dtype.dtype))) is None:
             return f"smaller kernels{''.join(f', of which some fail: {why}' for why in call.failed.values())}"
         return None
 
@@ -60,8 +61,8 @@ class Compiled(Algorithm):
         found = product_of(_asked(kind, geometry, budget))
         if found is None:
             return NO_WORK
-        operations = found.cycles * state.here().lanes * OPERATIONS
-        return Work(operations, 0, 0, CALLS, found.memory // BYTES, found.block)
+        operations = found.cycles * state.here().lanes * 32 // budget.bits * OPERATIONS
+        return Work(operations, 0, 0, CALLS, found.memory * 8 // budget.bits, found.block)
 
     def forward(
         self, geometry: Geometry, backend: Backend, budget: Budget, x: Array, w: Array, b: Array | None
@@ -85,25 +86,26 @@ class Compiled(Algorithm):
         shape = geometry.shape(Kind(kind).result)
         if geometry.channels_last and kind != Kind.WEIGHT_GRAD:
             shape = (shape[0], *shape[2:], shape[1])
-        compute = _repeated(product, shape, backend)
+        compute = _repeated(product, shape, backend, budget.bits // 8)
         # Kernels take the input first.
         return compute if kind != Kind.WEIGHT_GRAD else lambda dout, x: compute(x, dout)
 
     def channel_sums(self, backend: Backend, cells: Array) -> Callable[[Array], Array | None] | None:
-        if not backend.has_addresses or cells.dtype != backend.dtype("float32") or 0 in cells.shape:
+        if not backend.has_addresses or backend.dtype_name(cells.dtype) not in TYPES or 0 in cells.shape:
             return None
         if backend.device_kind(cells) or not backend.lies_in_a_row(cells) or state.fault() is not None:
             return None
         samples, channels, *sizes = map(int, cells.shape)
         try:
-            ready = call_of_sums(samples, channels, math.prod(sizes))
+            ready = call_of_sums(samples, channels, math.prod(sizes), backend.bits(cells.dtype))
         except call.KernelError:
             return None
 
         def run(places: Places, threads: int, plainly: bool) -> bool:
             return not ready.run(places, threads)
 
-        compute = _repeated(Product(0.0, 0, {}, run, ready.most > 1), (channels,), backend)
+        number = backend.bits(cells.dtype) // 8
+        compute = _repeated(Product(0.0, 0, {}, run, ready.most > 1), (channels,), backend, number)
         return lambda array: compute(array, array)
 
     def error_terms(self, kind: str, geometry: Geometry, products: int = 1) -> int:
@@ -143,8 +145,8 @@ def magnitudes_of_tiles(
 
 
 def _asked(kind: str, geometry: Geometry, budget: Budget, *, has_bias: bool = False) -> Asked:
-    memory = budget.workspace_elements * BYTES
-    return Asked(geometry, has_bias, memory, kind, is_mirrored=budget.mirrored)
+    memory = budget.workspace_elements * budget.bits // 8
+    return Asked(geometry, has_bias, memory, kind, not budget.exact, is_mirrored=budget.mirrored, bits=budget.bits)
 
 
 def _computed(asked: Asked, backend: Backend, a: Array, b: Array, bias: Array | None = None) -> Array | None:
@@ -156,7 +158,7 @@ def _computed(asked: Asked, backend: Backend, a: Array, b: Array, bias: Array | 
         b = _channels_last(backend, b) if kind == Kind.WEIGHT_GRAD else b
     operands = [array for array in (a, b, bias) if array is not None]
     # There must be memory for copies of operands that do not lie in a row, as parts of others may.
-    copied = sum(math.prod(array.shape) for array in operands if not backend.lies_in_a_row(array)) * BYTES
+    copied = sum(math.prod(array.shape) for array in operands if not backend.lies_in_a_row(array)) * asked.number
     if product is None or (copied and product.memory + copied > asked.memory):
         return None
     a, b, *biases = map(backend.in_a_row, operands)
@@ -176,15 +178,15 @@ def _channels_last(backend: Backend, array: Array) -> Array:
     return backend.xp.permute_dims(array, (0, *range(2, array.ndim), 1))
 
 
-def _repeated(product: Product, shape: tuple[int, ...], backend: Backend) -> Callable[..., Array | None]:
-    """Return what computes a result of this shape, or None if it needs a second look."""
+def _repeated(product: Product, shape: tuple[int, ...], backend: Backend, number: int) -> Callable[..., Array | None]:
+    """Return what computes a result of this shape, of numbers of so many bytes, or None if it needs a second look."""
     empty, run, is_shared = backend.empty, product.run, product.is_shared
 
     def compute(a: Array, b: Array, bias: Array | None = None) -> Array | None:
         out = empty(shape, a)
         places = _addresses(backend, a, b, bias, out)
         # An array may begin anywhere, and the kernels load whole numbers.
-        if places is None or (places[0] | places[1] | places[2]) % BYTES:
+        if places is None or (places[0] | places[1] | places[2]) % number:
             return None
         try:
             return out if run(places, backend.threads() if is_shared else 1, False) else None

@@ -27,8 +27,8 @@ from ..spec.geometry import Geometry
 from ..spec.operation import Kind, Role
 from ..spec.remembered import remembered
 
-BYTES = 4
-"""The bytes of a number."""
+ELEMENTS = {32: "float", 64: "double"}
+"""The types of numbers by their bits, as LLVM calls them."""
 MIRRORED = "mirrored"
 """The copy of the filters whose convolution is the input gradient at stride 1."""
 CYCLES_OF_CALL = 15_000.0
@@ -52,6 +52,13 @@ class Asked(NamedTuple):
     """Whether tiles may be transformed and taps left out; then what is not finite may be wrong."""
     is_mirrored: bool = True
     """Whether an input gradient may be computed by mirrored filters, which must be finite."""
+    bits: int = 32
+    """The bits of a number."""
+
+    @property
+    def number(self) -> int:
+        """The bytes of a number."""
+        return self.bits // 8
 
 
 class Product(NamedTuple):
@@ -123,9 +130,10 @@ def _by_mirror(asked: Asked) -> Product | None:
     geometry, mirror = asked.geometry, asked._replace(kind=MIRRORED)
     if asked.kind != Kind.INPUT_GRAD or not geometry.dense or not asked.is_mirrored:
         return None
-    of_filters = geometry.weights * BYTES
+    of_filters = geometry.weights * asked.number
     copied = _planned(mirror)
-    found = _direct(Asked(geometry.mirrored, False, max(1, asked.memory - of_filters)))
+    memory = max(1, asked.memory - of_filters)
+    found = _direct(asked._replace(geometry=geometry.mirrored, has_bias=False, memory=memory, kind=Kind.FORWARD))
     if copied is None or found is None:
         return None
 
@@ -146,26 +154,27 @@ class _Turns(NamedTuple):
 
     channels: int
     cells: int
+    bits: int
 
     @property
     def sample(self) -> int:
         """The bytes of a sample."""
-        return BYTES * self.channels * self.cells
+        return self.bits // 8 * self.channels * self.cells
 
     def first(self, count: int, last: int, first: int, threads: int) -> None:
         """Let channels of so many samples come first."""
-        _turn(count, self.cells, self.channels).run((last, last, NO_BIAS, first), threads)
+        _turn(count, self.cells, self.channels, self.bits).run((last, last, NO_BIAS, first), threads)
 
     def last(self, count: int, first: int, last: int, threads: int) -> None:
         """Let channels of so many samples come last."""
-        _turn(count, self.channels, self.cells).run((first, first, NO_BIAS, last), threads)
+        _turn(count, self.channels, self.cells, self.bits).run((first, first, NO_BIAS, last), threads)
 
 
 def _of_channels_last(asked: Asked) -> Product | None:
     """Plan a product of arrays whose channels come last: they are turned, and so is the result."""
     geometry, kind = replace(asked.geometry, channels_last=False), Kind(asked.kind)
     roles = (Role.X, Role.OUT) if kind in (Kind.FORWARD, Kind.WEIGHT_GRAD) else (Role.OUT, Role.X)
-    one, other = (_Turns(shape[1], math.prod(shape[2:])) for shape in map(geometry.shape, roles))
+    one, other = (_Turns(shape[1], math.prod(shape[2:]), asked.bits) for shape in map(geometry.shape, roles))
     samples = geometry.batch
     if kind != Kind.WEIGHT_GRAD:  # whose sums go on from sample to sample
         samples = max(1, min(samples, TURNED_BYTES // max(1, one.sample + other.sample)))
@@ -192,24 +201,26 @@ def _of_channels_last(asked: Asked) -> Product | None:
                 other.last(size, far, result + start * other.sample, threads)
         return True
 
-    turns = sum(_planned_turn(geometry.batch, each.cells, each.channels).planned.cycles for each in (one, other))
+    planned = [_planned_turn(geometry.batch, each.cells, each.channels, asked.bits) for each in (one, other)]
+    turns = sum(each.planned.cycles for each in planned if each is not None)
     cycles = count * step.cycles + (last.cycles if rest else 0) + turns + 3 * count * CYCLES_OF_CALL
     return Product(cycles, max(step.memory, last.memory) + turned, step.block, run)
 
 
-def sizes_of(geometry: Geometry) -> Sizes:
-    """Return what kernels are told of a convolution."""
+def sizes_of(geometry: Geometry, bits: int = 32) -> Sizes:
+    """Return what kernels are told of a convolution of numbers of so many bits."""
     return Sizes(
         *(geometry.batch, geometry.in_channels, geometry.out_channels, geometry.groups),
         *(geometry.size, geometry.kernel, geometry.stride, geometry.dilation),
         *(geometry.before, geometry.after, geometry.out),
+        element=ELEMENTS[bits],
     )
 
 
 @remembered()
 def _planned(asked: Asked) -> Chosen | None:
     """Plan one call, by the family that is expected to be fastest, or by the one that takes the least memory."""
-    sizes = sizes_of(asked.geometry)
+    sizes = sizes_of(asked.geometry, asked.bits)
     if asked.kind == Kind.WEIGHT_GRAD:
         return chosen_for_weights(sizes, asked.memory, transforms=asked.transforms)
     if asked.kind == Kind.INPUT_GRAD:
@@ -226,21 +237,21 @@ def _call(asked: Asked) -> call.Call:
 
 
 @remembered()
-def _planned_turn(count: int, rows: int, columns: int) -> Chosen:
-    """Plan to turn so many matrices."""
-    return chosen_to_turn(count, rows, columns)
+def _planned_turn(count: int, rows: int, columns: int, bits: int) -> Chosen | None:
+    """Plan to turn so many matrices of numbers of so many bits."""
+    return chosen_to_turn(count, rows, columns, ELEMENTS[bits])
 
 
 @remembered()
-def _turn(count: int, rows: int, columns: int) -> call.Call:
+def _turn(count: int, rows: int, columns: int, bits: int) -> call.Call:
     """Make ready what turns so many matrices."""
-    return _ready(_planned_turn(count, rows, columns))
+    return _ready(_planned_turn(count, rows, columns, bits))
 
 
 @remembered()
-def call_of_sums(samples: int, channels: int, cells: int) -> call.Call:
-    """Make ready what adds up each channel."""
-    return _ready(chosen_for_sums(samples, channels, cells))
+def call_of_sums(samples: int, channels: int, cells: int, bits: int) -> call.Call:
+    """Make ready what adds up each channel of numbers of so many bits."""
+    return _ready(chosen_for_sums(samples, channels, cells, ELEMENTS[bits]))
 
 
 def _ready(found: Chosen | None) -> call.Call:

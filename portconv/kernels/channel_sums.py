@@ -36,16 +36,16 @@ def plan_of(target: Target, samples: int, channels: int, cells: int) -> Planned:
 def module(target: Target, variant: str) -> Module:
     """Write the kernel."""
     plane = _plane(target)
-    code = Function("share", SHARE, target.lanes, returns=True)
+    code = Function("share", SHARE, target, returns=True)
     memory, x, _, _, out, *_, index = code.given
     plan, check = PLAN.read(memory), code.variable(code.zeros)
     start = index * plan.channels_of_share
     with code.loop(start, code.minimum(start + plan.channels_of_share, plan.channels)) as channel:
         total = code.array(target.lanes)
-        code.store(code.zeros, total, align=4 * target.lanes)
+        code.store(code.zeros, total, align=code.bytes)
         with code.loop(0, plan.samples) as sample:
             code.run(plane, x + (sample * plan.channels + channel) * plan.cells, plan.cells, total)
-        number = code.total(code.load(total, align=4 * target.lanes))
+        number = code.total(code.load(total, align=code.bytes))
         out[channel] = number
         code.look_at(check, code.splat(number))
     code.give(code.is_not_finite(check.get()))
@@ -55,7 +55,7 @@ def module(target: Target, variant: str) -> Module:
 def _plane(target: Target) -> Function:
     """Add the numbers of a plane to a vector."""
     arguments = Argument("x", "*float"), Argument("cells", INTEGER), Argument("total", "*float")
-    code, lanes = Function("plane", arguments, target.lanes), target.lanes
+    code, lanes = Function("plane", arguments, target), target.lanes
     x, cells, total = code.given
     sums = [code.variable(code.zeros) for _ in range(VECTORS)]
     step = VECTORS * lanes
@@ -71,5 +71,5 @@ def _plane(target: Target) -> Function:
         for own, other in zip(low, high, strict=True):
             own.set(own.get() + other.get())
         sums = low
-    code.store(code.load(total, align=4 * lanes) + sums[0].get(), total, align=4 * lanes)
+    code.store(code.load(total, align=code.bytes) + sums[0].get(), total, align=code.bytes)
     return code

@@ -36,7 +36,7 @@ def chosen(sizes: Sizes, memory: int, *, has_bias: bool, transforms: bool) -> Ch
     """
     if not _can_be_planned(sizes):
         return None
-    target = state.here()
+    target = state.here().of(sizes.element)
     plans = {
         "winograd": winograd.plan_of(target, sizes, has_bias=has_bias),
         "depthwise": depthwise.plan_of(target, sizes, has_bias=has_bias),
@@ -44,7 +44,7 @@ def chosen(sizes: Sizes, memory: int, *, has_bias: bool, transforms: bool) -> Ch
         "tall": tall.plan_of(target, sizes, has_bias=has_bias),
         "panels": panels.plan_of(target, sizes, has_bias=has_bias, memory=memory or BLOCK_BYTES, skips=transforms),
     }
-    return _best([one for one in _found(plans) if transforms or one.planned.is_plain], memory)
+    return _best([one for one in _found(plans, sizes.element) if transforms or one.planned.is_plain], memory)
 
 
 def chosen_for_weights(sizes: Sizes, memory: int, *, transforms: bool) -> Chosen | None:
@@ -60,25 +60,27 @@ def chosen_for_inputs(sizes: Sizes, memory: int, *, transforms: bool) -> Chosen 
 def chosen_for_mirrored(sizes: Sizes) -> Chosen | None:
     """Plan the copy of the filters that makes an input gradient at stride 1 the output of a convolution."""
     if sizes.taps == 1:
-        return chosen_to_turn(sizes.groups, sizes.filters, sizes.channels)
-    return _best(_found({"mirror": mirror.plan_of(state.here(), sizes)}), 0)
+        return chosen_to_turn(sizes.groups, sizes.filters, sizes.channels, sizes.element)
+    return _best(_found({"mirror": mirror.plan_of(state.here().of(sizes.element), sizes)}, sizes.element), 0)
 
 
-def chosen_to_turn(count: int, rows: int, columns: int) -> Chosen | None:
-    """Plan to turn so many matrices of so many rows and columns."""
-    return _best(_found({"turned": turned.plan_of(state.here(), count, rows, columns)}), 0)
+def chosen_to_turn(count: int, rows: int, columns: int, element: str) -> Chosen | None:
+    """Plan to turn so many matrices of so many rows and columns, of numbers of this type."""
+    plan = turned.plan_of(state.here().of(element), count, rows, columns)
+    return _best(_found({"turned": plan}, element), 0)
 
 
-def chosen_for_sums(samples: int, channels: int, cells: int) -> Chosen | None:
-    """Plan the sums of each channel."""
-    return _best(_found({"channel_sums": channel_sums.plan_of(state.here(), samples, channels, cells)}), 0)
+def chosen_for_sums(samples: int, channels: int, cells: int, element: str) -> Chosen | None:
+    """Plan the sums of each channel, of numbers of this type."""
+    plan = channel_sums.plan_of(state.here().of(element), samples, channels, cells)
+    return _best(_found({"channel_sums": plan}, element), 0)
 
 
 def _chosen_of(names: tuple[str, ...], sizes: Sizes, memory: int, *, transforms: bool) -> Chosen | None:
     if not _can_be_planned(sizes):
         return None
-    target = state.here()
-    found = _found({name: FAMILIES[name].plan_of(target, sizes) for name in names})
+    target = state.here().of(sizes.element)
+    found = _found({name: FAMILIES[name].plan_of(target, sizes) for name in names}, sizes.element)
     return _best([one for one in found if transforms or one.planned.is_plain], memory)
 
 
@@ -87,9 +89,9 @@ def _can_be_planned(sizes: Sizes) -> bool:
     return sizes.taps <= MOST_TAPS and far <= FARTHEST
 
 
-def _found(plans: dict[str, Planned | None]) -> list[Chosen]:
+def _found(plans: dict[str, Planned | None], element: str) -> list[Chosen]:
     """Return the plans that there are, of kernels that do not fail."""
-    found = [Chosen(Kernel(family, plan.variant), plan) for family, plan in plans.items() if plan is not None]
+    found = [Chosen(Kernel(family, plan.variant, element), plan) for family, plan in plans.items() if plan is not None]
     return [one for one in found if one.kernel not in call.failed]
 
 

@@ -38,11 +38,11 @@ class Depthwise:
 
     def share(self) -> Function:
         """Compute some bands of some planes."""
-        code = Function("share", SHARE, self.lanes, returns=True)
+        code = Function("share", SHARE, self.shape.vectors_of(self.target), returns=True)
         memory, *arrays, scratch, _, _, index = code.given
         plan = PLAN.read(memory)
         with code.loop(0, plan.zeros, self.lanes) as place:
-            code.store(code.zeros, scratch + place, align=4 * self.lanes)
+            code.store(code.zeros, scratch + place, align=code.bytes)
         band_block, plane_block = index % plan.band_blocks, index // plan.band_blocks
         first, first_band = plane_block * plan.planes_of_share, band_block * plan.bands_of_share
         last = code.minimum(first + plan.planes_of_share, plan.planes)

@@ -64,7 +64,7 @@ def module(target: Target, variant: str) -> Module:
 
 def _share(target: Target, plane: Function) -> Function:
     """Compute some planes."""
-    code = Function("share", SHARE, target.lanes, returns=True)
+    code = Function("share", SHARE, target, returns=True)
     memory, dout, w, _, out, *_, index = code.given
     plan, flag = PLAN.read(memory), code.variable(0)
     start = index * plan.planes_of_share
@@ -84,7 +84,7 @@ class _Plane:
     def __init__(self, target: Target, kernel: int) -> None:
         self.target, self.kernel, self.lanes = target, kernel, target.lanes
         names = ("plan", "*i64"), ("dout", "*float"), ("w", "*float"), ("out", "*float"), ("filter_", INTEGER)
-        self.code = code = Function("plane", [Argument(*each) for each in names], target.lanes, returns=True)
+        self.code = code = Function("plane", [Argument(*each) for each in names], target, returns=True)
         memory, self.dout, w, self.out, filter_ = code.given
         self.plan = plan = PLAN.read(memory)
         self.w, self.check = w + filter_ * kernel**2, code.variable(code.zeros)
@@ -150,7 +150,7 @@ class _Plane:
             code.store(value, place)
         with code.when(~is_whole):
             buffer = code.array(lanes)
-            code.store(value, buffer, align=4 * lanes)
+            code.store(value, buffer, align=code.bytes)
             one: Number = code.variable(1).get()
             with code.loop(0, lanes) as lane, code.when(~(bits & (one << lane)).equals(0)):
                 place[lane] = buffer[lane]

@@ -108,13 +108,17 @@ class Shape(NamedTuple):
         """The rows of inputs that a tile reads."""
         return self.stride * (self.rows - 1) + self.kernel[0]
 
+    def vectors_of(self, target: Target) -> Target:
+        """Return the target with the vectors of a tile, whole ones or half ones."""
+        return target._replace(lanes=self.lanes(target))
+
     def lanes(self, target: Target) -> int:
         """Return the columns of a tile; only the long vectors of AVX-512 are worth halving."""
         return target.lanes // 2 if self.half and target.name == "avx512" else target.lanes
 
     def is_narrow(self, target: Target) -> bool:
         """Return whether lanes are taken in any order, which AVX-512 does."""
-        return (self.narrow or self.pair) and target.name == "avx512"
+        return (self.narrow or self.pair) and target.permutes
 
     def is_pair(self, target: Target) -> bool:
         """Return whether a vector holds rows of two planes."""
@@ -230,7 +234,7 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool, variant: str = "") 
     cycles = planes * (depth["depth_taps"] * shape.cost(target, plane) + CYCLES_OF_PLANE)
     # Planes of padding are left out, and zeros times what is not finite with them.
     is_plain = not (shape.deep and (sizes.before[0] or sizes.after[0]))
-    return Planned(shape.name, values, (), shares, 4 * zeros, block, is_plain=is_plain, cycles=cycles)
+    return Planned(shape.name, values, (), shares, sizes.number * zeros, block, is_plain=is_plain, cycles=cycles)
 
 
 def _is_far(planes: int, plane: Plane, fewest: int) -> bool:

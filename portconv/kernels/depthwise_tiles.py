@@ -10,7 +10,6 @@ from .emit import Function
 from .lanes import are_below, indices, keep_order, picked
 from .part_stores import store_first
 from .record import Fields
-from .sizes import NUMBERS_OF_LINE
 from .target import Target
 from .values import INTEGER, Flag, Int, Number, Pointer, Value, Variable, Vector
 
@@ -127,11 +126,11 @@ class Tiles:
             return
         code, plan = self.code, self.plan
         # Two tiles of half vectors lie in the same lines.
-        is_new = (column & (NUMBERS_OF_LINE - 1)) < self.lanes
+        is_new = (column & (code.numbers_of_line - 1)) < self.lanes
         with code.when((plan.out_ahead > 0) & is_new):
             for row in self.rows:
                 for line in range(self.shape.stride):
-                    code.prefetch(row + (cell + plan.x_ahead + line * NUMBERS_OF_LINE))
+                    code.prefetch(row + (cell + plan.x_ahead + line * code.numbers_of_line))
             for result in outputs:
                 code.prefetch(result + (column + plan.out_ahead), write=True)
 

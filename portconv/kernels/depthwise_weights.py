@@ -46,7 +46,7 @@ class _Tile:
     def __init__(self, target: Target, shape: Shape, group: int) -> None:
         self.target, self.shape, self.lanes, self.asks = target, shape, target.lanes, group == 0
         self.taps = shape.groups(target)[group]
-        self.code = code = Function(f"tile{group}", TILE, target.lanes)
+        self.code = code = Function(f"tile{group}", TILE, target)
         memory, x, dout, kept, first, last, self.column = code.given
         self.plan = plan = PLAN.read(memory)
         self.of_grads = self.bits(0, plan.out_width - self.column)
@@ -125,7 +125,7 @@ class _Tile:
                 is_inside: Flag = row.is_index(plan.height)
                 cells = x + (row * plan.width + first)
                 if self.asks and kernel_row < 2:
-                    for line in range(0, 2 * lanes, 16):
+                    for line in range(0, 2 * lanes, code.numbers_of_line):
                         code.prefetch(cells + (ahead[0] + line))
                 masks = {at: code.mask_of_bits(code.select(is_inside, bits, 0)) for at, bits in self.of_cells.items()}
                 for even in range(self.taps[0] // 2 * 2, self.taps[-1] + 1, 2):
@@ -138,14 +138,14 @@ class _Tile:
 
 def _share(target: Target, shape: Shape, tiles: list[Function]) -> Function:
     """Compute the gradients of the filters of some channels."""
-    code = Function("share", SHARE, target.lanes, returns=True)
+    code = Function("share", SHARE, target, returns=True)
     memory, x, dout, _, out, _, _, _, index = code.given
     plan, check, lanes, taps = PLAN.read(memory), code.variable(code.zeros), target.lanes, shape.kernel**2
     sums = code.array(taps * lanes)
     start = index * plan.filters_of_share
     with code.loop(start, code.minimum(start + plan.filters_of_share, plan.filters)) as filter_:
         for tap in range(taps):
-            code.store(code.zeros, sums + tap * lanes, align=4 * lanes)
+            code.store(code.zeros, sums + tap * lanes, align=code.bytes)
         planes = x + filter_ // plan.multiplier * plan.x_channel, dout + filter_ * plan.positions
         # Rows of several vectors are read plane by plane, as they lie in memory.
         is_narrow = plan.out_width <= lanes

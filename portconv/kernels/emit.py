@@ -10,9 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from .values import ELEMENT_BYTES, FLAG, INTEGER, POINTER, Flag, Int, Number, Pointer, Value, Variable, Vector
+
+NUMBERS, LINE = "*float", 64
+"""What an argument is that points to numbers, of whatever type the function's are; and the bytes of a line of the
+cache."""
 
 
 class Argument(NamedTuple):
@@ -20,6 +24,18 @@ class Argument(NamedTuple):
 
     name: str
     element: str = INTEGER
+
+
+class Vectors(Protocol):
+    """What a function must know of vectors (see `target.Target`)."""
+
+    @property
+    def lanes(self) -> int:
+        """The numbers of a vector."""
+
+    @property
+    def element(self) -> str:
+        """The type of the numbers, as LLVM calls it."""
 
 
 class Function:
@@ -30,10 +46,8 @@ class Function:
     name : str
     arguments : sequence of Argument
         They become attributes of `given`, in their order.
-    lanes : int
-        The lanes of a vector.
-    element : str
-        The type of the numbers: "float".
+    target : Vectors
+        The lanes of a vector, and the type of its numbers.
     public : bool
         Whether other objects may call it.
     returns : bool
@@ -44,12 +58,12 @@ class Function:
         self,
         name: str,
         arguments: Sequence[Argument],
-        lanes: int,
-        element: str = "float",
+        target: Vectors,
         *,
         public: bool = False,
         returns: bool = False,
     ) -> None:
+        lanes, element = target.lanes, target.element
         self.name, self.arguments, self.lanes, self.element = name, arguments, lanes, element
         self.public, self.returns = public, returns
         self.lines: list[str] = []
@@ -60,9 +74,19 @@ class Function:
         self.given: list[Any] = [
             Int(self, INTEGER, f"%{name}")
             if element == INTEGER
-            else Pointer(self, element.removeprefix("*"), f"%{name}")
+            else Pointer(self, self.element if element == NUMBERS else element.removeprefix("*"), f"%{name}")
             for name, element in arguments
         ]
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of a vector."""
+        return self.lanes * ELEMENT_BYTES[self.element]
+
+    @property
+    def numbers_of_line(self) -> int:
+        """The numbers of a line of the cache."""
+        return LINE // ELEMENT_BYTES[self.element]
 
     @property
     def text(self) -> str:

@@ -53,22 +53,32 @@ OF_WEIGHTS = ("winograd_weights", "depthwise_weights", "swept_weights", "weights
 """The families that compute gradients of filters. The gradient of the output is given to these in the place of the
 filters, and the gradient of the filters is their output."""
 
+NAMES = {"float": "", "double": "-double"}
+"""The types of numbers, and how the names of their kernels end."""
+
 
 class Kernel(NamedTuple):
-    """One kernel: its family and which of the family's it is."""
+    """One kernel: its family, which of the family's it is, and the type of its numbers, as LLVM calls it."""
 
     family: str
     variant: str
+    element: str = "float"
 
     def __str__(self) -> str:
-        return f"{self.family}-{self.variant}"
+        return f"{self.family}-{self.variant}{NAMES[self.element]}"
 
     def written(self, target: Target) -> Module:
         """Write the kernel for a target."""
-        module: Module = FAMILIES[self.family].module(target, self.variant)
+        module: Module = FAMILIES[self.family].module(target.of(self.element), self.variant)
         return module
 
 
 def kernels() -> tuple[Kernel, ...]:
-    """Return all kernels."""
-    return tuple(Kernel(family, variant) for family, module in FAMILIES.items() for variant in module.VARIANTS)
+    """Return all kernels: threads stand by for those of either type."""
+    return tuple(
+        Kernel(family, variant, element)
+        for element in NAMES
+        for family, module in FAMILIES.items()
+        for variant in module.VARIANTS
+        if element == "float" or family != "standby"
+    )

@@ -182,7 +182,7 @@ def _best(target: Target, sizes: Sizes) -> _Cut:
     found = [_Cut(sizes, target.lanes, _Block(*each)) for each in product(channels, parts)]
 
     def time(cut: _Cut) -> tuple[bool, float]:
-        fits = 4 * cut.block.channels * cut.of_channel <= PLANES_BYTES
+        fits = sizes.number * cut.block.channels * cut.of_channel <= PLANES_BYTES
         even = 2 * ceiling(cut.shares, 2) / cut.shares if cut.shares < wanted else 1.0
         return not fits, even * _cycles(target, cut) if fits else cut.block.channels * cut.of_channel
 
@@ -195,14 +195,14 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool = False) -> Planned 
         return None
     cut, lanes = _best(target, sizes), target.lanes
     block, layout = cut.block, Layout()
-    layout.add(4 * block.channels * cut.of_channel)
+    layout.add(sizes.number * block.channels * cut.of_channel)
     places = {
         "at_terms": layout.add(8 * block.channels * sizes.taps),
         "at_lines": layout.add(16 * cut.planes * cut.held_lines),
-        "at_panel": layout.add(4 * RUN * lanes * target.vectors),
+        "at_panel": layout.add(sizes.number * RUN * lanes * target.vectors),
     }
     turned_pitch = ceiling(sizes.filters, lanes) * lanes
-    shared = 4 * sizes.groups * sizes.channels * sizes.taps * turned_pitch
+    shared = sizes.number * sizes.groups * sizes.channels * sizes.taps * turned_pitch
     if layout.bytes + shared > MOST_BYTES:
         return None
     lists = cut.lists()

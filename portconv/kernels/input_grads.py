@@ -48,7 +48,7 @@ def module(target: Target, variant: str) -> Module:
 def _turn(target: Target) -> Function:
     """Turn the numbers of the filters of a group: from `pitch` on, those of all filters for one tap and channel."""
     arguments = Argument("plan", "*i64"), Argument("w", "*float"), Argument("turned", "*float"), Argument("first")
-    code = Function("turn", arguments, target.lanes)
+    code = Function("turn", arguments, target)
     memory, w, turned, first = code.given
     plan, lanes = PLAN.read(memory), target.lanes
     terms, size = plan.channels * plan.taps, plan.channels_of_block
@@ -75,7 +75,7 @@ def _spread(target: Target) -> Function:
     """
     arguments = Argument("panel", "*float"), Argument("dout", "*float")
     names = "first", "vectors", "rows", "columns", "pitch", "stride", "channel", "filters"
-    code = Function("spread", [*arguments, *map(Argument, names)], target.lanes)
+    code = Function("spread", [*arguments, *map(Argument, names)], target)
     panel, dout, first, vectors, rows, columns, pitch, stride, channel, filters = code.given
     lanes, width = target.lanes, target.lanes * target.vectors
     table = code.array(target.vectors * lanes * 3, INTEGER)
@@ -105,13 +105,13 @@ def _spread(target: Target) -> Function:
         with code.loop(1, entries[2]) as piece:
             entry = entries + piece * 3
             value.set(value.get() + code.load(source + entry[0], code.mask_of_bits(entry[1])))
-        code.store(value.get(), panel + (filter_ * width + vector * lanes), align=4 * lanes)
+        code.store(value.get(), panel + (filter_ * width + vector * lanes), align=code.bytes)
     return code
 
 
 def _tiles(target: Target) -> Function:
     """Multiply a panel by the turned filters of some terms, and add the sums to the planes."""
-    code = Function("tiles", TILES, target.lanes)
+    code = Function("tiles", TILES, target)
     panel, filters, plane, terms, count, length, pitch, vectors = code.given
     lanes, width, most = target.lanes, target.lanes * target.vectors, target.filters
     with code.loop(0, count, most) as term:
@@ -133,9 +133,7 @@ def _store(target: Target, every: int) -> Function:
     """Put the phases of the lines of a channel together, and store what lies inside of the input."""
     arguments = ("plan", "*i64"), ("plane", "*float"), ("out", "*float"), ("lines", "*i64")
     names = "first", "last", "origin", "low", "high"
-    code = Function(
-        "store", [*(Argument(*each) for each in arguments), *map(Argument, names)], target.lanes, returns=True
-    )
+    code = Function("store", [*(Argument(*each) for each in arguments), *map(Argument, names)], target, returns=True)
     memory, plane, out, lines, first, last, origin, low, high = code.given
     plan, lanes, check = PLAN.read(memory), target.lanes, code.variable(code.zeros)
     phases = plan.pointer("row_phases", INTEGER)
@@ -194,7 +192,7 @@ def _store_between(
         code.store(value, goal + cell)
     with code.when(~is_whole):
         buffer = code.array(target.lanes)
-        code.store(value, buffer, align=4 * target.lanes)
+        code.store(value, buffer, align=code.bytes)
         first = code.maximum(low - cell, 0)
         with code.loop(first, code.minimum(high - cell, target.lanes)) as lane:
             (goal + cell)[lane] = buffer[lane]
@@ -203,7 +201,7 @@ def _store_between(
 def _scatter(code: Function, value: Vector, goal: Pointer, cells: tuple[Int, Int], ends: tuple[Int, Int]) -> None:
     """Store each lane on its own, at cells that are a step apart, if these are between two numbers."""
     (first, step), (low, high), buffer = cells, ends, code.array(code.lanes)
-    code.store(value, buffer, align=4 * code.lanes)
+    code.store(value, buffer, align=code.bytes)
     with code.loop(0, code.lanes) as lane:
         cell = first + lane * step
         with code.when((cell >= low) & (cell < high)):
@@ -215,7 +213,7 @@ def _lines(target: Target) -> Function:
 
     Lines of a plane are counted from the padded line `start` on.
     """
-    code = Function("lines", [Argument("plan", "*i64"), Argument("lines", "*i64"), Argument("start")], target.lanes)
+    code = Function("lines", [Argument("plan", "*i64"), Argument("lines", "*i64"), Argument("start")], target)
     memory, lines, start = code.given
     plan = PLAN.read(memory)
     padded, befores, inputs, strides = (
@@ -242,7 +240,7 @@ class _Share:
     def __init__(self, target: Target, functions: list[Function]) -> None:
         self.target = target
         self.turn, self.spread, self.tiles, self.lines, self.store = functions
-        self.code = code = Function("share", SHARE, target.lanes, returns=True)
+        self.code = code = Function("share", SHARE, target, returns=True)
         memory, _, w, _, _, _, shared, phase, index = code.given
         self.plan = plan = PLAN.read(memory)
         flag = code.variable(0)
@@ -271,7 +269,7 @@ class _Share:
         last = code.minimum((high - 1) // plan.step_cut + 1, plan.outputs_cut)
         base = code.minimum(first, low // plan.step_cut)
         with code.loop(0, channels * plan.channel_pitch, lanes) as at:
-            code.store(code.zeros, scratch + at, align=4 * lanes)
+            code.store(code.zeros, scratch + at, align=code.bytes)
         with code.when(first < last):
             self.add((sample, group, channel, channels), (first, last, base))
         return self.finish((sample, group, channel, channels), (low, high, base * plan.step_cut))

@@ -10,6 +10,6 @@ def totals(code: Function, sums: tuple[Pointer, Number], out: Pointer, check: Va
     """Add up the lanes of so many vectors, which lie side by side, and store a number for each; look at all of them."""
     (place, count), lanes = sums, code.lanes
     with code.loop(0, count) as number:
-        total = code.total(code.load(place + number * lanes, align=4 * lanes))
+        total = code.total(code.load(place + number * lanes, align=code.bytes))
         out[number] = total
         code.look_at(check, code.splat(total))

@@ -19,7 +19,7 @@ def lone_column(target: Target) -> Function:
     """
     pointers = (Argument(name, "*float") for name in ("cells", "w", "b", "out"))
     numbers = (Argument(name, INTEGER) for name in ("first", "last", "terms", "pitch", "positions", "bias_step"))
-    code = Function("lone", [*pointers, *numbers], target.lanes, returns=True)
+    code = Function("lone", [*pointers, *numbers], target, returns=True)
     cells, w, b, out, first, last, terms, pitch, positions, bias_step = code.given
     check, lanes, most = code.variable(code.zeros), target.lanes, target.filters
     whole = terms // lanes * lanes

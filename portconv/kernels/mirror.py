@@ -39,7 +39,7 @@ def plan_of(target: Target, sizes: Sizes) -> Planned:
 
 def module(target: Target, variant: str) -> Module:
     """Write the kernel."""
-    code = Function("share", SHARE, target.lanes, returns=True)
+    code = Function("share", SHARE, target, returns=True)
     memory, x, _, _, out, *_, index = code.given
     plan, check = PLAN.read(memory), code.variable(code.zeros)
     group, block = index // plan.blocks, index % plan.blocks

@@ -21,7 +21,8 @@ class Copies:
     """The functions that copy, for one target and one way of reading cells."""
 
     def __init__(self, target: Target, variant: str) -> None:
-        self.every, self.lanes, self.width = EVERY[variant], target.lanes, target.lanes * target.vectors
+        self.every, self.target = EVERY[variant], target
+        self.lanes, self.width = target.lanes, target.lanes * target.vectors
         self.is_sparse = variant == SPARSE
         self.tables = self._tables()
         self.copy = self._copy()
@@ -39,7 +40,7 @@ class Copies:
         code = Function(
             "tables",
             [*(Argument(*each) for each in names), *map(Argument, ("start", "count"))],
-            self.lanes,
+            self.target,
             returns=True,
         )
         memory, table, images, active, start, count = code.given
@@ -116,7 +117,7 @@ class Copies:
         pointers = (("panel", "*float"), ("x", "*float"), ("table", "*i64"), ("active", "*i64"), ("order", "*i64"))
         numbers = ("count", "pieces", "first", "last", "taps", "channel", "step", "pitch")
         arguments = [*(Argument(*each) for each in pointers), *map(Argument, numbers)]
-        code = Function("copy", arguments, self.lanes)
+        code = Function("copy", arguments, self.target)
         panel, x, table, active, order, count, pieces, first, last, taps, channel, step, pitch = code.given
         of_channel = active[0] if self.is_sparse else taps
         turn, number = code.variable(first % of_channel), code.variable(first // of_channel)
@@ -133,7 +134,7 @@ class Copies:
                     starts = range(0, self.width, self.lanes)
                     reads = [(cells + (entry[0] + start), entry[ENTRY * v + 1]) for v, start in enumerate(starts)]
                     for start, vector in zip(starts, [self._cells(code, *read, step) for read in reads], strict=True):
-                        code.store(vector, row + start, align=4 * self.lanes)
+                        code.store(vector, row + start, align=code.bytes)
             with code.loop(0, count) as piece:
                 read = entry + piece * ENTRY
                 if self.is_sparse:  # short pieces far apart, whose next channels no CPU foresees

@@ -166,7 +166,7 @@ def plan_of(
     if len(sizes.size) > MOST_OUTER + 1 or sizes.taps * entries > MOST_ENTRIES:
         return None
     table, has_runs = 8 * ENTRY * sizes.taps * entries, terms > RUN
-    of_panel = 4 * RUN * width + table + 4 * width * sizes.filters * has_runs
+    of_panel = sizes.number * RUN * width + table + sizes.number * width * sizes.filters * has_runs
     lone = 0 if bands else lone_columns(target, sizes)
     # Less memory than a block may take is like panels of more bytes.
     of_panel = of_panel * BLOCK_BYTES // min(BLOCK_BYTES, max(1, memory))
@@ -176,13 +176,13 @@ def plan_of(
 
     layout = Layout()
     # A lone column lies where the panels do.
-    layout.add(4 * (max(together * RUN * width, terms if lone else 0) + target.lanes))
+    layout.add(sizes.number * (max(together * RUN * width, terms if lone else 0) + target.lanes))
     places = {
         "at_tables": layout.add(block.panels * table),
         "at_pieces": layout.add(8 * block.panels),
         "at_images": layout.add(8 * block.panels * (3 * width + 1)),
         "at_active": layout.add(8 * block.panels * (sizes.taps + 1)),
-        "at_sums": layout.add(4 * block.panels * block.filters_of_block * width * has_runs),
+        "at_sums": layout.add(sizes.number * block.panels * block.filters_of_block * width * has_runs),
     }
     shares = sizes.groups * block.columns * block.filters
     lists = sizes.outer(len(sizes.size) - 1)
@@ -224,7 +224,7 @@ def _numbers(sizes: Sizes, bands: list[int], linear: bool, lists: dict[str, arra
 
 def _asked_terms(target: Target, sizes: Sizes, filters: int) -> int:
     """Return of how many terms each tile asks for cells, so that all ask for those of a run; 0 if it is no use."""
-    if sizes.taps > 1 or 4 * sizes.batch * sizes.in_channels * sizes.cells < FAR_BYTES:
+    if sizes.taps > 1 or sizes.number * sizes.batch * sizes.in_channels * sizes.cells < FAR_BYTES:
         return 0
     return ceiling(min(RUN, sizes.channels), ceiling(filters, target.filters))
 

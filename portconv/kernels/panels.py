@@ -20,7 +20,6 @@ from .panel_plan import BLOCK_BYTES, ENTRY, PLAN, RUN, VARIANTS, plan_of
 from .part_stores import store_part
 from .record import Fields
 from .share import SHARE, driver
-from .sizes import NUMBERS_OF_LINE
 from .target import Target
 from .tile import filters_from, finished, sums_of
 from .values import INTEGER, Flag, Int, Pointer, Variable, Vector
@@ -86,7 +85,7 @@ class Block:
 
 def _share(target: Target, copies: Copies, lone: Function) -> Function:
     """Compute the outputs of a block of columns and of filters."""
-    code = Function("share", SHARE, copies.lanes, returns=True)
+    code = Function("share", SHARE, target, returns=True)
     plan, flag = PLAN.read(code.given[0]), code.variable(0)
     w, phase, index = code.given[2], *code.given[-2:]
     if copies.is_sparse:
@@ -228,7 +227,7 @@ class _Products:
         stop = code.minimum(start + plan.asked_terms, count_of_terms)
         cells = self.block.x + (self.block.tables[panel * plan.pieces * ENTRY] + ahead)
         with code.loop(start, stop) as term:
-            for line in range(0, self.width + NUMBERS_OF_LINE - 1, NUMBERS_OF_LINE):
+            for line in range(0, self.width + code.numbers_of_line - 1, code.numbers_of_line):
                 code.prefetch(cells + (term * plan.x_channel + line))
 
     def ask_for_outputs(self, at: Int, panel: Int, filters: int) -> None:
@@ -237,7 +236,7 @@ class _Products:
         first = block.images[panel * (self.width * 3 + 1) + 2]
         for i in range(filters):
             row = block.out + (code.minimum(at + i, block.last - 1) * self.plan.positions + first)
-            for line in range(0, self.width + NUMBERS_OF_LINE - 1, NUMBERS_OF_LINE):
+            for line in range(0, self.width + code.numbers_of_line - 1, code.numbers_of_line):
                 code.prefetch(row + line, write=True)
 
     def finish(self, sums: list[list[Variable]], where: tuple[Int, Int, Int], is_first: Flag, is_last: Flag) -> None:
@@ -246,10 +245,10 @@ class _Products:
         kept = self.block.sums + (panel * self.plan.filters_of_block + (at - self.block.first)) * self.width
         with code.when(~is_first):
             for i, v, total in _each(sums):
-                total.set(code.load(self.place(kept, i, v), align=4 * self.lanes) + total.get())
+                total.set(code.load(self.place(kept, i, v), align=code.bytes) + total.get())
         with code.when(~is_last):
             for i, v, total in _each(sums):
-                code.store(total.get(), self.place(kept, i, v), align=4 * self.lanes)
+                code.store(total.get(), self.place(kept, i, v), align=code.bytes)
         with code.when(is_last):
             self.store(finished(sums), at, panel, count)
 
@@ -268,7 +267,7 @@ class _Products:
                 code.look_at(self.check, value)
         with code.when(~is_whole):
             for i, v, value in values:
-                code.store(value, self.place(self.buffer, i, v), align=4 * self.lanes)
+                code.store(value, self.place(self.buffer, i, v), align=code.bytes)
             with code.loop(0, rows) as line, code.loop(0, images[0]) as image:
                 entry, row = images + (image * 3 + 1), self.buffer + line * self.width
                 with code.loop(0, entry[2], self.lanes) as lane:

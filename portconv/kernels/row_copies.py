@@ -26,17 +26,17 @@ def digits(code: Function, number: Int, count: Int, sizes: Pointer) -> Iterator[
         yield dim, now % sizes[dim]
 
 
-def _function(lanes: int, name: str, *arguments: str, returns: bool = False) -> Function:
+def _function(target: Target, name: str, *arguments: str, returns: bool = False) -> Function:
     given = [Argument(each.removeprefix("*"), "*i64" if each[0] == "*" else INTEGER) for each in arguments]
-    return Function(name, given, lanes, returns=returns)
+    return Function(name, given, target, returns=returns)
 
 
 class Copies:
     """The functions that copy, for one target and one way of reading cells; plans begin with the fields `COPIED`."""
 
     def __init__(self, target: Target, steps: str, *, aligned: bool = True) -> None:
-        self.every, self.lanes = EVERY[steps], target.lanes
-        self.align = 4 * target.lanes if aligned else 4
+        self.every, self.target, self.lanes = EVERY[steps], target, target.lanes
+        self.align = target.number * (target.lanes if aligned else 1)
         self.lines, self.entries, self.copy = self._lines(), self._entries(), self._copy()
 
     @property
@@ -49,7 +49,7 @@ class Copies:
 
         The first number is -1 if it is a line of zeros.
         """
-        code = _function(self.lanes, "lines", "*plan", "*lines", "start", "count")
+        code = _function(self.target, "lines", "*plan", "*lines", "start", "count")
         memory, lines, start, count = code.given
         plan = _COPIED.read(memory)
         padded, befores, inputs, strides = (
@@ -71,7 +71,7 @@ class Copies:
 
         An entry is for one vector of each phase, or, where cells are gathered, for a vector of one phase.
         """
-        code = _function(self.lanes, "entries", "*plan", "*entries", "column")
+        code = _function(self.target, "entries", "*plan", "*entries", "column")
         memory, entries, column = code.given
         plan = _COPIED.read(memory)
         phases, step = plan.pointer("row_phases", INTEGER), plan.step
@@ -91,7 +91,7 @@ class Copies:
     def _copy(self) -> Function:
         """Copy the lines of a channel."""
         names = ("plan", "*i64"), ("cells", "*float"), ("x", "*float"), ("lines", "*i64"), ("entries", "*i64")
-        code = Function("copy", [Argument(*each) for each in (*names, ("count", INTEGER))], self.lanes)
+        code = Function("copy", [Argument(*each) for each in (*names, ("count", INTEGER))], self.target)
         memory, cells, x, lines, entries, count = code.given
         plan = _COPIED.read(memory)
         with code.loop(0, count) as line:
@@ -112,9 +112,10 @@ class Copies:
         return code
 
 
-def pieces_of(lanes: int) -> Function:
+def pieces_of(target: Target) -> Function:
     """Write down the numbers of each piece (see `PIECE`)."""
-    code = _function(lanes, "pieces", "*plan", "*pieces", "first", "count", "column", "columns", returns=True)
+    lanes = target.lanes
+    code = _function(target, "pieces", "*plan", "*pieces", "first", "count", "column", "columns", returns=True)
     memory, pieces, first, count, column, columns = code.given
     plan = PLAN.read(memory)
     rows, steps, strides = (plan.pointer(name, INTEGER) for name in ("rows", "steps", "line_strides"))
@@ -142,9 +143,10 @@ def pieces_of(lanes: int) -> Function:
     return code
 
 
-def joined_pieces_of(lanes: int) -> Function:
+def joined_pieces_of(target: Target) -> Function:
     """Write down the numbers of each piece, if pieces go on from row to row."""
-    code = _function(lanes, "pieces", "*plan", "*pieces", "first", "count", "column", "columns", returns=True)
+    lanes = target.lanes
+    code = _function(target, "pieces", "*plan", "*pieces", "first", "count", "column", "columns", returns=True)
     memory, pieces, first, count, _, columns = code.given
     plan = PLAN.read(memory)
     pitch, number = plan.line_pitch, code.variable(0)

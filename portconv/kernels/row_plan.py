@@ -91,7 +91,7 @@ def parted(variant: str) -> tuple[str, int]:
 
 def is_joined(target: Target, variant: str) -> bool:
     """Return whether pieces go on from row to row; only AVX-512 brings the outputs of a piece together."""
-    return variant.startswith(JOINED) and target.name == "avx512"
+    return variant.startswith(JOINED) and target.permutes
 
 
 def vectors_of(target: Target, filters: int) -> int:
@@ -141,10 +141,10 @@ def _blocks(sizes: Sizes, lines: Lines, lanes: int, *, joined: bool) -> list[_Bl
         columns = min(columns, max(FEWEST_COLUMNS, ceiling(sizes.out[-1], ceiling(FEW_SHARES, rows))))
     step, beyond = _first(sizes, lines)
     first_lines = lines.strides[0] if lines.padded else 1
-    fitting = COPY_BYTES // (4 * len(lines.phases) * channels * beyond * first_lines) - lines.shift
+    fitting = COPY_BYTES // (sizes.number * len(lines.phases) * channels * beyond * first_lines) - lines.shift
     if fitting < columns:
         columns = min(columns, blocks(sizes.out[-1], max(FEWEST_COLUMNS, fitting))[1])
-    of_line = 4 * len(lines.phases) * entries_of(columns, lines, lanes) * lanes * channels
+    of_line = sizes.number * len(lines.phases) * entries_of(columns, lines, lanes) * lanes * channels
     firsts = sizes.out[0] if lines.padded else 1
     room = (CELLS_BYTES // (of_line * first_lines) - beyond) // step + 1
     products = columns * (math.prod(sizes.out[1:-1])) * sizes.filters * sizes.channels * sizes.taps
@@ -279,12 +279,12 @@ def _scratch(sizes: Sizes, lanes: int, filters: int, block: _Block, copy: _Copy)
     """Return where things lie in the scratch memory of a share, and its bytes; tiles have so many filters."""
     is_one_run = block.channels == sizes.channels and sizes.taps <= RUN
     layout, kept = Layout(), ceiling(sizes.filters, filters) * filters * copy.pieces * lanes
-    layout.add(4 * (block.channels * copy.channel + lanes))
+    layout.add(sizes.number * (block.channels * copy.channel + lanes))
     places = {
         "at_lines": layout.add(16 * copy.lines),
         "at_entries": layout.add(16 * copy.vectors),
         "at_pieces": layout.add(8 * PIECE * copy.pieces),
-        "at_sums": layout.add(0 if is_one_run else 4 * kept),
+        "at_sums": layout.add(0 if is_one_run else sizes.number * kept),
     }
     return places, layout.bytes
 
@@ -316,7 +316,7 @@ def _planned(target: Target, sizes: Sizes, variant: str, *, has_bias: bool) -> P
     first = (sizes.dilation[0], sizes.kernel[0]) if lines.padded else (1, 1)
     first_blocks, column_blocks = ceiling(firsts, block.firsts), ceiling(sizes.out[-1], block.columns)
     units, shares = sizes.batch * sizes.groups, _shares(sizes, block)
-    is_far = 4 * sizes.batch * sizes.out_channels * sizes.positions >= FAR_BYTES
+    is_far = sizes.number * sizes.batch * sizes.out_channels * sizes.positions >= FAR_BYTES
     values = PLAN.packed(
         **{"phases": 1, "shares_first": 0, "shares_last": shares, "units": units, "units_of_share": block.units},
         **{"groups": sizes.groups, "channels": sizes.channels, "channels_of_run": block.channels},

@@ -62,7 +62,7 @@ def module(target: Target, variant: str) -> Module:
         count: _Tile(target, filters, count, aligned=aligned, joined=joined).code
         for count in tile_sizes(target, filters)
     }
-    pieces = (joined_pieces_of if joined else pieces_of)(target.lanes)
+    pieces = (joined_pieces_of if joined else pieces_of)(target)
     share = _share(target, filters, (copies, pieces), tiles)
     return Module([*copies.functions, pieces, *tiles.values(), share, *driver(target, share)])
 
@@ -72,7 +72,7 @@ class _Tile:
 
     def __init__(self, target: Target, filters: int, pieces: int, *, aligned: bool, joined: bool) -> None:
         self.target, self.lanes = target, target.lanes
-        self.code = code = Function(f"tile{pieces}", TILE, self.lanes, returns=True)
+        self.code = code = Function(f"tile{pieces}", TILE, target, returns=True)
         memory, cells, w, b, out, kept, table, self.taps, left, channels, tap, stop, is_first, is_last = code.given
         self.plan = plan = PLAN.read(memory)
         sums = [[code.variable(code.zeros) for _ in range(pieces)] for _ in range(filters)]
@@ -103,11 +103,11 @@ class _Tile:
         with code.when(~is_first.equals(1)):
             for place, own in zip(places, sums, strict=True):
                 for v, total in enumerate(own):
-                    total.set(code.load(place + v * self.lanes, align=4 * self.lanes) + total.get())
+                    total.set(code.load(place + v * self.lanes, align=code.bytes) + total.get())
         with code.when(~is_last.equals(1)):
             for place, own in zip(places, sums, strict=True):
                 for v, total in enumerate(own):
-                    code.store(total.get(), place + v * self.lanes, align=4 * self.lanes)
+                    code.store(total.get(), place + v * self.lanes, align=code.bytes)
         with code.when(is_last.equals(1)):
             store = self.store_joined if joined else self.store
             store(sums, plan, (b, out, table), rows_there)
@@ -163,7 +163,7 @@ class _Tile:
         with code.when(~is_whole):
             for i, own in enumerate(values):
                 for piece, value in enumerate(own):
-                    code.store(value, buffer + (i * pieces + piece) * lanes, align=4 * lanes)
+                    code.store(value, buffer + (i * pieces + piece) * lanes, align=code.bytes)
             with code.loop(0, rows) as line, code.loop(0, pieces) as at:
                 mask = code.lanes_between(None, table[at * PIECE + 2])
                 value = code.load(buffer + (line * pieces + at) * lanes, mask)
@@ -188,7 +188,7 @@ class _Tile:
 def _share(target: Target, filters: int, ways: tuple[Copies, Function], tiles: dict[int, Function]) -> Function:
     """Compute some rows, or a part of some rows, of all filters of some units."""
     copies, find_pieces = ways
-    code = Function("share", SHARE, target.lanes, returns=True)
+    code = Function("share", SHARE, target, returns=True)
     memory, x, w, b, out, scratch, _, _, index = code.given
     plan, bytes_ = PLAN.read(memory), scratch.of("i8")
     lines, entries, pieces = (

@@ -55,7 +55,7 @@ def driver(target: Target, share: Function) -> list[Function]:
 
 
 def _alone(target: Target, share: Function) -> Function:
-    code = Function("alone", OPERANDS, target.lanes, public=True, returns=True)
+    code = Function("alone", OPERANDS, target, public=True, returns=True)
     plan, flag = HEAD.read(code.given[0]), code.variable(0)
     with code.when(plan.phases.equals(2)), code.loop(0, plan.shares_first) as index:
         flag.set(flag.get() + code.call(share, *code.given, 0, index))
@@ -72,7 +72,7 @@ def _take(target: Target, share: Function) -> Function:
     asked = REQUEST.read(code.address(team + ASKED))
     with code.when(place < asked.most):
         operands = [asked.pointer(name, element.removeprefix("*")) for name, element in OPERANDS]
-        operands[5] = (operands[5].of("i8") + place * asked.scratch_bytes).of("float")
+        operands[5] = (operands[5].of("i8") + place * asked.scratch_bytes).of(code.element)
         plan = HEAD.read(operands[0])
         for phase, count in ((0, plan.shares_first), (1, plan.shares_last)):
             with code.repeat() as end:
@@ -135,4 +135,4 @@ def rest(code: Function, target: Target, team: Pointer, looks: Int) -> None:
 
 
 def _function(name: str, arguments: tuple[Argument, ...], target: Target, *, returns: bool = False) -> Function:
-    return Function(name, arguments, target.lanes, public=name != "take", returns=returns)
+    return Function(name, arguments, target, public=name != "take", returns=returns)

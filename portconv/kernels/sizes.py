@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import NamedTuple
 
+from .emit import LINE
+from .values import ELEMENT_BYTES
+
 SHARE_PRODUCTS = 500_000
 """So many multiplications are about one share of the work: some 10 to 20 microseconds of one thread."""
 ALONE_VECTORS, FEWEST_PRODUCTS = 25_000, 150_000
@@ -19,9 +22,6 @@ TIME_OF_BLOCK = 0.05
 
 FAR_BYTES = 2 << 20
 """Arrays of more bytes lie beyond the nearest caches, so that it pays to ask for lines of them ahead."""
-
-LINE, NUMBERS_OF_LINE = 64, 16
-"""The bytes of a line of the cache, and its numbers in float32."""
 
 
 class Sizes(NamedTuple):
@@ -38,6 +38,13 @@ class Sizes(NamedTuple):
     before: tuple[int, ...]
     after: tuple[int, ...]
     out: tuple[int, ...]
+    element: str = "float"
+    """The type of the numbers, as LLVM calls it."""
+
+    @property
+    def number(self) -> int:
+        """The bytes of a number."""
+        return ELEMENT_BYTES[self.element]
 
     @property
     def channels(self) -> int:

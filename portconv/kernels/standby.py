@@ -13,7 +13,7 @@ VARIANTS = ("attend",)
 def module(target: Target, variant: str) -> Module:
     """Write what a thread runs that stands by: it joins calls until none has come for some looks at the record."""
     arguments = Argument("team", "*i64"), Argument("looks", INTEGER)
-    code = Function(variant, arguments, target.lanes, public=True)
+    code = Function(variant, arguments, target, public=True)
     team, looks = code.given
     code.rise(team + AWAKE, 1)
     seen, left = code.variable(0), code.variable(looks)

@@ -126,7 +126,7 @@ def _compiler() -> Any:
 
 def _trial(target: Target) -> Module:
     """Return a kernel with the instructions that LLVM has changed from version to version."""
-    code = Function("trial", [Argument("x", "*float"), Argument("count")], target.lanes, public=True)
+    code = Function("trial", [Argument("x", "*float"), Argument("count")], target, public=True)
     x, count = code.given
     mask = code.lanes_between(None, count)
     code.store(code.fma(code.load(x, mask), code.gather(x, count, mask), code.load(x)), x, mask)

@@ -63,7 +63,7 @@ def _firsts(sizes: Sizes) -> tuple[int, int, int]:
 def _block(sizes: Sizes, lines: Lines, lanes: int) -> _Block:
     rows, step, beyond = _firsts(sizes)
     columns = blocks(sizes.out[-1], MOST_COLUMNS)[1]
-    of_line = 4 * len(lines.phases) * (columns + lines.shift)
+    of_line = sizes.number * len(lines.phases) * (columns + lines.shift)
     firsts = max(1, min(rows, (CELLS_BYTES // of_line - beyond) // step + 1)) if columns == sizes.out[-1] else 1
     of_channel = sizes.batch * sizes.filters * sizes.positions * sizes.taps
     wanted = max(1, share_products(of_channel * sizes.in_channels, lanes) // of_channel)
@@ -97,11 +97,11 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool = False) -> Planned 
     copies = _copies(sizes, lines, block, lanes)
     vectors_of_line, pitches = copies.entries * len(lines.phases), copies.pitches
     layout, swept = Layout(), (block.firsts - 1) * pitches.line_pitch + block.columns
-    layout.add(4 * (len(lines.phases) * pitches.phase_pitch + 2 * lanes))
+    layout.add(sizes.number * (len(lines.phases) * pitches.phase_pitch + 2 * lanes))
     places = {
-        "at_gradients": layout.add(4 * (swept + 2 * lanes)),
-        "at_sums": layout.add(4 * block.channels * sizes.filters * sizes.taps * lanes),
-        "zeros": layout.bytes // 4,
+        "at_gradients": layout.add(sizes.number * (swept + 2 * lanes)),
+        "at_sums": layout.add(sizes.number * block.channels * sizes.filters * sizes.taps * lanes),
+        "zeros": layout.bytes // sizes.number,
         "at_lines": layout.add(16 * copies.lines),
         "at_entries": layout.add(16 * vectors_of_line),
     }

@@ -32,7 +32,7 @@ def _spread(target: Target) -> Function:
     """Copy rows of gradients, with what is there already between them; nothing follows the last one but zeros."""
     arguments = Argument("goal", "*float"), Argument("dout", "*float")
     names = "rows", "columns", "stride", "pitch"
-    code = Function("spread", [*arguments, *map(Argument, names)], target.lanes)
+    code = Function("spread", [*arguments, *map(Argument, names)], target)
     goal, dout, rows, columns, stride, pitch = code.given
     whole = columns // target.lanes * target.lanes
     mask = code.lanes_between(None, columns - whole)
@@ -49,7 +49,7 @@ def _spread(target: Target) -> Function:
 def _sweep(target: Target, taps: int) -> Function:
     """Add the products of so many taps and all vectors of a plane to sums, of which each is a vector."""
     arguments = ("grads", "*float"), ("cells", "*float"), ("taps", "*i64"), ("sums", "*float"), ("vectors", INTEGER)
-    code = Function(f"sweep{taps}", [Argument(*each) for each in arguments], target.lanes)
+    code = Function(f"sweep{taps}", [Argument(*each) for each in arguments], target)
     grads, cells, places, kept, vectors = code.given
     lanes, align = target.lanes, 4 * target.lanes
     reads = [cells + places[tap] for tap in range(taps)]
@@ -69,7 +69,7 @@ class _Share:
 
     def __init__(self, target: Target, copies: Copies, spread: Function, sweeps: list[Function]) -> None:
         self.target, self.copies, self.spread, self.sweeps = target, copies, spread, sweeps
-        self.code = code = Function("share", SHARE, target.lanes, returns=True)
+        self.code = code = Function("share", SHARE, target, returns=True)
         memory, *_, scratch, _, _, index = code.given
         self.plan = plan = PLAN.read(memory)
         bytes_ = scratch.of("i8")
@@ -78,7 +78,7 @@ class _Share:
         first = index * plan.channels_of_share
         last = code.minimum(first + plan.channels_of_share, plan.channels)
         with code.loop(0, plan.zeros, target.lanes) as at:
-            code.store(code.zeros, scratch + at, align=4 * target.lanes)
+            code.store(code.zeros, scratch + at, align=code.bytes)
         with code.loop(0, plan.first_blocks) as first_block, code.loop(0, plan.column_blocks) as column_block:
             self.block(first_block, column_block, first, last)
         code.give(self.finish(first, last))

@@ -52,7 +52,7 @@ class _Tile:
 
     def __init__(self, target: Target, rows: int, vectors: int) -> None:
         self.target, self.rows, self.vectors, self.lanes = target, rows, vectors, target.lanes
-        self.code = code = Function(f"tile{vectors}", ARGUMENTS, self.lanes, returns=True)
+        self.code = code = Function(f"tile{vectors}", ARGUMENTS, target, returns=True)
         memory, cells, w, b, out, kept, last, self.low, self.high, *between = code.given
         self.plan = plan = PLAN.read(memory)
         self.starts = [last if v and v == vectors - 1 else v * self.lanes for v in range(vectors)]
@@ -107,10 +107,10 @@ class _Tile:
         ]
         with code.when(~is_first):
             for place, total in places:
-                total.set(code.load(place, align=4 * lanes) + total.get())
+                total.set(code.load(place, align=code.bytes) + total.get())
         with code.when(~is_last):
             for place, total in places:
-                code.store(total.get(), place, align=4 * lanes)
+                code.store(total.get(), place, align=code.bytes)
 
     def store(self, sums: Sequence[Sequence[Variable]], b: Pointer, out: Pointer) -> None:
         """Add the bias and store the outputs; only outputs of few columns have vectors that are not whole."""
@@ -133,7 +133,7 @@ class _Tile:
 
 def _share(target: Target, shape: Shape, copies: Copies, tiles: Sequence[Function]) -> Function:
     """Compute some rows, or a part of some rows, of all filters of some units."""
-    code = Function("share", SHARE, target.lanes, returns=True)
+    code = Function("share", SHARE, target, returns=True)
     memory, x, w, b, out, scratch, _, _, index = code.given
     plan, bytes_ = PLAN.read(memory), scratch.of("i8")
     lines, entries = ((bytes_ + place).of(INTEGER) for place in (plan.at_lines, plan.at_entries))

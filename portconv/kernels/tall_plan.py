@@ -231,11 +231,11 @@ def _line_count(sizes: Sizes, lines: Lines, plan: _Plan) -> int:
 def _scratch(sizes: Sizes, lines: Lines, plan: _Plan) -> tuple[dict[str, int], int]:
     """Return where things lie in the scratch memory, and its bytes."""
     vectors, line_count, layout = plan.entries * len(lines.phases), _line_count(sizes, lines, plan), Layout()
-    layout.add(4 * plan.lanes * (line_count * vectors + 1))
+    layout.add(sizes.number * plan.lanes * (line_count * vectors + 1))
     places = {
         "at_lines": layout.add(16 * line_count),
         "at_entries": layout.add(16 * vectors),
-        "at_sums": layout.add(4 * plan.shape.rows * plan.shape.vectors * plan.lanes),
+        "at_sums": layout.add(sizes.number * plan.shape.rows * plan.shape.vectors * plan.lanes),
     }
     return places, layout.bytes
 

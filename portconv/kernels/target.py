@@ -6,6 +6,7 @@ import os
 from typing import NamedTuple
 
 from .. import forks
+from .values import ELEMENT_BYTES
 
 VARIABLE = "PORTCONV_KERNEL_TARGET"
 """The environment variable that names another target than that of this CPU: "avx2" on a CPU with AVX-512."""
@@ -21,9 +22,11 @@ class Target(NamedTuple):
     triple, cpu, features : str
         As LLVM names them.
     lanes : int
-        The float32 numbers of a vector.
+        The numbers of a vector.
     filters, vectors : int
         The filters and the vectors of the largest tile of sums that stays in registers.
+    element : str
+        The type of the numbers, as LLVM calls it: "float" or "double".
     """
 
     name: str
@@ -33,6 +36,22 @@ class Target(NamedTuple):
     lanes: int
     filters: int
     vectors: int
+    element: str = "float"
+
+    def of(self, element: str) -> Target:
+        """Return the target for numbers of another type, of which a vector has as many as there is room for."""
+        lanes = self.lanes * ELEMENT_BYTES[self.element] // ELEMENT_BYTES[element]
+        return self._replace(element=element, lanes=lanes)
+
+    @property
+    def number(self) -> int:
+        """The bytes of a number."""
+        return ELEMENT_BYTES[self.element]
+
+    @property
+    def permutes(self) -> bool:
+        """Whether kernels have lanes of vectors in any order, as AVX-512 does for float32."""
+        return self.name == "avx512" and self.element == "float"
 
     @property
     def halves_vectors(self) -> bool:

@@ -43,7 +43,7 @@ def sums_of(
     sums = [[code.variable(code.zeros) for _ in range(vectors)] for _ in filters]
     with code.loop(0, terms) as term:
         row, place = first + term * pitch, term if order is None else order[term]
-        cells = [code.load(row + lanes * v, align=4 * lanes) for v in range(vectors)]
+        cells = [code.load(row + lanes * v, align=code.bytes) for v in range(vectors)]
         for numbers, own in zip(filters, sums, strict=True):
             number = code.splat(numbers[place])
             for cell, total in zip(cells, own, strict=True):

@@ -37,7 +37,7 @@ def plan_of(target: Target, count: int, rows: int, columns: int) -> Planned:
 
 def module(target: Target, variant: str) -> Module:
     """Write the kernel."""
-    code = Function("share", SHARE, target.lanes, returns=True)
+    code = Function("share", SHARE, target, returns=True)
     memory, x, _, _, out, *_, index = code.given
     plan, check, lanes = PLAN.read(memory), code.variable(code.zeros), target.lanes
     matrix, block = index // plan.blocks, index % plan.blocks

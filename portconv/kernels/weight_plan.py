@@ -88,8 +88,8 @@ def vectors_of_tile(target: Target, filters: int) -> int:
     return min(range(target.vectors, 0, -1), key=cost)
 
 
-def _line_bytes(lines: Lines, columns: int, lanes: int) -> int:
-    return 4 * len(lines.phases) * entries_of(columns, lines, lanes) * lanes
+def _line_bytes(lines: Lines, columns: int, lanes: int, number: int) -> int:
+    return number * len(lines.phases) * entries_of(columns, lines, lanes) * lanes
 
 
 def _first(sizes: Sizes, lines: Lines) -> tuple[int, int, int]:
@@ -109,7 +109,7 @@ def _blocks(target: Target, sizes: Sizes, lines: Lines, *, in_place: bool) -> Bl
         _cut(sizes, lines, lanes, (vectors, tiles, channels, wanted), in_place=in_place)
         for channels in sorted({blocks(sizes.channels, ceiling(sizes.channels, cuts))[1] for cuts in CUTS})
         for tiles in sorted({blocks(all_tiles, ceiling(all_tiles, cuts))[1] for cuts in CUTS})
-        if 4 * width * tiles * channels * sizes.taps <= SUMS_BYTES or channels == tiles == 1
+        if sizes.number * width * tiles * channels * sizes.taps <= SUMS_BYTES or channels == tiles == 1
     ]
     found = found or [_cut(sizes, lines, lanes, (vectors, 1, 1, wanted), in_place=in_place)]
     return min(found, key=lambda block: _cycles(target, sizes, lines, block, in_place=in_place))
@@ -124,7 +124,7 @@ def _cut(sizes: Sizes, lines: Lines, lanes: int, asked: tuple[int, int, int, int
     can_cut = math.prod(sizes.out[1:-1]) == 1
     columns = min(sizes.out[-1], MOST_COLUMNS) if can_cut else sizes.out[-1]
     of_part = sizes.groups * ceiling(sizes.channels, channels) * ceiling(all_tiles, tiles)
-    all_sums = 4 * sizes.groups * all_tiles * width * sizes.channels * sizes.taps
+    all_sums = sizes.number * sizes.groups * all_tiles * width * sizes.channels * sizes.taps
     runs = ceiling(sizes.batch * sizes.positions, RUN * MOST_RUNS)
     sharers = max(1, min(max(ceiling(wanted, of_part), runs), ALL_SUMS_BYTES // all_sums))
     if not lines.padded:
@@ -133,7 +133,7 @@ def _cut(sizes: Sizes, lines: Lines, lanes: int, asked: tuple[int, int, int, int
     all_firsts = _firsts(sizes)
     firsts = 1 if columns < sizes.out[-1] else min(all_firsts, ceiling(sizes.batch * all_firsts, sharers))
     if not in_place:
-        of_line = _line_bytes(lines, columns, lanes) * of_first
+        of_line = _line_bytes(lines, columns, lanes, sizes.number) * of_first
         firsts = max(1, min(firsts, (CELLS_BYTES // (of_line * channels) - beyond) // step + 1))
     firsts = blocks(all_firsts, firsts)[1]
     units = sizes.batch * ceiling(all_firsts, firsts) * ceiling(sizes.out[-1], columns)
@@ -215,16 +215,16 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool = False) -> Planned 
     lines, lanes = lines_of(sizes), target.lanes
     cut = Cut(sizes, lines, _blocks(target, sizes, lines, in_place=in_place), lanes, in_place)
     block, terms_of_share, layout = cut.block, cut.block.channels * sizes.taps, Layout()
-    layout.add(0 if in_place else 4 * (block.channels * cut.channel_pitch + lanes))
+    layout.add(0 if in_place else sizes.number * (block.channels * cut.channel_pitch + lanes))
     places = {
         "at_lines": layout.add(16 * cut.line_count),
         "at_entries": layout.add(16 * cut.vectors_of_line),
         "at_order": layout.add(0 if in_place else 8 * cut.rows * block.columns),
         "at_terms": layout.add(8 * terms_of_share),
-        "at_panel": layout.add(4 * RUN * cut.width),
-        "at_sums": layout.add(4 * block.tiles * terms_of_share * cut.width if cut.phases == 1 else 0),
+        "at_panel": layout.add(sizes.number * RUN * cut.width),
+        "at_sums": layout.add(sizes.number * block.tiles * terms_of_share * cut.width if cut.phases == 1 else 0),
     }
-    shared = 0 if cut.phases == 1 else 4 * block.sharers * cut.all_sums
+    shared = 0 if cut.phases == 1 else sizes.number * block.sharers * cut.all_sums
     if layout.bytes + shared > MOST_BYTES:
         return None
     lists = lists_of_cells(cut)

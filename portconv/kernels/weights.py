@@ -60,7 +60,7 @@ class Sums:
 def _order(target: Target) -> Function:
     """Write down where each position of some rows reads in the copy of a channel, by its first tap."""
     arguments = Argument("plan", "*i64"), Argument("order", "*i64"), Argument("rows"), Argument("columns")
-    code = Function("order", arguments, target.lanes)
+    code = Function("order", arguments, target)
     memory, order, rows, columns = code.given
     plan = PLAN.read(memory)
     sizes, steps, strides = (plan.pointer(name, INTEGER) for name in ("rows", "steps", "line_strides"))
@@ -81,23 +81,23 @@ def _panel(target: Target) -> Function:
     """
     pointers = Argument("panel", "*float"), Argument("dout", "*float")
     names = "filters", "positions", "channel", "pitch"
-    code = Function("panel", [*pointers, *map(Argument, names)], target.lanes)
+    code = Function("panel", [*pointers, *map(Argument, names)], target)
     panel, dout, filters, positions, channel, pitch = code.given
     rows = [dout + code.minimum(i, filters - 1) * channel for i in range(target.lanes)]
     whole = positions // target.lanes * target.lanes
     with code.loop(0, whole, target.lanes) as at:
         for i, vector in enumerate(transposed(code, [code.load(row + at) for row in rows])):
-            code.store(vector, panel + (at + i) * pitch, align=4 * target.lanes)
+            code.store(vector, panel + (at + i) * pitch, align=code.bytes)
     with code.when(whole < positions):
         mask = code.lanes_between(None, positions - whole)
         for i, vector in enumerate(transposed(code, [code.load(row + whole, mask) for row in rows])):
-            code.store(vector, panel + (whole + i) * pitch, align=4 * target.lanes)
+            code.store(vector, panel + (whole + i) * pitch, align=code.bytes)
     return code
 
 
 def _tile(target: Target, vectors: int, *, in_place: bool) -> Function:
     """Add the products of some positions to the sums of all terms, for so many vectors of filters."""
-    code = Function(f"run{vectors}", TILE, target.lanes)
+    code = Function(f"run{vectors}", TILE, target)
     panel, cells, terms, order, kept, count, positions, is_first = code.given
     width, most = vectors * target.lanes, target.filters
     with code.loop(0, count, most) as term:
@@ -112,12 +112,12 @@ def _tile(target: Target, vectors: int, *, in_place: bool) -> Function:
                         row = kept + (term + i) * width
                         with code.when(is_first.equals(1)):
                             for v, value in enumerate(own):
-                                code.store(value, row + v * target.lanes, align=4 * target.lanes)
+                                code.store(value, row + v * target.lanes, align=code.bytes)
                         with code.when(~is_first.equals(1)):
                             for v, value in enumerate(own):
                                 place = row + v * target.lanes
-                                total = code.load(place, align=4 * target.lanes) + value
-                                code.store(total, place, align=4 * target.lanes)
+                                total = code.load(place, align=code.bytes) + value
+                                code.store(total, place, align=code.bytes)
     return code
 
 
@@ -125,15 +125,15 @@ def _finish(target: Target) -> Function:
     """Add up the sums of all shares, which lie `apart`, and store them filter by filter, from one term to another."""
     pointers = Argument("out", "*float"), Argument("sums", "*float")
     names = "shares", "apart", "first", "last", "filters", "terms", "pitch"
-    code = Function("finish", [*pointers, *map(Argument, names)], target.lanes, returns=True)
+    code = Function("finish", [*pointers, *map(Argument, names)], target, returns=True)
     out, kept, shares, apart, first, last, filters, terms, pitch = code.given
     lanes, check = target.lanes, code.variable(code.zeros)
     with code.loop(0, filters, lanes) as filter_, code.loop(first, last, lanes) as term:
         places = [kept + (code.minimum(term + i, last - 1) * pitch + filter_) for i in range(lanes)]
-        sums = [code.variable(code.load(place, align=4 * lanes)) for place in places]
+        sums = [code.variable(code.load(place, align=code.bytes)) for place in places]
         with code.loop(1, shares) as share:
             for place, total in zip(places, sums, strict=True):
-                total.set(total.get() + code.load(place + share * apart, align=4 * lanes))
+                total.set(total.get() + code.load(place + share * apart, align=code.bytes))
         mask = code.lanes_between(None, last - term)
         for i, vector in enumerate(transposed(code, [total.get() for total in sums])):
             with code.when(filter_ + i < filters):
@@ -151,7 +151,7 @@ class Share:
 
     def __init__(self, target: Target, sums: Sums, ahead: int = 0) -> None:
         self.target, self.sums = target, sums
-        self.code = code = Function("share", SHARE, target.lanes, returns=True)
+        self.code = code = Function("share", SHARE, target, returns=True)
         memory, *_, phase, _ = code.given
         self.plan = PLAN.read(memory + ahead)
         adds = phase.equals(0) | self.plan.phases.equals(1)

@@ -45,7 +45,7 @@ def _share(target: Target, transforms: Transforms) -> Function:
     Few tiles and many filters: the first phase transforms the inputs, and each share its own filters, which stay in
     the cache until all tiles are multiplied. Otherwise it is the other way round.
     """
-    code = Function("share", SHARE, target.lanes, returns=True)
+    code = Function("share", SHARE, target, returns=True)
     memory, x, w, b, out, scratch, shared, phase, index = code.given
     plan, flag = PLAN.read(memory), code.variable(0)
     tiles_first, filters = plan.tiles_first.equals(1), plan.groups * plan.filters
@@ -224,7 +224,7 @@ class _Block:
             with code.when(first > 0):
                 for i, own in enumerate(totals):
                     for v, total in enumerate(own):
-                        total.set(code.load(goal + (i * width + v * lanes), align=4 * lanes) + total.get())
+                        total.set(code.load(goal + (i * width + v * lanes), align=code.bytes) + total.get())
             for i, values in enumerate(finished(totals)):
                 for v, value in enumerate(values):
-                    code.store(value, goal + (i * width + v * lanes), align=4 * lanes)
+                    code.store(value, goal + (i * width + v * lanes), align=code.bytes)

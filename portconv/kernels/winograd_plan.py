@@ -150,8 +150,8 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool) -> Planned | None:
     whole_blocks, vectors = blocks(ceiling(tiles - lone, target.lanes), target.vectors)
     column_blocks = whole_blocks + lone
     pitch = (ceiling(terms, target.lanes) + 1) * target.lanes
-    of_tiles = 4 * products * (terms * width + target.lanes)
-    all_tiles = whole_blocks * of_tiles + lone * 4 * products * (terms + target.lanes)
+    of_tiles = sizes.number * products * (terms * width + target.lanes)
+    all_tiles = whole_blocks * of_tiles + lone * sizes.number * products * (terms + target.lanes)
     tiles_first = _transforms_tiles_first(sizes, all_tiles)
     filters_of_block = _filters_of_block(sizes, terms, column_blocks, tiles_first=tiles_first)
     filter_blocks = ceiling(sizes.filters, filters_of_block)
@@ -164,9 +164,9 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool) -> Planned | None:
     places = {
         "at_tables": layout.add(8 * planes_of(sizes) * entries * ENTRY),
         "at_goals": layout.add(8 * (width * GOAL + 1)),
-        "at_sums": layout.add(4 * products * FILTERS_AT_ONCE * width),
-        "at_filters": layout.add(4 * FILTER_NUMBERS**2 * filters_of_block * pitch if tiles_first else 0),
-        "at_taps": layout.add(4 * TAPS**2 * (terms + target.lanes) * (parts > 1)),
+        "at_sums": layout.add(sizes.number * products * FILTERS_AT_ONCE * width),
+        "at_filters": layout.add(sizes.number * FILTER_NUMBERS**2 * filters_of_block * pitch if tiles_first else 0),
+        "at_taps": layout.add(sizes.number * TAPS**2 * (terms + target.lanes) * (parts > 1)),
     }
     lists, all_columns = lists_of(sizes), sizes.groups * column_blocks
     first = all_columns if tiles_first else ceiling(sizes.out_channels, filters_of_share)
@@ -183,7 +183,7 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool) -> Planned | None:
     block = {"tiles": vectors * target.lanes, "filters": min(filters_of_block, sizes.filters)}
     return Planned(
         variant, values, tuple(lists.values()), shares, layout.bytes, block,
-        sizes.groups * all_tiles if tiles_first else 4 * FILTER_NUMBERS**2 * sizes.out_channels * pitch,
+        sizes.groups * all_tiles if tiles_first else sizes.number * FILTER_NUMBERS**2 * sizes.out_channels * pitch,
         is_plain=False, cycles=_cycles(sizes, SCHEMES[variant], target, 1 if tiles_first else filter_blocks),
     )  # fmt: skip
 
@@ -234,7 +234,7 @@ def _cycles_of_lone(target: Target, terms: int) -> float:
 
 def _transforms_tiles_first(sizes: Sizes, of_tiles: int) -> bool:
     """Return whether the first phase is to transform the inputs: they take so many bytes, and filters take more."""
-    of_filters = 4 * FILTER_NUMBERS**2 * sizes.out_channels * sizes.channels * planes_of(sizes)
+    of_filters = sizes.number * FILTER_NUMBERS**2 * sizes.out_channels * sizes.channels * planes_of(sizes)
     return of_filters > MANY_BYTES and of_filters > sizes.groups * of_tiles
 
 

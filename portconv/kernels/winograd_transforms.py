@@ -35,7 +35,7 @@ class Transforms:
         """Transform some filters: for each place, for each of `rows` filters, a number for each term."""
         names = ("plan", "*i64"), ("w", "*float"), ("places", "*float"), ("scratch", "*float")
         counts = map(Argument, ("first", "last", "rows"))
-        code = Function("filters", [*(Argument(*each) for each in names), *counts], self.lanes)
+        code = Function("filters", [*(Argument(*each) for each in names), *counts], self.target)
         memory, w, places, scratch, first, last, rows = code.given
         plan = PLAN.read(memory)
         half = code.constant(0.5)
@@ -56,7 +56,7 @@ class Transforms:
                 for row in range(FILTER_NUMBERS):
                     for column, value in enumerate(self.scheme.filters([each[row] for each in columns], half)):
                         place = (row * FILTER_NUMBERS + column) * rows + (number - first)
-                        code.store(value, places + (place * plan.pitch + term), align=4 * lanes)
+                        code.store(value, places + (place * plan.pitch + term), align=code.bytes)
         return code
 
     def _tables(self) -> Function:
@@ -67,7 +67,7 @@ class Transforms:
         rows. The number of runs comes first.
         """
         names = ("plan", "*i64"), ("table", "*i64"), ("goals", "*i64"), ("start", INTEGER), ("count", INTEGER)
-        code = Function("tables", [Argument(*each) for each in names], self.lanes, returns=True)
+        code = Function("tables", [Argument(*each) for each in names], self.target, returns=True)
         memory, table, goals, start, count = code.given
         plan = PLAN.read(memory)
         outer, part_places = Outer(code, plan), plan.pointer("part_places", INTEGER)
@@ -130,7 +130,7 @@ class Transforms:
             ("table", "*i64"),
             *((name, INTEGER) for name in ("count", "pieces", "terms", "planes", "channel", "row", "pitch", "size")),
         )
-        code = Function("inputs", [Argument(*each) for each in names], self.lanes)
+        code = Function("inputs", [Argument(*each) for each in names], self.target)
         panels, x, table, count, pieces, terms, planes, channel, row, pitch, size = code.given
         plane, cells = code.variable(0), code.variable(x)
         with code.loop(0, terms) as term:
@@ -193,7 +193,7 @@ class Transforms:
             ("vectors", INTEGER),
             ("width", INTEGER),
         )
-        code = Function("outputs", [Argument(*each) for each in names], self.lanes, returns=True)
+        code = Function("outputs", [Argument(*each) for each in names], self.target, returns=True)
         sums, b, out, goals, vectors, width = code.given
         lanes = self.lanes
         rows, check, bias = code.array(2 * (2 * self.width + lanes)), code.variable(code.zeros), code.splat(b[0])
@@ -202,7 +202,7 @@ class Transforms:
             size = FILTERS_AT_ONCE * self.width
             places, outputs = self.scheme.places, self.scheme.outputs
             tiles = [
-                [code.load(sums + (v * lanes + (places * i + j) * size), align=4 * lanes) for j in range(places)]
+                [code.load(sums + (v * lanes + (places * i + j) * size), align=code.bytes) for j in range(places)]
                 for i in range(places)
             ]
             columns = [outputs(column) for column in zip(*tiles, strict=True)]
@@ -211,7 +211,7 @@ class Transforms:
                 for part in range(2):
                     order = [(part * lanes + k) // 2 + (lanes if k % 2 else 0) for k in range(lanes)]
                     value = code.shuffle(left, right, order)
-                    code.store(value, rows + (v * 2 * lanes + (i * pitch + part * lanes)), align=4 * lanes)
+                    code.store(value, rows + (v * 2 * lanes + (i * pitch + part * lanes)), align=code.bytes)
         with code.loop(0, goals[0]) as number:
             goal = goals + (number * GOAL + 1)
             columns_of_run: Int = goal[2]

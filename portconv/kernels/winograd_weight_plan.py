@@ -56,7 +56,7 @@ def _bytes(target: Target, sizes: Sizes, scheme: Scheme, share: _Share) -> int:
     """Return about how many bytes a share works on."""
     width, filters = target.lanes * target.vectors, share.tiles * share.vectors * target.lanes
     terms = share.channels * planes_of(sizes)
-    return 4 * scheme.products * (terms * width + width * filters + filters * terms + target.lanes * width)
+    return sizes.number * scheme.products * (terms * width + width * filters + filters * terms + target.lanes * width)
 
 
 def _cycles(target: Target, sizes: Sizes, scheme: Scheme, share: _Share) -> float:
@@ -85,7 +85,7 @@ def _best(target: Target, sizes: Sizes, scheme: Scheme) -> _Share:
     width, all_tiles = vectors * target.lanes, ceiling(sizes.filters, vectors * target.lanes)
     products = sizes.batch * sizes.positions * sizes.out_channels * sizes.channels * sizes.taps
     wanted = min(MOST_SHARES, max(1, ceiling(products, share_products(products, target.lanes))))
-    all_sums = 4 * sizes.groups * all_tiles * width * sizes.channels * sizes.taps
+    all_sums = sizes.number * sizes.groups * all_tiles * width * sizes.channels * sizes.taps
     units, found = ceiling(tiles_of(sizes), target.lanes * target.vectors), []
     channels = sorted({blocks(sizes.channels, ceiling(sizes.channels, cuts))[1] for cuts in CUTS})
     tiles = sorted({blocks(all_tiles, ceiling(all_tiles, cuts))[1] for cuts in CUTS})
@@ -117,19 +117,19 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool = False) -> Planned 
     blocks_ = Blocks(share.vectors, share.tiles, share.channels, 1, sizes.out[-1], share.sharers)
     cut = Cut(sizes, lines_of(sizes), blocks_, lanes, in_place=True)
     layout = Layout()
-    layout.add(4 * scheme.products * (terms * width + lanes))
+    layout.add(sizes.number * scheme.products * (terms * width + lanes))
     ours = {
         "at_tables": layout.add(8 * planes_of(sizes) * entries * ENTRY),
         "at_goals": layout.add(8 * (width * GOAL + 1)),
-        "at_rows": layout.add(4 * scheme.products * lanes * (width + lanes)),
-        "at_panels": layout.add(4 * scheme.products * width * filters),
-        "at_places": layout.add(4 * scheme.products * terms * filters),
+        "at_rows": layout.add(sizes.number * scheme.products * lanes * (width + lanes)),
+        "at_panels": layout.add(sizes.number * scheme.products * width * filters),
+        "at_places": layout.add(sizes.number * scheme.products * terms * filters),
     }
     places = {
         "at_terms": layout.add(8 * terms),
-        "at_sums": layout.add(4 * terms * TAPS**2 * filters if cut.phases == 1 else 0),
+        "at_sums": layout.add(sizes.number * terms * TAPS**2 * filters if cut.phases == 1 else 0),
     }
-    shared = 0 if cut.phases == 1 else 4 * share.sharers * cut.all_sums
+    shared = 0 if cut.phases == 1 else sizes.number * share.sharers * cut.all_sums
     if layout.bytes + shared > MOST_BYTES:
         return None
     lists, cells = lists_of(sizes), lists_of_cells(cut)

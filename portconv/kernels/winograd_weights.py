@@ -50,7 +50,7 @@ def _gradients(target: Target, scheme: Scheme, width: int) -> Function:
     """
     pointers = Argument("rows", "*float"), Argument("dout", "*float"), Argument("goals", "*i64")
     names = "filters", "positions", "width_of_plane"
-    code = Function("gradients", [*pointers, *map(Argument, names)], target.lanes)
+    code = Function("gradients", [*pointers, *map(Argument, names)], target)
     rows, dout, goals, filters, positions, width_of_plane = code.given
     # What is stored beyond the last tile of a row must not be of the next one.
     lanes, pitch = target.lanes, width + target.lanes
@@ -79,33 +79,33 @@ def _gradients(target: Target, scheme: Scheme, width: int) -> Function:
 def _turned(target: Target, scheme: Scheme, width: int) -> Function:
     """Turn transformed gradients: for each place, for each tile, a row of `pitch` filters; places lie `apart`."""
     pointers = Argument("panels", "*float"), Argument("rows", "*float")
-    code = Function("turned", [*pointers, *map(Argument, ("tiles", "pitch", "apart"))], target.lanes)
+    code = Function("turned", [*pointers, *map(Argument, ("tiles", "pitch", "apart"))], target)
     panels, rows, tiles, pitch, apart = code.given
     lanes, length = target.lanes, width + target.lanes
     with code.loop(0, scheme.products) as place, code.loop(0, tiles, lanes) as tile:
         own, goal = rows + (place * (lanes * length) + tile), panels + (place * apart + tile * pitch)
         for i, vector in enumerate(transposed(code, [code.load(own + i * length) for i in range(lanes)])):
-            code.store(vector, goal + i * pitch, align=4 * lanes)
+            code.store(vector, goal + i * pitch, align=code.bytes)
     return code
 
 
 def _weights(target: Target, scheme: Scheme) -> Function:
     """Transform the sums of all places into taps, term by term and vector by vector of filters."""
     pointers = Argument("taps", "*float"), Argument("sums", "*float")
-    code = Function("weights", [*pointers, *map(Argument, ("terms", "pitch", "apart"))], target.lanes)
+    code = Function("weights", [*pointers, *map(Argument, ("terms", "pitch", "apart"))], target)
     goal, sums, terms, pitch, apart = code.given
     lanes, half = target.lanes, code.constant(0.5)
     with code.loop(0, terms) as term, code.loop(0, pitch, lanes) as lane:
         here = sums + (term * pitch + lane)
         places = [
-            [code.load(here + (scheme.places * i + j) * apart, align=4 * lanes) for j in range(scheme.places)]
+            [code.load(here + (scheme.places * i + j) * apart, align=code.bytes) for j in range(scheme.places)]
             for i in range(scheme.places)
         ]
         columns = [scheme.weights(column, half) for column in zip(*places, strict=True)]
         for row in range(TAPS):
             for tap, value in enumerate(scheme.weights([column[row] for column in columns], half)):
                 number = term * TAPS**2 + (row * TAPS + tap)
-                code.store(value, goal + (number * pitch + lane), align=4 * lanes)
+                code.store(value, goal + (number * pitch + lane), align=code.bytes)
     return code
 
 
