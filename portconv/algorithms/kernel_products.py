@@ -15,12 +15,14 @@ from ..kernels import call
 from ..kernels.call import NO_BIAS
 from ..kernels.choice import (
     Chosen,
-    chosen,
-    chosen_for_inputs,
+    best,
     chosen_for_mirrored,
     chosen_for_sums,
-    chosen_for_weights,
     chosen_to_turn,
+    found_for_inputs,
+    found_for_outputs,
+    found_for_weights,
+    panels_within,
 )
 from ..kernels.sizes import Sizes
 from ..spec.geometry import Geometry
@@ -220,14 +222,30 @@ def sizes_of(geometry: Geometry, bits: int = 32) -> Sizes:
 @remembered()
 def _planned(asked: Asked) -> Chosen | None:
     """Plan one call, by the family that is expected to be fastest, or by the one that takes the least memory."""
-    sizes = sizes_of(asked.geometry, asked.bits)
-    if asked.kind == Kind.WEIGHT_GRAD:
-        return chosen_for_weights(sizes, asked.memory, transforms=asked.transforms)
-    if asked.kind == Kind.INPUT_GRAD:
-        return chosen_for_inputs(sizes, asked.memory, transforms=asked.transforms)
     if asked.kind == MIRRORED:
-        return chosen_for_mirrored(sizes)
-    return chosen(sizes, asked.memory, has_bias=asked.has_bias, transforms=asked.transforms)
+        return chosen_for_mirrored(sizes_of(asked.geometry, asked.bits))
+    found = _found(asked._replace(memory=0))
+    if asked.kind == Kind.FORWARD:
+        sizes, has_bias = sizes_of(asked.geometry, asked.bits), asked.has_bias
+        found = [*found, *panels_within(sizes, asked.memory, has_bias=has_bias, transforms=asked.transforms)]
+    return best(found, asked.memory)
+
+
+@remembered(len)
+def _found(asked: Asked) -> list[Chosen]:
+    """Plan a product by all families whose plans do not depend on the memory that there is."""
+    sizes = sizes_of(asked.geometry, asked.bits)
+    if asked.kind == Kind.FORWARD:
+        found = found_for_outputs(sizes, has_bias=asked.has_bias, transforms=asked.transforms)
+    else:
+        plan = found_for_weights if asked.kind == Kind.WEIGHT_GRAD else found_for_inputs
+        found = plan(sizes, transforms=asked.transforms)
+    # Plans have tables: those that take more time and no less memory than another one are dropped.
+    kept: list[Chosen] = []
+    for one in sorted(found, key=lambda one: (one.planned.cycles, one.memory)):
+        if not kept or one.memory < kept[-1].memory:
+            kept.append(one)
+    return kept
 
 
 @remembered()

@@ -12,6 +12,8 @@ from .values import INTEGER, Int, Pointer
 VARIANTS = ("all",)
 VECTORS = 4
 """So many vectors are added up at once, each to a sum of its own."""
+CELLS, RUN = 8192, 128
+"""So many numbers are a piece, and so many pieces are added up one after the other before their sums are."""
 NUMBERS_OF_SHARE, FEWEST_SHARES = 1 << 16, 8
 """About how many numbers a share adds up; there are so many shares at least, if there are as many channels."""
 CYCLES_OF_VECTOR, CYCLES_OF_PLANE = 3.0, 30.0
@@ -40,16 +42,31 @@ def module(target: Target, variant: str) -> Module:
     memory, x, _, _, out, *_, index = code.given
     plan, check = PLAN.read(memory), code.variable(code.zeros)
     start = index * plan.channels_of_share
-    with code.loop(start, code.minimum(start + plan.channels_of_share, plan.channels)) as channel:
-        total = code.array(target.lanes)
-        code.store(code.zeros, total, align=code.bytes)
-        with code.loop(0, plan.samples) as sample:
-            code.run(plane, x + (sample * plan.channels + channel) * plan.cells, plan.cells, total)
+    last = code.minimum(start + plan.channels_of_share, plan.channels)
+    run, total, pieces = code.array(target.lanes), code.array(target.lanes), code.variable(0)
+    with code.loop(start, last) as channel:
+        for vector in (run, total):
+            code.store(code.zeros, vector, align=code.bytes)
+        pieces.set(0)
+        with code.loop(0, plan.samples) as sample, code.loop(0, plan.cells, CELLS) as cell:
+            here = x + ((sample * plan.channels + channel) * plan.cells + cell)
+            code.run(plane, here, code.minimum(plan.cells - cell, CELLS), run)
+            pieces.set(pieces.get() + 1)
+            with code.when((pieces.get() % RUN).equals(0)):
+                _add(code, run, total)
+                code.store(code.zeros, run, align=code.bytes)
+        _add(code, run, total)
         number = code.total(code.load(total, align=code.bytes))
         out[channel] = number
         code.look_at(check, code.splat(number))
     code.give(code.is_not_finite(check.get()))
     return Module([plane, code, *driver(target, code)])
+
+
+def _add(code: Function, vector: Pointer, total: Pointer) -> None:
+    """Add a vector to another one in memory."""
+    value = code.load(total, align=code.bytes) + code.load(vector, align=code.bytes)
+    code.store(value, total, align=code.bytes)
 
 
 def _plane(target: Target) -> Function:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from . import call, channel_sums, depthwise, mirror, panels, rows, state, tall, turned, winograd
-from .families import FAMILIES, OF_INPUTS, OF_WEIGHTS, Kernel
+from . import call, channel_sums, mirror, panels, state, turned
+from .families import FAMILIES, OF_INPUTS, OF_OUTPUTS, OF_WEIGHTS, Kernel
 from .panel_plan import BLOCK_BYTES
 from .sizes import Planned, Sizes
 
@@ -28,60 +28,62 @@ class Chosen(NamedTuple):
         return self.planned.scratch_bytes + self.planned.shared_bytes
 
 
-def chosen(sizes: Sizes, memory: int, *, has_bias: bool, transforms: bool) -> Chosen | None:
-    """Plan a convolution by the fastest family within so many bytes, else by the one that takes the least.
+def found_for_outputs(sizes: Sizes, *, has_bias: bool, transforms: bool) -> list[Chosen]:
+    """Return the plans that there are of a convolution, but for that of `panels`, of which `best` takes one.
 
-    Return nothing if no family serves it. `transforms` says whether tiles may be transformed and taps left out: then
-    what is not finite may be wrong.
+    `transforms` says whether tiles may be transformed and taps left out: then what is not finite may be wrong.
     """
     if not _can_be_planned(sizes):
-        return None
+        return []
+    target, families = state.here().of(sizes.element), {name: FAMILIES[name] for name in OF_OUTPUTS if name != "panels"}
+    plans = {name: family.plan_of(target, sizes, has_bias=has_bias) for name, family in families.items()}
+    return [one for one in _found(plans, sizes.element) if transforms or one.planned.is_plain]
+
+
+def panels_within(sizes: Sizes, memory: int, *, has_bias: bool, transforms: bool) -> list[Chosen]:
+    """Return the plan of a convolution by `panels`, whose blocks take about so many bytes, if there is one."""
+    if not _can_be_planned(sizes):
+        return []
     target = state.here().of(sizes.element)
-    plans = {
-        "winograd": winograd.plan_of(target, sizes, has_bias=has_bias),
-        "depthwise": depthwise.plan_of(target, sizes, has_bias=has_bias),
-        "rows": rows.plan_of(target, sizes, has_bias=has_bias),
-        "tall": tall.plan_of(target, sizes, has_bias=has_bias),
-        "panels": panels.plan_of(target, sizes, has_bias=has_bias, memory=memory or BLOCK_BYTES, skips=transforms),
-    }
-    return _best([one for one in _found(plans, sizes.element) if transforms or one.planned.is_plain], memory)
+    plan = panels.plan_of(target, sizes, has_bias=has_bias, memory=memory or BLOCK_BYTES, skips=transforms)
+    return _found({"panels": plan}, sizes.element)
 
 
-def chosen_for_weights(sizes: Sizes, memory: int, *, transforms: bool) -> Chosen | None:
-    """Plan the gradient of the filters of a convolution, as `chosen` plans the output."""
-    return _chosen_of(OF_WEIGHTS, sizes, memory, transforms=transforms)
+def found_for_weights(sizes: Sizes, *, transforms: bool) -> list[Chosen]:
+    """Return the plans that there are of the gradient of the filters of a convolution, of which `best` takes one."""
+    return _found_of(OF_WEIGHTS, sizes, transforms=transforms)
 
 
-def chosen_for_inputs(sizes: Sizes, memory: int, *, transforms: bool) -> Chosen | None:
-    """Plan the gradient of the input of a convolution, as `chosen` plans the output."""
-    return _chosen_of(OF_INPUTS, sizes, memory, transforms=transforms)
+def found_for_inputs(sizes: Sizes, *, transforms: bool) -> list[Chosen]:
+    """Return the plans that there are of the gradient of the input of a convolution, of which `best` takes one."""
+    return _found_of(OF_INPUTS, sizes, transforms=transforms)
 
 
 def chosen_for_mirrored(sizes: Sizes) -> Chosen | None:
     """Plan the copy of the filters that makes an input gradient at stride 1 the output of a convolution."""
     if sizes.taps == 1:
         return chosen_to_turn(sizes.groups, sizes.filters, sizes.channels, sizes.element)
-    return _best(_found({"mirror": mirror.plan_of(state.here().of(sizes.element), sizes)}, sizes.element), 0)
+    return best(_found({"mirror": mirror.plan_of(state.here().of(sizes.element), sizes)}, sizes.element), 0)
 
 
 def chosen_to_turn(count: int, rows: int, columns: int, element: str) -> Chosen | None:
     """Plan to turn so many matrices of so many rows and columns, of numbers of this type."""
     plan = turned.plan_of(state.here().of(element), count, rows, columns)
-    return _best(_found({"turned": plan}, element), 0)
+    return best(_found({"turned": plan}, element), 0)
 
 
 def chosen_for_sums(samples: int, channels: int, cells: int, element: str) -> Chosen | None:
     """Plan the sums of each channel, of numbers of this type."""
     plan = channel_sums.plan_of(state.here().of(element), samples, channels, cells)
-    return _best(_found({"channel_sums": plan}, element), 0)
+    return best(_found({"channel_sums": plan}, element), 0)
 
 
-def _chosen_of(names: tuple[str, ...], sizes: Sizes, memory: int, *, transforms: bool) -> Chosen | None:
+def _found_of(names: tuple[str, ...], sizes: Sizes, *, transforms: bool) -> list[Chosen]:
     if not _can_be_planned(sizes):
-        return None
+        return []
     target = state.here().of(sizes.element)
     found = _found({name: FAMILIES[name].plan_of(target, sizes) for name in names}, sizes.element)
-    return _best([one for one in found if transforms or one.planned.is_plain], memory)
+    return [one for one in found if transforms or one.planned.is_plain]
 
 
 def _can_be_planned(sizes: Sizes) -> bool:
@@ -95,7 +97,7 @@ def _found(plans: dict[str, Planned | None], element: str) -> list[Chosen]:
     return [one for one in found if one.kernel not in call.failed]
 
 
-def _best(found: list[Chosen], memory: int) -> Chosen | None:
+def best(found: list[Chosen], memory: int) -> Chosen | None:
     """Return the fastest one within so many bytes, else the one that takes the least."""
     if not found:
         return None

@@ -10,13 +10,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from .values import ELEMENT_BYTES, FLAG, INTEGER, POINTER, Flag, Int, Number, Pointer, Value, Variable, Vector
-
-NUMBERS, LINE = "*float", 64
-"""What an argument is that points to numbers, of whatever type the function's are; and the bytes of a line of the
-cache."""
+from .values import (
+    ELEMENT_BYTES,
+    FLAG,
+    INTEGER,
+    LINE,
+    NUMBERS,
+    POINTER,
+    Flag,
+    Int,
+    Number,
+    Pointer,
+    Value,
+    Variable,
+    Vector,
+    Vectors,
+)
 
 
 class Argument(NamedTuple):
@@ -24,18 +35,6 @@ class Argument(NamedTuple):
 
     name: str
     element: str = INTEGER
-
-
-class Vectors(Protocol):
-    """What a function must know of vectors (see `target.Target`)."""
-
-    @property
-    def lanes(self) -> int:
-        """The numbers of a vector."""
-
-    @property
-    def element(self) -> str:
-        """The type of the numbers, as LLVM calls it."""
 
 
 class Function:
@@ -154,44 +153,6 @@ class Function:
         element, place = element or self.element, f"%p{next(self.numbers)}"
         self.places.append(f"  {place} = alloca [{length} x {element}], align 64")
         return Pointer(self, element, place)
-
-    # Words that several threads read and write.
-
-    def look(self, word: Pointer) -> Int:
-        """Read a word that other threads write."""
-        return Int(self, INTEGER, self.assign(f"load atomic i64, ptr {word} seq_cst, align 8"))
-
-    def put(self, word: Pointer, value: Number) -> None:
-        """Write a word that other threads read."""
-        self.add(f"store atomic i64 {value}, ptr {word} seq_cst, align 8")
-
-    def rise(self, word: Pointer, by: int) -> Int:
-        """Add to a word in one step; return what it was."""
-        return Int(self, INTEGER, self.assign(f"atomicrmw add ptr {word}, i64 {by} seq_cst"))
-
-    def claims(self, word: Pointer) -> Flag:
-        """Change a word from 0 to 1 in one step; return whether it was 0."""
-        both = self.assign(f"cmpxchg ptr {word}, i64 0, i64 1 seq_cst seq_cst")
-        return Flag(self, FLAG, self.assign(f"extractvalue {{ i64, i1 }} {both}, 1"))
-
-    def put_address(self, word: Pointer, address: Value | str) -> None:
-        """Write an address into a word."""
-        self.add(f"store ptr {address}, ptr {word}, align 8")
-
-    def address(self, word: Pointer) -> Pointer:
-        """Read an address from a word."""
-        return Pointer(self, INTEGER, self.assign(f"load ptr, ptr {word}, align 8"))
-
-    def call_at(self, word: Pointer, *values: Value) -> None:
-        """Call the function whose address a word holds; what it returns is ignored."""
-        self.add(f"call void {self.address(word)}({', '.join(value.typed for value in values)})")
-
-    def pause(self, target: str) -> None:
-        """Let the CPU know that the thread waits for another one."""
-        if target == "neon":
-            self.intrinsic("void", "aarch64.hint", "i32 1")
-        else:
-            self.intrinsic("void", "x86.sse2.pause")
 
     # Integers.
 

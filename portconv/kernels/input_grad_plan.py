@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from itertools import product
+from itertools import islice, product
 from typing import NamedTuple
 
 from .record import Record
@@ -20,8 +20,8 @@ RUN = 256
 PLANES_BYTES, MOST_BYTES, MOST_DIMS = 320 << 10, 24 << 20, 16
 """About how many bytes the planes of a share take, to stay in the second cache; the most of all that a call needs; and
 the most dimensions."""
-CUTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256, 512)
-"""Into how many parts channels and rows may be cut."""
+CUTS, MOST_TRIED = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256, 512), 4
+"""Into how many parts channels and rows may be cut, and how many ways of cutting rows are weighed."""
 MOST_SHARES = 16
 """There are no more shares than this for the sake of threads."""
 CYCLES_OF_SPREAD, CYCLES_OF_ADDED, CYCLES_OF_CELLS, CYCLES_OF_TILE, CYCLES_OF_TURNED = 4.0, 3.0, 5.0, 30.0, 8.0
@@ -179,13 +179,20 @@ def _best(target: Target, sizes: Sizes) -> _Cut:
     size = sizes.size[-1] if len(sizes.size) == 1 else sizes.size[-2]
     parts = [cuts for cuts in CUTS if cuts <= size] if len(sizes.size) <= 2 else [1]
     channels = sorted({blocks(sizes.channels, ceiling(sizes.channels, cuts))[1] for cuts in CUTS})
-    found = [_Cut(sizes, target.lanes, _Block(*each)) for each in product(channels, parts)]
+
+    def fits(cut: _Cut) -> bool:
+        return sizes.number * cut.block.channels * cut.of_channel <= PLANES_BYTES
 
     def time(cut: _Cut) -> tuple[bool, float]:
-        fits = sizes.number * cut.block.channels * cut.of_channel <= PLANES_BYTES
         even = 2 * ceiling(cut.shares, 2) / cut.shares if cut.shares < wanted else 1.0
-        return not fits, even * _cycles(target, cut) if fits else cut.block.channels * cut.of_channel
+        return not fits(cut), even * _cycles(target, cut) if fits(cut) else cut.block.channels * cut.of_channel
 
+    found: list[_Cut] = []
+    for each in channels:
+        # More parts take longer, but some are for threads.
+        cuts = (_Cut(sizes, target.lanes, _Block(each, count)) for count in parts)
+        enough = islice(filter(lambda cut: fits(cut) or cut.block.parts == parts[-1], cuts), MOST_TRIED)
+        found += enough
     return min(found, key=time)
 
 

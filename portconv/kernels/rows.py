@@ -56,8 +56,9 @@ def module(target: Target, variant: str) -> Module:
     """Write the kernels for one way of copying cells and one number of filters in a tile."""
     steps, filters = parted(variant)
     assert filters in FILTERS
-    aligned, joined = steps == ALIGNED_STEPS, is_joined(target, variant)
-    copies = Copies(target, STEPS[1] if aligned else steps, aligned=not joined)
+    # Vectors of float64 may be too short for that.
+    aligned, joined = steps == ALIGNED_STEPS and target.lanes >= ALIGNED, is_joined(target, variant)
+    copies = Copies(target, STEPS[1] if steps == ALIGNED_STEPS else steps, aligned=not joined)
     tiles = {
         count: _Tile(target, filters, count, aligned=aligned, joined=joined).code
         for count in tile_sizes(target, filters)

@@ -14,6 +14,7 @@ it, or the call sees the thread, and waits until it has left. What is asked is w
 
 from __future__ import annotations
 
+from . import words
 from .emit import Argument, Function
 from .record import Record
 from .target import Target
@@ -69,19 +70,19 @@ def _take(target: Target, share: Function) -> Function:
     """Take shares until there are none, at a place of the thread's own, of which there are as many as asked for."""
     code = _function("take", (Argument("team", "*i64"), Argument("place")), target)
     team, place = code.given
-    asked = REQUEST.read(code.address(team + ASKED))
+    asked = REQUEST.read(words.address(code, team + ASKED))
     with code.when(place < asked.most):
         operands = [asked.pointer(name, element.removeprefix("*")) for name, element in OPERANDS]
         operands[5] = (operands[5].of("i8") + place * asked.scratch_bytes).of(code.element)
         plan = HEAD.read(operands[0])
         for phase, count in ((0, plan.shares_first), (1, plan.shares_last)):
             with code.repeat() as end:
-                ticket = code.rise(team + (NEXT + phase), 1)
+                ticket = words.rise(code, team + (NEXT + phase), 1)
                 code.leave(ticket >= count, end)
                 found = code.call(share, *operands, phase, _apart(code, ticket, count, asked.most))
                 with code.when(~found.equals(0)):
-                    code.rise(team + FLAG, 1)
-                code.rise(team + (DONE + phase), 1)
+                    words.rise(code, team + FLAG, 1)
+                words.rise(code, team + (DONE + phase), 1)
             if phase == 0:
                 _wait(code, target, team, team + DONE, count)
     return code
@@ -101,19 +102,19 @@ def _together(target: Target, take: Function) -> Function:
     code = _function("together", (Argument("team", "*i64"), Argument("request", "*i64")), target, returns=True)
     team, request = code.given
     flag = code.variable(-1)
-    with code.when(code.claims(team + SEAT)):
+    with code.when(words.claims(code, team + SEAT)):
         # Threads may still leave what they came too late for, so INSIDE is theirs alone.
         for word in (FLAG, NEXT, NEXT + 1, DONE, DONE + 1):
-            code.put(team + word, 0)
-        code.put(team + PLACES, 1)  # the first one is this thread's, however many stand by
-        code.put_address(team + ASKED, request)
-        code.put_address(team + ENTRY, f"@{take.name}")
-        code.put(team + OPEN, code.rise(team + CALLS, 1) + 1)
+            words.put(code, team + word, 0)
+        words.put(code, team + PLACES, 1)  # the first one is this thread's, however many stand by
+        words.put_address(code, team + ASKED, request)
+        words.put_address(code, team + ENTRY, f"@{take.name}")
+        words.put(code, team + OPEN, words.rise(code, team + CALLS, 1) + 1)
         code.run(take, team, 0)
-        code.put(team + OPEN, 0)
+        words.put(code, team + OPEN, 0)
         _wait(code, target, team, team + INSIDE, 0)
-        flag.set(code.look(team + FLAG))
-        code.put(team + SEAT, 0)
+        flag.set(words.look(code, team + FLAG))
+        words.put(code, team + SEAT, 0)
     code.give(flag.get())
     return code
 
@@ -122,16 +123,16 @@ def _wait(code: Function, target: Target, team: Pointer, word: Pointer, wanted: 
     """Wait until a word has a value, which takes no longer than a share unless the system runs other threads."""
     looks = code.variable(0)
     with code.repeat() as end:
-        code.leave(code.look(word).equals(wanted), end)
+        code.leave(words.look(code, word).equals(wanted), end)
         looks.set(looks.get() + 1)
         rest(code, target, team, looks.get())
 
 
 def rest(code: Function, target: Target, team: Pointer, looks: Int) -> None:
     """Rest between two looks at a word; after some let the system run another thread, which may be the awaited one."""
-    code.pause(target.name)
-    with code.when((looks % LOOKS_OF_YIELD).equals(0) & ~code.look(team + YIELD).equals(0)):
-        code.call_at(team + YIELD)
+    words.pause(code, target.name)
+    with code.when((looks % LOOKS_OF_YIELD).equals(0) & ~words.look(code, team + YIELD).equals(0)):
+        words.call_at(code, team + YIELD)
 
 
 def _function(name: str, arguments: tuple[Argument, ...], target: Target, *, returns: bool = False) -> Function:

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import NamedTuple
 
-from .emit import LINE
-from .values import ELEMENT_BYTES
+from .values import ELEMENT_BYTES, LINE
 
 SHARE_PRODUCTS = 500_000
 """So many multiplications are about one share of the work: some 10 to 20 microseconds of one thread."""

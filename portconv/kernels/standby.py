@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import words
 from .emit import Argument, Function, Module
 from .share import AWAKE, ENTRY, INSIDE, OPEN, PLACES, STOP, rest
 from .target import Target
@@ -15,21 +16,21 @@ def module(target: Target, variant: str) -> Module:
     arguments = Argument("team", "*i64"), Argument("looks", INTEGER)
     code = Function(variant, arguments, target, public=True)
     team, looks = code.given
-    code.rise(team + AWAKE, 1)
+    words.rise(code, team + AWAKE, 1)
     seen, left = code.variable(0), code.variable(looks)
     with code.repeat() as end:
-        code.leave(~code.look(team + STOP).equals(0) | (left.get() <= 0), end)
+        code.leave(~words.look(code, team + STOP).equals(0) | (left.get() <= 0), end)
         left.set(left.get() - 1)
-        now = code.look(team + OPEN)
+        now = words.look(code, team + OPEN)
         with code.when(~now.equals(0) & ~now.equals(seen.get())):
-            code.rise(team + INSIDE, 1)
+            words.rise(code, team + INSIDE, 1)
             # The call may have ended meanwhile, and another one begun.
-            joined = code.look(team + OPEN)
+            joined = words.look(code, team + OPEN)
             with code.when(~joined.equals(0)):
-                code.call_at(team + ENTRY, team, code.rise(team + PLACES, 1))
+                words.call_at(code, team + ENTRY, team, words.rise(code, team + PLACES, 1))
                 seen.set(joined)
                 left.set(looks)
-            code.rise(team + INSIDE, -1)
+            words.rise(code, team + INSIDE, -1)
         rest(code, target, team, left.get())
-    code.rise(team + AWAKE, -1)
+    words.rise(code, team + AWAKE, -1)
     return Module([code])

@@ -144,6 +144,16 @@ def _rows_and_pieces(sizes: Sizes, plan: _Plan) -> tuple[list[int], list[int]]:
     return rows, _starts(plan.columns, plan.lanes)
 
 
+def _counts(sizes: Sizes, plan: _Plan) -> tuple[int, int]:
+    """Return how many of each `_rows_and_pieces` returns."""
+    apart, _ = turns(sizes)
+    height = plan.firsts if len(sizes.size) == 2 else sizes.out[-2]
+    # The first `more` turns have one row more than the others.
+    fewer, more = divmod(height, apart)
+    of_turns = more * ceiling(fewer + 1, plan.shape.rows) + (apart - more) * ceiling(fewer, plan.shape.rows)
+    return of_turns, ceiling(plan.columns, plan.lanes)
+
+
 def _planes(sizes: Sizes, plan: _Plan) -> list[range]:
     """Return the dimensions before the last two, as far as a share goes."""
     return [range(plan.firsts), *map(range, sizes.out[1:-2])] if len(sizes.size) > 2 else []
@@ -200,13 +210,13 @@ def _cycles(target: Target, sizes: Sizes, lines: Lines, plan: _Plan) -> float:
     of_product = size if target.halves_vectors else 1.0
     count, vectors_copied = _line_count(sizes, lines, plan), len(lines.phases) * plan.entries
     copied = count * vectors_copied * size * CYCLES_OF_COPY[STEPS[sizes.stride[-1]]]
-    starts, pieces = _rows_and_pieces(sizes, plan)
+    starts, pieces = _counts(sizes, plan)
     of_tiles, height, (_, moves) = 0.0, sizes.kernel[-2], turns(sizes)
     of_column = sizes.taps // height * density(sizes, len(sizes.size) - 2)
     of_column *= density(sizes, 0) if len(sizes.size) > 2 else 1.0
     passes = len(plan.columns_of_passes) * math.prod(sizes.kernel[:-2])
-    most = blocks(len(pieces), plan.shape.vectors)[1]
-    for vectors, tiles in ((most, len(pieces) // most), (len(pieces) % most, 1)):
+    most = blocks(pieces, plan.shape.vectors)[1]
+    for vectors, tiles in ((most, pieces // most), (pieces % most, 1)):
         if vectors == 0:
             continue
         # Few rows of a tile read together at its ends, where loads, or a sum and the next one, take longer.
@@ -214,7 +224,7 @@ def _cycles(target: Target, sizes: Sizes, lines: Lines, plan: _Plan) -> float:
         of_rows = [max(n * products, loads + n / 2, LATENCY) + LOOP for n in range(1, rows + 1)]
         taps = 2 * moves * sum(of_rows[:-1]) + of_rows[-1] * (height - moves * (rows - 1))
         of_tiles += tiles * (taps * of_column + CYCLES_OF_TILE + CYCLES_OF_STORE * rows * vectors * passes)
-    of_tiles *= len(starts) * math.prod(map(len, _planes(sizes, plan)))
+    of_tiles *= starts * math.prod(map(len, _planes(sizes, plan)))
     return _shares(sizes, plan) * (plan.units * (copied + sizes.filters * of_tiles) + CYCLES_OF_LINE * count)
 
 

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 INTEGER, POINTER, FLAG = "i64", "ptr", "i1"
+NUMBERS, LINE = "*float", 64
+"""What an argument is that points to numbers, of whatever type the function's are; and the bytes of a line of the
+cache."""
 ELEMENT_BYTES = {"float": 4, "double": 8, "i64": 8, "ptr": 8, "i8": 1}
 
 
@@ -21,6 +24,18 @@ class Code(Protocol):
     def assign(self, instruction: str) -> str: ...
 
     def add(self, line: str) -> None: ...
+
+
+class Vectors(Protocol):
+    """What a function must know of vectors (see `target.Target`)."""
+
+    @property
+    def lanes(self) -> int:
+        """The numbers of a vector."""
+
+    @property
+    def element(self) -> str:
+        """The type of the numbers, as LLVM calls it."""
 
 
 class Value:

@@ -38,7 +38,7 @@ class Compiled:
 
 
 def of_integers(write):
-    code = Function("run", INTEGERS, LANES, public=True, returns=True)
+    code = Function("run", INTEGERS, TARGET, public=True, returns=True)
     code.give(write(code, *code.given))
     return Compiled(code)
 
@@ -91,16 +91,16 @@ def test_loops_branches_and_jumps():
 
 
 def test_a_function_calls_another_of_its_module():
-    inner = Function("inner", INTEGERS, LANES, returns=True)
+    inner = Function("inner", INTEGERS, TARGET, returns=True)
     inner.give(inner.given[0] * 3 + inner.given[1])
-    outer = Function("outer", INTEGERS, LANES, public=True, returns=True)
+    outer = Function("outer", INTEGERS, TARGET, public=True, returns=True)
     outer.give(outer.call(inner, outer.given[1], 4))
     assert [*Module([inner, outer]).public] == ["outer"]
     assert Compiled(inner, outer)(100, 5) == 19
 
 
 def of_arrays(write):
-    code = Function("run", ARRAYS, LANES, public=True, returns=True)
+    code = Function("run", ARRAYS, TARGET, public=True, returns=True)
     write(code, *code.given)
     code.give(0)
     return Compiled(code)
@@ -156,7 +156,7 @@ def test_a_product_and_sum_are_rounded_once():
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_seen_in_each_lane(value):
-    code = Function("run", ARRAYS[:1], LANES, public=True, returns=True)
+    code = Function("run", ARRAYS[:1], TARGET, public=True, returns=True)
     vector = code.load(code.given[0])
     code.give(code.is_not_finite(code.fma(vector, code.zeros, code.zeros)))
     run, x = Compiled(code), numbers(LANES) * np.float32(1e38)
@@ -169,7 +169,7 @@ def test_what_is_not_finite_is_seen_in_each_lane(value):
 
 def test_a_record_is_read_as_it_was_packed():
     record = Record("first", "second", "list")
-    code = Function("run", (Argument("memory", "*i64"),), LANES, public=True, returns=True)
+    code = Function("run", (Argument("memory", "*i64"),), TARGET, public=True, returns=True)
     fields = record.read(code.given[0])
     code.give(fields.first * 100 + fields.second + fields.pointer("list", "i64")[2])
     listed = np.array([1, 2, 3000])
