@@ -24,17 +24,17 @@ class Guarded:
             if libc.mprotect(ctypes.c_void_p(place), ctypes.c_size_t(PAGE), NO_ACCESS):
                 raise OSError(ctypes.get_errno(), "mprotect")
 
-    def array(self, shape: tuple[int, ...], *, at_end: bool) -> Any:
-        """Return a float32 array of this shape at one end of the memory."""
-        nbytes = 4 * int(np.prod(shape))
+    def array(self, shape: tuple[int, ...], *, at_end: bool, dtype: Any = np.float32) -> Any:
+        """Return an array of this shape at one end of the memory."""
+        nbytes = np.dtype(dtype).itemsize * int(np.prod(shape))
         offset = self.inner - nbytes if at_end else 0
         buffer = (ctypes.c_char * nbytes).from_address(self.start + offset)
-        return np.frombuffer(buffer, np.float32).reshape(shape)
+        return np.frombuffer(buffer, dtype).reshape(shape)
 
 
 def guarded(array: Any, *, at_end: bool) -> tuple[Any, Guarded]:
     """Return a copy of an array beside a page without access, and the memory, which must be kept."""
     memory = Guarded(array.nbytes)
-    copy = memory.array(array.shape, at_end=at_end)
+    copy = memory.array(array.shape, at_end=at_end, dtype=array.dtype)
     copy[...] = array
     return copy, memory

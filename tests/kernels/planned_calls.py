@@ -15,7 +15,9 @@ from portconv.kernels import compile
 from portconv.kernels.sizes import Sizes
 from portconv.kernels.target import Target
 
-ROUNDING = 2.0**-24
+ROUNDING = {"float": 2.0**-24, "double": 2.0**-53}
+"""The largest error of rounding a number to the type of a kernel."""
+DTYPES = {"float": np.float32, "double": np.float64}
 RUN = 256
 
 
@@ -43,18 +45,19 @@ def called(family: ModuleType, target: Target, sizes: Sizes, arrays: tuple[Any, 
 
 
 def by_plan(family: ModuleType, target: Target, plan: Any, arrays: tuple[Any, ...], shape: tuple[int, ...]) -> Any:
-    """Return what a planned call makes of arrays, an array of this shape, and its flag."""
+    """Return what a planned call makes of arrays, an array of this shape and of their dtype, and its flag."""
     call, _ = compiled(family, plan.variant, target)
-    arrays = tuple(np.full(1, 0.0, np.float32) if array is None else array for array in arrays)
+    dtype = arrays[0].dtype
+    arrays = tuple(np.zeros(1, dtype) if array is None else array for array in arrays)
     results = []
     for at_end in (False, True):
         copies = [guarded(np.ascontiguousarray(array), at_end=at_end) for array in arrays]
-        memory = Guarded(4 * int(np.prod(shape)))
-        out = memory.array(shape, at_end=at_end)
+        memory = Guarded(dtype.itemsize * int(np.prod(shape)))
+        out = memory.array(shape, at_end=at_end, dtype=dtype)
         out[...] = np.nan
-        lines = [-(-nbytes // 64) * 16 for nbytes in (plan.scratch_bytes, plan.shared_bytes)]
-        held = [Guarded(4 * count) for count in lines]
-        cells = [guard.array((count,), at_end=at_end) for guard, count in zip(held, lines, strict=True)]
+        lines = [-(-nbytes // 64) * (64 // dtype.itemsize) for nbytes in (plan.scratch_bytes, plan.shared_bytes)]
+        held = [Guarded(dtype.itemsize * count) for count in lines]
+        cells = [guard.array((count,), at_end=at_end, dtype=dtype) for guard, count in zip(held, lines, strict=True)]
         for each in cells:
             each[...] = np.nan
         values = np.array(plan.values, np.int64)
@@ -150,4 +153,4 @@ def check(family: ModuleType, target: Target, sizes: Sizes, random: Any, **optio
     roundings = min(terms, RUN) + 2 * terms / RUN + sizes.channels * (sizes.taps > RUN) + 2
     error = abs(out - expected)
     assert flag == 0
-    assert (error <= 1.01 * roundings * ROUNDING * magnitudes).all(), (sizes, options, error.max())
+    assert (error <= 1.01 * roundings * ROUNDING["float"] * magnitudes).all(), (sizes, options, error.max())

@@ -19,8 +19,8 @@ if state.fault() is not None:
 if os.name != "posix":
     pytest.skip("this system has no mprotect", allow_module_level=True)
 
-from kernels.planned_calls import ROUNDING, by_plan, plain_input_sums, plain_weight_sums, sizes_of
-from kernels.test_guard_pages import DRAWN, TARGETS, drawn
+from kernels.planned_calls import DTYPES, ROUNDING, by_plan, plain_input_sums, plain_weight_sums, sizes_of
+from kernels.test_guard_pages import DRAWN, by_target, drawn, typed
 
 from portconv.kernels import call, families, target
 from portconv.kernels.sizes import Sizes
@@ -58,30 +58,32 @@ def operands_of(sizes: Sizes, random: np.random.Generator) -> tuple[Any, Any]:
 
 
 def bound_of_tiles(sizes: Sizes, magnitudes: Any) -> Any:
-    """Return the most that rounding may change where tiles are transformed.
+    """Return the most that rounding may change where tiles are transformed, in units of the largest rounding.
 
     A tap of a tile counts each product of an output and a cell of its window at most (2, 1, 2) times along a dimension.
     Cells and outputs are rounded once along each of two dimensions, and taps twice.
     """
     counted = (magnitudes * np.outer((2, 1, 2), (2, 1, 2))).sum(axis=(-2, -1), keepdims=True)
-    return 1.01 * (sizes.batch * sizes.positions + 2 * 4) * ROUNDING * np.broadcast_to(counted, magnitudes.shape)
+    return 1.01 * (sizes.batch * sizes.positions + 2 * 4) * np.broadcast_to(counted, magnitudes.shape)
 
 
-@pytest.mark.parametrize("cpu", TARGETS, ids=lambda cpu: cpu.name)
+@by_target
 def test_all_families_compute_the_sums_within_their_memory(cpu: target.Target) -> None:
     used = set()
     for number in range(DRAWN):
-        random = np.random.default_rng((len(cpu.name), number))
+        random = np.random.default_rng((len(cpu.name), cpu.lanes, number))
         sizes = some_sizes(random)
-        x, dout = operands_of(sizes, random)
+        sizes, x, dout = typed(cpu, sizes, *operands_of(sizes, random))
         expected, magnitudes = plain_weight_sums(sizes, x, dout)
         # No term is rounded more often than there are terms: at its product, and at each sum that follows.
-        plain = 1.01 * sizes.batch * sizes.positions * ROUNDING * magnitudes
+        # The expected sums of float64 are of float64 themselves.
+        most = ROUNDING[cpu.element] * (2 if cpu.element == "double" else 1)
+        plain = 1.01 * sizes.batch * sizes.positions * most * magnitudes
         for name, family in FAMILIES.items():
             plan = family.plan_of(cpu, sizes)
             if plan is None:
                 continue
-            bound = bound_of_tiles(sizes, magnitudes) if name == "winograd_weights" else plain
+            bound = most * bound_of_tiles(sizes, magnitudes) if name == "winograd_weights" else plain
             dw, flag = by_plan(family, cpu, plan, (x, dout, None), expected.shape)
             assert flag == 0, (name, sizes)
             assert (abs(dw - expected) <= bound).all(), (name, plan.variant, plan.block, sizes)
@@ -89,14 +91,15 @@ def test_all_families_compute_the_sums_within_their_memory(cpu: target.Target) -
     assert used == set(FAMILIES)
 
 
-@pytest.mark.parametrize("cpu", TARGETS, ids=lambda cpu: cpu.name)
+@by_target
 def test_all_families_of_inputs_compute_the_sums_within_their_memory(cpu: target.Target) -> None:
     used = set()
     for number in range(DRAWN):
-        random = np.random.default_rng((len(cpu.name), 1, number))
+        random = np.random.default_rng((len(cpu.name), cpu.lanes, 1, number))
         sizes = some_sizes(random)
         w = random.standard_normal((sizes.out_channels, sizes.channels, *sizes.kernel), np.float32)
         dout = random.standard_normal((sizes.batch, sizes.out_channels, *sizes.out), np.float32)
+        sizes, w, dout = typed(cpu, sizes, w, dout)
         for name, family in OF_INPUTS.items():
             plan = family.plan_of(cpu, sizes)
             if plan is None:
@@ -104,14 +107,15 @@ def test_all_families_of_inputs_compute_the_sums_within_their_memory(cpu: target
             expected, magnitudes = plain_input_sums(sizes, w, dout)
             dx, flag = by_plan(family, cpu, plan, (dout, w, None), expected.shape)
             # A term is rounded in the sum over filters, and as often as sums of taps are added.
-            bound = 1.01 * (sizes.filters + sizes.taps) * ROUNDING * magnitudes
+            most = ROUNDING[cpu.element] * (2 if cpu.element == "double" else 1)
+            bound = 1.01 * (sizes.filters + sizes.taps) * most * magnitudes
             assert flag == 0, (name, sizes)
             assert (abs(dx - expected) <= bound).all(), (name, plan.variant, plan.block, sizes)
             used.add(name)
     assert used == set(OF_INPUTS)
 
 
-@pytest.mark.parametrize("cpu", TARGETS, ids=lambda cpu: cpu.name)
+@by_target
 def test_mirrored_filters_are_copied_within_their_memory(cpu: target.Target) -> None:
     mirror = families.FAMILIES["mirror"]
     for groups, filters, channels, kernel in product((1, 3), (1, 5, 16, 37), (1, 7, 32, 33), ((1,), (3, 3), (2, 17))):
@@ -121,6 +125,7 @@ def test_mirrored_filters_are_copied_within_their_memory(cpu: target.Target) -> 
             (0,) * len(kernel), ones,
         )  # fmt: skip
         w = np.random.default_rng(0).standard_normal((groups, filters, channels, *kernel), np.float32)
+        sizes, w = typed(cpu, sizes, w)
         expected = w[(..., *(slice(None, None, -1),) * len(kernel))].swapaxes(1, 2)
         for value in (None, np.inf, np.nan):
             if value is not None:
@@ -131,18 +136,18 @@ def test_mirrored_filters_are_copied_within_their_memory(cpu: target.Target) -> 
             assert (flag > 0) == (value is not None)
 
 
-@pytest.mark.parametrize("cpu", TARGETS, ids=lambda cpu: cpu.name)
+@by_target
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "weights"])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_what_is_not_finite_is_reported(cpu: target.Target, name: str, stride: int) -> None:
     side = (20, 3, stride, 1, 1, 1)
     sizes = sizes_of(2, 3, 3, 1 if name == "winograd_weights" else 3, [side, side])
     assert sizes is not None
-    random = np.random.default_rng(0)
+    sizes, random = sizes._replace(element=cpu.element), np.random.default_rng(0)
     family, shape = FAMILIES[name], (3, sizes.channels, 3, 3)
     plan = family.plan_of(cpu, sizes)
     for operand, value, place in product((0, 1), (np.inf, -np.inf, np.nan), ((0, 0, 0, 0), (1, 2, 5, 9))):
-        operands = operands_of(sizes, random)
+        sizes, *operands = typed(cpu, sizes, *operands_of(sizes, random))
         operands[operand][place] = value
         assert by_plan(family, cpu, plan, (*operands, None), shape)[1] > 0
 
@@ -163,3 +168,30 @@ def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch, name: str) -> No
         assert planned.run((x.ctypes.data, dout.ctypes.data, call.NO_BIAS, dw.ctypes.data), count) == 0
         grads.append(dw.tobytes())
     assert set(grads) == {grads[0]}
+
+
+@by_target
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 130), (2, 64, 64), (2, 129, 31), (1, 3, 1000)], ids=str)
+def test_matrices_are_turned_within_their_memory(cpu: target.Target, shape: tuple[int, int, int]) -> None:
+    turned = families.FAMILIES["turned"]
+    matrices = np.random.default_rng(0).standard_normal(shape).astype(DTYPES[cpu.element])
+    for value in (None, np.nan):
+        if value is not None:
+            matrices[-1, -1, -1] = value
+        found = by_plan(turned, cpu, turned.plan_of(cpu, *shape), (matrices, matrices, None), (shape[0], *shape[:0:-1]))
+        np.testing.assert_array_equal(found[0], matrices.swapaxes(1, 2))
+        assert (found[1] > 0) == (value is not None)
+
+
+@by_target
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 2, 70), (300, 5, 9), (2, 3, 20_000)], ids=str)
+def test_channels_are_added_up_within_their_memory(cpu: target.Target, shape: tuple[int, int, int]) -> None:
+    sums = families.FAMILIES["channel_sums"]
+    x = np.random.default_rng(0).standard_normal(shape).astype(DTYPES[cpu.element])
+    found, flag = by_plan(sums, cpu, sums.plan_of(cpu, *shape), (x, x, None), (shape[1],))
+    # A number is added up in its lane, with other lanes, and with what some hundred pieces have given.
+    bound = 400 * ROUNDING[cpu.element] * abs(x).sum(axis=(0, 2), dtype=np.float64)
+    assert (abs(found - x.sum(axis=(0, 2), dtype=np.float64)) <= bound).all()
+    assert flag == 0
+    x[-1, -1, -1] = np.inf
+    assert by_plan(sums, cpu, sums.plan_of(cpu, *shape), (x, x, None), (shape[1],))[1] > 0

@@ -23,7 +23,7 @@ if os.name != "posix":
     pytest.skip("this system has no mprotect", allow_module_level=True)
 
 from kernels.guarded import Guarded, guarded
-from kernels.planned_calls import ROUNDING, RUN, called, padded_by, plain_sums, sizes_of
+from kernels.planned_calls import DTYPES, ROUNDING, RUN, called, padded_by, plain_sums, sizes_of
 
 from portconv.algorithms import compiled
 from portconv.kernels import call, families, target, winograd
@@ -31,7 +31,8 @@ from portconv.kernels.sizes import Sizes
 
 DRAWN = int(os.environ.get("PORTCONV_FUZZ", "120"))
 MOST_PRODUCTS = 3e6 if DRAWN < 1000 else 3e7
-TARGETS = [state.here(), *([target.cross("avx2", state.here().triple)] if state.here().name == "avx512" else [])]
+CPUS = [state.here(), *([target.cross("avx2", state.here().triple)] if state.here().name == "avx512" else [])]
+TARGETS = [cpu.of(element) for cpu in CPUS for element in DTYPES]
 FAMILIES = {name: families.FAMILIES[name] for name in families.OF_OUTPUTS}
 CHOICES: dict[str, tuple[Any, ...]] = {"memory": (1 << 16, 600 << 10), "skips": (True, False)}
 """What a family may be told beside the sizes."""
@@ -89,6 +90,15 @@ def options_of(family: ModuleType, random: np.random.Generator) -> dict[str, Any
     return {name: values[random.integers(len(values))] for name, values in CHOICES.items() if name in known}
 
 
+by_target = pytest.mark.parametrize("cpu", TARGETS, ids=lambda cpu: f"{cpu.name}-{cpu.element}")
+
+
+def typed(cpu: target.Target, sizes: Sizes, *arrays: Any) -> tuple[Any, ...]:
+    """Return sizes and arrays in the type of the target's numbers."""
+    dtype = DTYPES[cpu.element]
+    return sizes._replace(element=cpu.element), *(None if each is None else each.astype(dtype) for each in arrays)
+
+
 def parts(kernel: int) -> list[tuple[int, int]]:
     """Cut a kernel into parts of 3 taps: where each begins, and its first tap that is not that of another part."""
     return [(min(first, kernel - 3), first) for first in range(0, kernel, 3)]
@@ -135,11 +145,11 @@ def bound(family: str, sizes: Sizes, x: Any, w: Any, b: Any, magnitudes: Any) ->
     if family != "winograd":
         # Runs end at whole channels or within one, so none has less than half of the most terms but a channel's last.
         roundings = min(terms, RUN) + 2 * terms / RUN + sizes.channels * (sizes.taps > RUN) + 2
-        return 1.01 * roundings * ROUNDING * magnitudes
+        return 1.01 * roundings * ROUNDING[sizes.element] * magnitudes
     # Two sums in a row in each of two dimensions for filters and outputs, and one for inputs.
     terms = sizes.channels * winograd.planes_of(sizes)
     roundings = min(terms, RUN) + terms / RUN + 2 * 2 + 2 * 2 + 2 * 1 + 2
-    return 1.01 * roundings * ROUNDING * magnitudes_of_tiles(sizes, x, w, b)
+    return 1.01 * roundings * ROUNDING[sizes.element] * magnitudes_of_tiles(sizes, x, w, b)
 
 
 def some(seed: int) -> Iterator[tuple[Sizes, np.random.Generator]]:
@@ -152,11 +162,11 @@ def some(seed: int) -> Iterator[tuple[Sizes, np.random.Generator]]:
         yield sizes, random
 
 
-@pytest.mark.parametrize("cpu", TARGETS, ids=lambda cpu: cpu.name)
+@by_target
 def test_all_families_compute_the_sums_within_their_memory(cpu: target.Target) -> None:
     used = set()
-    for sizes, random in some(len(cpu.name)):
-        arrays = arrays_of(sizes, random)
+    for sizes, random in some(len(cpu.name) + cpu.lanes):
+        sizes, *arrays = typed(cpu, sizes, *arrays_of(sizes, random))
         expected, magnitudes = plain_sums(sizes, *arrays)
         for name, family in FAMILIES.items():
             options = options_of(family, random)
@@ -165,12 +175,14 @@ def test_all_families_compute_the_sums_within_their_memory(cpu: target.Target) -
             out, flag = called(family, cpu, sizes, arrays, **options)
             error = abs(out - expected)
             assert flag == 0, (name, options, sizes)
-            assert (error <= bound(name, sizes, *arrays, magnitudes)).all(), (name, options, sizes, error.max())
+            # The expected sums are of float64 themselves.
+            allowed = bound(name, sizes, *arrays, magnitudes) * (2 if cpu.element == "double" else 1)
+            assert (error <= allowed).all(), (name, options, sizes, error.max())
             used.add(name)
     assert used == set(FAMILIES)
 
 
-@pytest.mark.parametrize("cpu", TARGETS, ids=lambda cpu: cpu.name)
+@by_target
 @pytest.mark.parametrize("taps", [3, 5])
 def test_winograd_reports_what_is_not_finite(cpu: target.Target, taps: int) -> None:
     edge = taps // 2
@@ -179,6 +191,7 @@ def test_winograd_reports_what_is_not_finite(cpu: target.Target, taps: int) -> N
     for place, value in product(((0, 0, 0, 0), (1, 1, 8, 39), (1, 2, 4, 20)), (np.inf, -np.inf, np.nan)):
         x, w = np.ones((2, 3, 9, 40), np.float32), np.ones((5, 3, taps, taps), np.float32)
         x[place] = value
+        sizes, x, w = typed(cpu, sizes, x, w)
         assert called(winograd, cpu, sizes, (x, w, None))[1] > 0
 
 
