@@ -12,6 +12,7 @@ from support.oracle import Problem
 
 import portconv
 from portconv import backends
+from portconv.algorithms import kernel_products
 from portconv.algorithms.choice import known
 from portconv.engine.gradients import plans_of
 from portconv.kernels import call, choice, state
@@ -92,20 +93,26 @@ def addressed(target):
     return target
 
 
-def assert_within(target, problem, operands):
+def assert_within(target, problem, operands, data_format="channels_first"):
     """Assert that an output and the gradients are within the bound of each element."""
     x, w, b, dout = operands
     wide = [array.astype("float64") for array in operands]
-    bounds, options = problem.bounds(*wide, "float32", "compiled"), options_of(problem)
-    out = portconv.conv(*map(target.array, (x, w, b)), **options)
-    assert target.owns(out)
-    assert np.all(np.abs(target.numpy(out) - problem.forward(*wide[:3])) <= bounds["out"])
-    dx = portconv.conv_input_grad(target.array(dout), target.array(w), x.shape, **options)
-    dw = portconv.conv_weight_grad(target.array(dout), target.array(x), w.shape, **options)
-    assert target.owns(dx)
-    assert target.owns(dw)
-    assert np.all(np.abs(target.numpy(dx) - problem.input_grad(wide[3], wide[1])) <= bounds["dx"])
-    assert np.all(np.abs(target.numpy(dw) - problem.weight_grad(wide[3], wide[0])) <= bounds["dw"])
+    bounds, options = problem.bounds(*wide, x.dtype.name, "compiled"), options_of(problem)
+    options["data_format"], last = data_format, data_format == "channels_last"
+    laid = [np.ascontiguousarray(np.moveaxis(array, 1, -1)) if last else array for array in (x, dout)]
+    own_x, own_w, own_b, own_dout = map(target.array, (laid[0], w, b, laid[1]))
+    for _ in range(2):  # the second time all is looked up
+        out = portconv.conv(own_x, own_w, own_b, **options)
+        dx = portconv.conv_input_grad(own_dout, own_w, own_x.shape, **options)
+        dw = portconv.conv_weight_grad(own_dout, own_x, w.shape, **options)
+        results = {"out": out, "dx": dx, "dw": dw}
+        assert all(map(target.owns, results.values()))
+        expected = problem.all(*wide)
+        for name, result in results.items():
+            found = target.numpy(result)
+            assert found.dtype == x.dtype
+            found = np.moveaxis(found, -1, 1) if last and name != "dw" else found
+            assert np.all(np.abs(found - expected[name]) <= bounds[name]), name
 
 
 @needs_kernels
@@ -120,6 +127,28 @@ def test_each_element_of_what_is_drawn_is_within_its_bound(addressed, start):
     for number in range(start, start + 20):
         problem = drawn(number)
         assert_within(addressed, problem, problem.operands("float32", number))
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
+def test_channels_may_come_last_and_numbers_be_of_float64(addressed, problem, dtype):
+    for data_format in ("channels_last", "channels_first")[: 1 + (dtype == "float64")]:
+        assert_within(addressed, problem, problem.operands(dtype), data_format)
+
+
+@needs_kernels
+def test_many_samples_whose_channels_come_last_are_turned_a_few_at_a_time(monkeypatch):
+    monkeypatch.setattr(kernel_products, "TURNED_BYTES", 40_000)
+    problem = Problem((7, 5, 20, 21), (6, 5, 3, 3), (1, 2), ((1, 1), (0, 1)), (1, 1))
+    forget()
+    x, w, b, _ = problem.operands("float32")
+    last = np.ascontiguousarray(np.moveaxis(x, 1, -1))
+    first = portconv.conv(x, w, b, **options_of(problem))
+    for _ in range(2):
+        out = portconv.conv(last, w, b, data_format="channels_last", **options_of(problem))
+        assert np.max(np.abs(np.moveaxis(out, -1, 1) - first)) < 1e-4
+    forget()
 
 
 @needs_kernels
