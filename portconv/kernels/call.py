@@ -23,9 +23,10 @@ from .cache import object_of
 from .compile import Loaded
 from .families import Kernel
 from .share import OPERANDS
-from .sizes import LINE, Planned, ceiling
+from .sizes import Planned, ceiling
 from .target import NoTarget
 from .team import Team, keep_for_ever
+from .values import LINE
 
 SHORT, SHARED, LONG = 30_000.0, 30_000.0, 500_000.0
 """A call of fewer cycles keeps the interpreter; one of more is shared, because threads that are awake join it within a

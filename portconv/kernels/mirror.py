@@ -10,7 +10,7 @@ from .record import Fields, Record
 from .share import PLAN_HEAD, SHARE, driver
 from .sizes import Planned, Sizes, blocks, ceiling
 from .target import Target
-from .values import Number, Pointer, Variable
+from .values import Int, Pointer, Variable
 
 VARIANTS = ("all",)
 BLOCK, NUMBERS_OF_SHARE = 16, 1 << 16
@@ -65,7 +65,7 @@ def _reverse(target: Target, code: Function, plan: Fields, rows: tuple[Pointer, 
         value = code.load(source + tap)
         code.store(code.shuffle(value, value, backwards), goal + (taps - lanes - tap))
         code.look_at(check, value)
-    left: Number = taps - whole
+    left: Int = taps - whole
     with code.when(left > 0):
         if target.name == "avx512":
             value = code.load(source + whole, code.lanes_between(None, left))

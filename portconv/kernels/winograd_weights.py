@@ -23,11 +23,11 @@ from .target import Target
 from .values import INTEGER, Int, Pointer, Vector
 from .weight_plan import PLAN as WEIGHTS
 from .weights import Share, Sums
-from .winograd_plan import GOAL
+from .winograd_plan import GOAL, TAPS
 from .winograd_plan import PLAN as TILES
 from .winograd_schemes import SCHEMES, Scheme
 from .winograd_transforms import Transforms
-from .winograd_weight_plan import AHEAD, PLACES, TAPS, VARIANTS, plan_of
+from .winograd_weight_plan import AHEAD, PLACES, VARIANTS, plan_of
 
 __all__ = ["VARIANTS", "module", "plan_of"]
 
