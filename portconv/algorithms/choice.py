@@ -254,8 +254,10 @@ def choose(problem: Problem, name: str, workspace: int, strict: bool) -> Choice:
         option("algorithm", name, (AUTO, *algorithms()))
     candidates = _candidates(name)
     budget = problem.budget(workspace)._replace(limited=strict)
+    if problem.dtype.kind in (SLICED, "integral"):
+        budget = budget._replace(exact=True)
     if problem.dtype.kind == SLICED:  # each block reads several slices of the filters, so there are to be fewer blocks
-        budget = budget._replace(block_elements=2 * budget.block_elements, exact=True)
+        budget = budget._replace(block_elements=2 * budget.block_elements)
     if not strict:
         least = _least_workspace(problem, [one for one in candidates if one.vouches] or candidates)
         budget = budget._replace(workspace_elements=max(budget.workspace_elements, least))

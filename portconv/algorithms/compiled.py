@@ -25,10 +25,13 @@ from .budget import NO_WORK, Budget, Work
 from .kernel_products import Asked, Places, Product, call_of_sums, product_of, sizes_of
 from .winograd_magnitudes import by_plain_sums
 
-TYPES = ("float32", "float64")
-"""The dtypes that there are kernels for."""
+NAMES = {32: "float32", 64: "float64"}
+"""The dtypes that there are kernels for, by their bits."""
+TYPES = tuple(NAMES.values())
 OPERATIONS = 1.2
 """A lane that is multiplied and added counts as so many operations of the library's products, where it is two."""
+NONE = NO_WORK._replace(operations=math.inf)
+"""The work of a product that no kernel is left for."""
 CALLS = 1.0
 """A call of a kernel takes as long as so many calls of the library."""
 
@@ -44,7 +47,7 @@ class Compiled(Algorithm):
         """Support float32 and float64 in the memory of this machine."""
         if not backend.has_addresses:
             return "arrays in the memory of this machine, as NumPy's are and PyTorch's on a CPU"
-        if dtype.name not in TYPES:
+        if backend.dtype_name(dtype.dtype) not in TYPES:
             return "float32 and float64 (float16 and bfloat16 become float32)"
         if (fault := state.fault() or call.fault()) is not None:
             return f"where there are kernels: {fault}"
@@ -60,7 +63,7 @@ class Compiled(Algorithm):
         """Count the work of a product."""
         found = product_of(_asked(kind, geometry, budget))
         if found is None:
-            return NO_WORK
+            return NONE
         operations = found.cycles * state.here().lanes * 32 // budget.bits * OPERATIONS
         return Work(operations, 0, 0, CALLS, found.memory * 8 // budget.bits, found.block)
 
@@ -79,6 +82,8 @@ class Compiled(Algorithm):
         self, kind: str, geometry: Geometry, backend: Backend, budget: Budget, operands: tuple[Array, ...]
     ) -> Callable[..., Array | None] | None:
         if not all(map(backend.lies_in_a_row, operands)) or 0 in geometry.x_shape:
+            return None
+        if any(backend.dtype_name(array.dtype) != NAMES[budget.bits] for array in operands):
             return None
         product = product_of(_asked(kind, geometry, budget, has_bias=len(operands) == 3))
         if product is None:
@@ -146,13 +151,18 @@ def magnitudes_of_tiles(
 
 def _asked(kind: str, geometry: Geometry, budget: Budget, *, has_bias: bool = False) -> Asked:
     memory = budget.workspace_elements * budget.bits // 8
-    return Asked(geometry, has_bias, memory, kind, not budget.exact, is_mirrored=budget.mirrored, bits=budget.bits)
+    return Asked(geometry, has_bias, memory, kind, is_mirrored=budget.mirrored, bits=budget.bits, exact=budget.exact)
 
 
 def _computed(asked: Asked, backend: Backend, a: Array, b: Array, bias: Array | None = None) -> Array | None:
     """Compute a product; return None if the result may not be taken as it is."""
-    product, geometry, kind = product_of(asked), asked.geometry, Kind(asked.kind)
-    last = geometry.channels_last
+    geometry, kind = asked.geometry, Kind(asked.kind)
+    # Slices of integers may be narrower than what they are planned for.
+    name, last = backend.dtype_name(a.dtype), geometry.channels_last
+    if name not in TYPES or any(array.dtype != a.dtype for array in (b, bias) if array is not None):
+        return None
+    asked = asked._replace(bits=backend.bits(a.dtype))
+    product = product_of(asked)
     if last:
         a = _channels_last(backend, a)
         b = _channels_last(backend, b) if kind == Kind.WEIGHT_GRAD else b

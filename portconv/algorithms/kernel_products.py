@@ -24,6 +24,7 @@ from ..kernels.choice import (
     found_for_weights,
     panels_within,
 )
+from ..kernels.families import IN_TILES
 from ..kernels.sizes import Sizes
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind, Role
@@ -56,6 +57,8 @@ class Asked(NamedTuple):
     """Whether an input gradient may be computed by mirrored filters, which must be finite."""
     bits: int = 32
     """The bits of a number."""
+    exact: bool = False
+    """Whether numbers are whole ones, whose plain sums are exact, and those of tiles are not."""
 
     @property
     def number(self) -> int:
@@ -240,6 +243,7 @@ def _found(asked: Asked) -> list[Chosen]:
     else:
         plan = found_for_weights if asked.kind == Kind.WEIGHT_GRAD else found_for_inputs
         found = plan(sizes, transforms=asked.transforms)
+    found = [one for one in found if not (asked.exact and one.kernel.family in IN_TILES)]
     # Plans have tables: those that take more time and no less memory than another one are dropped.
     kept: list[Chosen] = []
     for one in sorted(found, key=lambda one: (one.planned.cycles, one.memory)):

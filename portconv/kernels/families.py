@@ -46,6 +46,8 @@ FAMILIES: dict[str, ModuleType] = {
 
 OF_OUTPUTS = ("winograd", "depthwise", "rows", "tall", "panels")
 """The families that compute outputs."""
+IN_TILES = ("winograd", "winograd_weights")
+"""The families whose sums are not those of the products, but of Winograd's tiles."""
 OF_INPUTS = ("depthwise_input_grads", "input_grads")
 """The families that compute gradients of inputs. The gradient of the output is given to these in the place of the
 input, and the gradient of the input is their output."""
