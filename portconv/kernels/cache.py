@@ -10,6 +10,7 @@ meanwhile has the old one or the new one, whole.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import stat
@@ -207,7 +208,7 @@ def _header(kernel: Kernel, target: Target) -> bytes:
 
 
 def _hash(contents: bytes) -> str:
-    return str(forks.imported("hashlib").sha256(contents).hexdigest())
+    return str(hashlib.sha256(contents).hexdigest())
 
 
 @cache

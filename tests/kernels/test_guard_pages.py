@@ -66,7 +66,7 @@ def drawn(random: np.random.Generator) -> Sizes | None:
             size, taps = one_of(1, 2, 3, 5, 7, 8, 13, 14, 16, 17, 28, 31, 50, 97), one_of(1, 2, 3, 3, 3, 5, 7)
         else:
             size, taps = one_of(1, 2, 3, 5, 9, 14), one_of(1, 2, 3)
-        stride, dilation = one_of(1, 1, 1, 2, 3), one_of(1, 1, 1, 2, 3)
+        stride, dilation = one_of(1, 1, 1, 2, 3, 5), one_of(1, 1, 1, 2, 3)
         if plain:
             taps, stride, dilation = one_of(3, 3, 3, 5, 6, 7), (one_of(1, 2) if dim < dims - 2 else of_plane), 1
         # The gradient of an input may have a negative padding.
