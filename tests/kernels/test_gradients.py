@@ -30,7 +30,7 @@ OF_INPUTS = {name: families.FAMILIES[name] for name in families.OF_INPUTS}
 
 
 def some_sizes(random: np.random.Generator) -> Sizes:
-    """Draw a convolution; every third one is depthwise, mostly of a plane with a common kernel."""
+    """Draw a convolution; every second one is depthwise, mostly of a plane with a common kernel."""
 
     def one_of(*numbers: int) -> int:
         return int(random.choice(numbers))
@@ -39,14 +39,14 @@ def some_sizes(random: np.random.Generator) -> Sizes:
         sizes = drawn(random)
         if sizes is None:
             continue
-        if one_of(1, 2, 3) > 1:
+        if one_of(1, 2) == 1:
             return sizes
         channels, multiplier = one_of(1, 2, 3, 5, 9, 17), one_of(1, 1, 2, 3)
         sizes = sizes._replace(in_channels=channels, out_channels=multiplier * channels, groups=channels)
-        if len(sizes.size) != 2 or one_of(1, 2, 3) == 1:
+        if one_of(1, 2, 3) == 1:
             return sizes
-        kernel, stride = one_of(3, 5, 7), one_of(1, 2)
-        sides = [(size, kernel, stride, 1, one_of(0, 1, 2, 3, 9, -1), one_of(0, 1, 2, 3, -1)) for size in sizes.size]
+        kernel, stride, plane = one_of(3, 3, 5, 7), one_of(1, 2), (*sizes.size, one_of(3, 8, 17, 33))[:2]
+        sides = [(size, kernel, stride, 1, one_of(0, 1, 2, 3, 9, -1), one_of(0, 1, 2, 3, -1)) for size in plane]
         found = sizes_of(sizes.batch, channels, multiplier * channels, channels, sides)
         if found is not None:
             return found
