@@ -103,8 +103,8 @@ class Copies:
                 bits = entries[entry * 2 + 1] & is_inside
                 if not self.every:
                     value = code.gather(read, plan.step, code.mask_of_bits(bits))
-                    phase, vector = entry // plan.entries_of_phase, entry % plan.entries_of_phase
-                    code.store(value, row + (phase * plan.phase_pitch + vector * self.lanes), align=self.align)
+                    number, vector = entry // plan.entries_of_phase, entry % plan.entries_of_phase
+                    code.store(value, row + (number * plan.phase_pitch + vector * self.lanes), align=self.align)
                 starts = range(0, self.every * self.lanes, self.lanes)
                 found = [code.load(read + start, code.mask_of_bits(bits >> start)) for start in starts]
                 for phase in range(self.every):
