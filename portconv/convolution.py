@@ -374,7 +374,8 @@ def explain(
     Examples
     --------
     >>> import numpy as np
-    >>> found = portconv.explain(np.ones((4, 64, 56, 56)), np.ones((64, 1, 31, 31)), padding="same", groups=64)
+    >>> x, w = np.ones((4, 64, 56, 56), complex), np.ones((64, 1, 31, 31), complex)
+    >>> found = portconv.explain(x, w, padding="same", groups=64)
     >>> found.algorithm
     'fft'
     >>> [one.name for one in found.candidates if one.why_not is None]
