@@ -156,3 +156,11 @@ def test_only_gradients_of_one_step_are_remembered():
     KNOWN.clear()
     portconv.conv_backward(wide, cache)
     assert not KNOWN
+
+
+def test_the_gradient_of_a_bias_has_the_bias_s_dtype():
+    _, cache = portconv.conv_forward(X, W, B.astype("float64"))
+    for _ in range(2):
+        grads = portconv.conv_backward(DOUT, cache)
+        assert [grad.dtype.name for grad in grads] == ["float32", "float32", "float64"]
+        assert np.array_equal(grads.db, DOUT.sum((0, 2, 3), dtype="float64"))
