@@ -63,7 +63,10 @@ class TorchBackend(Backend):
     def address(self, array: Array) -> int | None:
         if array.device.type != "cpu" or is_abstract(array) or array.is_neg() or array.is_conj():
             return None
-        return int(array.data_ptr())
+        try:
+            return int(array.data_ptr())
+        except RuntimeError:  # tensors of some transforms have no memory of their own
+            return None
 
     def lies_in_a_row(self, array: Array) -> bool:
         return is_abstract(array) or bool(array.is_contiguous())

@@ -500,3 +500,15 @@ def test_a_kernel_that_cannot_be_compiled_is_an_error_by_name(addressed):
     for words in (WORDS, "LLVM refuses as planned"):
         with pytest.raises(portconv.PortconvError, match=words):
             portconv.conv(*arrays, **options_of(PROBLEMS["2d"]))
+
+
+def test_tensors_without_memory_in_a_second_derivative_take_another_way():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    x, w, dout = (torch.ones(shape) for shape in ((1, 2, 9), (3, 2, 3), (1, 3, 7)))
+
+    def dx(w):
+        return torch.func.vjp(lambda x: portconv.conv(x, w), x)[1](dout)[0]
+
+    # PyTorch adds up zeros that have no memory here.
+    (second,) = torch.func.vjp(dx, w)[1](x)
+    assert torch.equal(second, torch.full_like(w, 7.0))
