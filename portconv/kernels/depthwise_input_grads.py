@@ -10,13 +10,14 @@ cells that it is no part of, and the share says so.
 
 from __future__ import annotations
 
-from .bits import ones
+from .bits import between
 from .emit import Argument, Function, Module
+from .part_stores import store_bits
 from .record import Record
 from .share import PLAN_HEAD, SHARE, driver
 from .sizes import Planned, Sizes, blocks, ceiling, share_products
 from .target import Target
-from .values import INTEGER, Int, Number, Pointer, Variable, Vector
+from .values import INTEGER, Int, Variable
 
 KERNELS = {f"{kernel}x{kernel}": kernel for kernel in (3, 5, 7)}
 VARIANTS = tuple(KERNELS)
@@ -33,7 +34,7 @@ PLAN = Record(
 """The plan in memory. A plane is a channel of one sample, and `multiplier` filters read it."""
 
 
-def plan_of(target: Target, sizes: Sizes, *, has_bias: bool = False) -> Planned | None:
+def plan_of(target: Target, sizes: Sizes) -> Planned | None:
     """Plan the gradient of the input, or return nothing if this family does not serve it."""
     kernel = sizes.kernel[0]
     if target.name == "neon" or sizes.channels != 1 or len(sizes.size) != 2 or {*sizes.dilation} != {1}:
@@ -92,17 +93,16 @@ class _Plane:
         """The rows and columns of gradients that a row or column meets."""
         last_row, end = (plan.above + plan.height + 1) // 2, (plan.before + plan.width + 1) // 2
         with code.loop(plan.before // 2, end, self.lanes) as column:
-            loaded = [self.bits(shift - column, plan.out_width + shift - column) for shift in range(self.reach)]
+            loaded = [
+                between(code, shift - column, plan.out_width + shift - column, self.lanes)
+                for shift in range(self.reach)
+            ]
             first = column * 2 - plan.before
-            stored = [self.bits(0 - first - at, plan.width - first - at) for at in (0, self.lanes)]
+            stored = [between(code, 0 - first - at, plan.width - first - at, self.lanes) for at in (0, self.lanes)]
             with code.loop(plan.above // 2, last_row) as row:
                 sums = self.sums(row, column, loaded)
                 self.store(sums, row * 2 - plan.above, first, stored)
         code.give(code.is_not_finite(self.check.get()))
-
-    def bits(self, low: Int, high: Int) -> Int:
-        """Return the bits of the lanes from one number to another."""
-        return ones(self.code, high, self.lanes) - ones(self.code, self.code.minimum(low, high), self.lanes)
 
     def sums(self, row: Int, column: Int, loaded: list[Int]) -> dict[tuple[int, int], Variable]:
         """Add up the products of a tile: of both rows and of both phases of columns."""
@@ -137,20 +137,4 @@ class _Plane:
                     lanes_of = [(half * lanes + lane) // 2 + (lanes if lane % 2 else 0) for lane in range(lanes)]
                     place = goal + half * lanes
                     code.prefetch(place + plan.width * ROWS_AHEAD, write=True)
-                    self.store_bits(code.shuffle(even, odd, lanes_of), place, bits)
-
-    def store_bits(self, value: Vector, place: Pointer, bits: Int) -> None:
-        """Store the lanes of some bits: without masks of AVX-512 those of a part one by one."""
-        code, lanes = self.code, self.lanes
-        if self.target.name == "avx512":
-            code.store(value, place, code.mask_of_bits(bits))
-            return
-        is_whole = bits.equals((1 << lanes) - 1)
-        with code.when(is_whole):
-            code.store(value, place)
-        with code.when(~is_whole):
-            buffer = code.array(lanes)
-            code.store(value, buffer, align=code.bytes)
-            one: Number = code.variable(1).get()
-            with code.loop(0, lanes) as lane, code.when(~(bits & (one << lane)).equals(0)):
-                place[lane] = buffer[lane]
+                    store_bits(code, self.target, code.shuffle(even, odd, lanes_of), place, bits)

@@ -52,7 +52,7 @@ SHAPES = {shape.name: shape for shape in (Shape(kernel, stride) for kernel in (3
 VARIANTS = tuple(SHAPES)
 
 
-def plan_of(target: Target, sizes: Sizes, *, has_bias: bool = False) -> Planned | None:
+def plan_of(target: Target, sizes: Sizes) -> Planned | None:
     """Plan the gradient of the filters, or return nothing if this family does not serve it."""
     if target.name not in REGISTERS or sizes.channels != 1 or len(sizes.size) != 2 or {*sizes.dilation} != {1}:
         return None

@@ -12,6 +12,7 @@ spoils sums that it is no part of, and the share says so.
 
 from __future__ import annotations
 
+from .bits import between
 from .depthwise_weight_plan import PLAN, SHAPES, VARIANTS, Shape, plan_of
 from .emit import Argument, Function, Module
 from .lane_totals import totals
@@ -49,10 +50,12 @@ class _Tile:
         self.code = code = Function(f"tile{group}", TILE, target)
         memory, x, dout, kept, first, last, self.column = code.given
         self.plan = plan = PLAN.read(memory)
-        self.of_grads = self.bits(0, plan.out_width - self.column)
+        self.of_grads = between(code, 0, plan.out_width - self.column, self.lanes)
+        cell = self.column * shape.stride
         self.of_cells = {
-            at: self.bits(plan.before_columns - at - self.column * shape.stride,
-                          plan.width + plan.before_columns - at - self.column * shape.stride)
+            at: between(
+                code, plan.before_columns - at - cell, plan.width + plan.before_columns - at - cell, self.lanes
+            )
             for at in self.offsets()
         }  # fmt: skip
         height, width = range(shape.kernel), shape.kernel
@@ -75,13 +78,6 @@ class _Tile:
         if self.shape.stride == 1:
             return list(self.taps)
         return [tap + ahead for tap in range(self.taps[0] // 2 * 2, self.taps[-1] + 1, 2) for ahead in (0, self.lanes)]
-
-    def bits(self, low: Int | int, high: Int) -> Int:
-        """Return the bits of the lanes from one number to another, of any sign."""
-        code, lanes = self.code, self.lanes
-        ends = [code.minimum(code.maximum(each, 0), lanes) for each in (low, high)]
-        one: Int = code.variable(1).get()
-        return (one << ends[1]) - (one << code.minimum(*ends))
 
     def grads(self, dout: Pointer, row: Int) -> Vector:
         """Load the gradients of a row, or zeros if there is no such row."""

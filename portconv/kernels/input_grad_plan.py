@@ -196,7 +196,7 @@ def _best(target: Target, sizes: Sizes) -> _Cut:
     return min(found, key=time)
 
 
-def plan_of(target: Target, sizes: Sizes, *, has_bias: bool = False) -> Planned | None:
+def plan_of(target: Target, sizes: Sizes) -> Planned | None:
     """Plan the gradient of the input of a convolution, or return nothing if its planes take too much memory."""
     if len(sizes.size) > MOST_DIMS or min(sizes.before) < 0:
         return None

@@ -13,16 +13,16 @@ cells that it is no part of, and the share says so.
 
 from __future__ import annotations
 
-from .bits import ones
+from .bits import between
 from .emit import Argument, Function, Module
 from .input_grad_plan import EVERY, PLAN, RUN, VARIANTS, plan_of
 from .lanes import transposed
-from .part_stores import store_part
+from .part_stores import store_bits, store_part
 from .row_copies import digits
 from .share import SHARE, driver
 from .target import Target
 from .tile import finished, sums_of
-from .values import INTEGER, Flag, Int, Pointer, Vector
+from .values import INTEGER, Int, Pointer, Vector
 
 __all__ = ["VARIANTS", "module", "plan_of"]
 
@@ -92,7 +92,7 @@ def _spread(target: Target) -> Function:
             with code.when(begin < stop):
                 entry = entries + pieces.get() * 3
                 entry[0] = now * stride - low
-                entry[1] = ones(code, stop, lanes) - ones(code, begin, lanes)
+                entry[1] = between(code, begin, stop, lanes)
                 pieces.set(pieces.get() + 1)
             row.set(now + 1)
         entries[2] = pieces.get()
@@ -155,7 +155,7 @@ def _store(target: Target, every: int) -> Function:
                         code.look_at(check, value)
                     for number, value in enumerate(_interleaved(code, own)):
                         cell = origin + (at * every + number * lanes)
-                        _store_between(code, target, value, goal, cell, (low, high))
+                        store_bits(code, target, value, goal + cell, between(code, low - cell, high - cell, lanes))
                 else:
                     with code.loop(0, plan.row_phase_count) as phase:
                         value = code.load(row + (phase * plan.phase_pitch + at), reached)
@@ -177,25 +177,6 @@ def _interleaved(code: Function, vectors: list[Vector]) -> list[Vector]:
             value = code.shuffle(value if phase else vector, vector, order)
         found.append(value)
     return found
-
-
-def _store_between(
-    code: Function, target: Target, value: Vector, goal: Pointer, cell: Int, ends: tuple[Int, Int]
-) -> None:
-    """Store the lanes whose cells are between two numbers."""
-    low, high = ends
-    is_whole: Flag = (cell >= low) & (cell + target.lanes <= high)
-    if target.name == "avx512":
-        code.store(value, goal + cell, code.lanes_between(low - cell, high - cell))
-        return
-    with code.when(is_whole):
-        code.store(value, goal + cell)
-    with code.when(~is_whole):
-        buffer = code.array(target.lanes)
-        code.store(value, buffer, align=code.bytes)
-        first = code.maximum(low - cell, 0)
-        with code.loop(first, code.minimum(high - cell, target.lanes)) as lane:
-            (goal + cell)[lane] = buffer[lane]
 
 
 def _scatter(code: Function, value: Vector, goal: Pointer, cells: tuple[Int, Int], ends: tuple[Int, Int]) -> None:

@@ -27,3 +27,18 @@ def store_part(code: Function, target: Target, value: Vector, place: Pointer, co
         code.store(value, place, mask)
     else:
         store_first(code, value, place, code.minimum(count, code.lanes))
+
+
+def store_bits(code: Function, target: Target, value: Vector, place: Pointer, bits: Int) -> None:
+    """Store the lanes of some bits: without the masks of AVX-512 those of a part one by one."""
+    if target.name == "avx512":
+        code.store(value, place, code.mask_of_bits(bits))
+        return
+    is_whole = bits.equals((1 << code.lanes) - 1)
+    with code.when(is_whole):
+        code.store(value, place)
+    with code.when(~is_whole):
+        buffer, one = code.array(code.lanes), code.variable(1).get()
+        code.store(value, buffer, align=code.bytes)
+        with code.loop(0, code.lanes) as lane, code.when(~(bits & (one << lane)).equals(0)):
+            place[lane] = buffer[lane]

@@ -88,7 +88,7 @@ def _copies(sizes: Sizes, lines: Lines, block: _Block, lanes: int) -> _Copies:
     return _Copies(entries, count, joined_pitches_of(of_block, lines, count, lanes))
 
 
-def plan_of(target: Target, sizes: Sizes, *, has_bias: bool = False) -> Planned | None:
+def plan_of(target: Target, sizes: Sizes) -> Planned | None:
     """Plan the gradient of the filters, or return nothing if they have several channels or more than two dimensions."""
     if sizes.channels != 1 or len(sizes.size) > 2:
         return None

@@ -206,7 +206,7 @@ class Cut(NamedTuple):
         return 1 if self.block.sharers == 1 else 2
 
 
-def plan_of(target: Target, sizes: Sizes, *, has_bias: bool = False) -> Planned | None:
+def plan_of(target: Target, sizes: Sizes) -> Planned | None:
     """Plan the gradient of the filters of a convolution, or return nothing if its copies take too much memory."""
     if len(sizes.size) > MOST_DIMS:
         return None

@@ -102,7 +102,7 @@ def _best(target: Target, sizes: Sizes, scheme: Scheme) -> _Share:
     return min(found, key=time)
 
 
-def plan_of(target: Target, sizes: Sizes, *, has_bias: bool = False) -> Planned | None:
+def plan_of(target: Target, sizes: Sizes) -> Planned | None:
     """Plan the gradient of the filters, or return nothing if this family does not serve it."""
     variant = variant_of(sizes)
     if variant is None or not serves(sizes) or sizes.kernel[-2:] != (TAPS, TAPS):
