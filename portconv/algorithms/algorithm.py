@@ -73,8 +73,6 @@ class Algorithm:
     plain_sums : bool
         Whether its error is in proportion to the plain sums of magnitudes. Otherwise the error is in proportion to
         what `magnitudes` returns.
-    slices_integers : bool
-        Whether integers are cut into slices of floating-point numbers for it.
     pads_input : bool
         Whether it copies the whole input together with its padding.
     grows : bool
@@ -93,7 +91,6 @@ class Algorithm:
     automatic: ClassVar[bool] = True
     vouches: ClassVar[bool] = False
     plain_sums: ClassVar[bool] = True
-    slices_integers: ClassVar[bool] = True
     pads_input: ClassVar[bool] = False
     grows: ClassVar[bool] = False
     sums_slices: ClassVar[bool] = True
@@ -112,9 +109,13 @@ class Algorithm:
 
         The words end a sentence: "serves ..." in `explain`, and "expected 'auto', or ..." in an error. `dtype.kind` is
         "real floating", "complex floating" or "integral": what the algorithm computes in, after halves became float32.
-        Integers come as they are only where `slices_integers` is False, or where the library has no float64.
+        Integers come as they are only where `integer_bits` says so, or where the library has no float64.
         """
         return None
+
+    def integer_bits(self, bits: int) -> int:
+        """Return in how many bits it multiplies integers of so many bits; 0 where these are cut into slices for it."""
+        return 0
 
     def lacks(self, kind: str, geometry: Geometry, device: str) -> str | None:
         """Return None if the algorithm has this product, on this kind of device; otherwise say which products it has.

@@ -42,6 +42,8 @@ class Budget(NamedTuple):
         Whether the user set `workspace_elements`. If not, an algorithm that computes every result may take more.
     exact : bool
         Whether operands are whole numbers, whose plain sums are exact.
+    dtype : str
+        The name of the dtype of an element.
     bits : int
         The bits of an element.
     device : str
@@ -57,6 +59,7 @@ class Budget(NamedTuple):
     mirrored: bool = True
     limited: bool = True
     exact: bool = False
+    dtype: str = ""
     bits: int = 32
     device: str = ""
 

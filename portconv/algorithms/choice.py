@@ -32,6 +32,8 @@ PLAIN = "plain"
 """This name stands for the cheapest algorithm that computes every result. Users cannot give it."""
 TOO_MANY_STEPS = 1000.0
 """The cost of a product is multiplied by this if it has more steps than a library should compile."""
+WHOLE = "whole"
+"""This name stands for the cheapest algorithm that multiplies integers as they are. Users cannot give it."""
 FALL_BACK_STEPS = 16
 """A step counts this many times in a product that is compiled to replace the result of another algorithm. Such results
 are few: short code matters more than speed."""
@@ -64,7 +66,8 @@ class Problem(NamedTuple):
 
     def budget(self, workspace: int) -> Budget:
         """Return the budget of the product with `workspace` bytes of workspace."""
-        return budget_of(self.geometry, self.backend, self.bits, workspace, self.device)
+        budget = budget_of(self.geometry, self.backend, self.bits, workspace, self.device)
+        return budget._replace(dtype=self.backend.dtype_name(self.dtype.dtype))
 
 
 @dataclass(frozen=True)
@@ -226,6 +229,11 @@ def named(name: str) -> Algorithm | None:
     return known().get(name)
 
 
+def integer_bits(name: str, bits: int) -> int:
+    """Return in how many bits an algorithm, or for "auto" one of those, multiplies integers as they are; 0 if none."""
+    return max(algorithm.integer_bits(bits) for algorithm in _candidates(name))
+
+
 @remembered()
 def choose(problem: Problem, name: str, workspace: int, strict: bool) -> Choice:
     """Choose an algorithm for a product.
@@ -250,7 +258,7 @@ def choose(problem: Problem, name: str, workspace: int, strict: bool) -> Choice:
     ConvValueError
         If the algorithm of that name does not support the product, or none can compute it with so little workspace.
     """
-    if name != PLAIN:
+    if name not in (PLAIN, WHOLE):
         option("algorithm", name, (AUTO, *algorithms()))
     candidates = _candidates(name)
     budget = problem.budget(workspace)._replace(limited=strict)
@@ -269,7 +277,12 @@ def choose(problem: Problem, name: str, workspace: int, strict: bool) -> Choice:
 
 def consider(problem: Problem, budget: Budget) -> tuple[Weighed, ...]:
     """Weigh each algorithm that "auto" considers, sorted by their `order`."""
-    return tuple(weigh(one, problem, budget) for one in _candidates(AUTO))
+    candidates = _candidates(AUTO)
+    if not budget.dtype.startswith("int"):
+        return tuple(weigh(one, problem, budget) for one in candidates)
+    sliced = [Weighed(one, math.inf, None, "integers that are cut into slices") for one in candidates]
+    whole = _candidates(WHOLE)
+    return tuple(weigh(one.algorithm, problem, budget) if one.algorithm in whole else one for one in sliced)
 
 
 def objection(algorithm: Algorithm, problem: Problem) -> str | None:
@@ -345,7 +358,10 @@ def _candidates(name: str) -> list[Algorithm]:
     """Return the algorithms that are considered under a name."""
     if name in known():
         return [known()[name]]
-    return [one for one in known().values() if one.automatic and (name == AUTO or one.vouches)]
+    automatic = [one for one in known().values() if one.automatic]
+    if name == WHOLE:
+        return [one for one in automatic if one.integer_bits(8)]
+    return [one for one in automatic if name == AUTO or one.vouches]
 
 
 def _least_workspace(problem: Problem, candidates: Iterable[Algorithm]) -> int:

@@ -22,12 +22,9 @@ from ..spec.operation import Kind
 from ..spec.remembered import forget
 from .algorithm import Algorithm, LibraryError, PlainProduct
 from .budget import NO_WORK, Budget, Work
-from .kernel_products import Asked, Places, Product, call_of_sums, product_of, sizes_of
+from .kernel_products import ELEMENTS, Asked, Places, Product, call_of_sums, product_of, sizes_of
 from .winograd_magnitudes import by_plain_sums
 
-NAMES = {32: "float32", 64: "float64"}
-"""The dtypes that there are kernels for, by their bits."""
-TYPES = tuple(NAMES.values())
 OPERATIONS = 1.2
 """A lane that is multiplied and added counts as so many operations of the library's products, where it is two."""
 NONE = NO_WORK._replace(operations=math.inf)
@@ -44,20 +41,27 @@ class Compiled(Algorithm):
     takes_rows = True
 
     def objection(self, geometry: Geometry, dtype: Dtype, backend: Backend) -> str | None:
-        """Support float32 and float64 in the memory of this machine."""
+        """Support the dtypes that there are kernels for, in the memory of this machine."""
         if not backend.has_addresses:
             return "arrays in the memory of this machine, as NumPy's are and PyTorch's on a CPU"
-        if backend.dtype_name(dtype.dtype) not in TYPES:
-            return "float32 and float64 (float16 and bfloat16 become float32)"
+        name = backend.dtype_name(dtype.dtype)
+        if name not in ELEMENTS:
+            return "real numbers: float32, float64, integers (float16 and bfloat16 become float32)"
         if (fault := state.fault() or call.fault()) is not None:
             return f"where there are kernels: {fault}"
-        if product_of(Asked(geometry, False, 0, bits=backend.bits(dtype.dtype))) is None:
+        if product_of(Asked(geometry, False, 0, element=ELEMENTS[name])) is None:
             return f"smaller kernels{''.join(f', of which some fail: {why}' for why in call.failed.values())}"
         return None
 
     def lacks(self, kind: str, geometry: Geometry, device: str) -> str | None:
         """Support all products, of arrays in the memory of this machine."""
         return "arrays in the memory of this machine" if device else None
+
+    def integer_bits(self, bits: int) -> int:
+        """Multiply integers as they are; AVX2 has no masks for those of 16 bits."""
+        if state.fault() is not None:
+            return 0
+        return max(bits, 16 if state.here().name == "avx512" else 32)
 
     def work(self, kind: str, geometry: Geometry, budget: Budget, backend: Backend) -> Work:
         """Count the work of a product."""
@@ -83,7 +87,7 @@ class Compiled(Algorithm):
     ) -> Callable[..., Array | None] | None:
         if not all(map(backend.lies_in_a_row, operands)) or 0 in geometry.x_shape:
             return None
-        if any(backend.dtype_name(array.dtype) != NAMES[budget.bits] for array in operands):
+        if any(backend.dtype_name(array.dtype) != budget.dtype for array in operands):
             return None
         product = product_of(_asked(kind, geometry, budget, has_bias=len(operands) == 3))
         if product is None:
@@ -96,13 +100,14 @@ class Compiled(Algorithm):
         return compute if kind != Kind.WEIGHT_GRAD else lambda dout, x: compute(x, dout)
 
     def channel_sums(self, backend: Backend, cells: Array) -> Callable[[Array], Array | None] | None:
-        if not backend.has_addresses or backend.dtype_name(cells.dtype) not in TYPES or 0 in cells.shape:
+        if not backend.has_addresses or backend.dtype_name(cells.dtype) not in ELEMENTS or 0 in cells.shape:
             return None
         if backend.device_kind(cells) or not backend.lies_in_a_row(cells) or state.fault() is not None:
             return None
         samples, channels, *sizes = map(int, cells.shape)
         try:
-            ready = call_of_sums(samples, channels, math.prod(sizes), backend.bits(cells.dtype))
+            element = ELEMENTS[backend.dtype_name(cells.dtype)]
+            ready = call_of_sums(samples, channels, math.prod(sizes), element)
         except call.KernelError:
             return None
 
@@ -150,8 +155,8 @@ def magnitudes_of_tiles(
 
 
 def _asked(kind: str, geometry: Geometry, budget: Budget, *, has_bias: bool = False) -> Asked:
-    memory = budget.workspace_elements * budget.bits // 8
-    return Asked(geometry, has_bias, memory, kind, is_mirrored=budget.mirrored, bits=budget.bits, exact=budget.exact)
+    memory, element = budget.workspace_elements * budget.bits // 8, ELEMENTS[budget.dtype]
+    return Asked(geometry, has_bias, memory, kind, is_mirrored=budget.mirrored, element=element, exact=budget.exact)
 
 
 def _computed(asked: Asked, backend: Backend, a: Array, b: Array, bias: Array | None = None) -> Array | None:
@@ -159,9 +164,9 @@ def _computed(asked: Asked, backend: Backend, a: Array, b: Array, bias: Array | 
     geometry, kind = asked.geometry, Kind(asked.kind)
     # Slices of integers may be narrower than what they are planned for.
     name, last = backend.dtype_name(a.dtype), geometry.channels_last
-    if name not in TYPES or any(array.dtype != a.dtype for array in (b, bias) if array is not None):
+    if name not in ELEMENTS or any(array.dtype != a.dtype for array in (b, bias) if array is not None):
         return None
-    asked = asked._replace(bits=backend.bits(a.dtype))
+    asked = asked._replace(element=ELEMENTS[name])
     product = product_of(asked)
     if last:
         a = _channels_last(backend, a)

@@ -31,7 +31,10 @@ class Direct(Algorithm):
     order = 100
     automatic = False
     vouches = True
-    slices_integers = False
+
+    def integer_bits(self, bits: int) -> int:
+        """Multiply integers as they are."""
+        return bits
 
     def work(self, kind: str, geometry: Geometry, budget: Budget, backend: Backend) -> Work:
         """Count the work of a product; its memory holds the windows at one position, filters, and an output of each."""

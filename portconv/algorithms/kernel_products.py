@@ -26,12 +26,13 @@ from ..kernels.choice import (
 )
 from ..kernels.families import IN_TILES
 from ..kernels.sizes import Sizes
+from ..kernels.values import ELEMENT_BYTES, LONG
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind, Role
 from ..spec.remembered import remembered
 
-ELEMENTS = {32: "float", 64: "double"}
-"""The types of numbers by their bits, as LLVM calls them."""
+ELEMENTS = {"float32": "float", "float64": "double", "int16": "i16", "int32": "i32", "int64": LONG}
+"""The dtypes that there are kernels for, and what kernels call them."""
 MIRRORED = "mirrored"
 """The copy of the filters whose convolution is the input gradient at stride 1."""
 CYCLES_OF_CALL = 15_000.0
@@ -55,15 +56,15 @@ class Asked(NamedTuple):
     """Whether tiles may be transformed and taps left out; then what is not finite may be wrong."""
     is_mirrored: bool = True
     """Whether an input gradient may be computed by mirrored filters, which must be finite."""
-    bits: int = 32
-    """The bits of a number."""
+    element: str = "float"
+    """The type of the numbers, of `ELEMENTS`."""
     exact: bool = False
     """Whether numbers are whole ones, whose plain sums are exact, and those of tiles are not."""
 
     @property
     def number(self) -> int:
         """The bytes of a number."""
-        return self.bits // 8
+        return ELEMENT_BYTES[self.element]
 
 
 class Product(NamedTuple):
@@ -159,27 +160,27 @@ class _Turns(NamedTuple):
 
     channels: int
     cells: int
-    bits: int
+    element: str
 
     @property
     def sample(self) -> int:
         """The bytes of a sample."""
-        return self.bits // 8 * self.channels * self.cells
+        return ELEMENT_BYTES[self.element] * self.channels * self.cells
 
     def first(self, count: int, last: int, first: int, threads: int) -> None:
         """Let channels of so many samples come first."""
-        _turn(count, self.cells, self.channels, self.bits).run((last, last, NO_BIAS, first), threads)
+        _turn(count, self.cells, self.channels, self.element).run((last, last, NO_BIAS, first), threads)
 
     def last(self, count: int, first: int, last: int, threads: int) -> None:
         """Let channels of so many samples come last."""
-        _turn(count, self.channels, self.cells, self.bits).run((first, first, NO_BIAS, last), threads)
+        _turn(count, self.channels, self.cells, self.element).run((first, first, NO_BIAS, last), threads)
 
 
 def _of_channels_last(asked: Asked) -> Product | None:
     """Plan a product of arrays whose channels come last: they are turned, and so is the result."""
     geometry, kind = replace(asked.geometry, channels_last=False), Kind(asked.kind)
     roles = (Role.X, Role.OUT) if kind in (Kind.FORWARD, Kind.WEIGHT_GRAD) else (Role.OUT, Role.X)
-    one, other = (_Turns(shape[1], math.prod(shape[2:]), asked.bits) for shape in map(geometry.shape, roles))
+    one, other = (_Turns(shape[1], math.prod(shape[2:]), asked.element) for shape in map(geometry.shape, roles))
     samples = geometry.batch
     if kind != Kind.WEIGHT_GRAD:  # whose sums go on from sample to sample
         samples = max(1, min(samples, TURNED_BYTES // max(1, one.sample + other.sample)))
@@ -206,19 +207,19 @@ def _of_channels_last(asked: Asked) -> Product | None:
                 other.last(size, far, result + start * other.sample, threads)
         return True
 
-    planned = [_planned_turn(geometry.batch, each.cells, each.channels, asked.bits) for each in (one, other)]
+    planned = [_planned_turn(geometry.batch, each.cells, each.channels, asked.element) for each in (one, other)]
     turns = sum(each.planned.cycles for each in planned if each is not None)
     cycles = count * step.cycles + (last.cycles if rest else 0) + turns + 3 * count * CYCLES_OF_CALL
     return Product(cycles, max(step.memory, last.memory) + turned, step.block, run)
 
 
-def sizes_of(geometry: Geometry, bits: int = 32) -> Sizes:
-    """Return what kernels are told of a convolution of numbers of so many bits."""
+def sizes_of(geometry: Geometry, element: str = "float") -> Sizes:
+    """Return what kernels are told of a convolution of numbers of a type."""
     return Sizes(
         *(geometry.batch, geometry.in_channels, geometry.out_channels, geometry.groups),
         *(geometry.size, geometry.kernel, geometry.stride, geometry.dilation),
         *(geometry.before, geometry.after, geometry.out),
-        element=ELEMENTS[bits],
+        element=element,
     )
 
 
@@ -226,10 +227,10 @@ def sizes_of(geometry: Geometry, bits: int = 32) -> Sizes:
 def _planned(asked: Asked) -> Chosen | None:
     """Plan one call, by the family that is expected to be fastest, or by the one that takes the least memory."""
     if asked.kind == MIRRORED:
-        return chosen_for_mirrored(sizes_of(asked.geometry, asked.bits))
+        return chosen_for_mirrored(sizes_of(asked.geometry, asked.element))
     found = _found(asked._replace(memory=0))
     if asked.kind == Kind.FORWARD:
-        sizes, has_bias = sizes_of(asked.geometry, asked.bits), asked.has_bias
+        sizes, has_bias = sizes_of(asked.geometry, asked.element), asked.has_bias
         found = [*found, *panels_within(sizes, asked.memory, has_bias=has_bias, transforms=asked.transforms)]
     return best(found, asked.memory)
 
@@ -237,7 +238,7 @@ def _planned(asked: Asked) -> Chosen | None:
 @remembered(len)
 def _found(asked: Asked) -> list[Chosen]:
     """Plan a product by all families whose plans do not depend on the memory that there is."""
-    sizes = sizes_of(asked.geometry, asked.bits)
+    sizes = sizes_of(asked.geometry, asked.element)
     if asked.kind == Kind.FORWARD:
         found = found_for_outputs(sizes, has_bias=asked.has_bias, transforms=asked.transforms)
     else:
@@ -259,21 +260,21 @@ def _call(asked: Asked) -> call.Call:
 
 
 @remembered()
-def _planned_turn(count: int, rows: int, columns: int, bits: int) -> Chosen | None:
-    """Plan to turn so many matrices of numbers of so many bits."""
-    return chosen_to_turn(count, rows, columns, ELEMENTS[bits])
+def _planned_turn(count: int, rows: int, columns: int, element: str) -> Chosen | None:
+    """Plan to turn so many matrices of numbers of a type."""
+    return chosen_to_turn(count, rows, columns, element)
 
 
 @remembered()
-def _turn(count: int, rows: int, columns: int, bits: int) -> call.Call:
+def _turn(count: int, rows: int, columns: int, element: str) -> call.Call:
     """Make ready what turns so many matrices."""
-    return _ready(_planned_turn(count, rows, columns, bits))
+    return _ready(_planned_turn(count, rows, columns, element))
 
 
 @remembered()
-def call_of_sums(samples: int, channels: int, cells: int, bits: int) -> call.Call:
-    """Make ready what adds up each channel of numbers of so many bits."""
-    return _ready(chosen_for_sums(samples, channels, cells, ELEMENTS[bits]))
+def call_of_sums(samples: int, channels: int, cells: int, element: str) -> call.Call:
+    """Make ready what adds up each channel of numbers of a type."""
+    return _ready(chosen_for_sums(samples, channels, cells, element))
 
 
 def _ready(found: Chosen | None) -> call.Call:

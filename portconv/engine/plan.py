@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 from .. import limits
@@ -15,11 +16,13 @@ from ..algorithms.choice import (
     AUTO,
     PLAIN,
     SLICED,
+    WHOLE,
     Choice,
     Explanation,
     Problem,
     choose,
     explanation,
+    integer_bits,
     objection,
     refusal,
 )
@@ -145,7 +148,9 @@ class Plan(NamedTuple):
         """Choose the algorithm for a convolution that is computed in that dtype."""
         name = self.operation.algorithm
         problem = Problem(self.operation.kind, geometry, dtype, self.backend, self.device.kind)
-        if name == AUTO and self.gathers:
+        if name == AUTO and self.arithmetic.integer_bits:
+            name = WHOLE
+        elif name == AUTO and self.gathers:
             name = PLAIN  # the others may serve what is gathered, but not the call itself
         return choose(problem, name, self.workspace, self.limited)
 
@@ -248,11 +253,25 @@ def _within(operation: Operation, backend: Backend, operands: Operands, device: 
 
 def _attempt(operation: Operation, backend: Backend, operands: Operands, device: Device, limit: int | None) -> Plan:
     """Make a plan; raise a ConvValueError if no algorithm serves, or the limit is too small."""
+    bits = 0
+    if KINDS[operation.dtype] == "integral":
+        bits = integer_bits(operation.algorithm, backend.bits(backend.dtype(operation.dtype)))
+    if bits and operation.algorithm == AUTO:
+        with suppress(ConvValueError):
+            return _attempt_in(bits, operation, backend, operands, device, limit)
+        bits = 0
+    return _attempt_in(bits, operation, backend, operands, device, limit)
+
+
+def _attempt_in(
+    integer_bits: int, operation: Operation, backend: Backend, operands: Operands, device: Device, limit: int | None
+) -> Plan:
+    """Do what `_attempt` does; integers are multiplied as they are in so many bits, or with 0 in slices."""
     kind, geometry = operation.kind, operation.geometry
     asked, slices = algorithm_named(operation.algorithm), uses_slices(operation)
     is_ordered = ordered(operands) == operands
     terms = most_terms(geometry, kind)
-    arithmetic = Arithmetic(named(backend, operation.dtype), terms, asked is None or asked.slices_integers)
+    arithmetic = Arithmetic(named(backend, operation.dtype), terms, integer_bits)
     copies = _copies(operation, backend, arithmetic, operands)
     plan = Plan(
         *(operation, backend, arithmetic, operands, copies, geometry, 0),
@@ -359,8 +378,10 @@ def _copied(
         both = zip(of_order, own, conjugates, strict=True)
         operands = [more + (wide if copied or one != computed else 0) for more, one, copied in both]
         return operands, wide if dtype.name in HALVES else 0, wide
-    if not arithmetic.slices:
-        return [more + size for more in of_order], size, wide
+    if arithmetic.integer_bits:
+        casts = [wide if one.dtype != computed else 0 for one in given]
+        operands = [more + cast for more, cast in zip(of_order, casts, strict=True)]
+        return operands, wide if dtype.dtype != computed else 0, wide
     # An integer as it was given, its slices as they are cut, of at least 8 bits each, and as they are multiplied.
     most = -(-(8 * size + 1) // 8)
     return [more + size + most * (wide + 2 * size) for more in of_order], 3 * wide + 3 * size, wide

@@ -13,6 +13,6 @@ To know this house, read in this order:
 - `share` cuts the work for threads by `words` in memory, `standby` is what those run that help, and `team` has them;
 - `compile` makes code of a module, `cache` keeps it on disk, `call` calls it, and `state` says whether there is any.
 
-Nothing is specialised on shape; each kernel is made for float32 or for float64. A plan is numbers in memory (`sizes`,
-`outer`), which a kernel reads.
+Nothing is specialised on shape; each kernel is made for float32 and for float64, and those of plain sums for integers
+too. A plan is numbers in memory (`sizes`, `outer`), which a kernel reads.
 """

@@ -17,8 +17,11 @@ from .values import (
     FLAG,
     INTEGER,
     LINE,
+    LONG,
     NUMBERS,
     POINTER,
+    SHORT_NAMES,
+    WHOLE,
     Flag,
     Int,
     Number,
@@ -198,7 +201,7 @@ class Function:
         align = align or ELEMENT_BYTES[self.element]
         if mask is None:
             return Vector(self, self.vector_type, self.assign(f"load {self.vector_type}, ptr {place}, align {align}"))
-        name = f"masked.load.v{self.lanes}{_short(self.element)}.p0"
+        name = f"masked.load.v{self.lanes}{SHORT_NAMES[self.element]}.p0"
         self.declared.add(f"declare {self.vector_type} @llvm.{name}(ptr, i32, {self.mask_type}, {self.vector_type})")
         call = f"call {self.vector_type} @llvm.{name}(ptr {place}, i32 {align}, {mask.typed}, {self.zeros.typed})"
         return Vector(self, self.vector_type, self.assign(call))
@@ -209,7 +212,7 @@ class Function:
         offsets = self.assign(f"mul <{self.lanes} x i64> {steps}, {self._numbers(INTEGER)}")
         pointers = self.assign(f"getelementptr {self.element}, ptr {place}, <{self.lanes} x i64> {offsets}")
         types = f"<{self.lanes} x ptr>"
-        name = f"masked.gather.v{self.lanes}{_short(self.element)}.v{self.lanes}p0"
+        name = f"masked.gather.v{self.lanes}{SHORT_NAMES[self.element]}.v{self.lanes}p0"
         self.declared.add(
             f"declare {self.vector_type} @llvm.{name}({types}, i32, {self.mask_type}, {self.vector_type})"
         )
@@ -225,13 +228,15 @@ class Function:
         if mask is None:
             self.add(f"store {value.typed}, ptr {place}, align {align}")
             return
-        name = f"masked.store.v{self.lanes}{_short(self.element)}.p0"
+        name = f"masked.store.v{self.lanes}{SHORT_NAMES[self.element]}.p0"
         self.declared.add(f"declare void @llvm.{name}({self.vector_type}, ptr, i32, {self.mask_type})")
         self.add(f"call void @llvm.{name}({value.typed}, ptr {place}, i32 {align}, {mask.typed})")
 
     def fma(self, a: Vector, b: Vector, c: Vector) -> Vector:
         """Return `a * b + c`, rounded once."""
-        name = f"fma.v{self.lanes}{_short(self.element)}"
+        if self.element in WHOLE:
+            return a * b + c
+        name = f"fma.v{self.lanes}{SHORT_NAMES[self.element]}"
         return Vector(self, self.vector_type, self.intrinsic(self.vector_type, name, a.typed, b.typed, c.typed))
 
     def shuffle(self, a: Vector, b: Vector, lanes: Sequence[int]) -> Vector:
@@ -297,10 +302,14 @@ class Function:
 
     def look_at(self, check: Variable, value: Vector) -> None:
         """Let a check become nan where a number is not finite."""
+        if self.element in WHOLE:
+            return
         check.set(self.fma(value, self.zeros, check.get()))
 
     def is_not_finite(self, sums: Vector) -> Int:
         """Return 1 if a lane is a nan, else 0."""
+        if self.element in WHOLE:
+            return Int(self, INTEGER, "0")
         lanes = self.assign(f"fcmp uno {sums.typed}, {sums}")
         bits = self.assign(f"bitcast {self.mask_type} {lanes} to i{self.lanes}")
         flag = self.assign(f"icmp ne i{self.lanes} {bits}, 0")
@@ -366,7 +375,8 @@ class Module:
     def text(self) -> str:
         """The whole module."""
         declared = sorted(set().union(*(function.declared for function in self.functions)))
-        return "\n".join([*declared, *(function.text for function in self.functions)]) + "\n"
+        long = f"{LONG} = type {WHOLE[LONG]}"
+        return "\n".join([long, *declared, *(function.text for function in self.functions)]) + "\n"
 
     @property
     def public(self) -> dict[str, Function]:
@@ -377,8 +387,3 @@ class Module:
 def _type(element: str) -> str:
     """Return the type of an argument."""
     return INTEGER if element == INTEGER else POINTER
-
-
-def _short(element: str) -> str:
-    """Return how the names of LLVM's functions call a type."""
-    return {"float": "f32", "double": "f64"}[element]

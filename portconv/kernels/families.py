@@ -24,6 +24,7 @@ from . import (
 )
 from .emit import Module
 from .target import Target
+from .values import LONG, WHOLE
 
 FAMILIES: dict[str, ModuleType] = {
     "winograd": winograd,
@@ -55,7 +56,7 @@ OF_WEIGHTS = ("winograd_weights", "depthwise_weights", "swept_weights", "weights
 """The families that compute gradients of filters. The gradient of the output is given to these in the place of the
 filters, and the gradient of the filters is their output."""
 
-NAMES = {"float": "", "double": "-double"}
+NAMES = {"float": "", "double": "-double", "i16": "-int16", "i32": "-int32", LONG: "-int64"}
 """The types of numbers, and how the names of their kernels end."""
 
 
@@ -76,11 +77,11 @@ class Kernel(NamedTuple):
 
 
 def kernels() -> tuple[Kernel, ...]:
-    """Return all kernels: threads stand by for those of either type."""
+    """Return all kernels: threads stand by for those of any type, and tiles are not transformed of integers."""
     return tuple(
         Kernel(family, variant, element)
         for element in NAMES
         for family, module in FAMILIES.items()
         for variant in module.VARIANTS
-        if element == "float" or family != "standby"
+        if element == "float" or (family != "standby" and not (family in IN_TILES and element in WHOLE))
     )

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from .record import Record
 from .row_lines import EVERY as EVERY
-from .row_lines import GATHERED, STEPS
+from .row_lines import GATHERED, steps_of
 from .share import PLAN_HEAD
 from .sizes import Layout, Planned, Sizes, addresses, blocks, ceiling, numbers, share_products
 from .target import Target
@@ -101,7 +101,7 @@ class _Cut:
             held = self.cut.padded
         self.held_lines, self.held_cells = (1, held) if self.is_row else (held, self.row.padded)
         step, reads = self.row.stride, [tap * self.row.dilation for tap in range(self.row.kernel)]
-        self.phases = list(range(step)) if step in STEPS else sorted({cell % step for cell in reads})
+        self.phases = list(range(step)) if steps_of(sizes) != GATHERED else sorted({cell % step for cell in reads})
         columns = ceiling(held, step) if self.is_row else self.row.out
         self.pitch = columns + self.row.reach // step
         self.of_line_phase = ceiling(self.held_lines, self.lines.stride) * self.pitch + lanes
@@ -236,6 +236,6 @@ def plan_of(target: Target, sizes: Sizes) -> Planned | None:
     )
     shown = {"channels": block.channels, "parts": cut.parts}
     return Planned(
-        STEPS.get(sizes.stride[-1], GATHERED), values, tuple(lists.values()), cut.shares, layout.bytes, shown, shared,
+        steps_of(sizes), values, tuple(lists.values()), cut.shares, layout.bytes, shown, shared,
         is_plain=False, cycles=_cycles(target, cut),
     )  # fmt: skip

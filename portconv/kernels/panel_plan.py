@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from .outer import FIELDS, MOST_OUTER
 from .record import Record
+from .row_lines import steps_of
 from .share import PLAN_HEAD
 from .sizes import (
     FAR_BYTES,
@@ -67,11 +68,6 @@ PLAN = Record(
     *("at_tables", "at_pieces", "at_images", "at_sums", "at_active", "asked_terms"),
 )
 """The plan in memory. `row_taps` has the first cell of each tap along the last dimension, and `bands` their columns."""
-
-
-def variant_of(stride: int) -> str:
-    """Return the variant that reads cells at this distance."""
-    return next((name for name, every in EVERY.items() if every == stride), "gathered")
 
 
 def is_linear(sizes: Sizes) -> bool:
@@ -198,7 +194,7 @@ def plan_of(
     )
     shown = {"positions": block.panels * width, "filters": min(block.filters_of_block, sizes.filters)}
     return Planned(
-        SPARSE if bands else variant_of(sizes.stride[-1]), values, tuple(lists.values()), shares, layout.bytes, shown,
+        SPARSE if bands else steps_of(sizes), values, tuple(lists.values()), shares, layout.bytes, shown,
         is_plain=not bands, cycles=_cycles(sizes, target, row, block.filters) * (density(sizes) if bands else 1.0),
     )  # fmt: skip
 
@@ -238,7 +234,7 @@ def lone_columns(target: Target, sizes: Sizes) -> int:
 def _copies(sizes: Sizes, target: Target, row: int) -> float:
     """Estimate the time of copying one term of a column, whose columns lie in rows of this length."""
     row = min(row, target.lanes * target.vectors)
-    return ceiling(row, target.lanes) / row * CYCLES_OF_PIECE[variant_of(sizes.stride[-1])]
+    return ceiling(row, target.lanes) / row * CYCLES_OF_PIECE[steps_of(sizes)]
 
 
 def _cycles(sizes: Sizes, target: Target, row: int, filter_blocks: int) -> float:

@@ -7,8 +7,10 @@ from array import array
 from itertools import product
 from typing import NamedTuple
 
+from .bits import WORD
 from .share import PLAN_HEAD
 from .sizes import Sizes, ceiling, numbers
+from .values import LINE
 
 GATHERED = "gathered"
 EVERY = {"full": 1, "halved": 2, "thirds": 3, "quarters": 4, GATHERED: 0}
@@ -50,13 +52,19 @@ class Lines(NamedTuple):
     shift: int
 
 
+def steps_of(sizes: Sizes) -> str:
+    """Return how the cells of a phase are read: a bit of one integer stands for each cell that is loaded at once."""
+    stride = sizes.stride[-1]
+    return STEPS.get(stride, GATHERED) if stride * (LINE // sizes.number) <= WORD else GATHERED
+
+
 def lines_of(sizes: Sizes) -> Lines:
     """Return what of the padded input is read."""
     sides = zip(sizes.out[:-1], sizes.stride, sizes.kernel, sizes.dilation, strict=False)
     padded = tuple((out - 1) * step + (taps - 1) * apart + 1 for out, step, taps, apart in sides)
     strides = tuple(math.prod(padded[dim + 1 :]) for dim in range(len(padded)))
     step, cells = sizes.stride[-1], [tap * sizes.dilation[-1] for tap in range(sizes.kernel[-1])]
-    phases = list(range(step)) if step in STEPS else sorted({cell % step for cell in cells})
+    phases = list(range(step)) if steps_of(sizes) != GATHERED else sorted({cell % step for cell in cells})
     return Lines(padded, strides, phases, cells[-1] // step)
 
 

@@ -19,6 +19,7 @@ from .row_lines import (
     lines_of,
     lists_of_copy,
     pitches_of,
+    steps_of,
     taps_of,
 )
 from .sizes import FAR_BYTES, Layout, Planned, Sizes, addresses, blocks, ceiling, numbers, share_products
@@ -172,7 +173,7 @@ def _variant(target: Target, sizes: Sizes) -> str:
     filters, neighbours = _filters_of_tile(target, sizes.filters), sizes.stride[-1] == sizes.dilation[-1] == 1
     if target.name == "avx512" and filters == 1 and neighbours and sizes.kernel[-1] >= FEWEST_ALIGNED:
         return f"{ALIGNED_STEPS}1"
-    return f"{STEPS.get(sizes.stride[-1], GATHERED)}{filters}"
+    return f"{steps_of(sizes)}{filters}"
 
 
 def _cycles_of_tile(target: Target, filters: int) -> float:
@@ -251,7 +252,7 @@ def _shares(sizes: Sizes, block: _Block) -> int:
 def _cycles(target: Target, sizes: Sizes, block: _Block, copy: _Copy, variant: str) -> float:
     """Return about how many vectors are multiplied in the time that a share takes."""
     filters = parted(variant)[1]
-    copied = copy.lines * copy.vectors * sizes.channels * CYCLES_OF_COPY[STEPS.get(sizes.stride[-1], GATHERED)]
+    copied = copy.lines * copy.vectors * sizes.channels * CYCLES_OF_COPY[steps_of(sizes)]
     found = CYCLES_OF_LINE * copy.lines * len(sizes.size) + CYCLES_OF_PIECE * copy.pieces
     tiles = ceiling(sizes.filters, filters) * copy.pieces
     runs = ceiling(sizes.channels, block.channels) * ceiling(sizes.taps, RUN)

@@ -9,7 +9,6 @@ from .row_lines import (
     COPIED,
     EVERY,
     GATHERED,
-    STEPS,
     Lines,
     Pitches,
     entries_of,
@@ -17,6 +16,7 @@ from .row_lines import (
     lines_of,
     lists_of_copy,
     pitches_of,
+    steps_of,
     taps_of,
 )
 from .sizes import Layout, Planned, Sizes, addresses, blocks, ceiling, numbers, share_products
@@ -126,7 +126,7 @@ def plan_of(target: Target, sizes: Sizes) -> Planned | None:
         **addresses(lists),
     )
     shown = {"channels": block.channels, "rows": block.firsts, "columns": block.columns}
-    variant = STEPS.get(sizes.stride[-1], GATHERED)
+    variant = steps_of(sizes)
     return Planned(
         variant, values, tuple(lists.values()), shares, layout.bytes, shown,
         is_plain=False, cycles=_cycles(target, sizes, lines, block),
@@ -138,7 +138,7 @@ def _cycles(target: Target, sizes: Sizes, lines: Lines, block: _Block) -> float:
     rows, *_ = _firsts(sizes)
     copies, lanes = _copies(sizes, lines, block, target.lanes), target.lanes
     units = ceiling(rows, block.firsts) * ceiling(sizes.out[-1], block.columns)
-    of_vector = CYCLES_OF_COPY[STEPS.get(sizes.stride[-1], GATHERED)]
+    of_vector = CYCLES_OF_COPY[steps_of(sizes)]
     copied = copies.lines * (copies.entries * len(lines.phases) * of_vector + CYCLES_OF_LINE)
     spread = block.firsts * (ceiling(block.columns, lanes) * CYCLES_OF_COPY["full"] + CYCLES_OF_LINE)
     vectors = ceiling((block.firsts - 1) * copies.pitches.line_pitch + block.columns, lanes)

@@ -13,7 +13,13 @@ INTEGER, POINTER, FLAG = "i64", "ptr", "i1"
 NUMBERS, LINE = "*float", 64
 """What an argument is that points to numbers, of whatever type the function's are; and the bytes of a line of the
 cache."""
-ELEMENT_BYTES = {"float": 4, "double": 8, "i64": 8, "ptr": 8, "i8": 1}
+LONG = "%long"
+"""A number of an array of 64 bits that is an integer, which wraps; an `INTEGER` counts, and must not overflow."""
+WHOLE = {"i16": "i16", "i32": "i32", LONG: "i64"}
+"""The types of numbers that are integers, and what LLVM calls them."""
+SHORT_NAMES = {"float": "f32", "double": "f64", **WHOLE}
+"""How the names of LLVM's functions call the types of numbers."""
+ELEMENT_BYTES = {"float": 4, "double": 8, "i16": 2, "i32": 4, LONG: 8, "i64": 8, "ptr": 8, "i8": 1}
 
 
 class Code(Protocol):
@@ -150,21 +156,22 @@ Number = int | Int
 
 
 class Vector(Value):
-    """Floating-point numbers, one a lane, or a single one."""
+    """Numbers of arrays, one a lane, or a single one."""
 
     __slots__ = ()
 
     def _with(self, name: str, other: Vector) -> Vector:
+        name = name if self.code.element in WHOLE else f"f{name}"
         return Vector(self.code, self.type, self.code.assign(f"{name} {self.typed}, {other}"))
 
     def __add__(self, other: Vector) -> Vector:
-        return self._with("fadd", other)
+        return self._with("add", other)
 
     def __sub__(self, other: Vector) -> Vector:
-        return self._with("fsub", other)
+        return self._with("sub", other)
 
     def __mul__(self, other: Vector) -> Vector:
-        return self._with("fmul", other)
+        return self._with("mul", other)
 
 
 class Pointer(Value):

@@ -7,7 +7,18 @@ from array import array
 from typing import NamedTuple
 
 from .record import Record
-from .row_lines import COPIED, EVERY, GATHERED, STEPS, Lines, entries_of, lines_of, lists_of_copy, pitches_of, taps_of
+from .row_lines import (
+    COPIED,
+    EVERY,
+    GATHERED,
+    Lines,
+    entries_of,
+    lines_of,
+    lists_of_copy,
+    pitches_of,
+    steps_of,
+    taps_of,
+)
 from .sizes import Layout, Planned, Sizes, addresses, blocks, ceiling, numbers, share_products
 from .target import Target
 
@@ -232,7 +243,7 @@ def plan_of(target: Target, sizes: Sizes) -> Planned | None:
     shown = {"filters": min(sizes.filters, block.tiles * cut.width), "channels": block.channels}
     shown |= {"rows": cut.rows, "columns": block.columns, "sums": block.sharers}
     cycles = _cycles(target, sizes, lines, block, in_place=in_place)
-    variant = IN_PLACE if in_place else STEPS.get(sizes.stride[-1], GATHERED)
+    variant = IN_PLACE if in_place else steps_of(sizes)
     return Planned(variant, values, tuple(lists.values()), adding, layout.bytes, shown, shared, cycles=cycles)
 
 
@@ -300,7 +311,7 @@ def _cycles(target: Target, sizes: Sizes, lines: Lines, block: Blocks, *, in_pla
     turned = ceiling(positions, lanes) * tiles * width * channel_blocks * CYCLES_OF_TRANSPOSED
     copied = positions / lanes * sizes.channels * filter_blocks * CYCLES_OF_READ
     if not in_place:
-        of_vector, count = CYCLES_OF_COPY[STEPS.get(sizes.stride[-1], GATHERED)], _line_count(sizes, lines, block)
+        of_vector, count = CYCLES_OF_COPY[steps_of(sizes)], _line_count(sizes, lines, block)
         of_line = entries_of(block.columns, lines, lanes) * len(lines.phases) * of_vector + CYCLES_OF_COPIED_LINE
         copied = units * count * (sizes.channels * filter_blocks * of_line + CYCLES_OF_LINE)
     ended = tiles * block.vectors * terms * (block.sharers + 2) * CYCLES_OF_SUM

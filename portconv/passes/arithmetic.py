@@ -4,7 +4,8 @@ Every one of the three products of a convolution is bilinear: linear in each of 
 
 - Floating point of 32 bits and more, real and complex, is computed in its own dtype.
 - float16 and bfloat16 are computed in float32, bias included, and rounded once at the end.
-- Integers are multiplied as slices in floating point: see `passes.integers`.
+- Integers are multiplied as they are by algorithms that can, and else as slices in floating point: see
+  `passes.integers`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 from ..backends import Array, Backend
 from ..spec.dtypes import HALVES, Dtype
-from .integers import Product, modular
+from .integers import Product, modular, wrapping
 
 
 class Arithmetic(NamedTuple):
@@ -25,20 +26,22 @@ class Arithmetic(NamedTuple):
         The dtype of the result.
     terms : int
         How many products of elements are added up to one element of the result, at most.
-    slices : bool
-        Whether integers are multiplied as slices in floating point.
+    integer_bits : int
+        In how many bits integers are multiplied as they are; 0 where they are cut into slices in floating point.
     """
 
     dtype: Dtype
     terms: int
-    slices: bool = True
+    integer_bits: int = 0
 
     def computed_in(self, backend: Backend) -> Dtype:
         """Return the dtype that an algorithm computes in: of integers the widest that slices may be multiplied in."""
         dtype = self.dtype
         if dtype.name in HALVES:
             return Dtype(backend.dtype("float32"), "float32", dtype.kind)
-        if dtype.kind == "integral" and self.slices and hasattr(backend.xp, "float64"):
+        if dtype.kind == "integral" and self.integer_bits:
+            return Dtype(backend.dtype(f"int{self.integer_bits}"), dtype.name, dtype.kind)
+        if dtype.kind == "integral" and hasattr(backend.xp, "float64"):
             return Dtype(backend.dtype("float64"), dtype.name, dtype.kind)
         return dtype
 
@@ -52,7 +55,9 @@ class Arithmetic(NamedTuple):
         """
         dtype = self.dtype
         if dtype.kind == "integral":
-            return modular(max(1, self.terms) if self.slices else 0, backend, dtype, product, (a, b, bias))
+            if self.integer_bits:
+                return wrapping(backend, self.computed_in(backend).dtype, dtype, product, (a, b, bias))
+            return modular(max(1, self.terms), backend, dtype, product, (a, b, bias))
         half = dtype.name in HALVES
         wide = backend.dtype("float32") if half and widens else dtype.dtype
         a, b = backend.astype(a, wide), backend.astype(b, wide)

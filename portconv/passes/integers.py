@@ -68,20 +68,26 @@ def modular(
     product: Product,
     operands: tuple[Array, Array, Array | None],
 ) -> Array:
-    """Compute a product of integers modulo 2**bits, with sums of `terms` products: 0 where they are not to be sliced.
+    """Compute a product of integers modulo 2**bits, with sums of `terms` products.
 
     Where there are no slices, the library multiplies the integers themselves.
     """
     a, b, bias = operands
-    signed, slices = summable(backend, dtype), None
-    if terms:
-        slices = _slicing_of(terms, backend, dtype, a, b)
+    signed, slices = summable(backend, dtype), _slicing_of(terms, backend, dtype, a, b)
+    if slices is None:
+        return wrapping(backend, signed, dtype, product, operands)
     a, b = backend.astype(a, signed), backend.astype(b, signed)
     bias = None if bias is None else backend.astype(bias, signed)
-    if slices is None:
-        return backend.astype(product(a, b, bias), dtype.dtype)
     result = _sliced_product(slices, backend, dtype, product, (a, b))
     return backend.astype(with_bias(backend, result, bias), dtype.dtype)
+
+
+def wrapping(
+    backend: Backend, wide: object, dtype: Dtype, product: Product, operands: tuple[Array, Array, Array | None]
+) -> Array:
+    """Compute a product of integers as they are, in `wide`, which has as many bits as the result or more."""
+    a, b, bias = (None if each is None else backend.astype(each, wide) for each in operands)
+    return backend.astype(product(a, b, bias), dtype.dtype)
 
 
 def _slicing_of(terms: int, backend: Backend, dtype: Dtype, a: Array, b: Array) -> Slicing | None:

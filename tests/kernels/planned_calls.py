@@ -14,10 +14,11 @@ from kernels.guarded import PAGE, Guarded, guarded
 from portconv.kernels import compile
 from portconv.kernels.sizes import Sizes
 from portconv.kernels.target import Target
+from portconv.kernels.values import LONG
 
 ROUNDING = {"float": 2.0**-24, "double": 2.0**-53}
 """The largest error of rounding a number to the type of a kernel."""
-DTYPES = {"float": np.float32, "double": np.float64}
+DTYPES = {"float": np.float32, "double": np.float64, "i16": np.int16, "i32": np.int32, LONG: np.int64}
 RUN = 256
 
 
@@ -48,18 +49,19 @@ def by_plan(family: ModuleType, target: Target, plan: Any, arrays: tuple[Any, ..
     """Return what a planned call makes of arrays, an array of this shape and of their dtype, and its flag."""
     call, _ = compiled(family, plan.variant, target)
     dtype = arrays[0].dtype
+    unwritten = np.nan if dtype.kind == "f" else np.iinfo(dtype).max
     arrays = tuple(np.zeros(1, dtype) if array is None else array for array in arrays)
     results = []
     for at_end in (False, True):
         copies = [guarded(np.ascontiguousarray(array), at_end=at_end) for array in arrays]
         memory = Guarded(dtype.itemsize * int(np.prod(shape)))
         out = memory.array(shape, at_end=at_end, dtype=dtype)
-        out[...] = np.nan
+        out[...] = unwritten
         lines = [-(-nbytes // 64) * (64 // dtype.itemsize) for nbytes in (plan.scratch_bytes, plan.shared_bytes)]
         held = [Guarded(dtype.itemsize * count) for count in lines]
         cells = [guard.array((count,), at_end=at_end, dtype=dtype) for guard, count in zip(held, lines, strict=True)]
         for each in cells:
-            each[...] = np.nan
+            each[...] = unwritten
         values = np.array(plan.values, np.int64)
         addresses = [array.ctypes.data for array in (values, *(copy for copy, _ in copies), out, *cells)]
         flag = call(*addresses)
