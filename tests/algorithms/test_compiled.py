@@ -400,7 +400,7 @@ def test_what_it_does_not_serve_it_says(addressed):
     x, w = addressed.array(np.ones((1, 2, 5, 5), "float32")), addressed.array(np.ones((3, 2, 2, 2), "float32"))
     others = [addressed.array(np.ones(tuple(array.shape), "complex64")) for array in (x, w)]
     named = {"algorithm": "compiled"}
-    words = "expected 'auto', or float32 and float64 (float16 and bfloat16 become float32)"
+    words = "expected 'auto', or real numbers: float32, float64, integers (float16 and bfloat16 become float32)"
     refusal(lambda: portconv.conv(*others, **named), words)
     with portconv.workspace_limit(64), pytest.raises(portconv.ConvValueError, match=r"expected .*at least \d+"):
         portconv.conv(x, w, **named)

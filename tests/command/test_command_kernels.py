@@ -157,7 +157,11 @@ def test_all_goes_on_after_a_kernel_that_llvm_refuses(monkeypatch: pytest.Monkey
 
 
 @LLVM
+@pytest.mark.usefixtures("quick")
 def test_a_pipe_sees_no_progress_bar(where: Path) -> None:
+    done("--all", "--target", "avx2")
+    for kernel in kernels()[:5]:
+        (where / cache.file_name(kernel, target.cross("avx2"))).unlink()
     program = [sys.executable, "-P", "-m", "portconv", "kernels", "--all", "--json", "--target", "avx2"]
     finished = subprocess.run(program, capture_output=True, text=True, check=True, env=dict(os.environ), timeout=120)
     assert finished.stderr == ""
