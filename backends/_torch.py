@@ -69,10 +69,10 @@ class TorchBackend(Backend):
             return None
 
     def lies_in_a_row(self, array: Array) -> bool:
-        return is_abstract(array) or bool(array.is_contiguous())
+        return is_abstract(array) or bool(array.is_contiguous() and not (array.is_conj() or array.is_neg()))
 
     def in_a_row(self, array: Array) -> Array:
-        return array.contiguous()
+        return array.resolve_conj().resolve_neg().contiguous()
 
     def threads(self) -> int:
         import torch

@@ -16,12 +16,13 @@ from collections.abc import Callable
 from ..backends import Array, Backend
 from ..kernels import call, state, winograd
 from ..kernels.call import NO_BIAS
-from ..spec.dtypes import Dtype
+from ..spec.dtypes import PARTS_OF, Dtype, real
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind
 from ..spec.remembered import forget
 from .algorithm import Algorithm, LibraryError, PlainProduct
 from .budget import NO_WORK, Budget, Work
+from .complex_parts import REAL_OF_COMPLEX, filters_in_parts, grads_of_parts, in_parts
 from .kernel_products import ELEMENTS, Asked, Places, Product, call_of_sums, product_of, sizes_of
 from .winograd_magnitudes import by_plain_sums
 
@@ -45,11 +46,11 @@ class Compiled(Algorithm):
         if not backend.has_addresses:
             return "arrays in the memory of this machine, as NumPy's are and PyTorch's on a CPU"
         name = backend.dtype_name(dtype.dtype)
-        if name not in ELEMENTS:
-            return "real numbers: float32, float64, integers (float16 and bfloat16 become float32)"
+        if real(name) not in ELEMENTS:
+            return "numbers of 32 bits and more, and integers (float16 and bfloat16 become float32)"
         if (fault := state.fault() or call.fault()) is not None:
             return f"where there are kernels: {fault}"
-        if product_of(Asked(geometry, False, 0, element=ELEMENTS[name])) is None:
+        if product_of(Asked(geometry, False, 0, element=ELEMENTS[real(name)], is_complex=name in PARTS_OF)) is None:
             return f"smaller kernels{''.join(f', of which some fail: {why}' for why in call.failed.values())}"
         return None
 
@@ -65,10 +66,13 @@ class Compiled(Algorithm):
 
     def work(self, kind: str, geometry: Geometry, budget: Budget, backend: Backend) -> Work:
         """Count the work of a product."""
-        found = product_of(_asked(kind, geometry, budget))
+        asked = _asked(kind, geometry, budget)
+        found = product_of(asked)
         if found is None:
             return NONE
-        operations = found.cycles * state.here().lanes * 32 // budget.bits * OPERATIONS
+        operations = found.cycles * state.here().lanes * 32 // (8 * asked.number) * OPERATIONS
+        if asked.is_complex:  # a library's product of complex numbers counts as one
+            operations /= REAL_OF_COMPLEX
         return Work(operations, 0, 0, CALLS, found.memory * 8 // budget.bits, found.block)
 
     def forward(
@@ -87,7 +91,7 @@ class Compiled(Algorithm):
     ) -> Callable[..., Array | None] | None:
         if not all(map(backend.lies_in_a_row, operands)) or 0 in geometry.x_shape:
             return None
-        if any(backend.dtype_name(array.dtype) != budget.dtype for array in operands):
+        if any(backend.dtype_name(array.dtype) != budget.dtype for array in operands) or budget.dtype in PARTS_OF:
             return None
         product = product_of(_asked(kind, geometry, budget, has_bias=len(operands) == 3))
         if product is None:
@@ -125,7 +129,7 @@ class Compiled(Algorithm):
             return terms
         if kind == Kind.WEIGHT_GRAD:
             return terms + 3 * 2 + 9 - 1
-        channels = geometry.group_in if kind == Kind.FORWARD else geometry.group_out
+        channels = products * (geometry.group_in if kind == Kind.FORWARD else geometry.group_out)
         return max(terms, channels * winograd.planes_of(sizes_of(geometry)) + 3 * 2 + 9 - 1)
 
     def magnitudes(
@@ -155,8 +159,14 @@ def magnitudes_of_tiles(
 
 
 def _asked(kind: str, geometry: Geometry, budget: Budget, *, has_bias: bool = False) -> Asked:
-    memory, element = budget.workspace_elements * budget.bits // 8, ELEMENTS[budget.dtype]
-    return Asked(geometry, has_bias, memory, kind, is_mirrored=budget.mirrored, element=element, exact=budget.exact)
+    memory, element = budget.workspace_elements * budget.bits // 8, ELEMENTS[real(budget.dtype)]
+    return Asked(
+        *(geometry, has_bias, memory, kind),
+        is_mirrored=budget.mirrored,
+        element=element,
+        exact=budget.exact,
+        is_complex=budget.dtype in PARTS_OF,
+    )
 
 
 def _computed(asked: Asked, backend: Backend, a: Array, b: Array, bias: Array | None = None) -> Array | None:
@@ -164,28 +174,36 @@ def _computed(asked: Asked, backend: Backend, a: Array, b: Array, bias: Array | 
     geometry, kind = asked.geometry, Kind(asked.kind)
     # Slices of integers may be narrower than what they are planned for.
     name, last = backend.dtype_name(a.dtype), geometry.channels_last
-    if name not in ELEMENTS or any(array.dtype != a.dtype for array in (b, bias) if array is not None):
+    if real(name) not in ELEMENTS or any(array.dtype != a.dtype for array in (b, bias) if array is not None):
         return None
-    asked = asked._replace(element=ELEMENTS[name])
+    asked = asked._replace(element=ELEMENTS[real(name)], is_complex=name in PARTS_OF)
     product = product_of(asked)
     if last:
         a = _channels_last(backend, a)
         b = _channels_last(backend, b) if kind == Kind.WEIGHT_GRAD else b
     operands = [array for array in (a, b, bias) if array is not None]
     # There must be memory for copies of operands that do not lie in a row, as parts of others may.
-    copied = sum(math.prod(array.shape) for array in operands if not backend.lies_in_a_row(array)) * asked.number
+    copied = sum(math.prod(array.shape) for array in operands if not backend.lies_in_a_row(array))
+    copied *= backend.bits(a.dtype) // 8
     if product is None or (copied and product.memory + copied > asked.memory):
         return None
+    shape, dtype, grads_in_parts = geometry.shape(kind.result), a.dtype, asked.is_complex and kind == Kind.WEIGHT_GRAD
+    if grads_in_parts:
+        shape, dtype = in_parts(geometry).w_shape, backend.dtype(real(name))
+    elif asked.is_complex:
+        operands[1] = filters_in_parts(backend, b, adjoint=kind == Kind.INPUT_GRAD)
     a, b, *biases = map(backend.in_a_row, operands)
-    result = backend.empty(geometry.shape(kind.result), like=a, last=last and kind != Kind.WEIGHT_GRAD)
+    result = backend.empty(shape, a, last and kind != Kind.WEIGHT_GRAD, dtype)
     places = _addresses(backend, a, b, biases[0] if biases else None, result)
     if places is None:
         return None
     try:
-        return result if product.run(places, backend.threads(), True) else None
+        if not product.run(places, backend.threads(), True):
+            return None
     except call.KernelError as error:
         forget()  # the next choices leave the kernel out
         raise LibraryError(f"algorithm 'compiled': {error}") from error
+    return grads_of_parts(backend, result) if grads_in_parts else result
 
 
 def _channels_last(backend: Backend, array: Array) -> Array:

@@ -1,7 +1,8 @@
-"""Products by kernels of this CPU: one call, or several where filters are mirrored or channels come last.
+"""Products by kernels of this CPU: one call, or several where filters are mirrored or arrays are turned.
 
 A `Product` is planned once for a convolution, and runs on addresses. Arrays whose channels come last are turned, a few
-samples at a time so that the copies stay in the cache, and so is the result.
+samples at a time so that the copies stay in the cache, and so is the result. So are complex numbers, whose parts become
+channels.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from ..kernels.values import ELEMENT_BYTES, LONG
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind, Role
 from ..spec.remembered import remembered
+from .complex_parts import in_parts
 
 ELEMENTS = {"float32": "float", "float64": "double", "int16": "i16", "int32": "i32", "int64": LONG}
 """The dtypes that there are kernels for, and what kernels call them."""
@@ -37,6 +39,8 @@ MIRRORED = "mirrored"
 """The copy of the filters whose convolution is the input gradient at stride 1."""
 CYCLES_OF_CALL = 15_000.0
 """What one more call of a kernel takes, in the vectors that are multiplied meanwhile."""
+COPIES_OF_PARTS = 12
+"""So many real numbers are made of a complex one of a filter, at most: it and its parts, and four numbers twice."""
 TURNED_BYTES = 4 << 20
 """About so many bytes of channels that come first are made at once of such as come last."""
 
@@ -60,6 +64,8 @@ class Asked(NamedTuple):
     """The type of the numbers, of `ELEMENTS`."""
     exact: bool = False
     """Whether numbers are whole ones, whose plain sums are exact, and those of tiles are not."""
+    is_complex: bool = False
+    """Whether the arrays hold complex numbers, of which `element` is the type of the parts; filters come in parts."""
 
     @property
     def number(self) -> int:
@@ -96,8 +102,8 @@ class Product(NamedTuple):
 @remembered()
 def product_of(asked: Asked) -> Product | None:
     """Plan a product by the kernels that are expected to be fastest; return nothing if there are none."""
-    if asked.geometry.channels_last:
-        return _of_channels_last(asked)
+    if asked.geometry.channels_last or asked.is_complex:
+        return _of_turned(asked)
     found = [one for one in (_direct(asked), _by_mirror(asked)) if one is not None]
     return min(found, key=lambda one: (max(0, one.memory - asked.memory), one.cycles), default=None)
 
@@ -156,8 +162,9 @@ def _by_mirror(asked: Asked) -> Product | None:
 
 
 class _Turns(NamedTuple):
-    """An operand or a result whose channels come last: its channels and cells, and the bytes of a sample."""
+    """An operand or a result, of which each sample is some matrices with a row for each cell."""
 
+    matrices: int
     channels: int
     cells: int
     element: str
@@ -165,22 +172,43 @@ class _Turns(NamedTuple):
     @property
     def sample(self) -> int:
         """The bytes of a sample."""
-        return ELEMENT_BYTES[self.element] * self.channels * self.cells
+        return ELEMENT_BYTES[self.element] * self.matrices * self.channels * self.cells
 
     def first(self, count: int, last: int, first: int, threads: int) -> None:
         """Let channels of so many samples come first."""
-        _turn(count, self.cells, self.channels, self.element).run((last, last, NO_BIAS, first), threads)
+        turn = _turn(count * self.matrices, self.cells, self.channels, self.element)
+        turn.run((last, last, NO_BIAS, first), threads)
 
     def last(self, count: int, first: int, last: int, threads: int) -> None:
         """Let channels of so many samples come last."""
-        _turn(count, self.channels, self.cells, self.element).run((first, first, NO_BIAS, last), threads)
+        turn = _turn(count * self.matrices, self.channels, self.cells, self.element)
+        turn.run((first, first, NO_BIAS, last), threads)
+
+    def cycles(self, count: int) -> float:
+        """Estimate the time of turning so many samples."""
+        found = _planned_turn(count * self.matrices, self.cells, self.channels, self.element)
+        return 0.0 if found is None else found.planned.cycles
 
 
-def _of_channels_last(asked: Asked) -> Product | None:
-    """Plan a product of arrays whose channels come last: they are turned, and so is the result."""
+def _turns(asked: Asked, shape: tuple[int, ...]) -> _Turns:
+    """Describe an array of parts (N, C, ...) as it lies: channels last, or the parts of each number side by side."""
+    channels, cells = shape[1], math.prod(shape[2:])
+    matrices = 1 if asked.geometry.channels_last else channels // 2
+    return _Turns(matrices, channels // matrices, cells, asked.element)
+
+
+def _of_turned(asked: Asked) -> Product | None:
+    """Plan a product of arrays whose channels, or parts of complex numbers, come last: they and the result are turned.
+
+    What filters in parts take, and gradients of these, is counted here too.
+    """
     geometry, kind = replace(asked.geometry, channels_last=False), Kind(asked.kind)
+    of_parts = 0
+    if asked.is_complex:
+        of_parts, geometry = COPIES_OF_PARTS * geometry.weights * asked.number, in_parts(geometry)
     roles = (Role.X, Role.OUT) if kind in (Kind.FORWARD, Kind.WEIGHT_GRAD) else (Role.OUT, Role.X)
-    one, other = (_Turns(shape[1], math.prod(shape[2:]), asked.element) for shape in map(geometry.shape, roles))
+    one, other = (_turns(asked, geometry.shape(role)) for role in roles)
+    asked = asked._replace(is_complex=False, memory=max(1, asked.memory - of_parts))
     samples = geometry.batch
     if kind != Kind.WEIGHT_GRAD:  # whose sums go on from sample to sample
         samples = max(1, min(samples, TURNED_BYTES // max(1, one.sample + other.sample)))
@@ -207,10 +235,9 @@ def _of_channels_last(asked: Asked) -> Product | None:
                 other.last(size, far, result + start * other.sample, threads)
         return True
 
-    planned = [_planned_turn(geometry.batch, each.cells, each.channels, asked.element) for each in (one, other)]
-    turns = sum(each.planned.cycles for each in planned if each is not None)
+    turns = one.cycles(geometry.batch) + other.cycles(geometry.batch)
     cycles = count * step.cycles + (last.cycles if rest else 0) + turns + 3 * count * CYCLES_OF_CALL
-    return Product(cycles, max(step.memory, last.memory) + turned, step.block, run)
+    return Product(cycles, max(step.memory, last.memory) + turned + of_parts, step.block, run)
 
 
 def sizes_of(geometry: Geometry, element: str = "float") -> Sizes:

@@ -130,6 +130,48 @@ def test_each_element_of_what_is_drawn_is_within_its_bound(addressed, start):
 
 
 @needs_kernels
+@pytest.mark.parametrize("dtype", ["complex64", "complex128"])
+@pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
+def test_complex_numbers_are_multiplied_in_parts(addressed, problem, dtype):
+    part = "float32" if dtype == "complex64" else "float64"
+    parts = zip(problem.operands(part, 1), problem.operands(part, 2), strict=True)
+    x, w, b, dout = (real + 1j * imag for real, imag in parts)
+    # A term of a part is two products. Magnitudes of both parts, added up, bound those of their products.
+    sizes = [np.abs(array.real.astype("float64")) + np.abs(array.imag.astype("float64")) for array in (x, w, b, dout)]
+    bounds = problem.bounds(*sizes, part, "compiled")
+    wide = [array.astype("complex128") for array in (x, w, b, dout)]
+    conjugated = [wide[0].conj(), wide[1].conj(), *wide[2:]]
+    expected = problem.all(*conjugated) | {"out": problem.forward(*wide[:3])}
+    for data_format in ("channels_first", "channels_last"):
+        last, options = data_format == "channels_last", {**options_of(problem), "data_format": data_format}
+        laid = [np.ascontiguousarray(np.moveaxis(array, 1, -1)) if last else array for array in (x, dout)]
+        out, cache = portconv.conv_forward(*map(addressed.array, (laid[0], w, b)), **options)
+        grads = portconv.conv_backward(addressed.array(laid[1]), cache)
+        for name, result in {"out": out, **grads._asdict()}.items():
+            found = addressed.numpy(result)
+            assert found.dtype == dtype
+            found = np.moveaxis(found, -1, 1) if last and name in ("out", "dx") else found
+            for each in (np.real, np.imag):
+                assert np.all(np.abs(each(found) - each(expected[name])) <= 2 * bounds[name]), name
+
+
+@needs_kernels
+@pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
+def test_integers_wrap(addressed, problem):
+    rng = np.random.default_rng(0)
+    for dtype in ("int8", "int16", "int32", "int64"):
+        least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
+        shapes = (problem.x, problem.w, problem.w[:1], problem.out)
+        arrays = [rng.integers(least, most, shape, dtype=dtype, endpoint=True) for shape in shapes]
+        expected = problem.all(*(array.astype("int64") for array in arrays))
+        x, w, b, dout = map(addressed.array, arrays)
+        for _ in range(2):  # the second time all is looked up
+            out, cache = portconv.conv_forward(x, w, b, **options_of(problem))
+            for name, result in {"out": out, **portconv.conv_backward(dout, cache)._asdict()}.items():
+                assert np.array_equal(addressed.numpy(result), expected[name].astype(dtype)), name
+
+
+@needs_kernels
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
 def test_channels_may_come_last_and_numbers_be_of_float64(addressed, problem, dtype):
@@ -398,10 +440,7 @@ def refusal(call, words):
 @needs_kernels
 def test_what_it_does_not_serve_it_says(addressed):
     x, w = addressed.array(np.ones((1, 2, 5, 5), "float32")), addressed.array(np.ones((3, 2, 2, 2), "float32"))
-    others = [addressed.array(np.ones(tuple(array.shape), "complex64")) for array in (x, w)]
     named = {"algorithm": "compiled"}
-    words = "expected 'auto', or real numbers: float32, float64, integers (float16 and bfloat16 become float32)"
-    refusal(lambda: portconv.conv(*others, **named), words)
     with portconv.workspace_limit(64), pytest.raises(portconv.ConvValueError, match=r"expected .*at least \d+"):
         portconv.conv(x, w, **named)
 

@@ -171,7 +171,9 @@ def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch, name: str) -> No
 
 
 @by_target
-@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 130), (2, 64, 64), (2, 129, 31), (1, 3, 1000)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (3, 5, 130), (2, 64, 64), (2, 129, 31), (1, 3, 1000), (5, 67, 2), (3, 2, 50)], ids=str
+)
 def test_matrices_are_turned_within_their_memory(cpu: target.Target, shape: tuple[int, int, int]) -> None:
     turned = families.FAMILIES["turned"]
     matrices = np.random.default_rng(0).standard_normal(shape).astype(DTYPES[cpu.element])

@@ -343,10 +343,11 @@ class Call:
         several algorithms are used for the parts of a result, any of their bounds may be the largest.
         """
         plain = self.truths({name: sizes(wide(a)) for name, a in operands.items()}), self.terms()
-        if any(kind(name) == "complex" for name in self.dtypes.values()):
-            plain = plain[0], {name: 2 * n for name, n in plain[1].items()}
+        is_complex = any(kind(name) == "complex" for name in self.dtypes.values())
         own = {"winograd", "fft"} | ({"compiled"} if self.in_planes else set())
         special = {name: self._sums_of(name, operands) for name in own & set().union(*used.values())}
+        for _, terms in (plain, *special.values()) if is_complex else ():
+            terms.update({name: 2 * n for name, n in terms.items()})
         allowed = {}
         for name, (computed, final) in results.items():
             computed, final = COMPUTED.get(computed, computed), PARTS.get(final, final)
