@@ -14,6 +14,7 @@ from . import (
     mirror,
     panels,
     rows,
+    sparse_weights,
     standby,
     swept_weights,
     tall,
@@ -35,6 +36,7 @@ FAMILIES: dict[str, ModuleType] = {
     "depthwise_input_grads": depthwise_input_grads,
     "input_grads": input_grads,
     "weights": weights,
+    "sparse_weights": sparse_weights,
     "winograd_weights": winograd_weights,
     "depthwise_weights": depthwise_weights,
     "swept_weights": swept_weights,
@@ -52,7 +54,7 @@ IN_TILES = ("winograd", "winograd_weights")
 OF_INPUTS = ("depthwise_input_grads", "input_grads")
 """The families that compute gradients of inputs. The gradient of the output is given to these in the place of the
 input, and the gradient of the input is their output."""
-OF_WEIGHTS = ("winograd_weights", "depthwise_weights", "swept_weights", "weights")
+OF_WEIGHTS = ("winograd_weights", "depthwise_weights", "swept_weights", "weights", "sparse_weights")
 """The families that compute gradients of filters. The gradient of the output is given to these in the place of the
 filters, and the gradient of the filters is their output."""
 

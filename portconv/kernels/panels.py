@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .emit import Function, Module
+from .lane_totals import spoiled
 from .lone import lone_column
 from .panel_copies import WHOLE, Copies
 from .panel_plan import BLOCK_BYTES, ENTRY, PLAN, RUN, VARIANTS, plan_of
@@ -91,22 +92,13 @@ def _share(target: Target, copies: Copies, lone: Function) -> Function:
     if copies.is_sparse:
         # What is left out would be nan where a filter is not finite: then the caller computes it all.
         with code.when(phase.equals(0)):
-            flag.set(_spoiled(code, w + index * plan.terms, plan.terms))
+            flag.set(spoiled(code, w + index * plan.terms, plan.terms))
     with code.when(~phase.equals(0)):
         block = _block_of(copies, code, plan)
         flag.set(code.is_not_finite(_outputs(target, copies, code, plan, block).get()))
         _lone_columns(copies, lone, code, (plan, block), flag)
     code.give(flag.get())
     return code
-
-
-def _spoiled(code: Function, numbers: Pointer, count: Int) -> Int:
-    """Return 1 if one of some numbers is not finite, else 0."""
-    check = code.variable(code.zeros)
-    with code.loop(0, count, code.lanes) as at:
-        value = code.load(numbers + at, code.lanes_between(None, count - at))
-        code.look_at(check, value)
-    return code.is_not_finite(check.get())
 
 
 def _block_of(copies: Copies, code: Function, plan: Fields) -> Block:

@@ -12,8 +12,8 @@ from .share import PLAN_HEAD
 from .sizes import Sizes, ceiling, numbers
 from .values import LINE
 
-GATHERED = "gathered"
-EVERY = {"full": 1, "halved": 2, "thirds": 3, "quarters": 4, GATHERED: 0}
+EVERY_CELL, GATHERED = "full", "gathered"
+EVERY = {EVERY_CELL: 1, "halved": 2, "thirds": 3, "quarters": 4, GATHERED: 0}
 """The distance of the cells of a phase; 0 stands for other distances. A few vectors are loaded side by side and every
 second, third or fourth number is taken, or each number is loaded on its own."""
 STEPS = {every: steps for steps, every in EVERY.items() if every}

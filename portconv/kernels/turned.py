@@ -97,7 +97,7 @@ def _of_pairs(target: Target, *, splits: bool) -> Module:
             moved = [code.every(2, found, part) for part in range(2)]
         else:
             order = [part * lanes + lane for lane in range(lanes) for part in range(2)]
-            moved = [code.shuffle(*found, order[half * lanes : (half + 1) * lanes]) for half in range(2)]
+            moved = [code.shuffle(found[0], found[1], order[half * lanes :][:lanes]) for half in range(2)]
         for (at, count), value in zip(stores, moved, strict=True):
             with code.when(count > 0):
                 store_part(code, target, value, stored + at, count, code.lanes_between(None, count))

@@ -6,10 +6,12 @@ import math
 from array import array
 from typing import NamedTuple
 
+from .panel_plan import density
 from .record import Record
 from .row_lines import (
     COPIED,
     EVERY,
+    EVERY_CELL,
     GATHERED,
     Lines,
     entries_of,
@@ -35,6 +37,8 @@ MOST_SHARES, MOST_RUNS = 16, 64
 the sums of more shares take little memory."""
 MOST_COLUMNS, MOST_BYTES, MOST_DIMS = 2048, 16 << 20, 16
 """The most columns of a unit; the most bytes that a share's copies take; and the most dimensions."""
+MOST_DENSITY = 0.9
+"""Taps that read padding are left out where at most this part of the products remains."""
 TERMS_OF_BLOCK = 512
 """About so many terms of a vector block of filters are one share of the last phase."""
 CYCLES_OF_COPY = {"full": 3.0, "halved": 3.5, "thirds": 4.0, "quarters": 4.5, GATHERED: 24.0}
@@ -55,10 +59,12 @@ PLAN = Record(
     *("columns", "columns_of_unit", "column_blocks", "units", "sharers"),
     *("channels_of_block", "channel_blocks", "tiles_of_block", "filter_blocks", "tiles_of_group", "filters_of_tile"),
     *("term_blocks", "terms_of_block", "apart", "channel_pitch", "x_sample", "x_channel", "out_sample"),
-    *("rows", "steps", "line_strides", "row_taps"),
+    *("rows", "steps", "line_strides", "row_taps", "columns_of_taps", "taps_of_row"),
     *("at_lines", "at_entries", "at_order", "at_terms", "at_panel", "at_sums", "run"),
 )
 """The plan in memory.
+
+`columns_of_taps` has the first column whose cell lies inside by each tap of a row, and the one after the last.
 
 A unit is some rows of a sample, or a part of one row; `firsts` are the positions along the first of several dimensions,
 each of which has as many rows as `rows_of_first`. A share adds up the sums of some tiles of
@@ -165,6 +171,8 @@ class Cut(NamedTuple):
     block: Blocks
     lanes: int
     in_place: bool
+    density: float = 1.0
+    """Which part of the products is computed: where it is less than all, those of each row by each tap."""
 
     @property
     def width(self) -> int:
@@ -217,14 +225,25 @@ class Cut(NamedTuple):
         return 1 if self.block.sharers == 1 else 2
 
 
-def plan_of(target: Target, sizes: Sizes) -> Planned | None:
-    """Plan the gradient of the filters of a convolution, or return nothing if its copies take too much memory."""
+def sparse_plan_of(target: Target, sizes: Sizes) -> Planned | None:
+    """Plan the gradient of filters of which many taps read padding, or return nothing where few do."""
+    share = density(sizes)
+    if share > MOST_DENSITY or steps_of(sizes) != EVERY_CELL or sizes.out[-1] > RUN:
+        return None
+    return plan_of(target, sizes, share)
+
+
+def plan_of(target: Target, sizes: Sizes, density: float = 1.0) -> Planned | None:
+    """Plan the gradient of the filters of a convolution, or return nothing if its copies take too much memory.
+
+    Where only a part of the products is computed, `density` says which.
+    """
     if len(sizes.size) > MOST_DIMS:
         return None
     in_place = _is_in_place(sizes)
     sizes = _flat(sizes) if in_place else sizes
     lines, lanes = lines_of(sizes), target.lanes
-    cut = Cut(sizes, lines, _blocks(target, sizes, lines, in_place=in_place), lanes, in_place)
+    cut = Cut(sizes, lines, _blocks(target, sizes, lines, in_place=in_place), lanes, in_place, density)
     block, terms_of_share, layout = cut.block, cut.block.channels * sizes.taps, Layout()
     layout.add(0 if in_place else sizes.number * (block.channels * cut.channel_pitch + lanes))
     places = {
@@ -242,14 +261,17 @@ def plan_of(target: Target, sizes: Sizes) -> Planned | None:
     values, adding = values_of(cut, places | addresses(lists), _units(sizes, block))
     shown = {"filters": min(sizes.filters, block.tiles * cut.width), "channels": block.channels}
     shown |= {"rows": cut.rows, "columns": block.columns, "sums": block.sharers}
-    cycles = _cycles(target, sizes, lines, block, in_place=in_place)
+    cycles = _cycles(target, sizes, lines, block, in_place=in_place, density=density)
     variant = IN_PLACE if in_place else steps_of(sizes)
-    return Planned(variant, values, tuple(lists.values()), adding, layout.bytes, shown, shared, cycles=cycles)
+    return Planned(
+        variant, values, tuple(lists.values()), adding, layout.bytes, shown, shared,
+        is_plain=density == 1.0, cycles=cycles,
+    )  # fmt: skip
 
 
 def values_of(cut: Cut, places: dict[str, int], units: int) -> tuple[list[int], int]:
     """Return the plan in memory, and the shares that add up products, of so many units."""
-    sizes, lines, block, lanes, _ = cut
+    sizes, lines, block, lanes, *_ = cut
     (step, beyond, of_first), all_tiles = _first(sizes, lines), cut.all_tiles
     filter_blocks, channel_blocks = ceiling(all_tiles, block.tiles), ceiling(sizes.channels, block.channels)
     adding = block.sharers * sizes.groups * filter_blocks * channel_blocks
@@ -268,14 +290,14 @@ def values_of(cut: Cut, places: dict[str, int], units: int) -> tuple[list[int], 
         **{"rows_of_first": math.prod(sizes.out[1:-1]), "rows_of_unit": cut.rows},
         **{"lines_of_step": step * of_first, "lines_beyond": (beyond - step) * of_first},
         **{"columns": sizes.out[-1], "columns_of_unit": block.columns, "column_blocks": column_blocks},
-        **{"units": units, "sharers": block.sharers},
+        **{"units": units, "sharers": block.sharers, "taps_of_row": sizes.kernel[-1]},
         **{"channels_of_block": block.channels, "channel_blocks": channel_blocks},
         **{"tiles_of_block": block.tiles, "filter_blocks": filter_blocks},
         **{"tiles_of_group": all_tiles, "filters_of_tile": cut.width},
         **{"term_blocks": term_blocks, "terms_of_block": terms_of_block * lanes, "apart": cut.all_sums},
         **{"channel_pitch": cut.channel_pitch, "x_channel": sizes.cells},
         **{"x_sample": sizes.in_channels * sizes.cells, "out_sample": sizes.out_channels * sizes.positions},
-        **{"run": blocks(cut.rows * block.columns, RUN)[1]},
+        **{"run": blocks(cut.rows * block.columns, RUN)[1] if cut.density == 1.0 else block.columns},
         **places,
     )
     return values, adding
@@ -294,19 +316,24 @@ def lists_of_cells(cut: Cut) -> dict[str, array[int]]:
         "steps": numbers(sizes.stride[:outer]),
         "line_strides": numbers(lines.strides),
         "row_taps": numbers([0] if cut.in_place else taps_of(sizes, lines, pitches)),
+        "columns_of_taps": numbers([end for tap in range(sizes.kernel[-1]) for end in sizes.reading(-1, tap)]),
     }
 
 
-def _cycles(target: Target, sizes: Sizes, lines: Lines, block: Blocks, *, in_place: bool) -> float:
+def _cycles(
+    target: Target, sizes: Sizes, lines: Lines, block: Blocks, *, in_place: bool, density: float = 1.0
+) -> float:
     """Return about how many vectors are multiplied in the time that a call takes."""
     lanes, width = target.lanes, block.vectors * target.lanes
     tiles, terms = ceiling(sizes.filters, width), sizes.channels * sizes.taps
     filter_blocks, channel_blocks = ceiling(tiles, block.tiles), ceiling(sizes.channels, block.channels)
     positions, units = sizes.batch * sizes.positions, _units(sizes, block)
     rows = ceiling(terms, target.filters // 2) * (target.filters // 2)
-    products = positions * tiles * block.vectors * rows * SMALL_TILES.get(block.vectors, 1.0)
+    products = density * positions * tiles * block.vectors * rows * SMALL_TILES.get(block.vectors, 1.0)
     of_unit = block.firsts * math.prod(sizes.out[1:-1]) * block.columns
     runs = units * ceiling(of_unit, RUN) * tiles * ceiling(terms, target.filters)
+    if density < 1.0:  # which is about the same along both of two dimensions
+        runs = int(positions // block.columns * math.sqrt(density)) * tiles * ceiling(terms, target.filters)
     ran = runs * (CYCLES_OF_TILE + block.vectors * target.filters * CYCLES_OF_SUM)
     turned = ceiling(positions, lanes) * tiles * width * channel_blocks * CYCLES_OF_TRANSPOSED
     copied = positions / lanes * sizes.channels * filter_blocks * CYCLES_OF_READ

@@ -28,18 +28,24 @@ TILE = tuple(
     Argument(*each)
     for each in (
         *(("panel", "*float"), ("cells", "*float"), ("terms", "*i64"), ("order", "*i64"), ("sums", "*float")),
-        *((name, INTEGER) for name in ("count", "positions", "is_first")),
+        *((name, INTEGER) for name in ("apart", "count", "positions", "is_first")),
     )
 )
 """The arguments of a run: the panel, the first position's cells, where each term reads and where each position does,
-the sums, the number of terms, that of positions, and whether the run is the first one."""
+the sums and how far those of two terms are apart, the number of terms, that of positions, and whether the run is the
+first one."""
 
 
 def module(target: Target, variant: str) -> Module:
     """Write the kernels for one way of copying cells."""
     copies = None if variant == IN_PLACE else Copies(target, variant)
+    return written(target, copies, ShareOfCells)
+
+
+def written(target: Target, copies: Copies | None, kind: type[ShareOfCells]) -> Module:
+    """Write the kernels of a kind of share."""
     order, panel, sums = _order(target), _panel(target), Sums(target, in_place=copies is None)
-    share = _ShareOfCells(target, sums, copies, (order, panel)).code
+    share = kind(target, sums, copies, (order, panel)).code
     functions = [*(copies.functions if copies else ()), order, panel, *sums.functions]
     return Module([*functions, share, *driver(target, share)])
 
@@ -98,7 +104,7 @@ def _panel(target: Target) -> Function:
 def _tile(target: Target, vectors: int, *, in_place: bool) -> Function:
     """Add the products of some positions to the sums of all terms, for so many vectors of filters."""
     code = Function(f"run{vectors}", TILE, target)
-    panel, cells, terms, order, kept, count, positions, is_first = code.given
+    panel, cells, terms, order, kept, apart, count, positions, is_first = code.given
     width, most = vectors * target.lanes, target.filters
     with code.loop(0, count, most) as term:
         left = count - term
@@ -109,7 +115,7 @@ def _tile(target: Target, vectors: int, *, in_place: bool) -> Function:
                 sums = sums_of(code, (panel, width), places, vectors, positions, None if in_place else order)
                 for i, own in enumerate(finished(sums)):
                     with code.when(i < left):
-                        row = kept + (term + i) * width
+                        row = kept + (term + i) * apart
                         with code.when(is_first.equals(1)):
                             for v, value in enumerate(own):
                                 code.store(value, row + v * target.lanes, align=code.bytes)
@@ -237,19 +243,19 @@ class Share:
                 code.run(tile, *arrays, *numbers)
 
 
-class _ShareOfCells(Share):
+class ShareOfCells(Share):
     """A share whose units are rows of a sample, or a part of a row, of which each position is a product."""
 
     def __init__(self, target: Target, sums: Sums, copies: Copies | None, functions: tuple[Function, Function]) -> None:
         self.copies, (self.order, self.panel) = copies, functions
         super().__init__(target, sums)
 
-    def write_terms(self, terms: Pointer, count: Int) -> None:
+    def write_terms(self, terms: Pointer, channels: Int) -> None:
         """Write down where each term reads, from the first channel of the share on; and where each position does."""
         code, plan = self.code, self.plan
         memory, *_, scratch, _, _, _ = code.given
         row_taps = plan.pointer("row_taps", INTEGER)
-        with code.loop(0, count) as term:
+        with code.loop(0, channels * plan.taps) as term:
             terms[term] = term // plan.taps * plan.channel_pitch + row_taps[term % plan.taps]
         if self.copies:
             order = (scratch.of("i8") + plan.at_order).of(INTEGER)
@@ -258,12 +264,11 @@ class _ShareOfCells(Share):
     def units(self, arrays: tuple[Pointer, ...], numbers: tuple[Int, ...], left: Int) -> None:
         code, plan = self.code, self.plan
         memory, *_, scratch, _, _, _ = code.given
-        (x, dout, terms, kept), (part, channels, count, tiles, pitch) = arrays, numbers
-        self.write_terms(terms, count)
+        (x, dout, terms, kept), (part, channels, _, tiles, pitch) = arrays, numbers
+        self.write_terms(terms, channels)
         bytes_ = scratch.of("i8")
-        lines, entries, order = (
-            (bytes_ + place).of(INTEGER) for place in (plan.at_lines, plan.at_entries, plan.at_order)
-        )
+        lines, entries = ((bytes_ + place).of(INTEGER) for place in (plan.at_lines, plan.at_entries))
+        self.begin(kept, channels, tiles, pitch)
         start = part * plan.units // plan.sharers
         stop = (part + 1) * plan.units // plan.sharers
         with code.loop(start, stop) as unit:
@@ -288,13 +293,33 @@ class _ShareOfCells(Share):
             with code.loop(0, positions, plan.run) as at:
                 length = code.minimum(positions - at, plan.run)
                 is_first = code.select(unit.equals(start) & at.equals(0), code.variable(1).get(), 0)
-                here = cells if self.copies else cells + at
                 with code.loop(0, tiles) as number:
                     filters = left - number * plan.filters_of_tile
-                    sums = kept + number * pitch
                     own = grads + (number * plan.filters_of_tile * plan.positions + at)
                     panel = self.panel_of(own, filters, length)
-                    self.run((panel, here, terms, order + at, sums), (count, length, is_first))
+                    self.multiply((panel, cells, terms, kept + number * pitch), (channels, at, length, is_first))
+
+    def begin(self, sums: Pointer, channels: Int, tiles: Int, pitch: Int) -> None:
+        """Prepare the sums of a share, those of each tile so many numbers after those of the one before."""
+
+    def multiply(self, arrays: tuple[Pointer, ...], numbers: tuple[Int, ...]) -> None:
+        """Add the products of a panel with all terms.
+
+        Parameters
+        ----------
+        arrays : tuple of Pointer
+            The panel, the cells of the unit, the memory for where terms are, and the sums.
+        numbers : tuple of Int
+            The channels, the first position of the panel in its unit, how many it has, and whether it is the first one.
+        """
+        plan, (panel, cells, terms, sums), (channels, at, length, is_first) = self.plan, arrays, numbers
+        here = cells if self.copies else cells + at
+        of_terms = plan.filters_of_tile, channels * plan.taps
+        self.run((panel, here, terms, self.order_of(at), sums), (*of_terms, length, is_first))
+
+    def order_of(self, position: Int) -> Pointer:
+        """Return where it is written where a position of a unit reads, and those after it."""
+        return (self.code.given[5].of("i8") + self.plan.at_order).of(INTEGER) + position
 
     def panel_of(self, dout: Pointer, filters: Int, length: Int) -> Pointer:
         """Turn the gradients of a tile of filters at some positions into a panel."""

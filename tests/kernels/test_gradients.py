@@ -141,7 +141,9 @@ def test_mirrored_filters_are_copied_within_their_memory(cpu: target.Target) -> 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_what_is_not_finite_is_reported(cpu: target.Target, name: str, stride: int) -> None:
     side = (20, 3, stride, 1, 1, 1)
-    sizes = sizes_of(2, 3, 3, 1 if name == "winograd_weights" else 3, [side, side])
+    if name == "sparse_weights":
+        side = (20, 3, 1, 7 + stride, 7 + stride, 7 + stride)
+    sizes = sizes_of(2, 3, 3, 3 if name in ("depthwise_weights", "swept_weights") else 1, [side, side])
     assert sizes is not None
     sizes, random = sizes._replace(element=cpu.element), np.random.default_rng(0)
     family, shape = FAMILIES[name], (3, sizes.channels, 3, 3)
@@ -155,7 +157,9 @@ def test_what_is_not_finite_is_reported(cpu: target.Target, name: str, stride: i
 @pytest.mark.parametrize("name", FAMILIES)
 def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(call, "SHARED", 0)
-    side, groups = (30, 3, 1, 1, 1, 1), 1 if name in ("weights", "winograd_weights") else 24
+    side, groups = (30, 3, 1, 1, 1, 1), 24 if name in ("depthwise_weights", "swept_weights") else 1
+    if name == "sparse_weights":
+        side = (30, 3, 1, 12, 12, 12)
     sizes = sizes_of(5, 24, 48, groups, [side, side])
     assert sizes is not None
     plan = FAMILIES[name].plan_of(state.here(), sizes)
