@@ -17,6 +17,8 @@ from ..kernels.call import NO_BIAS
 from ..kernels.choice import (
     Chosen,
     best,
+    chosen_for_last,
+    chosen_for_last_weights,
     chosen_for_mirrored,
     chosen_for_sums,
     chosen_to_turn,
@@ -103,7 +105,8 @@ class Product(NamedTuple):
 def product_of(asked: Asked) -> Product | None:
     """Plan a product by the kernels that are expected to be fastest; return nothing if there are none."""
     if asked.geometry.channels_last or asked.is_complex:
-        return _of_turned(asked)
+        turned = _of_turned(asked)
+        return turned if asked.is_complex else _in_place(asked, turned) or turned
     found = [one for one in (_direct(asked), _by_mirror(asked)) if one is not None]
     return min(found, key=lambda one: (max(0, one.memory - asked.memory), one.cycles), default=None)
 
@@ -125,6 +128,42 @@ def _direct(asked: Asked) -> Product | None:
 
     is_shared = found.planned.cycles > call.SHARED
     return Product(found.planned.cycles, found.memory, found.planned.block, run, is_shared)
+
+
+def _in_place(asked: Asked, turned: Product | None) -> Product | None:
+    """Plan a depthwise product of arrays whose channels come last, as they lie, if there is memory for it.
+
+    What is not finite is computed of turned arrays.
+    """
+    found = _planned_last(asked._replace(memory=0))
+    if found is None or found.memory > asked.memory or (turned is not None and turned.cycles < found.planned.cycles):
+        return None
+
+    def run(places: Places, threads: int, plainly: bool) -> bool:
+        if not _call_last(asked._replace(memory=0)).run(places, threads):
+            return True
+        return plainly and turned is not None and turned.run(places, threads, plainly)
+
+    return Product(found.planned.cycles, found.memory, found.planned.block, run, found.planned.cycles > call.SHARED)
+
+
+@remembered()
+def _planned_last(asked: Asked) -> Chosen | None:
+    """Plan one call that takes arrays whose channels come last, as they lie."""
+    geometry, kind = replace(asked.geometry, channels_last=False), asked.kind
+    if kind == Kind.WEIGHT_GRAD:
+        return chosen_for_last_weights(sizes_of(geometry, asked.element))
+    if kind == Kind.FORWARD:
+        return chosen_for_last(sizes_of(geometry, asked.element), has_bias=asked.has_bias, flipped=False)
+    if not geometry.dense or geometry.group_in != 1:
+        return None
+    return chosen_for_last(sizes_of(geometry.mirrored, asked.element), has_bias=False, flipped=True)
+
+
+@remembered()
+def _call_last(asked: Asked) -> call.Call:
+    """Make such a call ready."""
+    return _ready(_planned_last(asked))
 
 
 def _run_plainly(asked: Asked, places: Places, threads: int) -> bool:

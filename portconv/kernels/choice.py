@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from . import call, channel_sums, mirror, panels, state, turned
+from . import call, channel_sums, last_depthwise, last_depthwise_weights, mirror, panels, state, turned
 from .families import FAMILIES, OF_INPUTS, OF_OUTPUTS, OF_WEIGHTS, Kernel
 from .panel_plan import BLOCK_BYTES
 from .sizes import Planned, Sizes
@@ -57,6 +57,22 @@ def found_for_weights(sizes: Sizes, *, transforms: bool) -> list[Chosen]:
 def found_for_inputs(sizes: Sizes, *, transforms: bool) -> list[Chosen]:
     """Return the plans that there are of the gradient of the input of a convolution, of which `best` takes one."""
     return _found_of(OF_INPUTS, sizes, transforms=transforms)
+
+
+def chosen_for_last(sizes: Sizes, *, has_bias: bool, flipped: bool) -> Chosen | None:
+    """Plan the outputs of a depthwise convolution of arrays whose channels come last, by filters or flipped ones."""
+    if not _can_be_planned(sizes):
+        return None
+    plan = last_depthwise.plan_of(state.here().of(sizes.element), sizes, has_bias=has_bias, flipped=flipped)
+    return best(_found({"last_depthwise": plan}, sizes.element), 0)
+
+
+def chosen_for_last_weights(sizes: Sizes) -> Chosen | None:
+    """Plan the gradient of depthwise filters of arrays whose channels come last."""
+    if not _can_be_planned(sizes):
+        return None
+    plan = last_depthwise_weights.plan_of(state.here().of(sizes.element), sizes)
+    return best(_found({"last_depthwise_weights": plan}, sizes.element), 0)
 
 
 def chosen_for_mirrored(sizes: Sizes) -> Chosen | None:
