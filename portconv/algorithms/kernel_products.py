@@ -106,7 +106,7 @@ def product_of(asked: Asked) -> Product | None:
     """Plan a product by the kernels that are expected to be fastest; return nothing if there are none."""
     if asked.geometry.channels_last or asked.is_complex:
         turned = _of_turned(asked)
-        return turned if asked.is_complex else _in_place(asked, turned) or turned
+        return turned if asked.is_complex else _of_rows(asked, turned) or _in_place(asked, turned) or turned
     found = [one for one in (_direct(asked), _by_mirror(asked)) if one is not None]
     return min(found, key=lambda one: (max(0, one.memory - asked.memory), one.cycles), default=None)
 
@@ -128,6 +128,51 @@ def _direct(asked: Asked) -> Product | None:
 
     is_shared = found.planned.cycles > call.SHARED
     return Product(found.planned.cycles, found.memory, found.planned.block, run, is_shared)
+
+
+def _of_rows(asked: Asked, turned: Product | None) -> Product | None:
+    """Plan a product by filters of one tap, of arrays whose channels come last, as a product of three matrices' rows.
+
+    A position's channels lie side by side as those of a filter do. So positions are taken for filters, and the filters
+    for a row of cells: they, or the gradients of outputs for a gradient of filters, are turned where that is needed.
+    """
+    geometry, kind = asked.geometry, asked.kind
+    positions, channels, filters = geometry.batch * geometry.positions, geometry.in_channels, geometry.out_channels
+    is_plain = geometry.taps == geometry.groups == 1 and geometry.size == geometry.out and geometry.dense
+    if not is_plain or asked.has_bias or {*geometry.before, *geometry.after} != {0}:
+        return None
+    # What is summed over, the rows, and the columns, of the product of rows and of cells.
+    sums, rows, columns = {
+        Kind.FORWARD: (channels, positions, filters),
+        Kind.INPUT_GRAD: (filters, positions, channels),
+        Kind.WEIGHT_GRAD: (positions, filters, channels),
+    }[Kind(kind)]
+    matrix = (filters, channels) if kind == Kind.FORWARD else (positions, filters)
+    turned_bytes = 0 if kind == Kind.INPUT_GRAD else math.prod(matrix) * asked.number
+    one, none = (1,), (0,)
+    flat = replace(
+        geometry, batch=1, in_channels=sums, out_channels=rows, size=(columns,), kernel=one, stride=one, dilation=one,
+        before=none, after=none, channels_last=False,
+    )  # fmt: skip
+    of_rows = _direct(asked._replace(geometry=flat, kind=Kind.FORWARD, memory=max(1, asked.memory - turned_bytes)))
+    turn = _planned_turn(1, *matrix, asked.element) if turned_bytes else None
+    if of_rows is None or of_rows.memory + turned_bytes > asked.memory:
+        return None
+    cycles = of_rows.cycles + (turn.planned.cycles if turn is not None else 0.0)
+    if turned is not None and turned.cycles < cycles:
+        return None
+
+    def run(places: Places, threads: int, plainly: bool) -> bool:
+        a, b, none, result = places
+        if turn is None:
+            return of_rows.run((b, a, none, result), threads, plainly)
+        with call.spare(turned_bytes, 1) as near:
+            source = b
+            _turn(1, *matrix, asked.element).run((source, source, none, near), threads)
+            cells, filters = (near, a) if kind == Kind.FORWARD else (a, near)
+            return of_rows.run((cells, filters, none, result), threads, plainly)
+
+    return Product(cycles, of_rows.memory + turned_bytes, of_rows.block, run)
 
 
 def _in_place(asked: Asked, turned: Product | None) -> Product | None:

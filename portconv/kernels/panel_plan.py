@@ -33,6 +33,9 @@ the second cache."""
 DENSE, FEWEST_COLUMNS = 0.8, 3
 """Taps that read padding alone are left out if fewer than this part of all taps read cells; bands have so many columns
 at least."""
+MANY_FILTERS, MANY_MORE, FILTERS_AT_ONCE = 2048, 4, 256
+"""More filters than this, and so many times more than columns, are read from memory once: they are cut into blocks of
+so many."""
 MANY_TERMS = 512
 """With fewer terms all panels of a share are copied before the first filter multiplies them."""
 MOST_SHARES, MOST_COPIES = 16, 12
@@ -132,10 +135,16 @@ def _blocks(target: Target, sizes: Sizes, columns: int, row: int, of_panel: int)
     most = max(1, min(max(MOST_PANELS, min(MOST_SMALL_PANELS, MANY_TERMS // terms)), BLOCK_BYTES // of_panel))
     products = sizes.groups * sizes.filters * terms * sizes.batch * sizes.positions
     wanted = min(MOST_SHARES, max(1, ceiling(products, share_products(products, target.lanes))))
-    column_blocks, panels = blocks_for_two(panels_in_all, max(1, min(most, panels_in_all * sizes.groups // wanted)))
+    at_once = _filters_at_once(sizes)
+    if at_once < sizes.filters:  # which threads share, so that they need no blocks of columns
+        column_blocks, panels = blocks(panels_in_all, most)
+    else:
+        for_threads = max(1, min(most, panels_in_all * sizes.groups // wanted))
+        column_blocks, panels = blocks_for_two(panels_in_all, for_threads)
     # Each block of filters copies the panels again, which is to take little of its time; an even number shares better.
     fewest = MOST_COPIES * _copies(sizes, target, row) * target.lanes
     split = min(max(1, wanted // (column_blocks * sizes.groups)), max(1, int(sizes.filters / fewest)))
+    split = max(split, ceiling(sizes.filters, at_once))
     split += split % 2 if split > 1 else 0
     # A tile of filters is never cut.
     tiles = ceiling(sizes.filters, target.filters)
@@ -143,6 +152,12 @@ def _blocks(target: Target, sizes: Sizes, columns: int, row: int, of_panel: int)
     # A panel whose cells are read often stays in the first cache; with few terms, rows of outputs are written at once.
     together = 1 if terms >= MANY_TERMS else panels
     return _Blocks(column_blocks, panels, filters, tiles_of_block * target.filters, together)
+
+
+def _filters_at_once(sizes: Sizes) -> int:
+    """Return the most filters of a share: all, unless there are far more of them than columns."""
+    many = sizes.filters > max(MANY_FILTERS, MANY_MORE * sizes.batch * sizes.positions)
+    return FILTERS_AT_ONCE if many else sizes.filters
 
 
 def plan_of(
@@ -162,7 +177,7 @@ def plan_of(
     if len(sizes.size) > MOST_OUTER + 1 or sizes.taps * entries > MOST_ENTRIES:
         return None
     table, has_runs = 8 * ENTRY * sizes.taps * entries, terms > RUN
-    of_panel = sizes.number * RUN * width + table + sizes.number * width * sizes.filters * has_runs
+    of_panel = sizes.number * RUN * width + table + sizes.number * width * _filters_at_once(sizes) * has_runs
     lone = 0 if bands else lone_columns(target, sizes)
     # Less memory than a block may take is like panels of more bytes.
     of_panel = of_panel * BLOCK_BYTES // min(BLOCK_BYTES, max(1, memory))

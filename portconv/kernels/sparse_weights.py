@@ -7,13 +7,14 @@ read padding too, so the gradients of outputs are looked at.
 
 from __future__ import annotations
 
+from .emit import Module
 from .lane_totals import spoiled
 from .row_copies import Copies
 from .row_lines import EVERY_CELL
 from .target import Target
 from .values import INTEGER, Int, Pointer
 from .weight_plan import sparse_plan_of as plan_of
-from .weights import Module, ShareOfCells, written
+from .weights import ShareOfCells, written
 
 __all__ = ["VARIANTS", "module", "plan_of"]
 

@@ -319,7 +319,8 @@ class ShareOfCells(Share):
 
     def order_of(self, position: Int) -> Pointer:
         """Return where it is written where a position of a unit reads, and those after it."""
-        return (self.code.given[5].of("i8") + self.plan.at_order).of(INTEGER) + position
+        order: Pointer = (self.code.given[5].of("i8") + self.plan.at_order).of(INTEGER)
+        return order + position
 
     def panel_of(self, dout: Pointer, filters: Int, length: Int) -> Pointer:
         """Turn the gradients of a tile of filters at some positions into a panel."""
