@@ -131,52 +131,43 @@ def _direct(asked: Asked) -> Product | None:
 
 
 def _of_rows(asked: Asked, turned: Product | None) -> Product | None:
-    """Plan a product by filters of one tap, of arrays whose channels come last, as a product of three matrices' rows.
+    """Plan an output or an input gradient by filters of one tap, of arrays whose channels come last, as they lie.
 
     A position's channels lie side by side as those of a filter do. So positions are taken for filters, and the filters
-    for a row of cells: they, or the gradients of outputs for a gradient of filters, are turned where that is needed.
+    for a row of cells, turned for an output.
     """
-    geometry, kind = asked.geometry, asked.kind
+    geometry, kind, number = asked.geometry, asked.kind, asked.number
     positions, channels, filters = geometry.batch * geometry.positions, geometry.in_channels, geometry.out_channels
-    is_plain = geometry.taps == geometry.groups == 1 and geometry.size == geometry.out and geometry.dense
-    if not is_plain or asked.has_bias or {*geometry.before, *geometry.after} != {0}:
+    is_matrix = geometry.taps == geometry.groups == 1 and geometry.size == geometry.out and geometry.dense
+    if kind == Kind.WEIGHT_GRAD or asked.has_bias or not is_matrix or {*geometry.before, *geometry.after} != {0}:
         return None
-    # What is summed over, the rows, and the columns, of the product of rows and of cells.
-    sums, rows, columns = {
-        Kind.FORWARD: (channels, positions, filters),
-        Kind.INPUT_GRAD: (filters, positions, channels),
-        Kind.WEIGHT_GRAD: (positions, filters, channels),
-    }[Kind(kind)]
-    matrix = (filters, channels) if kind == Kind.FORWARD else (positions, filters)
-    turned_bytes = 0 if kind == Kind.INPUT_GRAD else math.prod(matrix) * asked.number
-    one, none = (1,), (0,)
+    turn = _planned_turn(1, filters, channels, asked.element) if kind == Kind.FORWARD else None
+    of_filters = filters * channels * number if turn is not None else 0
+    sums, columns = (channels, filters) if kind == Kind.FORWARD else (filters, channels)
     flat = replace(
-        geometry, batch=1, in_channels=sums, out_channels=rows, size=(columns,), kernel=one, stride=one, dilation=one,
-        before=none, after=none, channels_last=False,
+        geometry, batch=1, in_channels=sums, out_channels=positions, size=(columns,), kernel=(1,), stride=(1,),
+        dilation=(1,), before=(0,), after=(0,), channels_last=False,
     )  # fmt: skip
-    of_rows = _direct(asked._replace(geometry=flat, kind=Kind.FORWARD, memory=max(1, asked.memory - turned_bytes)))
-    turn = _planned_turn(1, *matrix, asked.element) if turned_bytes else None
-    if of_rows is None or of_rows.memory + turned_bytes > asked.memory:
+    found = _direct(asked._replace(geometry=flat, kind=Kind.FORWARD, memory=max(1, asked.memory - of_filters)))
+    if found is None or found.memory + of_filters > asked.memory:
         return None
-    cycles = of_rows.cycles + (turn.planned.cycles if turn is not None else 0.0)
+    cycles = found.cycles + (0.0 if turn is None else turn.planned.cycles + CYCLES_OF_CALL)
     if turned is not None and turned.cycles < cycles:
         return None
 
     def run(places: Places, threads: int, plainly: bool) -> bool:
-        a, b, none, result = places
+        a, w, none, result = places
         if turn is None:
-            return of_rows.run((b, a, none, result), threads, plainly)
-        with call.spare(turned_bytes, 1) as near:
-            source = b
-            _turn(1, *matrix, asked.element).run((source, source, none, near), threads)
-            cells, filters = (near, a) if kind == Kind.FORWARD else (a, near)
-            return of_rows.run((cells, filters, none, result), threads, plainly)
+            return found.run((w, a, none, result), threads, plainly)
+        with call.spare(of_filters, 1) as cells:
+            _turn(1, filters, channels, asked.element).run((w, w, none, cells), threads)
+            return found.run((cells, a, none, result), threads, plainly)
 
-    return Product(cycles, of_rows.memory + turned_bytes, of_rows.block, run)
+    return Product(cycles, found.memory + of_filters, found.block, run)
 
 
 def _in_place(asked: Asked, turned: Product | None) -> Product | None:
-    """Plan a depthwise product of arrays whose channels come last, as they lie, if there is memory for it.
+    """Plan a product of arrays whose channels come last, as they lie, if there is memory for it.
 
     What is not finite is computed of turned arrays.
     """

@@ -8,6 +8,7 @@ from . import call, channel_sums, last_depthwise, last_depthwise_weights, mirror
 from .families import FAMILIES, OF_INPUTS, OF_OUTPUTS, OF_WEIGHTS, Kernel
 from .panel_plan import BLOCK_BYTES
 from .sizes import Planned, Sizes
+from .weight_plan import last_plan_of
 
 MOST_TAPS = 1 << 13
 """Plans have lists with numbers for each tap; where there are more taps, transforms are faster than sums."""
@@ -68,11 +69,15 @@ def chosen_for_last(sizes: Sizes, *, has_bias: bool, flipped: bool) -> Chosen | 
 
 
 def chosen_for_last_weights(sizes: Sizes) -> Chosen | None:
-    """Plan the gradient of depthwise filters of arrays whose channels come last."""
+    """Plan the gradient of filters, depthwise or of one tap, of arrays whose channels come last."""
     if not _can_be_planned(sizes):
         return None
-    plan = last_depthwise_weights.plan_of(state.here().of(sizes.element), sizes)
-    return best(_found({"last_depthwise_weights": plan}, sizes.element), 0)
+    target = state.here().of(sizes.element)
+    plans = {
+        "last_depthwise_weights": last_depthwise_weights.plan_of(target, sizes),
+        "weights": last_plan_of(target, sizes),
+    }
+    return min(_found(plans, sizes.element), key=lambda one: one.planned.cycles, default=None)
 
 
 def chosen_for_mirrored(sizes: Sizes) -> Chosen | None:

@@ -52,11 +52,11 @@ class ShareOfRows(ShareOfCells):
             with code.when((lines[line * 2] >= 0) & (start < stop)):
                 self.run(
                     (panel + start * width, cells + row_taps[tap], terms, order + start, sums + tap * width),
-                    (plan.taps * width, channels, stop - start, code.variable(0).get()),
+                    (plan.taps * width, 1, channels, stop - start, code.variable(0).get()),
                 )
 
     def panel_of(self, dout: Pointer, filters: Int, length: Int) -> Pointer:
         code, plan = self.code, self.plan
         with code.loop(0, code.minimum(filters, plan.filters_of_tile)) as filter_:
-            self.flag.set(self.flag.get() + spoiled(code, dout + filter_ * plan.positions, length))
+            self.flag.set(self.flag.get() + spoiled(code, dout + filter_ * plan.filter_pitch, length))
         return super().panel_of(dout, filters, length)

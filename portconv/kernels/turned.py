@@ -31,7 +31,8 @@ def plan_of(target: Target, count: int, rows: int, columns: int) -> Planned:
     """Plan to turn so many matrices of so many rows and columns; the call says whether a number is not finite."""
     variant = SPLIT if columns == 2 else JOINED if rows == 2 else "all"
     cells = columns if variant == JOINED else rows
-    most = max(1, NUMBERS_OF_SHARE // (rows * columns // max(1, cells) * BLOCK))
+    others = rows if variant == JOINED else columns
+    most = max(1, NUMBERS_OF_SHARE // (max(1, others) * BLOCK))
     of_matrix, size = blocks(ceiling(cells, BLOCK), most)
     shares = count * of_matrix
     values = PLAN.packed(

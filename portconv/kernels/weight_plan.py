@@ -28,7 +28,9 @@ RUN = 128
 """So many positions are added up one after the other."""
 IN_PLACE = "in-place"
 """The variant that reads the input in place: the kernel has one tap, and meets each cell in its order."""
-VARIANTS = (*EVERY, IN_PLACE)
+LAST = "in-place-last"
+"""The same where channels come last."""
+VARIANTS = (*EVERY, IN_PLACE, LAST)
 CELLS_BYTES, SUMS_BYTES, ALL_SUMS_BYTES = 160 << 10, 320 << 10, 5 << 20
 """About how many bytes of inputs are copied at once, and the sums of a share take, to stay in the second cache; and the
 most that the sums of all shares take."""
@@ -59,12 +61,16 @@ PLAN = Record(
     *("columns", "columns_of_unit", "column_blocks", "units", "sharers"),
     *("channels_of_block", "channel_blocks", "tiles_of_block", "filter_blocks", "tiles_of_group", "filters_of_tile"),
     *("term_blocks", "terms_of_block", "apart", "channel_pitch", "x_sample", "x_channel", "out_sample"),
+    *("filter_pitch", "position_pitch", "cell_pitch"),
     *("rows", "steps", "line_strides", "row_taps", "columns_of_taps", "taps_of_row"),
     *("at_lines", "at_entries", "at_order", "at_terms", "at_panel", "at_sums", "run"),
 )
 """The plan in memory.
 
 `columns_of_taps` has the first column whose cell lies inside by each tap of a row, and the one after the last.
+
+Gradients of two filters lie `filter_pitch` apart, those of two positions `position_pitch`, and in place the cells of
+two positions `cell_pitch`.
 
 A unit is some rows of a sample, or a part of one row; `firsts` are the positions along the first of several dimensions,
 each of which has as many rows as `rows_of_first`. A share adds up the sums of some tiles of
@@ -173,6 +179,8 @@ class Cut(NamedTuple):
     in_place: bool
     density: float = 1.0
     """Which part of the products is computed: where it is less than all, those of each row by each tap."""
+    last: bool = False
+    """Whether channels come last, and the input is read in place."""
 
     @property
     def width(self) -> int:
@@ -212,6 +220,8 @@ class Cut(NamedTuple):
     @property
     def channel_pitch(self) -> int:
         """The numbers from one channel to the next, in the copy or in place."""
+        if self.last:
+            return 1
         return self.sizes.cells if self.in_place else self.line_count * self.vectors_of_line * self.lanes
 
     @property
@@ -233,17 +243,22 @@ def sparse_plan_of(target: Target, sizes: Sizes) -> Planned | None:
     return plan_of(target, sizes, share)
 
 
-def plan_of(target: Target, sizes: Sizes, density: float = 1.0) -> Planned | None:
+def last_plan_of(target: Target, sizes: Sizes) -> Planned | None:
+    """Plan the gradient of filters of one tap, of arrays whose channels come last, or return nothing for others."""
+    return plan_of(target, sizes, last=True) if _is_in_place(sizes) else None
+
+
+def plan_of(target: Target, sizes: Sizes, density: float = 1.0, *, last: bool = False) -> Planned | None:
     """Plan the gradient of the filters of a convolution, or return nothing if its copies take too much memory.
 
-    Where only a part of the products is computed, `density` says which.
+    Where only a part of the products is computed, `density` says which; `last` says whether channels come last.
     """
     if len(sizes.size) > MOST_DIMS:
         return None
     in_place = _is_in_place(sizes)
     sizes = _flat(sizes) if in_place else sizes
     lines, lanes = lines_of(sizes), target.lanes
-    cut = Cut(sizes, lines, _blocks(target, sizes, lines, in_place=in_place), lanes, in_place, density)
+    cut = Cut(sizes, lines, _blocks(target, sizes, lines, in_place=in_place), lanes, in_place, density, last)
     block, terms_of_share, layout = cut.block, cut.block.channels * sizes.taps, Layout()
     layout.add(0 if in_place else sizes.number * (block.channels * cut.channel_pitch + lanes))
     places = {
@@ -262,7 +277,7 @@ def plan_of(target: Target, sizes: Sizes, density: float = 1.0) -> Planned | Non
     shown = {"filters": min(sizes.filters, block.tiles * cut.width), "channels": block.channels}
     shown |= {"rows": cut.rows, "columns": block.columns, "sums": block.sharers}
     cycles = _cycles(target, sizes, lines, block, in_place=in_place, density=density)
-    variant = IN_PLACE if in_place else steps_of(sizes)
+    variant = LAST if last else IN_PLACE if in_place else steps_of(sizes)
     return Planned(
         variant, values, tuple(lists.values()), adding, layout.bytes, shown, shared,
         is_plain=density == 1.0, cycles=cycles,
@@ -295,7 +310,10 @@ def values_of(cut: Cut, places: dict[str, int], units: int) -> tuple[list[int], 
         **{"tiles_of_block": block.tiles, "filter_blocks": filter_blocks},
         **{"tiles_of_group": all_tiles, "filters_of_tile": cut.width},
         **{"term_blocks": term_blocks, "terms_of_block": terms_of_block * lanes, "apart": cut.all_sums},
-        **{"channel_pitch": cut.channel_pitch, "x_channel": sizes.cells},
+        **{"channel_pitch": cut.channel_pitch, "x_channel": 1 if cut.last else sizes.cells},
+        **{"filter_pitch": 1 if cut.last else sizes.positions},
+        **{"position_pitch": sizes.out_channels if cut.last else 1},
+        **{"cell_pitch": sizes.in_channels if cut.last else 1},
         **{"x_sample": sizes.in_channels * sizes.cells, "out_sample": sizes.out_channels * sizes.positions},
         **{"run": blocks(cut.rows * block.columns, RUN)[1] if cut.density == 1.0 else block.columns},
         **places,

@@ -4,7 +4,8 @@ The gradient of one number of a filter is the sum, over samples and positions, o
 that the number meets there. A share copies rows of the padded input, as `rows` does, so that a tap is nothing but a
 distance; and it turns the output's gradients, which lie side by side along positions, into a panel that has a row of
 filters for each position. A tile is then that of `tile`: terms (a channel and a tap) in the place of filters, filters
-in the place of positions, and positions in the place of terms. A kernel of one tap reads the input in place.
+in the place of positions, and positions in the place of terms. A kernel of one tap reads the input in place, also where
+channels come last: there the rows of the panel are copied as they are.
 
 Sums are added up in runs of at most 128 positions, then those of the runs of a share, and then, where several shares
 add up the same sums, those of the shares, in a second phase: each in an order of its own.
@@ -19,8 +20,8 @@ from .row_copies import Copies, digits
 from .share import SHARE, driver
 from .target import Target
 from .tile import finished, sums_of
-from .values import INTEGER, Int, Pointer
-from .weight_plan import IN_PLACE, PLAN, VARIANTS, plan_of
+from .values import INTEGER, Int, Number, Pointer
+from .weight_plan import IN_PLACE, LAST, PLAN, VARIANTS, plan_of
 
 __all__ = ["VARIANTS", "module", "plan_of"]
 
@@ -28,23 +29,24 @@ TILE = tuple(
     Argument(*each)
     for each in (
         *(("panel", "*float"), ("cells", "*float"), ("terms", "*i64"), ("order", "*i64"), ("sums", "*float")),
-        *((name, INTEGER) for name in ("apart", "count", "positions", "is_first")),
+        *((name, INTEGER) for name in ("apart", "step", "count", "positions", "is_first")),
     )
 )
 """The arguments of a run: the panel, the first position's cells, where each term reads and where each position does,
-the sums and how far those of two terms are apart, the number of terms, that of positions, and whether the run is the
-first one."""
+the sums and how far those of two terms are apart, how far positions are in place, the number of terms, that of
+positions, and whether the run is the first one."""
 
 
 def module(target: Target, variant: str) -> Module:
     """Write the kernels for one way of copying cells."""
-    copies = None if variant == IN_PLACE else Copies(target, variant)
-    return written(target, copies, ShareOfCells)
+    copies = None if variant in (IN_PLACE, LAST) else Copies(target, variant)
+    return written(target, copies, ShareOfCells, last=variant == LAST)
 
 
-def written(target: Target, copies: Copies | None, kind: type[ShareOfCells]) -> Module:
-    """Write the kernels of a kind of share."""
-    order, panel, sums = _order(target), _panel(target), Sums(target, in_place=copies is None)
+def written(target: Target, copies: Copies | None, kind: type[ShareOfCells], *, last: bool = False) -> Module:
+    """Write the kernels of a kind of share; `last` says whether channels come last."""
+    order, panel = _order(target), _rows(target) if last else _panel(target)
+    sums = Sums(target, in_place=copies is None)
     share = kind(target, sums, copies, (order, panel)).code
     functions = [*(copies.functions if copies else ()), order, panel, *sums.functions]
     return Module([*functions, share, *driver(target, share)])
@@ -86,9 +88,9 @@ def _panel(target: Target) -> Function:
     The last filter stands for those beyond it, whose sums nobody reads.
     """
     pointers = Argument("panel", "*float"), Argument("dout", "*float")
-    names = "filters", "positions", "channel", "pitch"
+    names = "filters", "positions", "channel", "pitch", "apart"
     code = Function("panel", [*pointers, *map(Argument, names)], target)
-    panel, dout, filters, positions, channel, pitch = code.given
+    panel, dout, filters, positions, channel, pitch, _ = code.given
     rows = [dout + code.minimum(i, filters - 1) * channel for i in range(target.lanes)]
     whole = positions // target.lanes * target.lanes
     with code.loop(0, whole, target.lanes) as at:
@@ -101,10 +103,22 @@ def _panel(target: Target) -> Function:
     return code
 
 
+def _rows(target: Target) -> Function:
+    """Copy the gradients of a vector of filters at some positions, where they lie side by side, into rows."""
+    pointers = Argument("panel", "*float"), Argument("dout", "*float")
+    names = "filters", "positions", "channel", "pitch", "apart"
+    code = Function("panel", [*pointers, *map(Argument, names)], target)
+    panel, dout, filters, positions, _, pitch, apart = code.given
+    mask = code.lanes_between(None, filters)
+    with code.loop(0, positions) as at:
+        code.store(code.load(dout + at * apart, mask), panel + at * pitch, align=code.bytes)
+    return code
+
+
 def _tile(target: Target, vectors: int, *, in_place: bool) -> Function:
     """Add the products of some positions to the sums of all terms, for so many vectors of filters."""
     code = Function(f"run{vectors}", TILE, target)
-    panel, cells, terms, order, kept, apart, count, positions, is_first = code.given
+    panel, cells, terms, order, kept, apart, step, count, positions, is_first = code.given
     width, most = vectors * target.lanes, target.filters
     with code.loop(0, count, most) as term:
         left = count - term
@@ -112,7 +126,7 @@ def _tile(target: Target, vectors: int, *, in_place: bool) -> Function:
             with code.when(fits):
                 # The last term stands for those beyond it.
                 places = [cells + terms[code.minimum(term + i, count - 1)] for i in range(size)]
-                sums = sums_of(code, (panel, width), places, vectors, positions, None if in_place else order)
+                sums = sums_of(code, (panel, width), places, vectors, positions, None if in_place else order, step)
                 for i, own in enumerate(finished(sums)):
                     with code.when(i < left):
                         row = kept + (term + i) * apart
@@ -206,7 +220,7 @@ class Share:
         terms = (bytes_ + plan.at_terms).of(INTEGER)
         filters = group * plan.filters + tile * width
         arrays = (
-            x + (group * plan.channels + channel) * plan.x_channel, dout + filters * plan.positions,
+            x + (group * plan.channels + channel) * plan.x_channel, dout + filters * plan.filter_pitch,
             terms, kept,
         )  # fmt: skip
         self.units(arrays, (part, channels, count, tiles, pitch), plan.filters - tile * width)
@@ -235,7 +249,7 @@ class Share:
         """
         raise NotImplementedError
 
-    def run(self, arrays: tuple[Pointer, ...], numbers: tuple[Int, ...]) -> None:
+    def run(self, arrays: tuple[Pointer, ...], numbers: tuple[Number, ...]) -> None:
         """Add the products of a panel, which has some positions, with all terms."""
         code = self.code
         for vectors, tile in enumerate(self.sums.tiles, start=1):
@@ -287,15 +301,16 @@ class ShareOfCells(Share):
                     code.run(self.copies.copy, memory, goal, source, lines, entries, line_count)
                 cells = scratch
             else:
-                cells = cells + column
+                cells = cells + column * plan.cell_pitch
             positions = firsts * plan.rows_of_first * columns
-            grads = dout + (sample * plan.out_sample + first * plan.rows_of_first * plan.columns + column)
+            place = first * plan.rows_of_first * plan.columns + column
+            grads = dout + (sample * plan.out_sample + place * plan.position_pitch)
             with code.loop(0, positions, plan.run) as at:
                 length = code.minimum(positions - at, plan.run)
                 is_first = code.select(unit.equals(start) & at.equals(0), code.variable(1).get(), 0)
                 with code.loop(0, tiles) as number:
                     filters = left - number * plan.filters_of_tile
-                    own = grads + (number * plan.filters_of_tile * plan.positions + at)
+                    own = grads + (number * plan.filters_of_tile * plan.filter_pitch + at * plan.position_pitch)
                     panel = self.panel_of(own, filters, length)
                     self.multiply((panel, cells, terms, kept + number * pitch), (channels, at, length, is_first))
 
@@ -313,8 +328,8 @@ class ShareOfCells(Share):
             The channels, the first position of the panel in its unit, how many it has, and whether it is the first one.
         """
         plan, (panel, cells, terms, sums), (channels, at, length, is_first) = self.plan, arrays, numbers
-        here = cells if self.copies else cells + at
-        of_terms = plan.filters_of_tile, channels * plan.taps
+        here = cells if self.copies else cells + at * plan.cell_pitch
+        of_terms = plan.filters_of_tile, plan.cell_pitch, channels * plan.taps
         self.run((panel, here, terms, self.order_of(at), sums), (*of_terms, length, is_first))
 
     def order_of(self, position: Int) -> Pointer:
@@ -329,7 +344,7 @@ class ShareOfCells(Share):
         with code.loop(0, plan.filters_of_tile, lanes) as lane:
             first = code.minimum(lane, filters - 1)
             code.run(
-                self.panel, panel + lane, dout + first * plan.positions, filters - first, length, plan.positions,
-                plan.filters_of_tile,
+                self.panel, panel + lane, dout + first * plan.filter_pitch, filters - first, length,
+                plan.filter_pitch, plan.filters_of_tile, plan.position_pitch,
             )  # fmt: skip
         return panel

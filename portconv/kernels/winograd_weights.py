@@ -184,4 +184,4 @@ class _ShareOfTiles(Share):
             number = tile * products + place
             cells = scratch + place * (of_terms * width + lanes)
             panel, goal = panels + number * width * of_tile, sums + number * of_terms * of_tile
-            self.run((panel, cells, terms, terms, goal), (of_tile, of_terms, in_block, is_first))
+            self.run((panel, cells, terms, terms, goal), (of_tile, 1, of_terms, in_block, is_first))

@@ -551,3 +551,12 @@ def test_tensors_without_memory_in_a_second_derivative_take_another_way():
     # PyTorch adds up zeros that have no memory here.
     (second,) = torch.func.vjp(dx, w)[1](x)
     assert torch.equal(second, torch.full_like(w, 7.0))
+
+
+@needs_kernels
+def test_inputs_of_no_cells_may_have_channels_last_or_be_complex():
+    w = np.ones((2, 3, 1, 3), "float32")
+    for dtype in ("float32", "complex64"):
+        x = np.ones((1, 4, 0, 3), dtype)
+        out = portconv.conv(x, w.astype(dtype), padding=((0, 0), (2, 2)), data_format="channels_last")
+        assert np.array_equal(out, np.zeros((1, 4, 2, 2)))

@@ -1,4 +1,4 @@
-"""Depthwise kernels of arrays whose channels come last, drawn at random, beside pages that nobody may touch.
+"""Kernels of arrays whose channels come last, drawn at random, beside pages that nobody may touch.
 
 `PORTCONV_FUZZ` is how many convolutions are drawn.
 """
@@ -22,8 +22,9 @@ if os.name != "posix":
 from kernels.planned_calls import DTYPES, ROUNDING, by_plan, plain_sums, plain_weight_sums, sizes_of
 from kernels.test_guard_pages import CPUS, DRAWN
 
-from portconv.kernels import last_depthwise, last_depthwise_weights, target
+from portconv.kernels import last_depthwise, last_depthwise_weights, target, weights
 from portconv.kernels.sizes import Sizes
+from portconv.kernels.weight_plan import last_plan_of
 
 TARGETS = [cpu.of(element) for cpu in CPUS for element in DTYPES if element != "i16" or cpu.name == "avx512"]
 by_target = pytest.mark.parametrize("cpu", TARGETS, ids=lambda cpu: f"{cpu.name}-{cpu.element}")
@@ -99,6 +100,23 @@ def test_gradients_of_filters_are_the_sums_within_their_memory(cpu: target.Targe
         assert_sums(cpu, dw, sums, magnitudes, sizes.batch * sizes.positions)
 
 
+@by_target
+def test_gradients_of_filters_of_one_tap_are_the_sums_within_their_memory(cpu: target.Target) -> None:
+    for number in range(DRAWN // 2):
+        random = np.random.default_rng((3, cpu.lanes, len(cpu.name), number))
+        groups, channels, filters, batch = (int(random.integers(1, most)) for most in (4, 60, 60, 4))
+        sides = [(int(random.integers(1, 20)), 1, 1, 1, 0, 0)] * int(random.integers(1, 3))
+        sizes = sizes_of(batch, groups * channels, groups * filters, groups, sides)
+        assert sizes is not None
+        sizes = sizes._replace(element=cpu.element)
+        x = numbers(cpu, random, batch, groups * channels, *sizes.size)
+        dout = numbers(cpu, random, batch, groups * filters, *sizes.out)
+        plan, (sums, magnitudes) = last_plan_of(cpu, sizes), plain_weight_sums(sizes, x, dout)
+        dw, flag = by_plan(weights, cpu, plan, (last(x), last(dout), None), sums.shape)
+        assert flag == 0
+        assert_sums(cpu, dw, sums, magnitudes, batch * sizes.positions)
+
+
 @pytest.mark.parametrize("cpu", [cpu for cpu in TARGETS if cpu.element in ROUNDING], ids=lambda cpu: cpu.name)
 @pytest.mark.parametrize("channels", [5, 40])
 def test_what_is_not_finite_is_reported(cpu: target.Target, channels: int) -> None:
@@ -107,14 +125,14 @@ def test_what_is_not_finite_is_reported(cpu: target.Target, channels: int) -> No
     assert sizes is not None
     sizes = sizes._replace(element=cpu.element)
     outputs = last_depthwise.plan_of(cpu, sizes, has_bias=False)
-    weights = last_depthwise_weights.plan_of(cpu, sizes)
+    gradients = last_depthwise_weights.plan_of(cpu, sizes)
     for value in (np.inf, -np.inf, np.nan):
         for operand in range(2):
             of_filters = [last(np.ones((1, channels, 4, 9))), np.ones((channels, 1, 5, 3)), None]
             of_outputs = [last(np.ones((1, channels, 4, 9))), last(np.ones((1, channels, 4, 9))), None]
             for operands, family, plan, shape in (
                 (of_filters, last_depthwise, outputs, (1, 4, 9, channels)),
-                (of_outputs, last_depthwise_weights, weights, (channels, 1, 5, 3)),
+                (of_outputs, last_depthwise_weights, gradients, (channels, 1, 5, 3)),
             ):
                 arrays = [None if each is None else each.astype(DTYPES[cpu.element]) for each in operands]
                 arrays[operand].flat[-1] = value
