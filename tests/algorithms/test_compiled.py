@@ -255,6 +255,29 @@ def test_bits_do_not_depend_on_threads_or_on_calls_before(problem):
         assert torch.to_numpy(out).tobytes() == first[0]
 
 
+LAST = {
+    "depthwise": Problem((3, 70, 40, 41), (70, 1, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 70),
+    "one tap": Problem((3, 70, 40, 41), (90, 70, 1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1)),
+    "dense": Problem((3, 20, 40, 41), (30, 20, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1)),
+    "far taps": Problem((3, 20, 40, 41), (30, 20, 3, 3), (1, 1), ((15, 15), (15, 15)), (15, 15)),
+}
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", ["float32", "complex64", "int32"])
+@pytest.mark.parametrize("problem", LAST.values(), ids=LAST)
+def test_bits_do_not_depend_on_threads_where_channels_come_last(problem, dtype):
+    x, w, _, dout = ((3 * array).astype(dtype) for array in problem.operands("float32"))
+    x, dout = (np.ascontiguousarray(np.moveaxis(array, 1, -1)) for array in (x, dout))
+    results, options = set(), {**options_of(problem), "data_format": "channels_last"}
+    for threads in (1, 2, 3, 1):
+        with portconv.num_threads(threads):
+            out, cache = portconv.conv_forward(x, w, **options)
+            grads = portconv.conv_backward(dout, cache)
+            results.add((out.tobytes(), grads.dx.tobytes(), grads.dw.tobytes()))
+    assert len(results) == 1
+
+
 @needs_kernels
 @pytest.mark.parametrize("limit", [1 << 12, 1 << 16, 1 << 18, 1 << 20])
 @pytest.mark.parametrize("problem", LONG.values(), ids=LONG)

