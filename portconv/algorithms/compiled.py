@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from ..backends import Array, Backend
 from ..kernels import call, state, winograd
@@ -20,9 +21,10 @@ from ..spec.dtypes import Dtype
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind
 from ..spec.remembered import forget
-from .algorithm import Algorithm, LibraryError, PlainProduct
+from .algorithm import Algorithm, LibraryError, PlainProduct, RoundedProduct, Scaled
 from .budget import NO_WORK, Budget, Work
-from .kernel_products import Asked, Places, Product, call_of_sums, product_of, sizes_of
+from .kernel_products import Asked, Places, Product, call_of_magnitudes, call_of_sums, product_of, sizes_of
+from .rounded_products import Addresses, rounded_product
 from .winograd_magnitudes import by_plain_sums
 
 NAMES = {32: "float32", 64: "float64"}
@@ -112,6 +114,45 @@ class Compiled(Algorithm):
         number = backend.bits(cells.dtype) // 8
         compute = _repeated(Product(0.0, 0, {}, run, ready.most > 1), (channels,), backend, number)
         return lambda array: compute(array, array)
+
+    def plane_magnitudes(self, backend: Backend, cells: Array) -> Array | None:
+        if not backend.has_addresses or backend.dtype_name(cells.dtype) not in TYPES or 0 in cells.shape:
+            return None
+        if backend.device_kind(cells) or state.fault() is not None:
+            return None
+        cells = backend.in_a_row(cells)
+        samples, channels, *sizes = map(int, cells.shape)
+        result = backend.empty((samples, channels), cells, dtype=backend.dtype("float64"))
+        places = _addresses(backend, cells, cells, None, result)
+        try:
+            ready = call_of_magnitudes(samples * channels, math.prod(sizes), backend.bits(cells.dtype))
+        except call.KernelError:
+            return None
+        return None if places is None or ready.run(places, backend.threads()) else result
+
+    def rounded(self, kind: Kind, geometry: Geometry, backend: Backend, budget: Budget) -> RoundedProduct | None:
+        plain = replace(geometry, channels_last=False)
+        try:
+            product = rounded_product(plain, kind, budget.workspace_elements * budget.bits // 8)
+        except call.KernelError:
+            return None
+        if product is None:
+            return None
+        shape = geometry.groups, geometry.group_in, geometry.taps
+
+        def compute(first: Scaled, second: Scaled, bias: Array) -> Array | None:
+            factors = second.factors
+            if kind == Kind.INPUT_GRAD:
+                factors = backend.xp.broadcast_to(factors[:, :, None], shape)
+            given = first.array, second.array, first.factors, factors, bias
+            arrays = tuple(map(backend.in_a_row, given))
+            result = backend.empty(geometry.shape(kind.result), arrays[0])
+            places = [place for each in (*arrays, result) if (place := backend.address(each)) is not None]
+            if len(places) <= len(arrays):
+                return None
+            return result if product.run(Addresses(*places), backend.threads()) else None
+
+        return compute
 
     def error_terms(self, kind: str, geometry: Geometry, products: int = 1) -> int:
         """Count the roundings of a plain sum, or those of a sum over channels of tiles, as the algorithm "winograd"."""

@@ -16,6 +16,7 @@ from ..kernels.call import NO_BIAS
 from ..kernels.choice import (
     Chosen,
     best,
+    chosen_for_magnitudes,
     chosen_for_mirrored,
     chosen_for_sums,
     chosen_to_turn,
@@ -83,6 +84,8 @@ class Product(NamedTuple):
         not be taken. A `KernelError` says that a kernel cannot be compiled.
     is_shared : bool
         Whether threads share it; otherwise it takes less time than to ask how many there are.
+    roundings : int
+        See `Planned.roundings`.
     """
 
     cycles: float
@@ -90,6 +93,7 @@ class Product(NamedTuple):
     block: dict[str, int]
     run: Callable[[Places, int, bool], bool]
     is_shared: bool = True
+    roundings: int = 0
 
 
 @remembered()
@@ -117,7 +121,9 @@ def _direct(asked: Asked) -> Product | None:
         return plainly and (found.planned.is_plain or _run_plainly(asked, places, threads))
 
     is_shared = found.planned.cycles > call.SHARED
-    return Product(found.planned.cycles, found.memory, found.planned.block, run, is_shared)
+    return Product(
+        found.planned.cycles, found.memory, found.planned.block, run, is_shared, found.planned.roundings
+    )  # fmt: skip
 
 
 def _run_plainly(asked: Asked, places: Places, threads: int) -> bool:
@@ -151,7 +157,7 @@ def _by_mirror(asked: Asked) -> Product | None:
             return found.run((dout, flipped, none, dx), threads, plainly)
 
     cycles = found.cycles + copied.planned.cycles + CYCLES_OF_CALL
-    return Product(cycles, found.memory + of_filters, found.block, run)
+    return Product(cycles, found.memory + of_filters, found.block, run, roundings=found.roundings)
 
 
 class _Turns(NamedTuple):
@@ -255,7 +261,7 @@ def _found(asked: Asked) -> list[Chosen]:
 @remembered()
 def _call(asked: Asked) -> call.Call:
     """Make a planned call ready."""
-    return _ready(_planned(asked))
+    return made_ready(_planned(asked))
 
 
 @remembered()
@@ -267,16 +273,23 @@ def _planned_turn(count: int, rows: int, columns: int, bits: int) -> Chosen | No
 @remembered()
 def _turn(count: int, rows: int, columns: int, bits: int) -> call.Call:
     """Make ready what turns so many matrices."""
-    return _ready(_planned_turn(count, rows, columns, bits))
+    return made_ready(_planned_turn(count, rows, columns, bits))
 
 
 @remembered()
 def call_of_sums(samples: int, channels: int, cells: int, bits: int) -> call.Call:
     """Make ready what adds up each channel of numbers of so many bits."""
-    return _ready(chosen_for_sums(samples, channels, cells, ELEMENTS[bits]))
+    return made_ready(chosen_for_sums(samples, channels, cells, ELEMENTS[bits]))
 
 
-def _ready(found: Chosen | None) -> call.Call:
+@remembered()
+def call_of_magnitudes(planes: int, cells: int, bits: int) -> call.Call:
+    """Make ready what finds the largest magnitude of each plane of numbers of so many bits."""
+    return made_ready(chosen_for_magnitudes(planes, cells, ELEMENTS[bits]))
+
+
+def made_ready(found: Chosen | None) -> call.Call:
+    """Make a planned call ready."""
     if found is None:
         raise call.KernelError("no kernel is left for this convolution")
     return call.Call(found.kernel, found.planned)

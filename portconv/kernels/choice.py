@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from . import call, channel_sums, mirror, panels, state, turned
+from . import call, channel_sums, magnitudes, mirror, panels, quantised, rounded, state, turned
 from .families import FAMILIES, OF_INPUTS, OF_OUTPUTS, OF_WEIGHTS, Kernel
 from .panel_plan import BLOCK_BYTES
 from .sizes import Planned, Sizes
@@ -76,6 +76,29 @@ def chosen_for_sums(samples: int, channels: int, cells: int, element: str) -> Ch
     """Plan the sums of each channel, of numbers of this type."""
     plan = channel_sums.plan_of(state.here().of(element), samples, channels, cells)
     return best(_found({"channel_sums": plan}, element), 0)
+
+
+def chosen_for_magnitudes(planes: int, cells: int, element: str) -> Chosen | None:
+    """Plan the largest magnitudes of planes of numbers of this type."""
+    return best(_found({"magnitudes": magnitudes.plan_of(state.here().of(element), planes, cells)}, element), 0)
+
+
+def chosen_to_quantise(variant: str, shape: tuple[int, int, int], period: int) -> Chosen | None:
+    """Plan to quantise groups of channels of cells, of float32."""
+    plan = quantised.plan_of(state.here().of("double"), variant, shape, period)
+    return best(_found({"quantised": plan}, "double"), 0)
+
+
+def chosen_to_round(sizes: Sizes, error: float, *, of_inputs: bool) -> Chosen | None:
+    """Plan to round outputs or gradients of inputs, whose relative error is this one at most."""
+    plan = rounded.plan_of_windows(state.here().of("double"), sizes, error, of_inputs=of_inputs)
+    return best(_found({"rounded": plan}, "double"), 0)
+
+
+def chosen_to_round_filters(sizes: Sizes, error: float, stacked: int) -> Chosen | None:
+    """Plan to round gradients of filters, of which so many sums are added up."""
+    plan = rounded.plan_of_filters(state.here().of("double"), sizes, error, stacked)
+    return best(_found({"rounded": plan}, "double"), 0)
 
 
 def _found_of(names: tuple[str, ...], sizes: Sizes, *, transforms: bool) -> list[Chosen]:

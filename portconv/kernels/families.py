@@ -11,8 +11,11 @@ from . import (
     depthwise_input_grads,
     depthwise_weights,
     input_grads,
+    magnitudes,
     mirror,
     panels,
+    quantised,
+    rounded,
     rows,
     standby,
     swept_weights,
@@ -40,6 +43,9 @@ FAMILIES: dict[str, ModuleType] = {
     "mirror": mirror,
     "turned": turned,
     "channel_sums": channel_sums,
+    "magnitudes": magnitudes,
+    "quantised": quantised,
+    "rounded": rounded,
     "standby": standby,
 }
 """Each family is a module with `VARIANTS`, which names its kernels, and `module(target, variant)`, which writes one."""
@@ -75,12 +81,16 @@ class Kernel(NamedTuple):
         return module
 
 
+OF_ONE_TYPE = {"standby": "float", "quantised": "double", "rounded": "double"}
+"""Families of one type alone: threads stand by for kernels of either type, and reproducible sums are of float64."""
+
+
 def kernels() -> tuple[Kernel, ...]:
-    """Return all kernels: threads stand by for those of either type."""
+    """Return all kernels."""
     return tuple(
         Kernel(family, variant, element)
         for element in NAMES
         for family, module in FAMILIES.items()
         for variant in module.VARIANTS
-        if element == "float" or family != "standby"
+        if OF_ONE_TYPE.get(family, element) == element
     )

@@ -232,8 +232,13 @@ def plan_of(target: Target, sizes: Sizes) -> Planned | None:
     shown = {"filters": min(sizes.filters, block.tiles * cut.width), "channels": block.channels}
     shown |= {"rows": cut.rows, "columns": block.columns, "sums": block.sharers}
     cycles = _cycles(target, sizes, lines, block, in_place=in_place)
+    positions = cut.rows * block.columns
+    units = ceiling(_units(sizes, block), block.sharers) + 1
+    roundings = min(RUN, positions) + units * ceiling(positions, blocks(positions, RUN)[1]) + block.sharers
     variant = IN_PLACE if in_place else STEPS.get(sizes.stride[-1], GATHERED)
-    return Planned(variant, values, tuple(lists.values()), adding, layout.bytes, shown, shared, cycles=cycles)
+    return Planned(
+        variant, values, tuple(lists.values()), adding, layout.bytes, shown, shared, cycles=cycles, roundings=roundings
+    )
 
 
 def values_of(cut: Cut, places: dict[str, int], units: int) -> tuple[list[int], int]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from ..algorithms.choice import plane_magnitudes as found_fast
 from ..backends import Array, Backend, of
 from ..spec.dtypes import HALVES, PARTS_OF
 from ..spec.ranges import Index
@@ -83,6 +84,8 @@ def magnitudes(backend: Backend, array: Array) -> Array:
     array, shape (2, N, C)
     """
     xp = backend.xp
+    if (largest := found_fast(backend, array)) is not None:
+        return xp.stack([largest, xp.zeros_like(largest)])
 
     def reduce(block: Index) -> list[Array]:
         cells = array[block]

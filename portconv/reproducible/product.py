@@ -11,7 +11,7 @@ from ..passes.partition import Parts
 from ..spec.operation import Kind, Operation, Role
 from .certified import is_worthwhile
 from .nonfinite_counts import count_nonfinite
-from .rounding import Target, all_normal, round_products
+from .rounding import Target, all_normal, round_products, rounded_at_once
 from .sliced_product import Choose, SlicedProduct, sliced_product
 from .slicing import UNCUT, exact_terms
 from .weight_grad import weight_grad
@@ -52,8 +52,12 @@ def product(
     bias = operands[2] if len(operands) > 2 else None
     target, left = Target(out, sliced.exponents(geometry), bias), iter(parts)
     if is_worthwhile(kind, geometry, backend, like) and all_normal(sliced, target):
-        out, left = _fill(sliced.uncut(), target, left)
-        target = target._replace(array=out)
+        compute = sliced.rounding(next(iter(parts.geometries())))
+        if compute is None:
+            out, left = _fill(sliced.uncut(), target, left)
+            target = target._replace(array=out)
+        elif (value := rounded_at_once(sliced, target, compute)) is not None:
+            return value
     return _fill(sliced, target, left)[0]
 
 

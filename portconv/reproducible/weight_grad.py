@@ -20,7 +20,7 @@ from .nonfinite import Counts
 from .nonfinite_counts import count_nonfinite
 from .operands import Operand
 from .powers import powers_of_two
-from .rounding import Rounding, Target, all_normal, round_products, rounding_of
+from .rounding import Rounding, Target, all_normal, round_products, rounded_at_once, rounding_of
 from .sliced_product import Choose, SlicedProduct, outer_exponents, sliced_product
 from .slicing import SIGNIFICANT_BITS, Chunks, chunks, longest_sum, slicing
 
@@ -50,10 +50,15 @@ def weight_grad(sliced: SlicedProduct, parts: Parts) -> Array:
     if not geometry.batch:
         return backend.zeroed(grad)
     exponents, workspace = sliced.exponents(geometry), backend.workspace(like)
+    whole, compute = Target(grad, exponents), None
+    if is_worthwhile(sliced.kind, geometry, backend, grad) and all_normal(sliced, whole):
+        compute = sliced.rounding(next(iter(parts.geometries())))
+        if compute is not None and (value := rounded_at_once(sliced, whole, compute)) is not None:
+            return value
     for added_up in parts.by_filters():
         index = added_up[0].of_w
         target, value = Target(grad[(*index, ...)], exponents[index]), None
-        if is_worthwhile(sliced.kind, geometry, backend, grad) and all_normal(sliced, target):
+        if compute is None and is_worthwhile(sliced.kind, geometry, backend, grad) and all_normal(sliced, target):
             value = _certified(sliced, added_up, target, workspace)
         if value is None:
             value = _exact(sliced, added_up, target, workspace)

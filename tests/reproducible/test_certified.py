@@ -25,7 +25,7 @@ from support.reproducible_cases import (
 
 import portconv
 from portconv.algorithms.budget import Budget
-from portconv.algorithms.choice import known
+from portconv.algorithms.choice import Choice, known
 from portconv.backends._numpy import NumpyBackend
 from portconv.reproducible import product as products
 from portconv.reproducible import weight_grad, window_sums
@@ -38,7 +38,13 @@ CONTENTS = ("random", "wide", "cancelling", "ties")
 
 
 @pytest.fixture
-def roundings(monkeypatch) -> list[Any]:
+def portable(monkeypatch) -> None:
+    """No algorithm rounds products itself, as where there are no kernels."""
+    monkeypatch.setattr(Choice, "rounded", lambda *call: None)
+
+
+@pytest.fixture
+def roundings(monkeypatch, portable) -> list[Any]:
     """The sums that each result is rounded from, what bounds their error, and whether enough of them are decided."""
     calls, round_into = [], BoundedSums.round_into
 
@@ -52,7 +58,7 @@ def roundings(monkeypatch) -> list[Any]:
 
 
 @pytest.fixture
-def recomputed(monkeypatch) -> list[int]:
+def recomputed(monkeypatch, portable) -> list[int]:
     """How many sums of each result are computed exactly because they are undecided."""
     counts, recompute = [], BoundedSums.recompute
 
