@@ -6,8 +6,8 @@ Lanes run along the last dimension, and lines of positions are added up one afte
 from __future__ import annotations
 
 from .doubles import ExactSum, gather_single, load_single, whole
-from .emit import Argument, Function
-from .rounded_plan import ARRAYS, ENDS, PLAN
+from .emit import Function
+from .rounded_plan import ARRAYS, ENDS, EXACT, PLAN
 from .row_copies import digits
 from .target import Target
 from .values import INTEGER
@@ -20,9 +20,8 @@ class FilterTerms:
     """The function that adds up the terms of one sum exactly, of operands that it quantises."""
 
     def __init__(self, target: Target) -> None:
-        pointers = Argument("plan", "*i64"), Argument("arrays", "*i64"), Argument("value", "*float")
-        self.code = code = Function("exact", [*pointers, *map(Argument, ("group", "row", "column"))], target)
-        memory, arrays, value, group, row, column = code.given
+        self.code = code = Function("exact", EXACT, target)
+        memory, arrays, value, _, group, row, column = code.given
         plan, places = PLAN.read(memory), ARRAYS.read(arrays)
         sizes, positions, strides, steps, taps, ends = (
             plan.pointer(name, INTEGER) for name in ("sizes", "positions", "strides", "steps", "taps", "ends")

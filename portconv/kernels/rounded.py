@@ -44,6 +44,7 @@ class _Share:
         self.first = block * plan.columns_of_share
         self.last = code.minimum(self.first + plan.columns_of_share, plan.columns)
         self.norms, self.scales = scratch, scratch + plan.columns_of_share
+        self.met, self.given = (self.scales + plan.columns_of_share).of("i64"), (memory, arrays)
         self.error = memory.of("double")[PLAN.places["relative_error"]]
         self.undecided = code.variable(0)
         if self.by_column:
@@ -122,7 +123,7 @@ class _Share:
         self.undecided.set(self.undecided.get() + 1)
         with code.when(self.undecided.get() <= self.plan.undecided):
             value = code.array(1)
-            code.run(self.exact, code.given[0], code.given[2], value, self.group, row, column)
+            code.run(self.exact, *self.given, value, self.met, self.group, row, column)
             by = scale * self.scales[column - self.first] if self.by_column else scale
             exact = narrowed(code, value[0])
             out[column] = narrowed(code, widened(code, exact) * by) + bias

@@ -6,10 +6,12 @@ import math
 from array import array
 from itertools import product
 
+from .emit import Argument
 from .record import Record
 from .share import PLAN_HEAD
 from .sizes import Layout, Planned, Sizes, addresses, blocks, ceiling, numbers
 from .target import Target
+from .values import NUMBERS
 
 VARIANTS = ("windows", "filters")
 COLUMNS_OF_SHARE, NUMBERS_OF_SHARE = 1 << 9, 1 << 14
@@ -58,6 +60,13 @@ PLAN = Record(
 `undecided`. `relative_error` has the bits of a float64: how far a sum is from the exact one in parts of the product of
 two norms. A row has a factor, and `row_squares` sums of squares, every `square_step` numbers, from `row_step` numbers
 after those of the row before. What follows says where the terms of one sum are."""
+
+EXACT = (
+    *(Argument("plan", "*i64"), Argument("arrays", "*i64"), Argument("value", NUMBERS), Argument("met", "*i64")),
+    *map(Argument, ("group", "row", "column")),
+)
+"""The arguments of the functions that add up the terms of one sum exactly: `value` gets it, rounded to odd, and `met`
+is memory for two numbers a tap."""
 
 
 def plan_of_windows(target: Target, sizes: Sizes, error: float, *, of_inputs: bool) -> Planned | None:
@@ -134,6 +143,7 @@ def _planned(
     columns_of_share = ceiling(columns_of_share, target.lanes) * target.lanes
     column_blocks, layout = ceiling(columns, columns_of_share), Layout()
     layout.add(2 * target.number * columns_of_share)
+    layout.add(16 * where["tap_count"])
     shares = samples * groups * column_blocks
     values = dict.fromkeys(PLAN.names, 0) | where | addresses(lists)
     values |= {"phases": 1, "shares_last": shares, "groups": groups, "rows": rows, "columns": columns}
