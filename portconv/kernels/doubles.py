@@ -65,9 +65,9 @@ def single_splat(code: Function, number: Vector) -> Vector:
     return Vector(code, f"<{code.lanes} x float>", name)
 
 
-def differing(code: Function, a: Vector, b: Vector) -> Int:
-    """Return an integer whose bits say which lanes of two vectors differ."""
-    flags = code.assign(f"fcmp une {a.typed}, {b}")
+def differing(code: Function, a: Vector, b: Vector, mask: Flag) -> Int:
+    """Return an integer whose bits say which lanes of two vectors, of those of a mask, differ."""
+    flags = mask & Flag(code, code.mask_type, code.assign(f"fcmp une {a.typed}, {b}"))
     bits = code.assign(f"bitcast {code.mask_type} {flags} to i{code.lanes}")
     return Int(code, "i64", code.assign(f"zext i{code.lanes} {bits} to i64"))
 
@@ -103,30 +103,25 @@ def _plain(code: Function, name: str, value: Vector) -> Vector:
 class ExactSum:
     """A sum of products of whole numbers of at most 40 bits, sign included, as slices that are added up exactly.
 
-    Each number is cut into two of 20 bits, so the sum has three parts, which count 1, 2**20 and 2**40. `carry` makes
-    the lower two short again, after at most 2**12 steps.
+    Each number is cut into two of 20 bits, so the sum has parts that count 1, 2**20 and 2**40; a fourth one counts
+    2**60. `carry` leaves 20 bits in the others: once in 2**13 products a lane, of which there may be 2**34.
     """
 
     def __init__(self, code: Function) -> None:
         self.code = code
-        self.parts = [code.variable(code.zeros) for _ in range(3)]
-
-    def clear(self) -> None:
-        """Begin anew."""
-        for part in self.parts:
-            part.set(self.code.zeros)
+        self.parts = [code.variable(code.zeros) for _ in range(4)]
 
     def add(self, a: Vector, b: Vector) -> None:
         """Add the products of whole numbers."""
-        code, (low, mixed, high) = self.code, self.parts
+        code, (low, mixed, high) = self.code, self.parts[:3]
         (low_a, high_a), (low_b, high_b) = self._cut(a), self._cut(b)
         low.set(code.fma(low_a, low_b, low.get()))
         mixed.set(code.fma(low_a, high_b, code.fma(high_a, low_b, mixed.get())))
         high.set(code.fma(high_a, high_b, high.get()))
 
     def carry(self) -> None:
-        """Leave 20 bits in the lower two parts."""
-        for lower, upper in zip(self.parts[:2], self.parts[1:], strict=True):
+        """Leave 20 bits in all parts but the last."""
+        for lower, upper in zip(self.parts[:-1], self.parts[1:], strict=True):
             rest, carried = self._cut(lower.get())
             lower.set(rest)
             upper.set(upper.get() + carried)
@@ -139,15 +134,11 @@ class ExactSum:
         """
         code = self.code
         self.carry()
-        third, fourth = self._cut(self.parts[2].get())
-        # Each lane has 20 bits, or in the highest part 2**33 at most: totals are exact, and so is what is below 2**40.
-        totals = [code.total(part) for part in (self.parts[0].get(), self.parts[1].get(), third, fourth)]
-        below = totals[0] + totals[1] * scalar(code, 2.0**SLICE_BITS)
-        above, beside = (
-            totals[2] * scalar(code, 2.0 ** (2 * SLICE_BITS)),
-            totals[3] * scalar(code, 2.0 ** (3 * SLICE_BITS)),
-        )
-        high, rest = _two_sum(above, beside)
+        # Totals are exact, and so is what is below 2**40.
+        totals = [code.total(part.get()) for part in self.parts]
+        scaled = [total * scalar(code, 2.0 ** (n * SLICE_BITS)) for n, total in enumerate(totals)]
+        below = scaled[0] + scaled[1]
+        high, rest = _two_sum(scaled[2], scaled[3])
         # There is a rest only beside a sum of more than 2**93, so it is a multiple of 2**40, and of 2**43 at most.
         value, error = _two_sum(high, rest + below)
         return self._to_odd(value, error)

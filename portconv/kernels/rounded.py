@@ -107,7 +107,7 @@ class _Share:
             # Powers of two scale exactly: results are zero or normal numbers.
             value = narrowed(code, widened(code, upper) * by)
             store_single(code, value + added, out + at, mask)
-            bits = differing(code, upper, lower)
+            bits = differing(code, upper, lower, mask)
             with code.when(~bits.equals(0)):
                 self.decide_some(bits, (row, at), out, (scale, bias))
 

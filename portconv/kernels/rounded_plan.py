@@ -14,7 +14,7 @@ from .target import Target
 from .values import NUMBERS
 
 VARIANTS = ("windows", "filters")
-COLUMNS_OF_SHARE, NUMBERS_OF_SHARE = 1 << 9, 1 << 14
+COLUMNS_OF_SHARE, NUMBERS_OF_SHARE = 1 << 11, 1 << 14
 """The most columns of a share, whose norms stay in the nearest cache, and about how many sums one rounds."""
 CYCLES_OF_VECTOR, CYCLES_OF_ROW = 10.0, 20.0
 """About how many vectors are multiplied in the time that a vector of sums and a row take."""
@@ -24,8 +24,8 @@ SUMS_PER_UNDECIDED, ALWAYS_UNDECIDED = 64, 8
 multiplied as slices."""
 MOST_DIMS = 16
 """The most dimensions that the terms of a window may have."""
-MOST_STEPS = (1 << 15) - 1
-"""The most vectors of products of 39 bits and a sign each that are added up exactly in float64."""
+MOST_TERMS = 1 << 13
+"""The most terms of a window, whose sum is added up exactly without carries."""
 ARRAYS = Record(
     *("first", "second", "first_factors", "second_factors", "row_squares", "column_squares", "biases"),
 )
@@ -74,10 +74,10 @@ def plan_of_windows(target: Target, sizes: Sizes, error: float, *, of_inputs: bo
 
     `error` is the largest relative error of a sum.
     """
-    if len(sizes.size) > MOST_DIMS:
-        return None
     ins, outs, taps = sizes.channels, sizes.filters, sizes.taps
     rows, terms = (ins, outs) if of_inputs else (outs, ins)
+    if len(sizes.size) > MOST_DIMS or terms * taps > MOST_TERMS:
+        return None
     columns = sizes.cells if of_inputs else sizes.positions
     firsts = _firsts(sizes)
     if of_inputs:
@@ -100,10 +100,8 @@ def plan_of_windows(target: Target, sizes: Sizes, error: float, *, of_inputs: bo
     return _planned(target, "windows", (sizes.batch, sizes.groups, rows, columns), where | _bits(error), lists)
 
 
-def plan_of_filters(target: Target, sizes: Sizes, error: float, stacked: int) -> Planned | None:
+def plan_of_filters(target: Target, sizes: Sizes, error: float, stacked: int) -> Planned:
     """Plan to round gradients of filters, of which so many sums are added up."""
-    if sizes.batch * math.prod(sizes.out[:-1]) * ceiling(sizes.out[-1], target.lanes) > MOST_STEPS:
-        return None
     last, columns = len(sizes.size) - 1, sizes.channels * sizes.taps
     firsts = _firsts(sizes)
     ends = [(*sizes.reading(last, tap), cell) for tap, cell in enumerate(firsts[last])]

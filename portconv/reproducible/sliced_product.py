@@ -15,6 +15,7 @@ from ..algorithms.choice import Choice
 from ..backends import Array, Backend, Workspace
 from ..passes.padding import extend, fold
 from ..passes.part import Part, with_samples
+from ..passes.partition import Parts
 from ..spec.dtypes import PARTS_OF
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind, Operation, Role
@@ -82,10 +83,11 @@ class SlicedProduct(NamedTuple):
 
         return self._replace(slicing=UNCUT, choose=choose_short)
 
-    def rounding(self, part: Geometry) -> RoundedProduct | None:
-        """Return what computes the whole product and rounds it, if the algorithm that serves a part can."""
+    def rounding(self, parts: Parts) -> RoundedProduct | None:
+        """Return what computes the whole product and rounds it, if the algorithm that serves its parts can."""
         if any(operand.zeroing for operand in self.operands):
             return None
+        part = next(iter(parts.geometries()))
         return self.choose(in_slices(part, 1)).rounded(self.kind, self.operation.geometry, self.backend)
 
     def roundings(self, geometry: Geometry) -> int:
