@@ -15,7 +15,6 @@ from typing import NamedTuple
 from ..kernels import call
 from ..kernels.call import NO_BIAS
 from ..kernels.choice import Chosen, chosen_to_quantise, chosen_to_round, chosen_to_round_filters
-from ..kernels.rounded_plan import ARRAYS
 from ..kernels.sizes import Layout
 from ..spec.dtypes import gamma
 from ..spec.geometry import Geometry
@@ -67,7 +66,7 @@ class _Chunk(NamedTuple):
 @remembered()
 def rounded_product(geometry: Geometry, kind: Kind, memory: int) -> Planned | None:
     """Plan a product of operands that take at most so many bytes beside their results; None if there is none."""
-    planned = (_of_filters if kind == Kind.WEIGHT_GRAD else _of_windows)(geometry, kind, memory)
+    planned = _of_filters(geometry, memory) if kind == Kind.WEIGHT_GRAD else _of_windows(geometry, kind, memory)
     return None if planned is None or planned.memory > memory else planned
 
 
@@ -108,6 +107,7 @@ def _of_windows(geometry: Geometry, kind: Kind, memory: int) -> Planned | None:
                     windows = spare + at_windows
                     chunk.squares.run((squares, ones.buffer_info()[0], NO_BIAS, windows), threads, True)
                 chunk.product.run((cells, weights, NO_BIAS, sums), threads, True)
+                # In the order of `kernels.rounded_plan.ARRAYS`.
                 given = (cells, weights, factors, places.second_factors, row_squares, windows, places.biases)
                 record = array("q", given)
                 out = places.out + SINGLE * start * results * written
@@ -140,29 +140,32 @@ def _windows(geometry: Geometry, kind: Kind, memory: int) -> _Chunk | None:
     return _Chunk(quantise, None if is_window else squares, product, rounding)
 
 
-def _of_filters(geometry: Geometry, kind: Kind, memory: int) -> Planned | None:
-    """Plan a gradient of filters."""
-    cells, positions, weights = math.prod(geometry.size), geometry.positions, geometry.weights
-    ins, outs = geometry.in_channels, geometry.out_channels
-    of_grads, of_cells = outs * positions, ins * cells
+class _Correlation(NamedTuple):
+    """What is computed of some samples of a gradient of filters at once."""
+
+    quantise_grads: call.Call
+    quantise_cells: call.Call
+    product: Product
+    roundings: int
+
+
+def _of_filters(geometry: Geometry, memory: int) -> Planned | None:
+    """Plan a gradient of filters, of which the sums of all chunks are added up."""
+    ins, outs, weights = geometry.in_channels, geometry.out_channels, geometry.weights
+    of_grads, of_cells = outs * geometry.positions, ins * math.prod(geometry.size)
     samples = _at_once(geometry.batch, WIDE * (of_grads + of_cells), WIDE * weights)
-    sizes = _sizes(geometry.batch, samples)
-    products = [product_of(Asked(replace(geometry, batch=size), False, memory, kind, bits=64)) for size in sizes]
-    grads, inputs = (
-        [_ready(chosen_to_quantise("rows", (size * each, 1, length), each)) for size in sizes]
-        for each, length in ((outs, positions), (ins, cells))
-    )
-    whole, rest = zip(products, grads, inputs, strict=True)
+    whole, rest = (_correlation(replace(geometry, batch=size), memory) for size in _sizes(geometry.batch, samples))
+    if whole is None or rest is None:
+        return None
     stacked = -(-geometry.batch // samples)
-    roundings = max((one.roundings or size * positions) for one, size in zip(products, sizes, strict=True) if one)
-    error = gamma(roundings + stacked + MORE_ROUNDINGS)
+    error = gamma(max(whole.roundings, rest.roundings) + stacked + MORE_ROUNDINGS)
     rounding = _ready(chosen_to_round_filters(sizes_of(geometry, 64), error, stacked))
+    if rounding is None:
+        return None
     layout = Layout()
     at_grads, at_cells = layout.add(WIDE * samples * of_grads), layout.add(WIDE * samples * of_cells)
     at_rows, at_columns = layout.add(WIDE * geometry.batch * outs), layout.add(WIDE * geometry.batch * ins)
     at_sums = layout.add(WIDE * stacked * weights)
-    if rounding is None or any(each is None for each in (*whole, *rest)):
-        return None
 
     def run(places: Addresses, threads: int) -> bool:
         first, second, first_factors, second_factors, biases, out = places
@@ -170,17 +173,28 @@ def _of_filters(geometry: Geometry, kind: Kind, memory: int) -> Planned | None:
             grads, cells, sums = spare + at_grads, spare + at_cells, spare + at_sums
             rows, columns = spare + at_rows, spare + at_columns
             for number, start in enumerate(range(0, geometry.batch, samples)):
-                product, of_first, of_second = whole if start + samples <= geometry.batch else rest
+                chunk = whole if start + samples <= geometry.batch else rest
                 here = first + SINGLE * start * of_grads, rows + WIDE * start * outs, first_factors, grads
-                of_first.run(here, threads)
+                chunk.quantise_grads.run(here, threads)
                 there = second + SINGLE * start * of_cells, columns + WIDE * start * ins, second_factors, cells
-                of_second.run(there, threads)
+                chunk.quantise_cells.run(there, threads)
                 # Kernels take the input first.
-                product.run((cells, grads, NO_BIAS, sums + WIDE * number * weights), threads, True)
+                chunk.product.run((cells, grads, NO_BIAS, sums + WIDE * number * weights), threads, True)
             record = array("q", (first, second, first_factors, second_factors, rows, columns, biases))
             return not rounding.run((sums, record.buffer_info()[0], NO_BIAS, out), threads)
 
-    return Planned(layout.bytes + max(one.memory for one in products if one), run)
+    return Planned(layout.bytes + max(whole.product.memory, rest.product.memory), run)
+
+
+def _correlation(geometry: Geometry, memory: int) -> _Correlation | None:
+    """Plan what is computed of some samples of a gradient of filters."""
+    ins, outs, count = geometry.in_channels, geometry.out_channels, geometry.batch
+    product = product_of(Asked(geometry, False, memory, Kind.WEIGHT_GRAD, bits=64))
+    grads = _ready(chosen_to_quantise("rows", (count * outs, 1, geometry.positions), outs))
+    cells = _ready(chosen_to_quantise("rows", (count * ins, 1, math.prod(geometry.size)), ins))
+    if product is None or grads is None or cells is None:
+        return None
+    return _Correlation(grads, cells, product, product.roundings or geometry.terms(Kind.WEIGHT_GRAD))
 
 
 def _at_once(batch: int, of_sample: int, of_filters: int) -> int:
@@ -196,6 +210,3 @@ def _sizes(batch: int, samples: int) -> tuple[int, int]:
 
 def _ready(found: Chosen | None) -> call.Call | None:
     return None if found is None else made_ready(found)
-
-
-assert ARRAYS.names == ("first", "second", "first_factors", "second_factors", "row_squares", "column_squares", "biases")
