@@ -177,6 +177,13 @@ class Algorithm:
         """
         return None
 
+    def quantised_sums(self, backend: Backend, cells: Array, factors: Array) -> Array | None:
+        """Quantise each channel (C,) of an array of float32 (N, C, ...), all finite, and add up its cells exactly.
+
+        Return None if the algorithm cannot, else two numbers for each of them, (N, C, 2), that count 1 and 2**20.
+        """
+        return None
+
     def rounded(self, kind: Kind, geometry: Geometry, backend: Backend, budget: Budget) -> RoundedProduct | None:
         """Return what computes a product of quantised operands as if sums were exact, rounds it and adds a bias.
 

@@ -231,6 +231,12 @@ def plane_magnitudes(backend: Backend, cells: Array) -> Array | None:
     return next((magnitudes for magnitudes in found if magnitudes is not None), None)
 
 
+def quantised_sums(backend: Backend, cells: Array, factors: Array) -> Array | None:
+    """Return the exact sums of quantised cells of each channel, if an algorithm has them; see `Algorithm`."""
+    found = (algorithm.quantised_sums(backend, cells, factors) for algorithm in known().values())
+    return next((sums for sums in found if sums is not None), None)
+
+
 def named(name: str) -> Algorithm | None:
     """Return the algorithm of that name; None if the name is "auto" or `PLAIN`."""
     return known().get(name)

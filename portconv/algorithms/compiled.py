@@ -23,7 +23,16 @@ from ..spec.operation import Kind
 from ..spec.remembered import forget
 from .algorithm import Algorithm, LibraryError, PlainProduct, RoundedProduct, Scaled
 from .budget import NO_WORK, Budget, Work
-from .kernel_products import Asked, Places, Product, call_of_magnitudes, call_of_sums, product_of, sizes_of
+from .kernel_products import (
+    Asked,
+    Places,
+    Product,
+    call_of_magnitudes,
+    call_of_quantised_sums,
+    call_of_sums,
+    product_of,
+    sizes_of,
+)
 from .rounded_products import Addresses, rounded_product
 from .winograd_magnitudes import by_plain_sums
 
@@ -116,19 +125,14 @@ class Compiled(Algorithm):
         return lambda array: compute(array, array)
 
     def plane_magnitudes(self, backend: Backend, cells: Array) -> Array | None:
-        if not backend.has_addresses or backend.dtype_name(cells.dtype) not in TYPES or 0 in cells.shape:
+        if backend.dtype_name(cells.dtype) not in TYPES:
             return None
-        if backend.device_kind(cells) or state.fault() is not None:
+        return _of_channels(backend, cells, None, call_of_magnitudes, ())
+
+    def quantised_sums(self, backend: Backend, cells: Array, factors: Array) -> Array | None:
+        if backend.dtype_name(cells.dtype) != NAMES[32]:
             return None
-        cells = backend.in_a_row(cells)
-        samples, channels, *sizes = map(int, cells.shape)
-        result = backend.empty((samples, channels), cells, dtype=backend.dtype("float64"))
-        places = _addresses(backend, cells, cells, None, result)
-        try:
-            ready = call_of_magnitudes(samples * channels, math.prod(sizes), backend.bits(cells.dtype))
-        except call.KernelError:
-            return None
-        return None if places is None or ready.run(places, backend.threads()) else result
+        return _of_channels(backend, cells, backend.in_a_row(factors), call_of_quantised_sums, (2,))
 
     def rounded(self, kind: Kind, geometry: Geometry, backend: Backend, budget: Budget) -> RoundedProduct | None:
         plain = replace(geometry, channels_last=False)
@@ -188,6 +192,26 @@ def magnitudes_of_tiles(
         return product(kind, geometry, a, b)
     axes = (geometry.dims - 2, geometry.dims - 1)
     return by_plain_sums(kind, geometry, backend, product, (a, b), axes)
+
+
+def _of_channels(
+    backend: Backend, cells: Array, factors: Array | None, ready: Callable[..., call.Call], shape: tuple[int, ...]
+) -> Array | None:
+    """Return what a kernel makes of each channel of an array (N, C, ...), numbers of float64 (N, C, *shape).
+
+    None if there is no such kernel, or if it finds numbers that are not finite.
+    """
+    if not backend.has_addresses or 0 in cells.shape or backend.device_kind(cells) or state.fault() is not None:
+        return None
+    cells = backend.in_a_row(cells)
+    samples, channels, *sizes = map(int, cells.shape)
+    result = backend.empty((samples, channels, *shape), cells, dtype=backend.dtype("float64"))
+    places = _addresses(backend, cells, cells, factors, result)
+    try:
+        kernel = ready(samples, channels, math.prod(sizes), backend.bits(cells.dtype))
+    except call.KernelError:
+        return None
+    return None if places is None or kernel.run(places, backend.threads()) else result
 
 
 def _asked(kind: str, geometry: Geometry, budget: Budget, *, has_bias: bool = False) -> Asked:

@@ -100,6 +100,12 @@ def _plain(code: Function, name: str, value: Vector) -> Vector:
     return Vector(code, value.type, code.intrinsic(value.type, full, value.typed))
 
 
+def cut(code: Function, value: Vector) -> tuple[Vector, Vector]:
+    """Cut whole numbers into the lowest 20 bits and the rest."""
+    upper = whole(code, value * code.constant(2.0**-SLICE_BITS))
+    return code.fma(upper, code.constant(-(2.0**SLICE_BITS)), value), upper
+
+
 class ExactSum:
     """A sum of products of whole numbers of at most 40 bits, sign included, as slices that are added up exactly.
 
@@ -114,7 +120,7 @@ class ExactSum:
     def add(self, a: Vector, b: Vector) -> None:
         """Add the products of whole numbers."""
         code, (low, mixed, high) = self.code, self.parts[:3]
-        (low_a, high_a), (low_b, high_b) = self._cut(a), self._cut(b)
+        (low_a, high_a), (low_b, high_b) = cut(code, a), cut(code, b)
         low.set(code.fma(low_a, low_b, low.get()))
         mixed.set(code.fma(low_a, high_b, code.fma(high_a, low_b, mixed.get())))
         high.set(code.fma(high_a, high_b, high.get()))
@@ -122,7 +128,7 @@ class ExactSum:
     def carry(self) -> None:
         """Leave 20 bits in all parts but the last."""
         for lower, upper in zip(self.parts[:-1], self.parts[1:], strict=True):
-            rest, carried = self._cut(lower.get())
+            rest, carried = cut(self.code, lower.get())
             lower.set(rest)
             upper.set(upper.get() + carried)
 
@@ -153,12 +159,6 @@ class ExactSum:
         step = code.select(differ, -1, code.variable(1).get())
         step = code.select(is_exact | (bits & 1).equals(1), 0, step)
         return Vector(code, "double", code.assign(f"bitcast i64 {bits + step} to double"))
-
-    def _cut(self, value: Vector) -> tuple[Vector, Vector]:
-        """Cut whole numbers into the lowest 20 bits and the rest."""
-        code = self.code
-        upper = whole(code, value * code.constant(2.0**-SLICE_BITS))
-        return code.fma(upper, code.constant(-(2.0**SLICE_BITS)), value), upper
 
 
 def _two_sum(a: Vector, b: Vector) -> tuple[Vector, Vector]:

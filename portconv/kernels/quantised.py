@@ -1,15 +1,16 @@
-"""Quantised numbers: float32 becomes whole numbers in float64, times a power of two; and the sums of their squares.
+"""Quantised numbers: float32 becomes whole numbers in float64, times a power of two; and the sums of these or squares.
 
 The kernels of this family differ in what has a factor of its own, and a sum of squares:
 
 - "cells": each group has a factor, and each cell of it a sum over channels;
 - "columns": each cell of a group has both;
-- "rows": each group is one channel and has both; the factors begin again after `period` groups.
+- "rows": each group is one channel and has both; the factors begin again after `period` groups;
+- "sums": as "rows", but what is stored is the exact sum of a channel's numbers alone, as two that count 1 and 2**20.
 """
 
 from __future__ import annotations
 
-from .doubles import load_single, whole
+from .doubles import cut, load_single, whole
 from .emit import Function, Module
 from .record import Record
 from .share import PLAN_HEAD, SHARE, driver
@@ -17,9 +18,11 @@ from .sizes import Planned, blocks, ceiling
 from .target import Target
 from .values import Pointer, Vector
 
-VARIANTS = ("cells", "columns", "rows")
+VARIANTS = ("cells", "columns", "rows", "sums")
 NUMBERS_OF_SHARE, CELLS_OF_SHARE = 1 << 15, 1 << 10
 """About how many numbers are one share, and the most cells: their sums of squares stay in the nearest cache."""
+VECTORS_OF_RUN = 1 << 12
+"""So many vectors of numbers of 2**39 at most are added up exactly."""
 CYCLES_OF_VECTOR, CYCLES_OF_ROW = 6.0, 30.0
 """About how many vectors are multiplied in the time that a vector and a row take."""
 
@@ -30,7 +33,7 @@ PLAN = Record(*PLAN_HEAD, "groups", "channels", "cells", "groups_of_share", "cel
 def plan_of(target: Target, variant: str, shape: tuple[int, int, int], period: int) -> Planned:
     """Plan to quantise so many groups of so many channels of so many cells."""
     groups, channels, cells = shape
-    cell_blocks, cells_of_share = blocks(cells, cells if variant == "rows" else CELLS_OF_SHARE)
+    cell_blocks, cells_of_share = blocks(cells, CELLS_OF_SHARE if variant in ("cells", "columns") else cells)
     most = max(1, NUMBERS_OF_SHARE // max(1, channels * cells_of_share))
     group_blocks, groups_of_share = blocks(groups, most if cell_blocks == 1 else 1)
     shares = group_blocks * cell_blocks
@@ -46,6 +49,8 @@ def plan_of(target: Target, variant: str, shape: tuple[int, int, int], period: i
 
 def module(target: Target, variant: str) -> Module:
     """Write a kernel: `x` is quantised into `out`, `b` has the factors, and `w` gets the sums of squares."""
+    if variant == "sums":
+        return _sums(target)
     code, lanes = Function("share", SHARE, target, returns=True), target.lanes
     memory, x, squares, factors, out, *_, index = code.given
     plan, numbers = PLAN.read(memory), x.of("float")
@@ -74,5 +79,30 @@ def module(target: Target, variant: str) -> Module:
         if variant == "rows":
             total: Vector = code.total(of_row.get())
             squares[group] = total
+    code.give(0)
+    return Module([code, *driver(target, code)])
+
+
+def _sums(target: Target) -> Module:
+    """Write the kernel that stores two numbers for each group in `out`."""
+    code, lanes = Function("share", SHARE, target, returns=True), target.lanes
+    memory, x, _, factors, out, *_, index = code.given
+    plan, numbers = PLAN.read(memory), x.of("float")
+    first = index * plan.groups_of_share
+    low, high = code.variable(code.zeros), code.variable(code.zeros)
+    with code.loop(first, code.minimum(first + plan.groups_of_share, plan.groups)) as group:
+        factor, row = code.splat(factors[group % plan.period]), numbers + group * plan.cells
+        for part in (low, high):
+            part.set(code.zeros)
+        with code.loop(0, plan.cells, VECTORS_OF_RUN * lanes) as start:
+            stop = code.minimum(start + VECTORS_OF_RUN * lanes, plan.cells)
+            with code.loop(start, stop, lanes) as at:
+                value = load_single(code, row + at, code.lanes_between(None, stop - at)) * factor
+                low.set(low.get() + whole(code, value))
+            rest, carried = cut(code, low.get())
+            low.set(rest)
+            high.set(high.get() + carried)
+        out[group * 2] = code.total(low.get())
+        out[group * 2 + 1] = code.total(high.get())
     code.give(0)
     return Module([code, *driver(target, code)])
