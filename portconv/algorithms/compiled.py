@@ -135,7 +135,7 @@ class Compiled(Algorithm):
         return _of_channels(backend, cells, backend.in_a_row(factors), call_of_quantised_sums, (2,))
 
     def rounded(self, kind: Kind, geometry: Geometry, backend: Backend, budget: Budget) -> RoundedProduct | None:
-        plain = replace(geometry, channels_last=False)
+        plain = replace(geometry, channels_last=False) if geometry.channels_last else geometry
         try:
             product = rounded_product(plain, kind, budget.workspace_elements * budget.bits // 8)
         except call.KernelError:

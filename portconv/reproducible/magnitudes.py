@@ -65,7 +65,8 @@ def plane_magnitudes(backend: Backend, array: Array) -> Magnitudes:
     remembered = _remembered.get()
     if remembered is not None and id(array) in remembered:
         return remembered[id(array)][1]
-    entry = _with_finite(backend, magnitudes(backend, array))
+    found = found_fast(backend, array)  # which is None for nans and infinities
+    entry = _with_finite(backend, magnitudes(backend, array)) if found is None else (found, True)
     if remembered is not None:
         # The array is kept too, so that no other array gets its place in memory, and so its id.
         remembered[id(array)] = array, entry
@@ -84,9 +85,6 @@ def magnitudes(backend: Backend, array: Array) -> Array:
     array, shape (2, N, C)
     """
     xp = backend.xp
-    if (largest := found_fast(backend, array)) is not None:
-        return xp.stack([largest, xp.zeros_like(largest)])
-
     def reduce(block: Index) -> list[Array]:
         cells = array[block]
         if 0 in cells.shape:
