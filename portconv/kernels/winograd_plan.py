@@ -14,8 +14,9 @@ from .target import Target
 from .winograd_schemes import FILTER_NUMBERS, SCHEMES, Scheme
 
 VARIANTS = tuple(SCHEMES)
-RUN = 256
-"""So many terms are added up one after the other."""
+RUNS = {"float": 256, "double": 64}
+"""So many terms are added up one after the other, by the type of numbers: the bound of the error of reproducible sums,
+which are of float64, is in proportion to it."""
 FILTERS_AT_ONCE = 32
 """The sums of so many filters stay in the cache until they are transformed."""
 FEW_SHARES, MOST_SHARES, FEWEST_FILTERS = 4, 16, 128
@@ -230,7 +231,7 @@ def _roundings(target: Target, sizes: Sizes, scheme: Scheme) -> int:
     The transforms of inputs and filters are exact. Parts of a plane have cells in common, each at most as many times as
     there are parts.
     """
-    terms = in_runs(sizes.channels * planes_of(sizes), RUN, target.lanes) + ROUNDINGS_OF_OUTPUT
+    terms = in_runs(sizes.channels * planes_of(sizes), RUNS[sizes.element], target.lanes) + ROUNDINGS_OF_OUTPUT
     return math.ceil(scheme.excess * math.sqrt(parts_of_plane(sizes)) * terms)
 
 
