@@ -25,7 +25,7 @@ multiplied as slices."""
 MOST_DIMS = 16
 """The most dimensions that the terms of a window may have."""
 MOST_TERMS = 1 << 13
-"""The most terms of a window, whose sum is added up exactly without carries."""
+"""The most terms of a window in a lane, whose sum is added up exactly without carries."""
 ARRAYS = Record(
     *("first", "second", "first_factors", "second_factors", "row_squares", "column_squares", "biases"),
 )
@@ -76,7 +76,7 @@ def plan_of_windows(target: Target, sizes: Sizes, error: float, *, of_inputs: bo
     """
     ins, outs, taps = sizes.channels, sizes.filters, sizes.taps
     rows, terms = (ins, outs) if of_inputs else (outs, ins)
-    if len(sizes.size) > MOST_DIMS or terms * taps > MOST_TERMS:
+    if len(sizes.size) > MOST_DIMS or ceiling(terms, target.lanes) * taps > MOST_TERMS:
         return None
     columns = sizes.cells if of_inputs else sizes.positions
     firsts = _firsts(sizes)

@@ -85,6 +85,7 @@ def magnitudes(backend: Backend, array: Array) -> Array:
     array, shape (2, N, C)
     """
     xp = backend.xp
+
     def reduce(block: Index) -> list[Array]:
         cells = array[block]
         if 0 in cells.shape:
