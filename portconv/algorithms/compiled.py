@@ -154,7 +154,11 @@ class Compiled(Algorithm):
             places = [place for each in (*arrays, result) if (place := backend.address(each)) is not None]
             if len(places) <= len(arrays):
                 return None
-            return result if product.run(Addresses(*places), backend.threads()) else None
+            try:
+                return result if product.run(Addresses(*places), backend.threads()) else None
+            except call.KernelError:
+                forget()  # the next choices leave the kernel out
+                return None
 
         return compute
 

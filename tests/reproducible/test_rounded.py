@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import warnings
 from collections.abc import Iterator
 from itertools import product
 from typing import Any
@@ -29,8 +30,9 @@ if state.fault() is not None:
 
 from portconv.algorithms import compiled
 from portconv.algorithms.kernel_products import Asked, product_of
-from portconv.kernels import rounded_plan
+from portconv.kernels import call, rounded_plan
 from portconv.kernels.call import NO_BIAS
+from portconv.kernels.families import Kernel
 from portconv.spec.dtypes import gamma
 from portconv.spec.operation import Kind
 from portconv.spec.remembered import forget
@@ -97,6 +99,41 @@ def test_a_result_with_too_many_undecided_sums_is_made_of_slices(rounded: list[b
     given[0][0, 0, 0, 0] = given[1][0, 0, 0, 0] = given[3][0, 0, 0, 0] = 1 + 2.0**-23
     assert_same_bits(forward_and_backward(target, given, options), layer.all(*given))
     assert not all(rounded)
+
+
+FAILING = (
+    *(Kernel("rounded", variant, "double") for variant in ("windows", "filters")),
+    *(Kernel("quantised", variant, "double") for variant in ("cells", "rows", "sums")),
+    *(Kernel("magnitudes", "all"), Kernel("winograd", "3x3", "double")),
+)
+
+
+@pytest.mark.parametrize("kernel", FAILING, ids=str)
+@pytest.mark.parametrize("is_known", [False, True], ids=["once", "known"])
+def test_a_kernel_that_fails_changes_no_bit(monkeypatch: pytest.MonkeyPatch, kernel: Kernel, is_known: bool) -> None:
+    rng = np.random.default_rng(8)
+    shapes = ((2, 30, 20, 20), (40, 30, 3, 3), (40,), (2, 40, 20, 20))
+    x, w, b, dout = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+
+    def bits() -> list[bytes]:
+        out, cache = portconv.conv_forward(x, w, b, padding=1, precision="reproducible")
+        return [out.tobytes(), *(grad.tobytes() for grad in portconv.conv_backward(dout, cache) if grad is not None)]
+
+    expected, ready = bits(), call.ready
+
+    def failing(other: Kernel) -> Any:
+        if other == kernel:
+            raise call.KernelError("it fails")
+        return ready(other)
+
+    monkeypatch.setattr(call, "failed", {kernel: "it fails"} if is_known else {})
+    monkeypatch.setattr(call, "ready", failing)
+    forget()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # another algorithm computes
+        assert bits() == expected
+    monkeypatch.undo()
+    forget()
 
 
 PRODUCTS = [
