@@ -19,7 +19,7 @@ COLUMNS_OF_SHARE, NUMBERS_OF_SHARE = 1 << 11, 1 << 14
 CYCLES_OF_VECTOR, CYCLES_OF_ROW = 10.0, 20.0
 """About how many vectors are multiplied in the time that a vector of sums and a row take."""
 
-SUMS_PER_UNDECIDED, ALWAYS_UNDECIDED = 64, 8
+SUMS_PER_UNDECIDED, ALWAYS_UNDECIDED = 16, 8
 """One sum of a share in so many may be undecided, and always so many; or the call is given up: then all are better
 multiplied as slices."""
 MOST_DIMS = 16
