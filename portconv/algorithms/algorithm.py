@@ -14,7 +14,7 @@ a change.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from ..backends import Array, Backend
 from ..errors import BackendError
@@ -27,6 +27,21 @@ from .mirrored import beside_filters, mirrored
 
 PlainProduct = Callable[[Kind, Geometry, Array, Array], Array]
 """A function that computes the product of that kind of two arrays of magnitudes, by plain sums."""
+
+
+class Scaled(NamedTuple):
+    """An operand of float32, and the powers of two that make its elements quantised numbers.
+
+    There is one for each sample and group (N, G) of what is read, for each filter (F,), or for an input gradient for
+    each group and channel of the filters (G, C / G); for a weight gradient one for each channel of either operand.
+    """
+
+    array: Array
+    factors: Array
+
+
+RoundedProduct = Callable[[Scaled, Scaled, Array], Array | None]
+"""A function that rounds a product of two operands to float32 and adds a bias; None where slices should be faster."""
 
 SLICED = "slices"
 """The kind of a dtype that holds whole numbers, which no algorithm may round."""
@@ -153,6 +168,27 @@ class Algorithm:
         """Return what adds up the numbers of each channel of arrays (N, C, ...) that lie in memory as `cells` does.
 
         The function returns None for sums that need a second look: those that are not finite.
+        """
+        return None
+
+    def plane_magnitudes(self, backend: Backend, cells: Array) -> Array | None:
+        """Return the largest magnitude of each channel of an array (N, C, ...) in float64, (N, C).
+
+        None if the algorithm cannot, or if not all elements are finite.
+        """
+        return None
+
+    def quantised_sums(self, backend: Backend, cells: Array, factors: Array) -> Array | None:
+        """Quantise each channel (C,) of an array of float32 (N, C, ...), all finite, and add up its cells exactly.
+
+        Return None if the algorithm cannot, else two numbers for each of them, (N, C, 2), that count 1 and 2**20.
+        """
+        return None
+
+    def rounded(self, kind: Kind, geometry: Geometry, backend: Backend, budget: Budget) -> RoundedProduct | None:
+        """Return what computes a product of quantised operands as if sums were exact, rounds it and adds a bias.
+
+        All operands must be finite, and all results zero or normal numbers.
         """
         return None
 

@@ -24,7 +24,7 @@ from ..spec.geometry import Geometry
 from ..spec.operation import Kind
 from ..spec.remembered import remembered
 from .algorithm import SLICED as SLICED
-from .algorithm import Algorithm, LibraryError, registered
+from .algorithm import Algorithm, LibraryError, RoundedProduct, registered
 from .budget import NO_WORK, Budget, Work, budget_of
 
 AUTO = "auto"
@@ -173,6 +173,10 @@ class Choice(NamedTuple):
             result = other.compute(kind, geometry, backend, self.budget._replace(mirrored=False), *operands)
         return result
 
+    def rounded(self, kind: Kind, geometry: Geometry, backend: Backend) -> RoundedProduct | None:
+        """Return what computes a product of quantised operands as if sums were exact, if the algorithm can."""
+        return self.algorithm.rounded(kind, geometry, backend, self.budget)
+
     def roundings(self, kind: str, geometry: Geometry, backend: Backend) -> int:
         """Count how often a term of a sum is rounded at most, its multiplication included; all numbers are finite."""
         return self.algorithm.roundings(kind, geometry, backend, self.budget)
@@ -222,6 +226,18 @@ def sums_of_channels(backend: Backend, cells: Array) -> Callable[[Array], Array 
     """Return the fastest way that an algorithm has of adding up each channel of such arrays, or None."""
     found = (algorithm.channel_sums(backend, cells) for algorithm in known().values())
     return next((compute for compute in found if compute is not None), None)
+
+
+def plane_magnitudes(backend: Backend, cells: Array) -> Array | None:
+    """Return the largest magnitude of each channel of an array (N, C, ...), if an algorithm finds it fast."""
+    found = (algorithm.plane_magnitudes(backend, cells) for algorithm in known().values())
+    return next((magnitudes for magnitudes in found if magnitudes is not None), None)
+
+
+def quantised_sums(backend: Backend, cells: Array, factors: Array) -> Array | None:
+    """Return the exact sums of quantised cells of each channel, if an algorithm has them; see `Algorithm`."""
+    found = (algorithm.quantised_sums(backend, cells, factors) for algorithm in known().values())
+    return next((sums for sums in found if sums is not None), None)
 
 
 def named(name: str) -> Algorithm | None:

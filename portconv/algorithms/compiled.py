@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from ..backends import Array, Backend
 from ..kernels import call, state, winograd
@@ -20,12 +21,16 @@ from ..spec.dtypes import PARTS_OF, Dtype, real
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind
 from ..spec.remembered import forget
-from .algorithm import Algorithm, LibraryError, PlainProduct
+from .algorithm import Algorithm, LibraryError, PlainProduct, RoundedProduct, Scaled
 from .budget import NO_WORK, Budget, Work
 from .complex_parts import REAL_OF_COMPLEX, filters_in_parts, grads_of_parts, in_parts
-from .kernel_products import ELEMENTS, Asked, Places, Product, call_of_sums, product_of, sizes_of
+from .kernel_products import Places, Product, product_of
+from .planned_calls import ELEMENTS, Asked, call_of_magnitudes, call_of_quantised_sums, call_of_sums, sizes_of
+from .rounded_products import Addresses, rounded_product
 from .winograd_magnitudes import by_plain_sums
 
+FLOATING = ("float32", "float64")
+"""The dtypes whose largest magnitudes a kernel finds."""
 OPERATIONS = 1.2
 """A lane that is multiplied and added counts as so many operations of the library's products, where it is two."""
 NONE = NO_WORK._replace(operations=math.inf)
@@ -122,6 +127,44 @@ class Compiled(Algorithm):
         compute = _repeated(Product(0.0, 0, {}, run, ready.most > 1), (channels,), backend, number)
         return lambda array: compute(array, array)
 
+    def plane_magnitudes(self, backend: Backend, cells: Array) -> Array | None:
+        if backend.dtype_name(cells.dtype) not in FLOATING:
+            return None
+        return _of_channels(backend, cells, None, call_of_magnitudes, ())
+
+    def quantised_sums(self, backend: Backend, cells: Array, factors: Array) -> Array | None:
+        if backend.dtype_name(cells.dtype) != "float32":
+            return None
+        return _of_channels(backend, cells, backend.in_a_row(factors), call_of_quantised_sums, (2,))
+
+    def rounded(self, kind: Kind, geometry: Geometry, backend: Backend, budget: Budget) -> RoundedProduct | None:
+        plain = replace(geometry, channels_last=False) if geometry.channels_last else geometry
+        try:
+            product = rounded_product(plain, kind, budget.workspace_elements * budget.bits // 8)
+        except call.KernelError:
+            return None
+        if product is None:
+            return None
+        shape = geometry.groups, geometry.group_in, geometry.taps
+
+        def compute(first: Scaled, second: Scaled, bias: Array) -> Array | None:
+            factors = second.factors
+            if kind == Kind.INPUT_GRAD:
+                factors = backend.xp.broadcast_to(factors[:, :, None], shape)
+            given = first.array, second.array, first.factors, factors, bias
+            arrays = tuple(map(backend.in_a_row, given))
+            result = backend.empty(geometry.shape(kind.result), arrays[0])
+            places = [place for each in (*arrays, result) if (place := backend.address(each)) is not None]
+            if len(places) <= len(arrays):
+                return None
+            try:
+                return result if product.run(Addresses(*places), backend.threads()) else None
+            except call.KernelError:
+                forget()  # the next choices leave the kernel out
+                return None
+
+        return compute
+
     def error_terms(self, kind: str, geometry: Geometry, products: int = 1) -> int:
         """Count the roundings of a plain sum, or those of a sum over channels of tiles, as the algorithm "winograd"."""
         terms = super().error_terms(kind, geometry, products)
@@ -156,6 +199,26 @@ def magnitudes_of_tiles(
         return product(kind, geometry, a, b)
     axes = (geometry.dims - 2, geometry.dims - 1)
     return by_plain_sums(kind, geometry, backend, product, (a, b), axes)
+
+
+def _of_channels(
+    backend: Backend, cells: Array, factors: Array | None, ready: Callable[..., call.Call], shape: tuple[int, ...]
+) -> Array | None:
+    """Return what a kernel makes of each channel of an array (N, C, ...), numbers of float64 (N, C, *shape).
+
+    None if there is no such kernel, or if it finds numbers that are not finite.
+    """
+    if not backend.has_addresses or 0 in cells.shape or backend.device_kind(cells) or state.fault() is not None:
+        return None
+    cells = backend.in_a_row(cells)
+    samples, channels, *sizes = map(int, cells.shape)
+    result = backend.empty((samples, channels, *shape), cells, dtype=backend.dtype("float64"))
+    places = _addresses(backend, cells, cells, factors, result)
+    try:
+        kernel = ready(samples, channels, math.prod(sizes), ELEMENTS[backend.dtype_name(cells.dtype)])
+    except call.KernelError:
+        return None
+    return None if places is None or kernel.run(places, backend.threads()) else result
 
 
 def _asked(kind: str, geometry: Geometry, budget: Budget, *, has_bias: bool = False) -> Asked:

@@ -14,31 +14,12 @@ from typing import NamedTuple
 
 from ..kernels import call
 from ..kernels.call import NO_BIAS
-from ..kernels.choice import (
-    Chosen,
-    best,
-    chosen_for_last,
-    chosen_for_last_weights,
-    chosen_for_mirrored,
-    chosen_for_sums,
-    chosen_to_turn,
-    found_for_inputs,
-    found_for_outputs,
-    found_for_weights,
-    panels_within,
-)
-from ..kernels.families import IN_TILES
-from ..kernels.sizes import Sizes
-from ..kernels.values import ELEMENT_BYTES, LONG
-from ..spec.geometry import Geometry
+from ..kernels.values import ELEMENT_BYTES
 from ..spec.operation import Kind, Role
 from ..spec.remembered import remembered
 from .complex_parts import in_parts
+from .planned_calls import MIRRORED, Asked, call_last, call_of, planned, planned_last, planned_turn, turn_of
 
-ELEMENTS = {"float32": "float", "float64": "double", "int16": "i16", "int32": "i32", "int64": LONG}
-"""The dtypes that there are kernels for, and what kernels call them."""
-MIRRORED = "mirrored"
-"""The copy of the filters whose convolution is the input gradient at stride 1."""
 CYCLES_OF_CALL = 15_000.0
 """What one more call of a kernel takes, in the vectors that are multiplied meanwhile."""
 COPIES_OF_PARTS = 12
@@ -48,31 +29,6 @@ TURNED_BYTES = 4 << 20
 
 Places = tuple[int, int, int, int]
 """The addresses of two operands, of a bias, and of the result; the input comes before the output's gradient."""
-
-
-class Asked(NamedTuple):
-    """What a plan depends on: the convolution, whether there is a bias, and the bytes of workspace of a thread."""
-
-    geometry: Geometry
-    has_bias: bool
-    memory: int
-    kind: str = Kind.FORWARD
-    """What is computed: the output or a gradient, or `MIRRORED` filters."""
-    transforms: bool = True
-    """Whether tiles may be transformed and taps left out; then what is not finite may be wrong."""
-    is_mirrored: bool = True
-    """Whether an input gradient may be computed by mirrored filters, which must be finite."""
-    element: str = "float"
-    """The type of the numbers, of `ELEMENTS`."""
-    exact: bool = False
-    """Whether numbers are whole ones, whose plain sums are exact, and those of tiles are not."""
-    is_complex: bool = False
-    """Whether the arrays hold complex numbers, of which `element` is the type of the parts; filters come in parts."""
-
-    @property
-    def number(self) -> int:
-        """The bytes of a number."""
-        return ELEMENT_BYTES[self.element]
 
 
 class Product(NamedTuple):
@@ -92,6 +48,8 @@ class Product(NamedTuple):
         not be taken. A `KernelError` says that a kernel cannot be compiled.
     is_shared : bool
         Whether threads share it; otherwise it takes less time than to ask how many there are.
+    roundings : int
+        See `Planned.roundings`.
     """
 
     cycles: float
@@ -99,6 +57,7 @@ class Product(NamedTuple):
     block: dict[str, int]
     run: Callable[[Places, int, bool], bool]
     is_shared: bool = True
+    roundings: int = 0
 
 
 @remembered()
@@ -113,7 +72,7 @@ def product_of(asked: Asked) -> Product | None:
 
 def _direct(asked: Asked) -> Product | None:
     """Plan a product that is one call."""
-    found = _planned(asked)
+    found = planned(asked)
     if found is None:
         return None
 
@@ -121,13 +80,15 @@ def _direct(asked: Asked) -> Product | None:
 
     def run(places: Places, threads: int, plainly: bool) -> bool:
         if not ready:
-            ready.append(_call(asked))
+            ready.append(call_of(asked))
         if not ready[0].run(places, threads):
             return True
         return plainly and (found.planned.is_plain or _run_plainly(asked, places, threads))
 
     is_shared = found.planned.cycles > call.SHARED
-    return Product(found.planned.cycles, found.memory, found.planned.block, run, is_shared)
+    return Product(
+        found.planned.cycles, found.memory, found.planned.block, run, is_shared, found.planned.roundings
+    )  # fmt: skip
 
 
 def _of_rows(asked: Asked, turned: Product | None) -> Product | None:
@@ -141,7 +102,7 @@ def _of_rows(asked: Asked, turned: Product | None) -> Product | None:
     is_matrix = geometry.taps == geometry.groups == 1 and geometry.size == geometry.out and geometry.dense
     if kind == Kind.WEIGHT_GRAD or asked.has_bias or not is_matrix or {*geometry.before, *geometry.after} != {0}:
         return None
-    turn = _planned_turn(1, filters, channels, asked.element) if kind == Kind.FORWARD else None
+    turn = planned_turn(1, filters, channels, asked.element) if kind == Kind.FORWARD else None
     of_filters = filters * channels * number if turn is not None else 0
     sums, columns = (channels, filters) if kind == Kind.FORWARD else (filters, channels)
     flat = replace(
@@ -160,7 +121,7 @@ def _of_rows(asked: Asked, turned: Product | None) -> Product | None:
         if turn is None:
             return found.run((w, a, none, result), threads, plainly)
         with call.spare(of_filters, 1) as cells:
-            _turn(1, filters, channels, asked.element).run((w, w, none, cells), threads)
+            turn_of(1, filters, channels, asked.element).run((w, w, none, cells), threads)
             return found.run((cells, a, none, result), threads, plainly)
 
     return Product(cycles, found.memory + of_filters, found.block, run)
@@ -171,44 +132,25 @@ def _in_place(asked: Asked, turned: Product | None) -> Product | None:
 
     What is not finite is computed of turned arrays.
     """
-    found = _planned_last(asked._replace(memory=0))
+    found = planned_last(asked._replace(memory=0))
     if found is None or found.memory > asked.memory or (turned is not None and turned.cycles < found.planned.cycles):
         return None
 
     def run(places: Places, threads: int, plainly: bool) -> bool:
-        if not _call_last(asked._replace(memory=0)).run(places, threads):
+        if not call_last(asked._replace(memory=0)).run(places, threads):
             return True
         return plainly and turned is not None and turned.run(places, threads, plainly)
 
     return Product(found.planned.cycles, found.memory, found.planned.block, run, found.planned.cycles > call.SHARED)
 
 
-@remembered()
-def _planned_last(asked: Asked) -> Chosen | None:
-    """Plan one call that takes arrays whose channels come last, as they lie."""
-    geometry, kind = replace(asked.geometry, channels_last=False), asked.kind
-    if kind == Kind.WEIGHT_GRAD:
-        return chosen_for_last_weights(sizes_of(geometry, asked.element))
-    if kind == Kind.FORWARD:
-        return chosen_for_last(sizes_of(geometry, asked.element), has_bias=asked.has_bias, flipped=False)
-    if not geometry.dense or geometry.group_in != 1:
-        return None
-    return chosen_for_last(sizes_of(geometry.mirrored, asked.element), has_bias=False, flipped=True)
-
-
-@remembered()
-def _call_last(asked: Asked) -> call.Call:
-    """Make such a call ready."""
-    return _ready(_planned_last(asked))
-
-
 def _run_plainly(asked: Asked, places: Places, threads: int) -> bool:
     """Compute a product without tiles, within the same memory; return whether there is a family that can."""
     asked = asked._replace(transforms=False)
-    found = _planned(asked)
+    found = planned(asked)
     if found is None or found.memory > asked.memory:
         return False
-    _call(asked).run(places, threads)
+    call_of(asked).run(places, threads)
     return True
 
 
@@ -218,7 +160,7 @@ def _by_mirror(asked: Asked) -> Product | None:
     if asked.kind != Kind.INPUT_GRAD or not geometry.dense or not asked.is_mirrored:
         return None
     of_filters = geometry.weights * asked.number
-    copied = _planned(mirror)
+    copied = planned(mirror)
     memory = max(1, asked.memory - of_filters)
     found = _direct(asked._replace(geometry=geometry.mirrored, has_bias=False, memory=memory, kind=Kind.FORWARD))
     if copied is None or found is None:
@@ -228,12 +170,12 @@ def _by_mirror(asked: Asked) -> Product | None:
         dout, w, none, dx = places
         with call.spare(of_filters) as flipped:
             # The mirrored convolution multiplies filters by zeros that are no part of the gradient.
-            if _call(mirror).run((w, w, none, flipped), threads):
+            if call_of(mirror).run((w, w, none, flipped), threads):
                 return False
             return found.run((dout, flipped, none, dx), threads, plainly)
 
     cycles = found.cycles + copied.planned.cycles + CYCLES_OF_CALL
-    return Product(cycles, found.memory + of_filters, found.block, run)
+    return Product(cycles, found.memory + of_filters, found.block, run, roundings=found.roundings)
 
 
 class _Turns(NamedTuple):
@@ -251,17 +193,17 @@ class _Turns(NamedTuple):
 
     def first(self, count: int, last: int, first: int, threads: int) -> None:
         """Let channels of so many samples come first."""
-        turn = _turn(count * self.matrices, self.cells, self.channels, self.element)
+        turn = turn_of(count * self.matrices, self.cells, self.channels, self.element)
         turn.run((last, last, NO_BIAS, first), threads)
 
     def last(self, count: int, first: int, last: int, threads: int) -> None:
         """Let channels of so many samples come last."""
-        turn = _turn(count * self.matrices, self.channels, self.cells, self.element)
+        turn = turn_of(count * self.matrices, self.channels, self.cells, self.element)
         turn.run((first, first, NO_BIAS, last), threads)
 
     def cycles(self, count: int) -> float:
         """Estimate the time of turning so many samples."""
-        found = _planned_turn(count * self.matrices, self.cells, self.channels, self.element)
+        found = planned_turn(count * self.matrices, self.cells, self.channels, self.element)
         return 0.0 if found is None else found.planned.cycles
 
 
@@ -313,73 +255,3 @@ def _of_turned(asked: Asked) -> Product | None:
     turns = one.cycles(geometry.batch) + other.cycles(geometry.batch)
     cycles = count * step.cycles + (last.cycles if rest else 0) + turns + 3 * count * CYCLES_OF_CALL
     return Product(cycles, max(step.memory, last.memory) + turned + of_parts, step.block, run)
-
-
-def sizes_of(geometry: Geometry, element: str = "float") -> Sizes:
-    """Return what kernels are told of a convolution of numbers of a type."""
-    return Sizes(
-        *(geometry.batch, geometry.in_channels, geometry.out_channels, geometry.groups),
-        *(geometry.size, geometry.kernel, geometry.stride, geometry.dilation),
-        *(geometry.before, geometry.after, geometry.out),
-        element=element,
-    )
-
-
-@remembered()
-def _planned(asked: Asked) -> Chosen | None:
-    """Plan one call, by the family that is expected to be fastest, or by the one that takes the least memory."""
-    if asked.kind == MIRRORED:
-        return chosen_for_mirrored(sizes_of(asked.geometry, asked.element))
-    found = _found(asked._replace(memory=0))
-    if asked.kind == Kind.FORWARD:
-        sizes, has_bias = sizes_of(asked.geometry, asked.element), asked.has_bias
-        found = [*found, *panels_within(sizes, asked.memory, has_bias=has_bias, transforms=asked.transforms)]
-    return best(found, asked.memory)
-
-
-@remembered(len)
-def _found(asked: Asked) -> list[Chosen]:
-    """Plan a product by all families whose plans do not depend on the memory that there is."""
-    sizes = sizes_of(asked.geometry, asked.element)
-    if asked.kind == Kind.FORWARD:
-        found = found_for_outputs(sizes, has_bias=asked.has_bias, transforms=asked.transforms)
-    else:
-        plan = found_for_weights if asked.kind == Kind.WEIGHT_GRAD else found_for_inputs
-        found = plan(sizes, transforms=asked.transforms)
-    found = [one for one in found if not (asked.exact and one.kernel.family in IN_TILES)]
-    # Plans have tables: those that take more time and no less memory than another one are dropped.
-    kept: list[Chosen] = []
-    for one in sorted(found, key=lambda one: (one.planned.cycles, one.memory)):
-        if not kept or one.memory < kept[-1].memory:
-            kept.append(one)
-    return kept
-
-
-@remembered()
-def _call(asked: Asked) -> call.Call:
-    """Make a planned call ready."""
-    return _ready(_planned(asked))
-
-
-@remembered()
-def _planned_turn(count: int, rows: int, columns: int, element: str) -> Chosen | None:
-    """Plan to turn so many matrices of numbers of a type."""
-    return chosen_to_turn(count, rows, columns, element)
-
-
-@remembered()
-def _turn(count: int, rows: int, columns: int, element: str) -> call.Call:
-    """Make ready what turns so many matrices."""
-    return _ready(_planned_turn(count, rows, columns, element))
-
-
-@remembered()
-def call_of_sums(samples: int, channels: int, cells: int, element: str) -> call.Call:
-    """Make ready what adds up each channel of numbers of a type."""
-    return _ready(chosen_for_sums(samples, channels, cells, element))
-
-
-def _ready(found: Chosen | None) -> call.Call:
-    if found is None:
-        raise call.KernelError("no kernel is left for this convolution")
-    return call.Call(found.kernel, found.planned)

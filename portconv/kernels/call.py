@@ -73,7 +73,7 @@ class _Memory(threading.local):
 
 
 _memory = _Memory()
-_spares = _Memory(), _Memory()
+_spares = _Memory(), _Memory(), _Memory()
 KEPT_BYTES = 64 << 20
 """More spare memory than this is not kept."""
 _ready: dict[Kernel, Ready] = {}

@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from . import call, channel_sums, last_depthwise, last_depthwise_weights, mirror, panels, state, turned
-from .families import FAMILIES, OF_INPUTS, OF_OUTPUTS, OF_WEIGHTS, Kernel
+from . import (
+    call,
+    channel_sums,
+    last_depthwise,
+    last_depthwise_weights,
+    magnitudes,
+    mirror,
+    panels,
+    quantised,
+    rounded,
+    state,
+    turned,
+)
+from .families import FAMILIES, OF_FRACTIONS, OF_INPUTS, OF_OUTPUTS, OF_WEIGHTS, Kernel
 from .panel_plan import BLOCK_BYTES
 from .sizes import Planned, Sizes
+from .values import WHOLE
 from .weight_plan import last_plan_of
 
 MOST_TAPS = 1 << 13
@@ -36,8 +49,8 @@ def found_for_outputs(sizes: Sizes, *, has_bias: bool, transforms: bool) -> list
     """
     if not _can_be_planned(sizes):
         return []
-    target, families = state.here().of(sizes.element), {name: FAMILIES[name] for name in OF_OUTPUTS if name != "panels"}
-    plans = {name: family.plan_of(target, sizes, has_bias=has_bias) for name, family in families.items()}
+    target, names = state.here().of(sizes.element), [name for name in _serving(OF_OUTPUTS, sizes) if name != "panels"]
+    plans = {name: FAMILIES[name].plan_of(target, sizes, has_bias=has_bias) for name in names}
     return [one for one in _found(plans, sizes.element) if transforms or one.planned.is_plain]
 
 
@@ -99,12 +112,41 @@ def chosen_for_sums(samples: int, channels: int, cells: int, element: str) -> Ch
     return best(_found({"channel_sums": plan}, element), 0)
 
 
+def chosen_for_magnitudes(planes: int, cells: int, element: str) -> Chosen | None:
+    """Plan the largest magnitudes of planes of numbers of this type."""
+    return best(_found({"magnitudes": magnitudes.plan_of(state.here().of(element), planes, cells)}, element), 0)
+
+
+def chosen_to_quantise(variant: str, shape: tuple[int, int, int], period: int) -> Chosen | None:
+    """Plan to quantise groups of channels of cells, of float32."""
+    plan = quantised.plan_of(state.here().of("double"), variant, shape, period)
+    return best(_found({"quantised": plan}, "double"), 0)
+
+
+def chosen_to_round(sizes: Sizes, error: float, *, of_inputs: bool) -> Chosen | None:
+    """Plan to round outputs or gradients of inputs, whose relative error is this one at most."""
+    plan = rounded.plan_of_windows(state.here().of("double"), sizes, error, of_inputs=of_inputs)
+    return best(_found({"rounded": plan}, "double"), 0)
+
+
+def chosen_to_round_filters(sizes: Sizes, error: float, stacked: int) -> Chosen | None:
+    """Plan to round gradients of filters, of which so many sums are added up."""
+    plan = rounded.plan_of_filters(state.here().of("double"), sizes, error, stacked)
+    return best(_found({"rounded": plan}, "double"), 0)
+
+
 def _found_of(names: tuple[str, ...], sizes: Sizes, *, transforms: bool) -> list[Chosen]:
     if not _can_be_planned(sizes):
         return []
     target = state.here().of(sizes.element)
-    found = _found({name: FAMILIES[name].plan_of(target, sizes) for name in names}, sizes.element)
+    plans = {name: FAMILIES[name].plan_of(target, sizes) for name in _serving(names, sizes)}
+    found = _found(plans, sizes.element)
     return [one for one in found if transforms or one.planned.is_plain]
+
+
+def _serving(names: tuple[str, ...], sizes: Sizes) -> list[str]:
+    """Name the families that there are for a type of numbers: tiles are not transformed of integers."""
+    return [name for name in names if not (name in OF_FRACTIONS and sizes.element in WHOLE)]
 
 
 def _can_be_planned(sizes: Sizes) -> bool:

@@ -13,8 +13,11 @@ from . import (
     input_grads,
     last_depthwise,
     last_depthwise_weights,
+    magnitudes,
     mirror,
     panels,
+    quantised,
+    rounded,
     rows,
     sparse_weights,
     standby,
@@ -47,6 +50,9 @@ FAMILIES: dict[str, ModuleType] = {
     "mirror": mirror,
     "turned": turned,
     "channel_sums": channel_sums,
+    "magnitudes": magnitudes,
+    "quantised": quantised,
+    "rounded": rounded,
     "standby": standby,
 }
 """Each family is a module with `VARIANTS`, which names its kernels, and `module(target, variant)`, which writes one."""
@@ -82,12 +88,18 @@ class Kernel(NamedTuple):
         return module
 
 
+OF_FRACTIONS = (*IN_TILES, "magnitudes")
+"""Families that have no kernels for integers."""
+OF_ONE_TYPE = {"standby": "float", "quantised": "double", "rounded": "double"}
+"""Families of one type alone: threads stand by for kernels of any type, and reproducible sums are of float64."""
+
+
 def kernels() -> tuple[Kernel, ...]:
-    """Return all kernels: threads stand by for those of any type, and tiles are not transformed of integers."""
+    """Return all kernels."""
     return tuple(
         Kernel(family, variant, element)
         for element in NAMES
         for family, module in FAMILIES.items()
         for variant in module.VARIANTS
-        if element == "float" or (family != "standby" and not (family in IN_TILES and element in WHOLE))
+        if OF_ONE_TYPE.get(family, element) == element and not (family in OF_FRACTIONS and element in WHOLE)
     )

@@ -20,6 +20,7 @@ from .sizes import (
     blocks,
     blocks_for_two,
     ceiling,
+    in_runs,
     numbers,
     share_products,
 )
@@ -211,6 +212,7 @@ def plan_of(
     return Planned(
         SPARSE if bands else steps_of(sizes), values, tuple(lists.values()), shares, layout.bytes, shown,
         is_plain=not bands, cycles=_cycles(sizes, target, row, block.filters) * (density(sizes) if bands else 1.0),
+        roundings=in_runs(terms, RUN, target.lanes),
     )  # fmt: skip
 
 

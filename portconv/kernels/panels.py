@@ -207,7 +207,7 @@ class _Products:
                             self.ask_for_inputs(at, panel, terms)
                         for each in range(1, self.target.vectors + 1):
                             with code.when(vectors.equals(each)):
-                                sums = sums_of(code, (cells, self.width), filters, each, last - first, self.order)
+                                sums = sums_of(code, (cells, self.width), filters, each, last - first, self.order or 1)
                                 self.finish(sums, (at, panel, count), first.equals(0), last.equals(count_of_terms))
 
     def ask_for_inputs(self, at: Int, panel: Int, terms: tuple[Int, Int, Int]) -> None:

@@ -342,6 +342,8 @@ def _planned(target: Target, sizes: Sizes, variant: str, *, has_bias: bool) -> P
     cycles = MEASURED * time((block, copy))
     shown = {"units": block.units, "rows": block.firsts * math.prod(sizes.out[1:-1]), "columns": block.columns}
     shown["filters"] = filters
+    runs = ceiling(sizes.channels, block.channels) * ceiling(sizes.taps, RUN)
     return Planned(
-        variant, values, tuple(lists.values()), shares, scratch, shown, is_plain=not skips, cycles=cycles
+        variant, values, tuple(lists.values()), shares, scratch, shown, is_plain=not skips, cycles=cycles,
+        roundings=min(RUN, sizes.channels * sizes.taps) + runs,
     )  # fmt: skip

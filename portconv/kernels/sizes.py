@@ -16,6 +16,9 @@ ALONE_VECTORS, FEWEST_PRODUCTS = 25_000, 150_000
 """A call of no more vectors of multiplications is one share: threads take as long to hand it over as to compute it. A
 share of a small call has at least so many multiplications; handing over one costs as much as some thousands."""
 
+LANES_ADDED = 6
+"""How often a sum is rounded at most while the lanes of a vector are added up, and what lies beyond the last vector."""
+
 TIME_OF_BLOCK = 0.05
 """How long each block of a call takes beside the things that it has, in the time of one of these."""
 
@@ -114,6 +117,9 @@ class Planned(NamedTuple):
         Whether what is not finite is what the formula gives. Otherwise a result that is not finite may be wrong.
     cycles : float
         About how many vectors are multiplied and added in the time that it takes.
+    roundings : int
+        Of operands of at most 40 bits in float64: a sum is off by gamma_n, with this n, times the product of the norms
+        of the numbers that meet in it. 0 if it is no less than the sum has terms.
     """
 
     variant: str
@@ -125,6 +131,7 @@ class Planned(NamedTuple):
     shared_bytes: int = 0
     is_plain: bool = True
     cycles: float = 0.0
+    roundings: int = 0
 
 
 def share_products(products: int, lanes: int) -> int:
@@ -137,6 +144,11 @@ def share_products(products: int, lanes: int) -> int:
 def ceiling(a: int, b: int) -> int:
     """Return `a / b`, rounded up."""
     return -(-a // b)
+
+
+def in_runs(terms: int, run: int, lanes: int) -> int:
+    """Return how often a term is rounded at most: added up in runs, and then their sums; or lane by lane."""
+    return max(min(terms, run) + ceiling(terms, run), ceiling(terms, lanes) + LANES_ADDED)
 
 
 class Layout:

@@ -9,6 +9,8 @@ from .target import Target
 from .values import INTEGER
 
 VARIANTS = ("attend",)
+TO_NEAREST = 1
+"""The rounding mode of all results, as LLVM numbers it."""
 
 
 def module(target: Target, variant: str) -> Module:
@@ -16,6 +18,9 @@ def module(target: Target, variant: str) -> Module:
     arguments = Argument("team", "*i64"), Argument("looks", INTEGER)
     code = Function(variant, arguments, target, public=True)
     team, looks = code.given
+    # A thread begins in the rounding mode of the one that started it, which another library may have changed.
+    before = code.intrinsic("i32", "get.rounding")
+    code.intrinsic("void", "set.rounding", f"i32 {TO_NEAREST}")
     words.rise(code, team + AWAKE, 1)
     seen, left = code.variable(0), code.variable(looks)
     with code.repeat() as end:
@@ -33,4 +38,5 @@ def module(target: Target, variant: str) -> Module:
             words.rise(code, team + INSIDE, -1)
         rest(code, target, team, left.get())
     words.rise(code, team + AWAKE, -1)
+    code.intrinsic("void", "set.rounding", f"i32 {before}")
     return Module([code])

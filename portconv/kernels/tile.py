@@ -23,8 +23,7 @@ def sums_of(
     filters: Sequence[Pointer],
     vectors: int,
     terms: Number,
-    order: Pointer | None = None,
-    apart: Number = 1,
+    step: Pointer | Number = 1,
 ) -> Sums:
     """Add up `terms` terms, one row of a panel after the other.
 
@@ -37,15 +36,13 @@ def sums_of(
         The first number of each filter; the others lie behind it.
     vectors : int
     terms : int
-    order : Pointer, optional
-        The place of each term's number in a filter, where it is not that of the term.
-    apart : int or Int
-        Otherwise, how many numbers those of two terms are apart in a filter.
+    step : Pointer, int or Int
+        How many numbers those of two terms are apart in a filter, or the list of their places.
     """
     lanes, (first, pitch) = code.lanes, panel
     sums = [[code.variable(code.zeros) for _ in range(vectors)] for _ in filters]
     with code.loop(0, terms) as term:
-        row, place = first + term * pitch, term * apart if order is None else order[term]
+        row, place = first + term * pitch, step[term] if isinstance(step, Pointer) else term * step
         cells = [code.load(row + lanes * v, align=code.bytes) for v in range(vectors)]
         for numbers, own in zip(filters, sums, strict=True):
             number = code.splat(numbers[place])

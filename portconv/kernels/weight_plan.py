@@ -230,6 +230,12 @@ class Cut(NamedTuple):
         return self.sizes.groups * self.all_tiles * self.terms * self.width
 
     @property
+    def run(self) -> int:
+        """The positions of a run, at most."""
+        positions = self.rows * self.block.columns
+        return blocks(positions, RUN)[1] if self.density == 1.0 else self.block.columns
+
+    @property
     def phases(self) -> int:
         """How many phases a call has: the second one adds up what several shares have summed."""
         return 1 if self.block.sharers == 1 else 2
@@ -278,9 +284,10 @@ def plan_of(target: Target, sizes: Sizes, density: float = 1.0, *, last: bool = 
     shown |= {"rows": cut.rows, "columns": block.columns, "sums": block.sharers}
     cycles = _cycles(target, sizes, lines, block, in_place=in_place, density=density)
     variant = LAST if last else IN_PLACE if in_place else steps_of(sizes)
+    units, runs = ceiling(_units(sizes, block), block.sharers) + 1, ceiling(cut.rows * block.columns, cut.run)
     return Planned(
         variant, values, tuple(lists.values()), adding, layout.bytes, shown, shared,
-        is_plain=density == 1.0, cycles=cycles,
+        is_plain=density == 1.0, cycles=cycles, roundings=cut.run + units * runs + block.sharers,
     )  # fmt: skip
 
 
@@ -315,7 +322,7 @@ def values_of(cut: Cut, places: dict[str, int], units: int) -> tuple[list[int], 
         **{"position_pitch": sizes.out_channels if cut.last else 1},
         **{"cell_pitch": sizes.in_channels if cut.last else 1},
         **{"x_sample": sizes.in_channels * sizes.cells, "out_sample": sizes.out_channels * sizes.positions},
-        **{"run": blocks(cut.rows * block.columns, RUN)[1] if cut.density == 1.0 else block.columns},
+        **{"run": cut.run},
         **places,
     )
     return values, adding

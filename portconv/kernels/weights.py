@@ -126,7 +126,7 @@ def _tile(target: Target, vectors: int, *, in_place: bool) -> Function:
             with code.when(fits):
                 # The last term stands for those beyond it.
                 places = [cells + terms[code.minimum(term + i, count - 1)] for i in range(size)]
-                sums = sums_of(code, (panel, width), places, vectors, positions, None if in_place else order, step)
+                sums = sums_of(code, (panel, width), places, vectors, positions, step if in_place else order)
                 for i, own in enumerate(finished(sums)):
                     with code.when(i < left):
                         row = kept + (term + i) * apart

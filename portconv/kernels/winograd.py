@@ -25,7 +25,7 @@ from .share import SHARE, driver
 from .target import Target
 from .tile import filters_from, finished, sums_of
 from .values import INTEGER, Flag, Int, Number, Pointer, Vector
-from .winograd_plan import FILTERS_AT_ONCE, PLAN, RUN, VARIANTS, plan_of, planes_of, serves
+from .winograd_plan import FILTERS_AT_ONCE, PLAN, RUNS, VARIANTS, plan_of, planes_of, serves
 from .winograd_schemes import FILTER_NUMBERS, SCHEMES
 from .winograd_transforms import Transforms
 
@@ -216,10 +216,10 @@ class _Block:
     def tile(self, place: Int, filters: list[Pointer], goal: Pointer, vectors: int) -> None:
         """Add up the products of a tile at one place, in runs."""
         code, transforms, terms = self.code, self.transforms, self.plan.terms
-        lanes, width = transforms.lanes, transforms.width
-        with code.loop(0, terms, RUN) as first:
+        lanes, width, run = transforms.lanes, transforms.width, RUNS[transforms.target.element]
+        with code.loop(0, terms, run) as first:
             panel = self.panels + place * self.size + first * width
-            length = code.minimum(terms - first, RUN)
+            length = code.minimum(terms - first, run)
             totals = sums_of(code, (panel, width), [one + first for one in filters], vectors, length)
             with code.when(first > 0):
                 for i, own in enumerate(totals):

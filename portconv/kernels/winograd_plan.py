@@ -9,13 +9,14 @@ from itertools import product
 from .outer import FIELDS, MOST_OUTER
 from .record import Record
 from .share import PLAN_HEAD
-from .sizes import Layout, Planned, Sizes, addresses, blocks, ceiling, numbers
+from .sizes import Layout, Planned, Sizes, addresses, blocks, ceiling, in_runs, numbers
 from .target import Target
 from .winograd_schemes import FILTER_NUMBERS, SCHEMES, Scheme
 
 VARIANTS = tuple(SCHEMES)
-RUN = 256
-"""So many terms are added up one after the other."""
+RUNS = {"float": 256, "double": 64}
+"""So many terms are added up one after the other, by the type of numbers: the bound of the error of reproducible sums,
+which are of float64, is in proportion to it."""
 FILTERS_AT_ONCE = 32
 """The sums of so many filters stay in the cache until they are transformed."""
 FEW_SHARES, MOST_SHARES, FEWEST_FILTERS = 4, 16, 128
@@ -39,6 +40,8 @@ CYCLES_OF_TILE, CYCLES_OF_BLOCK = 100.0, 1500.0
 """What a tile of sums takes beside its products, and a block of columns beside its tiles: its tables."""
 CYCLES_OF_PHASE = 12_000.0
 """What the first phase takes beside its work: threads wait for one another."""
+ROUNDINGS_OF_OUTPUT = 4
+"""Two sums in a row along each of two dimensions bring the sums of places into outputs."""
 TAPS = 3
 """The taps of a part, along each dimension."""
 WORTH = 0.75
@@ -185,6 +188,7 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool) -> Planned | None:
         variant, values, tuple(lists.values()), shares, layout.bytes, block,
         sizes.groups * all_tiles if tiles_first else sizes.number * FILTER_NUMBERS**2 * sizes.out_channels * pitch,
         is_plain=False, cycles=_cycles(sizes, SCHEMES[variant], target, 1 if tiles_first else filter_blocks),
+        roundings=_roundings(target, sizes, SCHEMES[variant]),
     )  # fmt: skip
 
 
@@ -219,6 +223,16 @@ def _filters_of_block(sizes: Sizes, terms: int, column_blocks: int, *, tiles_fir
         return FILTERS_AT_ONCE if terms <= MANY_TERMS else FILTERS_AT_ONCE // 2
     split = ceiling(sizes.filters, ceiling(FEW_SHARES, column_blocks * sizes.groups))
     return ceiling(max(FEWEST_FILTERS, split), FILTERS_AT_ONCE) * FILTERS_AT_ONCE
+
+
+def _roundings(target: Target, sizes: Sizes, scheme: Scheme) -> int:
+    """Return how often a term is rounded, times what tiles have more of than windows (see `Scheme.excess`).
+
+    The transforms of inputs and filters are exact. Parts of a plane have cells in common, each at most as many times as
+    there are parts.
+    """
+    terms = in_runs(sizes.channels * planes_of(sizes), RUNS[sizes.element], target.lanes) + ROUNDINGS_OF_OUTPUT
+    return math.ceil(scheme.excess * math.sqrt(parts_of_plane(sizes)) * terms)
 
 
 def lone_tiles(target: Target, tiles: int, terms: int) -> int:

@@ -19,6 +19,18 @@ products. The middle tap meets cells 1 and 3, by two more. So two outputs take f
 The sum of products is linear in inputs, filters and outputs alike. So the gradient of the filters takes the same
 products, of transformed inputs and of A times the gradients of the outputs; G^T brings their sums into three taps.
 
+How large are the products that one result is a sum of? By Cauchy and Schwarz the sum of their magnitudes is at most
+the product of the norms of the transformed cells and filters that they have. Along a dimension at stride 1, an output
+has the first three rows of B^T, or the last three, of which only the cells of its own window have entries, and the same
+rows of G. Their largest singular values squared are 2 + sqrt(2) and 1 + sqrt(1/2): the norm is (1 + sqrt(2)) times as
+large, and squared along two dimensions. At stride 2 an output has places 0, 1 and 3, or 1, 2 and 4, and both largest
+singular values are (1 + sqrt(5)) / 2, so it is (3 + sqrt(5)) / 2 times.
+
+The gradient of a tap at stride 1 has each place times an entry of G, at most 1: so the squares of A times the gradients
+are at most twice theirs, and those of the cells (3 + sqrt(5)) / 2 times theirs, of which each is in two tiles at most
+along a dimension. That makes sqrt(2 * 2 * (3 + sqrt(5)) / 2) = 3.24 along a dimension. At stride 2 tiles have no cell
+of a tap in common, and it is (3 + sqrt(5)) / 2.
+
 (Lavin and Gray, "Fast algorithms for convolutional neural networks", CVPR 2016, section 4, has the first one; Winograd,
 "Arithmetic complexity of computations", SIAM 1980, chapter IV, F(m, r) for all sizes.)
 """
@@ -50,6 +62,9 @@ class Scheme(NamedTuple):
         Multiplies the gradients of two outputs by A.
     weights : callable
         Multiplies the sums of all places by G^T, given a half too.
+    excess, excess_of_weights : float
+        A tile's sums have at most so many times the product of the norms of a window and a filter: of the magnitudes of
+        the products that an output is a sum of, or the gradient of a tap.
     """
 
     stride: int
@@ -59,6 +74,8 @@ class Scheme(NamedTuple):
     outputs: Row
     gradients: Row
     weights: Callable[[Sequence[Vector], Vector], list[Vector]]
+    excess: float
+    excess_of_weights: float
 
     @property
     def products(self) -> int:
@@ -125,7 +142,9 @@ def _weights_strided(sums: Sequence[Vector], half: Vector) -> list[Vector]:
 
 
 SCHEMES = {
-    "3x3": Scheme(1, 4, _filters, _inputs, _outputs, _gradients, _weights),
-    "3x3s2": Scheme(2, 5, _filters_strided, _inputs_strided, _outputs_strided, _gradients_strided, _weights_strided),
+    "3x3": Scheme(1, 4, _filters, _inputs, _outputs, _gradients, _weights, 5.83, 10.5),
+    "3x3s2": Scheme(
+        2, 5, _filters_strided, _inputs_strided, _outputs_strided, _gradients_strided, _weights_strided, 6.86, 6.86
+    ),
 }
 """By the names of the kernels."""

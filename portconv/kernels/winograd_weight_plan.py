@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import product
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from .winograd_plan import (
     GOAL,
     MOST_ENTRIES,
     PLAN,
+    ROUNDINGS_OF_OUTPUT,
     TAPS,
     described,
     lists_of,
@@ -135,6 +137,7 @@ def plan_of(target: Target, sizes: Sizes) -> Planned | None:
     lists, cells = lists_of(sizes), lists_of_cells(cut)
     none = dict.fromkeys(("at_lines", "at_entries", "at_order", "at_panel"), 0)
     units = ceiling(tiles_of(sizes), width)
+    of_share = ceiling(units, share.sharers) + share.sharers
     of_weights, adding = values_of(cut, places | none | addresses(cells), units)
     head = dict(zip(WEIGHTS.names[:3], of_weights[:3], strict=True))
     of_tiles = PLAN.packed(
@@ -149,6 +152,7 @@ def plan_of(target: Target, sizes: Sizes) -> Planned | None:
     return Planned(
         variant, values, (*lists.values(), *cells.values()), adding, layout.bytes, shown, shared,
         is_plain=False, cycles=_cycles(target, sizes, scheme, share),
+        roundings=math.ceil(scheme.excess_of_weights * (min(width, tiles_of(sizes)) + of_share + ROUNDINGS_OF_OUTPUT)),
     )  # fmt: skip
 
 

@@ -150,6 +150,10 @@ class Parts(Computed[Part]):
 
     def geometries(self) -> list[Geometry]:
         """Return the geometries of all parts, each once."""
+        return self._geometries
+
+    @cached_property
+    def _geometries(self) -> list[Geometry]:
         sides = [self._sides(dim) for dim in range(len(self.box))]
         numbers = product(self.filters.near(), self.samples.near(), *sides)
         return list(dict.fromkeys(self._part(*each).geometry for each in numbers))

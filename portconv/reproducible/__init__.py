@@ -12,7 +12,8 @@ order in which they build on one another:
   applications", Numerical Algorithms 59, 2012);
 - `operands` finds the scale of each operand, and `sliced_product` has an algorithm multiply the slices;
 - `nonfinite_counts` counts which results are nan or infinite, by the rules of `nonfinite`;
-- `limbs` holds exact sums and rounds them, `bias` adds a bias, and `rounding` makes results of all of these;
+- `limbs` holds exact sums and rounds them, `bias` adds a bias, and `rounding` makes results of all of these, or asks an
+  algorithm that does all of it (`Algorithm.rounded`);
 - `certified` rounds one float64 product without slices wherever the bound of its error proves that the result is the
   same: `window_sums` for outputs and input gradients, `correlation_sums` for weight gradients;
 - `product` computes a product, `weight_grad` the weight gradient and `bias_grad` the gradient of a bias.

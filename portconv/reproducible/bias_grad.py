@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from ..algorithms.choice import quantised_sums
 from ..backends import Array, Backend
 from ..spec.operation import Kind, Operation
 from ..spec.ranges import Index
@@ -112,6 +113,12 @@ def _sums(operation: Operation, backend: Backend, array: Array, count: int) -> t
     plan = addition_slicing(bits, count)
     up = bits - 1 - scaled.exponents
     short = bits <= SHORT_BITS and plan.slices == 2 and math.prod(array.shape[2:]) <= 2 ** (63 - bits)
+    if short and scaled.finite and not scaled.zeroing and array.shape[0]:
+        # All samples of a channel have one scale.
+        found = quantised_sums(backend, array, powers.of(up[0, :]))
+        if found is not None:
+            sums = xp.permute_dims(xp.sum(found, axis=0), (1, 0))
+            return sums[None, ...], scaled.exponents[0, :] - (bits - 1)
     steps = (up,) if short else split_exponents(up)
     factors = [over_cells(backend, powers.of(step), array.ndim - 2) for step in steps]
     limbs = _Limbs(backend, scaled, plan, factors, short)

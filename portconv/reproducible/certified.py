@@ -128,15 +128,16 @@ class BoundedSums:
         return sums
 
 
-def is_worthwhile(kind: str, geometry: Geometry, backend: Backend, like: Array) -> bool:
+def is_at_hand(geometry: Geometry, backend: Backend, like: Array) -> bool:
+    """Return whether there is something to sum, and single elements can be read and written."""
+    is_empty = geometry.operations * math.prod(geometry.size) == 0
+    return not is_empty and geometry.extended is geometry and backend.at_hand(like)
+
+
+def is_worthwhile(kind: str, geometry: Geometry, backend: Backend) -> bool:
     """Return whether recomputing undecided sums one by one takes less time than multiplying everything as slices."""
-    empty = geometry.operations * math.prod(geometry.size) == 0
-    if empty or geometry.extended is not geometry or not backend.at_hand(like):
-        return False
-    if kind == Kind.WEIGHT_GRAD:
-        # Of longer sums too many are undecided, and each takes too long.
-        return geometry.terms(kind) <= block_elements(backend)
-    return geometry.terms(kind) <= MOST_TERMS
+    # Of longer sums too many are undecided, and each takes too long.
+    return geometry.terms(kind) <= (block_elements(backend) if kind == Kind.WEIGHT_GRAD else MOST_TERMS)
 
 
 def _places(block: Block, indices: tuple[Array, ...]) -> list[Place]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from ..algorithms.choice import plane_magnitudes as found_fast
 from ..backends import Array, Backend, of
 from ..spec.dtypes import HALVES, PARTS_OF
 from ..spec.ranges import Index
@@ -64,7 +65,8 @@ def plane_magnitudes(backend: Backend, array: Array) -> Magnitudes:
     remembered = _remembered.get()
     if remembered is not None and id(array) in remembered:
         return remembered[id(array)][1]
-    entry = _with_finite(backend, magnitudes(backend, array))
+    found = found_fast(backend, array)  # which is None for nans and infinities
+    entry = _with_finite(backend, magnitudes(backend, array)) if found is None else (found, True)
     if remembered is not None:
         # The array is kept too, so that no other array gets its place in memory, and so its id.
         remembered[id(array)] = array, entry

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple
 
+from ..algorithms.choice import plane_magnitudes as found_fast
 from ..backends import Array, Backend
 from ..spec.dtypes import HIGHEST, LOWEST, zeroed_below
 from ..spec.geometry import Geometry
@@ -119,6 +120,10 @@ def _of_filters(backend: Backend, geometry: Geometry, array: Array, group: Scale
     largest, finite = None, True
     shape: tuple[int, ...] = tuple(array.shape)
     keep: tuple[int, ...] = (0,)
+    if group is ScaleGroup.FILTER:
+        found = found_fast(backend, backend.xp.reshape(array, (1, shape[0], -1)))
+        if found is not None:  # as it is for nans and infinities
+            return found[0, :], True
     if group is ScaleGroup.INPUT_CHANNEL:
         shape, keep = (geometry.groups, shape[0] // geometry.groups, *shape[1:]), (0, 2)
     for part in parts_of(backend, array):

@@ -9,9 +9,9 @@ from ..backends import Array, Backend
 from ..passes.part import Part
 from ..passes.partition import Parts
 from ..spec.operation import Kind, Operation, Role
-from .certified import is_worthwhile
+from .certified import is_at_hand, is_worthwhile
 from .nonfinite_counts import count_nonfinite
-from .rounding import Target, all_normal, round_products
+from .rounding import Target, all_normal, round_products, rounded_at_once
 from .sliced_product import Choose, SlicedProduct, sliced_product
 from .slicing import UNCUT, exact_terms
 from .weight_grad import weight_grad
@@ -51,9 +51,15 @@ def product(
     out = backend.empty(geometry.shape(kind.result), like, last=geometry.channels_last, dtype=dtype)
     bias = operands[2] if len(operands) > 2 else None
     target, left = Target(out, sliced.exponents(geometry), bias), iter(parts)
-    if is_worthwhile(kind, geometry, backend, like) and all_normal(sliced, target):
-        out, left = _fill(sliced.uncut(), target, left)
-        target = target._replace(array=out)
+    if is_at_hand(geometry, backend, like) and all_normal(sliced, target):
+        compute = sliced.rounding(parts)
+        if compute is not None:
+            value = rounded_at_once(sliced, target, compute)
+            if value is not None:
+                return value
+        elif is_worthwhile(kind, geometry, backend):
+            out, left = _fill(sliced.uncut(), target, left)
+            target = target._replace(array=out)
     return _fill(sliced, target, left)[0]
 
 

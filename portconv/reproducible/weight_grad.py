@@ -13,14 +13,14 @@ from ..passes.partition import Parts
 from ..spec.dtypes import PARTS_OF, gamma
 from ..spec.geometry import Geometry
 from ..spec.operation import Operation
-from .certified import is_worthwhile
+from .certified import is_at_hand, is_worthwhile
 from .correlation_sums import CorrelationSums, bound_magnitudes
 from .limbs import carry
 from .nonfinite import Counts
 from .nonfinite_counts import count_nonfinite
 from .operands import Operand
 from .powers import powers_of_two
-from .rounding import Rounding, Target, all_normal, round_products, rounding_of
+from .rounding import Rounding, Target, all_normal, round_products, rounded_at_once, rounding_of
 from .sliced_product import Choose, SlicedProduct, outer_exponents, sliced_product
 from .slicing import SIGNIFICANT_BITS, Chunks, chunks, longest_sum, slicing
 
@@ -50,10 +50,17 @@ def weight_grad(sliced: SlicedProduct, parts: Parts) -> Array:
     if not geometry.batch:
         return backend.zeroed(grad)
     exponents, workspace = sliced.exponents(geometry), backend.workspace(like)
+    is_near, compute = is_at_hand(geometry, backend, grad), None
+    if is_near and all_normal(sliced, whole := Target(grad, exponents)):
+        compute = sliced.rounding(parts)
+        value = None if compute is None else rounded_at_once(sliced, whole, compute)
+        if value is not None:
+            return value
+    is_certified = is_near and compute is None and is_worthwhile(sliced.kind, geometry, backend)
     for added_up in parts.by_filters():
         index = added_up[0].of_w
         target, value = Target(grad[(*index, ...)], exponents[index]), None
-        if is_worthwhile(sliced.kind, geometry, backend, grad) and all_normal(sliced, target):
+        if is_certified and all_normal(sliced, target):
             value = _certified(sliced, added_up, target, workspace)
         if value is None:
             value = _exact(sliced, added_up, target, workspace)

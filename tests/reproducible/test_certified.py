@@ -25,7 +25,7 @@ from support.reproducible_cases import (
 
 import portconv
 from portconv.algorithms.budget import Budget
-from portconv.algorithms.choice import known
+from portconv.algorithms.choice import Choice, known
 from portconv.backends._numpy import NumpyBackend
 from portconv.reproducible import product as products
 from portconv.reproducible import weight_grad, window_sums
@@ -38,7 +38,13 @@ CONTENTS = ("random", "wide", "cancelling", "ties")
 
 
 @pytest.fixture
-def roundings(monkeypatch) -> list[Any]:
+def portable(monkeypatch) -> None:
+    """No algorithm rounds products itself, as where there are no kernels."""
+    monkeypatch.setattr(Choice, "rounded", lambda *call: None)
+
+
+@pytest.fixture
+def roundings(monkeypatch, portable) -> list[Any]:
     """The sums that each result is rounded from, what bounds their error, and whether enough of them are decided."""
     calls, round_into = [], BoundedSums.round_into
 
@@ -52,7 +58,7 @@ def roundings(monkeypatch) -> list[Any]:
 
 
 @pytest.fixture
-def recomputed(monkeypatch) -> list[int]:
+def recomputed(monkeypatch, portable) -> list[int]:
     """How many sums of each result are computed exactly because they are undecided."""
     counts, recompute = [], BoundedSums.recompute
 
@@ -103,7 +109,7 @@ def test_every_sum_recomputed(host_target, monkeypatch, recomputed, case, transp
 @layers
 def test_every_sum_of_slices(host_target, monkeypatch, roundings, case, transposed):
     for module in (products, weight_grad):
-        monkeypatch.setattr(module, "is_worthwhile", lambda *call: False)
+        monkeypatch.setattr(module, "is_at_hand", lambda *call: False)
     layer, options = layer_and_options(case, transposed)
     for contents in CONTENTS:
         given, expected = (of(layer, NAMES, contents, transposed) for of in (operands, exact_results))

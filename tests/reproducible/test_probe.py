@@ -14,6 +14,7 @@ import pytest
 
 import portconv
 from portconv import backends
+from portconv.kernels import call, state
 from portconv.reproducible import blocks, probe
 from portconv.reproducible.powers import powers_of_two
 
@@ -153,6 +154,22 @@ def test_a_worker_that_does_not_round_to_nearest_is_refused():
     array = np.ones((1, 1, 3))
     with pytest.raises(portconv.BackendError, match="a thread that does not round to nearest"):
         blocks.fill(Workers(), array, [((...,), None)], lambda block, target, workspace: target, 1)
+
+
+def test_threads_that_help_kernels_round_to_nearest():
+    """Whatever the mode of the call that starts them, whose mode they begin in."""
+    if state.fault() is not None:
+        pytest.skip(f"there are no kernels here: {state.fault()}")
+    rng = np.random.default_rng(2)
+    x, w = rng.standard_normal((8, 32, 40, 40), np.float32), rng.standard_normal((32, 32, 3, 3), np.float32)
+    with portconv.num_threads(1):
+        expected = portconv.conv(x, w, precision="reproducible").tobytes()
+    call._start_afresh()
+    with portconv.num_threads(4):
+        with rounding(UPWARD):
+            portconv.conv(x, w)
+        found = [portconv.conv(x, w, precision="reproducible").tobytes() for _ in range(5)]
+    assert set(found) == {expected}
 
 
 @pytest.mark.parametrize("name", ["float16", "float32", "float64"])
