@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+from .. import limits
 from ..backends import Array, Backend
 from ..kernels import call, state, winograd
 from ..kernels.call import NO_BIAS
@@ -139,8 +140,9 @@ class Compiled(Algorithm):
 
     def rounded(self, kind: Kind, geometry: Geometry, backend: Backend, budget: Budget) -> RoundedProduct | None:
         plain = replace(geometry, channels_last=False) if geometry.channels_last else geometry
+        memory = budget.workspace_elements * budget.bits // 8
         try:
-            product = rounded_product(plain, kind, budget.workspace_elements * budget.bits // 8)
+            product = rounded_product(plain, kind, memory)
         except call.KernelError:
             return None
         if product is None:
@@ -151,6 +153,9 @@ class Compiled(Algorithm):
             factors = second.factors
             if kind == Kind.INPUT_GRAD:
                 factors = backend.xp.broadcast_to(factors[:, :, None], shape)
+            copied = _bytes_copied(backend, first.array) + _bytes_copied(backend, second.array)
+            if copied and product.memory + copied > memory:
+                return None
             given = first.array, second.array, first.factors, factors, bias
             arrays = tuple(map(backend.in_a_row, given))
             result = backend.empty(geometry.shape(kind.result), arrays[0])
@@ -201,6 +206,11 @@ def magnitudes_of_tiles(
     return by_plain_sums(kind, geometry, backend, product, (a, b), axes)
 
 
+def _bytes_copied(backend: Backend, array: Array) -> int:
+    """Return the bytes of a copy of an array whose elements do not lie in a row; 0 if they do."""
+    return 0 if backend.lies_in_a_row(array) else math.prod(array.shape) * backend.bits(array.dtype) // 8
+
+
 def _of_channels(
     backend: Backend, cells: Array, factors: Array | None, ready: Callable[..., call.Call], shape: tuple[int, ...]
 ) -> Array | None:
@@ -209,6 +219,9 @@ def _of_channels(
     None if there is no such kernel, or if it finds numbers that are not finite.
     """
     if not backend.has_addresses or 0 in cells.shape or backend.device_kind(cells) or state.fault() is not None:
+        return None
+    limit = limits.workspace()
+    if limit is not None and _bytes_copied(backend, cells) > limit:
         return None
     cells = backend.in_a_row(cells)
     samples, channels, *sizes = map(int, cells.shape)

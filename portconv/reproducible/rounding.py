@@ -83,9 +83,8 @@ def rounded_at_once(sliced: SlicedProduct, target: Target, compute: RoundedProdu
     All results must be known to be normal. None where slices should be faster.
     """
     backend, geometry, exponents = sliced.backend, sliced.operation.geometry, sliced.scale_exponents
-    single = backend.dtype("float32")
     first, second = (
-        Scaled(backend.astype(operand.array, single), sliced.powers.of(UNCUT.bits - 1 - scales))
+        Scaled(operand.array, sliced.powers.of(UNCUT.bits - 1 - scales))
         for operand, scales in zip(sliced.operands, exponents(geometry), strict=True)
     )
     bias = addend(backend, target.bias, target.array)

@@ -85,7 +85,8 @@ class SlicedProduct(NamedTuple):
 
     def rounding(self, parts: Parts) -> RoundedProduct | None:
         """Return what computes the whole product and rounds it, if the algorithm that serves its parts can."""
-        if any(operand.zeroing for operand in self.operands):
+        dtypes = {self.backend.dtype_name(operand.array.dtype) for operand in self.operands}
+        if dtypes != {"float32"} or any(operand.zeroing for operand in self.operands):
             return None
         part = next(iter(parts.geometries()))
         return self.choose(in_slices(part, 1)).rounded(self.kind, self.operation.geometry, self.backend)
