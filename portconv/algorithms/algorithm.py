@@ -68,8 +68,8 @@ class Algorithm:
     automatic : bool
         Whether ``algorithm="auto"`` considers it.
     vouches : bool
-        Whether it computes every result, whatever the numbers are. The one exception is an input gradient that is
-        computed by mirrored filters, if these are not finite (see `Budget.mirrored`).
+        Whether it computes every result, whatever the numbers are. The one exception is a product of the mirrored
+        convolution, if its operands are not finite (see `Budget.mirrored`).
     plain_sums : bool
         Whether its error is in proportion to the plain sums of magnitudes. Otherwise the error is in proportion to
         what `magnitudes` returns.

@@ -32,7 +32,7 @@ from ..spec.ranges import ALL, Range, cut
 from ..spec.sequences import Made, Product
 from .algorithm import Algorithm
 from .budget import Budget, Work
-from .columns import gather, no_strips, scatter
+from .columns import gather, scatter
 from .depthwise_plan import count_work, count_workspace, cut_planes
 from .depthwise_planes import Lines, Planes, Task, stack_of, tasks_of
 from .summing import correlate, in_runs
@@ -127,10 +127,10 @@ class Depthwise(Algorithm):
                     product = backend.product(filters[groups, ...], grads, product)
                     add_or_write = backend.add if len(parts) > 1 else backend.write
                     strips = add_or_write(strips, (ALL, planes.lines_of(lines, row), ALL, slice(lines.length)), product)
-                cells = xp.reshape(no_strips(planes.phases, backend, task.reads, workspace), lines.planes)
+                cells = backend.zeroed(workspace("strips", lines.planes))
                 for of_strips, of_planes in task.copies:
                     cells = backend.add(cells, of_planes, strips[of_strips])
-                grad = scatter(planes.phases, backend, cells, grad, task.reads)
+                grad = scatter(planes.phases, backend, cells, grad, task.reads, by_rows=True)
             return grad
 
         def share(numbers: tuple[int, int]) -> Share:
@@ -196,10 +196,9 @@ def _shares(planes: Planes) -> tuple[int, Sequence[Share]]:
 def _strips(backend: Backend, planes: Planes, cells: Array, task: Task, workspace: Workspace) -> Array:
     """Copy the lines that taps read side by side: (g, lines that are read, t, l)."""
     lines = task.lines
-    read = backend.xp.reshape(gather(planes.phases, backend, cells, task.reads, workspace), lines.planes)
+    read = backend.xp.reshape(gather(planes.phases, backend, cells, task.reads, workspace, by_rows=True), lines.planes)
     if planes.taps == 1 and not planes.rows:  # one tap needs no copy, but rows must follow one another
-        lane, _, inner, *_ = task.copies[0][1]
-        return read[lane, :, inner, :, None, :]
+        return read[:, task.copies[0][1][1], :, None, :]
     strips = workspace("strips of taps", lines.strips)
     if backend.strided and planes.one_phase and not (planes.phases.pointwise and task.block.counts[0] == 1):
         # This copies all in one call: threads that make many short calls wait for one another.

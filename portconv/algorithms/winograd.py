@@ -97,7 +97,7 @@ class Winograd(Algorithm):
         filters = filters_at_places(geometry, backend, budget.least_blocks, w)
         bias = None if b is None else xp.reshape(b, (geometry.groups, geometry.group_out, *(1,) * geometry.dims))
         not_finite: list[Tiles] = []
-        # Blocks nearly fill the cache, so products reuse the memory of the strips, which are not needed after `spread`.
+        # Blocks nearly fill the cache, so products reuse the memory of the halves, which are not needed after `spread`.
         reused = "strips" if len(grid.dims) > 1 else "products"
 
         def compute(block: Tiles, target: Array, workspace: Workspace) -> Array:
