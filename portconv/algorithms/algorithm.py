@@ -213,12 +213,6 @@ class Algorithm:
         """Return, for operands `a` and `b` of magnitudes, what the error bound of each element is in proportion to."""
         return product(kind, geometry, a, b)
 
-    def sharp_magnitudes(
-        self, kind: Kind, geometry: Geometry, backend: Backend, product: PlainProduct, a: Array, b: Array
-    ) -> Array:
-        """Return the closest known bound in place of `magnitudes`, however much time and memory it takes."""
-        return self.magnitudes(kind, geometry, backend, product, a, b)
-
 
 @remembered()
 def _planned(algorithm: Algorithm, kind: str, geometry: Geometry, budget: Budget) -> tuple[Any, int]:
