@@ -248,14 +248,12 @@ def _with_rows(geometry: Geometry, block: Block, taps: int, rows: int) -> tuple[
     return (g, c, taps, geometry.other_taps, n, rows, block.length // (n * block.rows))
 
 
-def scatter(
-    geometry: Geometry, backend: Backend, columns: Array, grad: Array, block: Block, by_rows: bool = False
-) -> Array:
+def scatter(geometry: Geometry, backend: Backend, columns: Array, grad: Array, block: Block) -> Array:
     """Add columns to the cells of `grad` (n, g, c, *S) that they are copied from; the adjoint of `gather`."""
     first, sides = reads_of(geometry, block.box)
     plan = copies_of(geometry, sides)
-    columns = backend.xp.reshape(columns, plan.shape(block, by_rows))
-    samples = 2 + geometry.dims + by_rows
+    columns = backend.xp.reshape(columns, plan.shape(block, False))
+    samples = 2 + geometry.dims
     columns = backend.xp.permute_dims(columns, (samples, *range(samples), *range(samples + 1, columns.ndim)))
     for copy in plan.copies:
         if copy.inputs is not None:

@@ -23,8 +23,6 @@ POINTWISE_COLUMNS = 128
 """With this many positions or more, a 1x1 layer copies no columns: each sample is a matrix of columns."""
 AT_ONCE = 5
 """The number of calls of a product of few cells."""
-IN_RUNS = 0.5
-"""The time to copy an element in runs of many rows, divided by its time in single rows."""
 LIBRARY_THREADS = 0.7
 """The time of a product on the library's threads, divided by its time in blocks: those threads start faster."""
 
@@ -129,12 +127,12 @@ def count_work(
     block = plan.largest_block
     samples, groups, channels = block.counts
     cells, outputs = geometry.batch * geometry.positions, geometry.out_channels * geometry.batch * geometry.positions
-    row, calls, elements = geometry.out[-1], 4.0, 0.0
+    row, calls, elements = geometry.out[-1], 7.0, 0.0
     if not geometry.pointwise or samples > 1:
         columns, apart = geometry.in_channels * geometry.taps * cells, 1.5 if geometry.stride[-1] > 1 else 1
         if shares_rows(geometry, block.rows):
             read = rows_read(geometry, block.rows) / (block.rows * geometry.kernel[0])
-            elements += IN_RUNS * columns + copied(columns * read, row) * apart
+            elements += columns + copied(columns * read, row) * apart
             calls += 2 * geometry.other_taps + geometry.kernel[0]
         else:
             elements += copied(columns, row) * apart
