@@ -190,10 +190,14 @@ def columns_of(geometry: Geometry, backend: Backend, x: Array, block: Block, wor
         columns = gather(geometry, backend, x, block, workspace)
     else:
         strips = gather(_of_rows(geometry), backend, x, _rows_of(geometry, block), workspace)
-        columns = workspace("columns", _with_rows(geometry, block, geometry.kernel[0], block.rows))
         strips = xp.reshape(strips, _with_rows(geometry, block, 1, rows_read(geometry, block.rows)))
-        for tap, rows in _rows_of_taps(geometry, block):
-            columns = backend.write(columns, (ALL, ALL, tap, ...), strips[:, :, 0, :, :, rows, :])
+        parts = ((tap, strips[:, :, 0, :, :, rows, :]) for tap, rows in _rows_of_taps(geometry, block))
+        if backend.mutable:
+            columns = workspace("columns", _with_rows(geometry, block, geometry.kernel[0], block.rows))
+            for tap, part in parts:
+                columns = backend.write(columns, (ALL, ALL, tap, ...), part)
+        else:
+            columns = xp.stack([part for _, part in parts], axis=2)
     return xp.reshape(columns, (g, c * geometry.taps, block.length))
 
 

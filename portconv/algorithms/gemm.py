@@ -13,12 +13,13 @@ from __future__ import annotations
 from ..backends import Array, Backend, Workspace
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind
+from ..spec.ranges import ALL
 from ..spec.remembered import remembered
 from .algorithm import Algorithm
 from .budget import Budget, Work
 from .columns import Block, columns_of
 from .gemm_gradients import input_grad_by_blocks, weight_grad_by_blocks
-from .gemm_plan import Cut, Plan, count_work, count_workspace, cut_blocks, indexed_blocks, least_blocks
+from .gemm_plan import Cut, Plan, count_work, count_workspace, cut_blocks, has_views, indexed_blocks, least_blocks
 from .mirrored import beside_filters, mirrored
 from .summing import additions, rounded
 from .window_views import Windows, few_windows, forward_at_once, weight_grad_at_once
@@ -133,20 +134,28 @@ def forward_by_blocks(cut: Cut, x: Array, w: Array, b: Array | None) -> Array:
 
     def compute(block: Block, target: Array, workspace: Workspace) -> Array:
         samples, groups, _ = block.counts
-        one_sample = samples == 1
-        columns = columns_of(geometry, backend, cells, block, workspace)
-        shape, of_groups = (groups, geometry.group_out, block.length), filters[slice(*block.groups), :, :]
-        value = target if one_sample else workspace("out", shape)
+        shape, of_groups, value = (
+            (groups, geometry.group_out, block.length),
+            filters[slice(*block.groups), :, :],
+            target,
+        )
+        one_by_one = samples > 1 and has_views(Kind.FORWARD, geometry, samples)
+        if one_by_one:
+            columns = cells[(slice(*block.samples), slice(*block.groups), ALL, *(slice(*side) for side in block.box))]
+            columns, shape = xp.reshape(columns, (samples, groups, geometry.group_in, -1)), tuple(target.shape)
+        else:
+            columns = columns_of(geometry, backend, cells, block, workspace)
+            value = target if samples == 1 else workspace("out", shape)
         for start, end in plan.runs or ():
             if not start:
-                value = backend.product(of_groups[:, :, :end], columns[:, :end, :], value)
+                value = backend.product(of_groups[:, :, :end], columns[..., :end, :], value)
                 continue
             product = workspace("product", shape)
-            product = backend.product(of_groups[:, :, start:end], columns[:, start:end, :], product)
+            product = backend.product(of_groups[:, :, start:end], columns[..., start:end, :], product)
             value = backend.add(value, (...,), product)
         if bias is not None:
             value = backend.add(value, (...,), bias[slice(*block.groups), :, :])
-        if one_sample:
+        if samples == 1 or one_by_one:
             return value
         value = xp.reshape(value, (groups, geometry.group_out, samples, -1))
         return xp.permute_dims(value, (2, 0, 1, 3))

@@ -19,8 +19,10 @@ from .summing import correlated, runs_take
 
 FEWEST_COLUMNS = 64
 """With fewer columns, a product spends its time on preparing the filters, even if the block fits the cache."""
+FEWEST_ROWS = 128
+"""With fewer rows, a gradient spends its time on gathering outputs, once for each range of channels."""
 POINTWISE_COLUMNS = 128
-"""With this many positions or more, a 1x1 layer copies no columns: each sample is a matrix of columns."""
+"""With this many positions or more, a 1x1 layer copies no columns: each sample is a matrix of columns by itself."""
 AT_ONCE = 5
 """The number of calls of a product of few cells."""
 LIBRARY_THREADS = 0.7
@@ -99,9 +101,10 @@ def least_blocks(budget: Budget) -> int:
     return 1 if budget.library_threads else budget.least_blocks
 
 
-def is_positionwise(geometry: Geometry) -> bool:
-    """Return whether samples are columns without a copy: those of a 1x1 layer with enough positions."""
-    return geometry.pointwise and geometry.positions >= POINTWISE_COLUMNS
+def has_views(kind: str, geometry: Geometry, samples: int) -> bool:
+    """Return whether a block of so many samples has its columns without a copy: cells of a 1x1 layer."""
+    one_by_one = kind == "forward" and geometry.positions >= POINTWISE_COLUMNS
+    return geometry.pointwise and (samples == 1 or one_by_one)
 
 
 @remembered(kept)
@@ -128,7 +131,7 @@ def count_work(
     samples, groups, channels = block.counts
     cells, outputs = geometry.batch * geometry.positions, geometry.out_channels * geometry.batch * geometry.positions
     row, calls, elements = geometry.out[-1], 7.0, 0.0
-    if not geometry.pointwise or samples > 1:
+    if not has_views(kind, geometry, samples):
         columns, apart = geometry.in_channels * geometry.taps * cells, 1.5 if geometry.stride[-1] > 1 else 1
         if shares_rows(geometry, block.rows):
             read = rows_read(geometry, block.rows) / (block.rows * geometry.kernel[0])
@@ -139,7 +142,7 @@ def count_work(
             calls += 2 * geometry.taps
     if kind == "input_grad":  # the elements that a forward product copies are added to others here
         elements *= 2
-    elements += 0 if samples == 1 else copied(outputs, row)
+    elements += 0 if samples == 1 or has_views(kind, geometry, samples) else copied(outputs, row)
     rows = geometry.group_in * geometry.taps
     lines = {"forward": geometry.group_out, "input_grad": rows}.get(kind, min(geometry.group_out, rows))
     shape = {"samples": samples, "groups": groups, "channels": channels, "positions": block.run[1]}
@@ -155,11 +158,11 @@ def count_workspace(kind: str, geometry: Geometry, plan: Plan) -> int:
     block = plan.largest_block
     samples, groups, channels = block.counts
     outputs = groups * geometry.group_out * block.length
-    uncopied = geometry.pointwise and samples == 1 and kind != "input_grad"
-    columns = 0 if uncopied else groups * channels * geometry.taps * block.length
+    uncopied = has_views(kind, geometry, samples)
+    columns = 0 if uncopied and kind != "input_grad" else groups * channels * geometry.taps * block.length
     if shares_rows(geometry, block.rows):
         columns += columns // (block.rows * geometry.kernel[0]) * rows_read(geometry, block.rows)
-    values = outputs if samples > 1 else 0
+    values = outputs if samples > 1 and not uncopied else 0
     if kind != "weight_grad":
         return columns + values + (outputs if plan.runs and len(plan.runs) > 1 else 0)
     sums = groups * geometry.group_out * channels * geometry.taps
@@ -176,7 +179,8 @@ def cut_blocks(kind: str, geometry: Geometry, budget: Budget, elements: int) -> 
     least = least_blocks(budget)
     rows = max(1, elements // max(1, min(budget.fast_columns, geometry.batch * geometry.positions)))
     groups = pieces(geometry.groups, rows // (geometry.group_in * geometry.taps))
-    channels = geometry.group_in if kind == "forward" else max(1, min(geometry.group_in, rows // geometry.taps))
+    fewest = -(-FEWEST_ROWS // geometry.taps)
+    channels = geometry.group_in if kind == "forward" else min(geometry.group_in, max(fewest, rows // geometry.taps))
     positions, samples = _block_sizes(kind, geometry, budget, elements, groups.longest * channels * geometry.taps)
     # If there are fewer blocks than threads need, cut the samples finer, and then the positions or channels.
     stacks = len(groups) * len(pieces(geometry.group_in, channels))
@@ -208,8 +212,8 @@ def _block_sizes(kind: str, geometry: Geometry, budget: Budget, elements: int, r
     if budget.summed_terms and kind == "weight_grad":
         summed = budget.summed_terms
         positions, fast_columns = min(positions, summed), min(fast_columns, summed)
-    if is_positionwise(geometry):
-        return (geometry.positions if kind == "forward" else positions), 1
+    if geometry.pointwise and geometry.positions >= POINTWISE_COLUMNS:
+        return (geometry.positions, geometry.batch) if kind == "forward" else (positions, 1)
     if 2 * geometry.positions <= fast_columns:
         # Blocks of several samples are copied in short rows, and are faster if they are larger.
         return positions, min(positions // geometry.positions, -(-2 * fast_columns // geometry.positions))

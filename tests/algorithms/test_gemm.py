@@ -16,7 +16,7 @@ from portconv import backends
 from portconv.algorithms import columns
 from portconv.algorithms.budget import Budget, budget_of
 from portconv.algorithms.choice import known
-from portconv.algorithms.gemm_plan import FEWEST_COLUMNS
+from portconv.algorithms.gemm_plan import FEWEST_COLUMNS, has_views
 from portconv.backends import _numpy
 from portconv.spec.ranges import boxes, pieces, spans
 
@@ -57,7 +57,7 @@ def test_blocks_cover_all_and_stay_bounded(shape, kind, elements, fast_columns, 
             assert samples * math.prod(end - start for start, end in block.box) == block.length
             covered += groups * channels * block.length
             height = groups * channels * convolution.taps
-            views = convolution.pointwise and samples == 1
+            views = has_views(kind, convolution, samples)
             # A block may exceed the budget only if it has at most 64 columns.
             assert views or height * block.length <= max(elements, FEWEST_COLUMNS * height)
     assert covered == convolution.batch * convolution.in_channels * convolution.positions
