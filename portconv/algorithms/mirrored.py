@@ -65,7 +65,9 @@ def _sides_of(geometry: Geometry, dim: int) -> Iterator[tuple[Any, ...]]:
     for tap in range(min(kernel, step)):
         first = (tap * dilation - before) % stride
         if first < size:
-            taps, output = len(range(tap, kernel, step)), (first + before - tap * dilation) // stride
-            start, cells = (taps - 1) * apart - output, slice(first, size, stride)
-            end = len(range(first, size, stride)) - outputs + output
-            yield taps, apart, start, end, slice((kernel - 1 - tap) % step, kernel, step), cells
+            taps, count = len(range(tap, kernel, step)), len(range(first, size, stride))
+            output, begin = (first + before - tap * dilation) // stride, (kernel - 1 - tap) % step
+            # One cell needs no step, and libraries multiply steps by strides of memory, which may overflow.
+            of_filters = slice(begin, begin + 1) if taps == 1 else slice(begin, kernel, step)
+            cells = slice(first, first + 1) if count == 1 else slice(first, size, stride)
+            yield taps, apart, (taps - 1) * apart - output, count - outputs + output, of_filters, cells
