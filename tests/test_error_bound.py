@@ -109,10 +109,8 @@ def test_tiles_are_bounded_by_no_less_than_their_own_sums(target, problem):
     x, w, b = numbers(problem, "float32")
     sizes = [np.abs(array.astype(np.float64)) for array in (x, w, b)]
     geometry = call.convolution(x, w, b, Options(padding=1)).operation.geometry
-    winograd, numpy = known()["winograd"], portconv.backends.get("numpy")
-    terms = winograd.error_terms(Kind.FORWARD, geometry) + 1
-    magnitude = winograd.sharp_magnitudes(Kind.FORWARD, geometry, numpy, None, *sizes[:2])
-    magnitude += sizes[2][:, None, None]
+    terms = known()["winograd"].error_terms(Kind.FORWARD, geometry) + 1
+    magnitude = problem.tile_outputs(*sizes[:2]) + sizes[2][:, None, None]
     found = bound_of(target, (x, w, b), {**options, "algorithm": "winograd"})
     u = 2.0**-24
     tight = terms * u / (1 - terms * u) * magnitude

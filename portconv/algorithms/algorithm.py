@@ -83,8 +83,8 @@ class Algorithm:
     automatic : bool
         Whether ``algorithm="auto"`` considers it.
     vouches : bool
-        Whether it computes every result, whatever the numbers are. The one exception is an input gradient that is
-        computed by mirrored filters, if these are not finite (see `Budget.mirrored`).
+        Whether it computes every result, whatever the numbers are. The one exception is a product of the mirrored
+        convolution, if its operands are not finite (see `Budget.mirrored`).
     plain_sums : bool
         Whether its error is in proportion to the plain sums of magnitudes. Otherwise the error is in proportion to
         what `magnitudes` returns.
@@ -249,12 +249,6 @@ class Algorithm:
     ) -> Array:
         """Return, for operands `a` and `b` of magnitudes, what the error bound of each element is in proportion to."""
         return product(kind, geometry, a, b)
-
-    def sharp_magnitudes(
-        self, kind: Kind, geometry: Geometry, backend: Backend, product: PlainProduct, a: Array, b: Array
-    ) -> Array:
-        """Return the closest known bound in place of `magnitudes`, however much time and memory it takes."""
-        return self.magnitudes(kind, geometry, backend, product, a, b)
 
 
 @remembered()

@@ -33,11 +33,10 @@ class Budget(NamedTuple):
         The maximum number of elements in all workspaces of a thread, including what all threads share.
     library_threads : bool
         Whether a matrix product is faster on the threads of the library than in blocks on threads of portconv.
-    summed_positions : int
-        The maximum number of positions that a weight gradient adds up at once, if sums must be short; otherwise 0.
+    summed_terms : int
+        The maximum number of terms that one product adds up, if sums must be short; otherwise 0.
     mirrored : bool
-        Whether an input gradient may be computed as the forward product of the mirrored convolution. It may not if
-        filters are not finite.
+        Whether a product may be computed as one of the mirrored convolution. It may not if operands are not finite.
     limited : bool
         Whether the user set `workspace_elements`. If not, an algorithm that computes every result may take more.
     exact : bool
@@ -55,7 +54,7 @@ class Budget(NamedTuple):
     least_blocks: int
     workspace_elements: int
     library_threads: bool = False
-    summed_positions: int = 0
+    summed_terms: int = 0
     mirrored: bool = True
     limited: bool = True
     exact: bool = False

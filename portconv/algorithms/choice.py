@@ -181,9 +181,9 @@ class Choice(NamedTuple):
         """Count how often a term of a sum is rounded at most, its multiplication included; all numbers are finite."""
         return self.algorithm.roundings(kind, geometry, backend, self.budget)
 
-    def with_short_sums(self, positions: int) -> Choice:
-        """Return the same choice for a weight gradient that adds up at most `positions` positions at once."""
-        return self._replace(budget=self.budget._replace(summed_positions=positions))
+    def with_short_sums(self, terms: int) -> Choice:
+        """Return the same choice for products that add up at most so many terms at once."""
+        return self._replace(budget=self.budget._replace(summed_terms=terms))
 
 
 @cache

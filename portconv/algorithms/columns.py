@@ -1,30 +1,28 @@
 """Windows of a block as the columns of matrices (im2col), and columns added back to cells (col2im).
 
-The windows are copied in two steps, as in Cho and Brand, "MEC: memory-efficient convolution" (ICML 2017), section 3.
-The first step copies strips: windows along all dimensions but the first, whose rows stay in order. The columns of one
-tap of the first dimension are then a run of a strip and need no copy. The columns of several taps together are copied
-from such runs, in the second step. So a 3x3 kernel copies each cell 3 times in short rows, instead of 9 times.
-`add_columns` and `scatter` take the same steps in reverse order, and add instead of copying. All steps are slices, so
-they run on any array library.
+`gather` makes one copy for each tap of the kernel: of the cells that it reads, for all positions of the block. So all
+steps are slices, and run on any array library. `scatter` adds instead of copying.
 
-With a stride, the rows that a tap reads do not follow one another in the input. So a strip has lanes, one for each
-remainder of the taps of the first dimension divided by the stride; within a lane the rows follow one another.
+The rows that taps of the first dimension read are the same ones but for a few. So `columns_of` first gathers all these
+rows once, along the other dimensions alone, and copies the columns from there, in runs of many rows. A 3x3 kernel thus
+copies 3 times in short rows, instead of 9 times. `add_columns` takes the same steps in reverse order.
 
-Axes, in this order: g groups, c channels of a group, K kernel taps, P output positions with the n samples after the
-first dimension: (P1, n, P2, ..., Pd), so that rows of several samples follow one another too.
+Axes, in this order: g groups, c channels of a group, K kernel taps, n samples, P output positions. Where columns are
+`by_rows`, the samples come after the first dimension of positions, (P1, n, P2, ..., Pd), so that it is as far from a
+row to the next one of its sample for all rows.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
 from ..backends import Array, Backend, Workspace
 from ..spec.geometry import Geometry
-from ..spec.ranges import ALL, NO_SPAN, Box, Index, Range, Span, edges, span, spans
+from ..spec.ranges import ALL, NO_SPAN, Box, Index, Range, Span, edges, spans
 from ..spec.remembered import remembered
 from ..spec.sequences import Made, Product, kept, kept_if_few
 
@@ -60,27 +58,21 @@ class Block:
 
 
 class Copy(NamedTuple):
-    """One copy from the input into the strips: one lane, and one tap of each dimension but the first.
+    """The copy of the cells that one tap reads into the columns.
 
     Attributes
     ----------
-    strips : Index
-        The part of the strips that reads cells of the input.
-    cells : Index or None
-        The cells that this part reads; None if all lie in the padding.
-    inputs : tuple of slice
-        These cells along each dimension.
+    columns : Index
+        The part of the columns that reads cells of the input, of columns (n, g, c, K1, ..., Kd, P1, ..., Pd).
+    inputs : tuple of slice or None
+        The cells along each dimension that this part reads; None if all lie in the padding.
     padding : tuple of Index
-        The rest of this lane and these taps, which reads padding.
-    back : Index
-        The same part as `strips`, for strips whose axis of samples comes before groups.
+        The rest of this tap, which reads padding.
     """
 
-    strips: Index
-    cells: Index | None
-    inputs: tuple[slice, ...]
+    columns: Index
+    inputs: tuple[slice, ...] | None
     padding: tuple[Index, ...]
-    back: Index
 
 
 class Side(NamedTuple):
@@ -91,63 +83,30 @@ class Side(NamedTuple):
     cells: int
 
 
-class Lanes(NamedTuple):
-    """The lanes of strips, and how many rows each has for the outputs of a box.
-
-    `period` is 0 if the taps of the first dimension are so far apart that their rows hardly overlap; each then has a
-    lane of its own. Otherwise the taps whose distance is a multiple of `period` share a lane.
-    """
-
-    number: int
-    rows: int
-    period: int
-
-    def read(self, geometry: Geometry, tap: int) -> tuple[int, int]:
-        """Return the lane that holds the rows of a tap of the first dimension, and the first of these rows."""
-        return (tap % self.period, tap * geometry.dilation[0] // geometry.stride[0]) if self.period else (tap, 0)
-
-
-class Strips(NamedTuple):
-    """The plan of the strips of all boxes that read as many cells, and as much padding.
+class Copies(NamedTuple):
+    """The plan of the columns of all boxes that read as many cells, and as much padding.
 
     Attributes
     ----------
     geometry : Geometry
-    lanes : Lanes
     sizes : tuple of int
-        The positions of a strip: (P1, ..., Pd).
+        The positions: (P1, ..., Pd).
     copies : sequence of Copy
-        The copies that fill the strips. Their `cells` are counted from the first cell that the box reads.
+        The copies that fill the columns. Their `inputs` are counted from the first cell that the box reads.
     edges : int
         The number of writes that set the padding to zero.
     """
 
     geometry: Geometry
-    lanes: Lanes
     sizes: tuple[int, ...]
     copies: Sequence[Copy]
     edges: int
 
-    def shape(self, block: Block) -> tuple[int, ...]:
-        """Return the shape of the strips of a block: (lanes, g, c, K2, ..., Kd, P1, n, P2, ..., Pd)."""
+    def shape(self, block: Block, by_rows: bool) -> tuple[int, ...]:
+        """Return the shape of the columns of a block: (g, c, K1, ..., Kd, n, P1, ..., Pd), or with n after P1."""
         n, g, c = block.counts
-        return (self.lanes.number, g, c, *self.geometry.kernel[1:], self.sizes[0], n, *self.sizes[1:])
-
-
-@remembered()
-def lanes_of(geometry: Geometry, outputs: int) -> Lanes:
-    """Return the lanes of the strips of so many outputs along the first dimension."""
-    taps, stride, dilation = geometry.kernel[0], geometry.stride[0], geometry.dilation[0]
-    # There is a lane for each remainder of the taps divided by the stride; the remainders repeat after so many taps.
-    period = stride // math.gcd(stride, dilation)
-    count, rows = min(taps, period), outputs + (taps - 1) * dilation // stride
-    return Lanes(count, rows, period) if count * rows < taps * outputs else Lanes(taps, outputs, 0)
-
-
-def strip_elements(geometry: Geometry, block: Block) -> int:
-    """Count the elements of the strips of a block."""
-    lanes, across = lanes_of(geometry, block.rows), block.length // max(1, block.rows)
-    return lanes.number * block.counts[1] * block.counts[2] * geometry.other_taps * lanes.rows * across
+        positions = (self.sizes[0], n, *self.sizes[1:]) if by_rows else (n, *self.sizes)
+        return (g, c, *self.geometry.kernel, *positions)
 
 
 def reads_of(geometry: Geometry, box: Box) -> tuple[tuple[slice, ...], tuple[Side, ...]]:
@@ -156,8 +115,7 @@ def reads_of(geometry: Geometry, box: Box) -> tuple[tuple[slice, ...], tuple[Sid
     for dim, (start, end) in enumerate(box):
         size, stride = geometry.size[dim], geometry.stride[dim]
         first = start * stride - geometry.before[dim]
-        # Rows of a lane that no tap reads may lie after the last window, by less than a stride.
-        last = first + (end - start - 1) * stride + geometry.extent[dim] + (0 if dim else stride - 1)
+        last = first + (end - start - 1) * stride + geometry.extent[dim]
         lo, hi = max(first, 0), min(last, size)
         if lo < hi:
             cells.append(slice(lo, hi))
@@ -168,136 +126,142 @@ def reads_of(geometry: Geometry, box: Box) -> tuple[tuple[slice, ...], tuple[Sid
     return tuple(cells), tuple(sides)
 
 
-@remembered(lambda strips: kept(strips.copies))
-def strips_of(geometry: Geometry, sides: tuple[Side, ...]) -> Strips:
-    """Return the plan of the strips of the boxes that read this much along each dimension."""
-    lanes, stride, dilation = lanes_of(geometry, sides[0].outputs), geometry.stride[0], geometry.dilation[0]
-    sizes = (lanes.rows, *(side.outputs for side in sides[1:]))
-
-    def of_lane(lane: int) -> Span:
-        # Where taps share a lane, row q of the lane of remainder m is row q * stride + m of the cells.
-        offset = lane * dilation % stride if lanes.period else lane * dilation
-        return span(sides[0].cells, stride, offset - sides[0].before, (0, lanes.rows))
-
-    others = [
-        spans(side.cells, taps, step, apart, side.before, (0, side.outputs))
+@remembered(lambda plan: kept(plan.copies))
+def copies_of(geometry: Geometry, sides: tuple[Side, ...]) -> Copies:
+    """Return the plan of the columns of the boxes that read this much along each dimension."""
+    sizes = tuple(side.outputs for side in sides)
+    taps = [
+        kept_if_few(spans(side.cells, taps, step, apart, side.before, (0, side.outputs)))
         for side, taps, step, apart in zip(sides, geometry.kernel, geometry.stride, geometry.dilation, strict=True)
     ]
-    parts = [kept_if_few(some) for some in (Made(range(lanes.number), of_lane), *others[1:])]
-    places = Product(*(range(len(some)) for some in parts))
-    copies: Made[Copy] = Made(places, lambda at: _copy(at, [some[i] for some, i in zip(parts, at, strict=True)], sizes))
+    places = Product(*(range(len(some)) for some in taps))
+    copies: Made[Copy] = Made(places, lambda at: _copy(at, [some[i] for some, i in zip(taps, at, strict=True)], sizes))
     count = sum(
         len(places) // len(some) * sum((one.outputs.start > 0) + (one.outputs.stop < size) for one in some)
-        for some, size in zip(parts, sizes, strict=True)
+        for some, size in zip(taps, sizes, strict=True)
     )
-    return Strips(geometry, lanes, sizes, kept_if_few(copies), count)
+    return Copies(geometry, sizes, kept_if_few(copies), count)
 
 
 def _copy(place: tuple[int, ...], parts: list[Span], sizes: tuple[int, ...]) -> Copy:
-    """Return the copy of a lane and of one tap of each other dimension, which are its `place`."""
-    lane, *taps = place
-    inside, inputs = [part.outputs for part in parts], tuple(part.inputs for part in parts)
-    (o1, *o2), (i1, *i2) = inside, inputs
-    return Copy(
-        strips=(lane, ALL, ALL, *taps, o1, ALL, *o2),
-        cells=None if NO_SPAN in parts else (ALL, ALL, i1, ALL, *i2),
-        inputs=inputs,
-        padding=tuple((lane, ALL, ALL, *taps, e1, ALL, *e2) for e1, *e2 in edges(inside, sizes)),
-        back=(lane, ALL, ALL, ALL, *taps, o1, *o2),
-    )
+    """Return the copy of the tap at a `place` in the kernel."""
+    tap: Index = (ALL, ALL, ALL, *place)
+    inside = [part.outputs for part in parts]
+    inputs = None if NO_SPAN in parts else tuple(part.inputs for part in parts)
+    return Copy((*tap, *inside), inputs, tuple((*tap, *edge) for edge in edges(inside, sizes)))
 
 
-def gather(geometry: Geometry, backend: Backend, x: Array, block: Block, workspace: Workspace) -> Array:
-    """Copy the windows of a block into strips.
+def gather(
+    geometry: Geometry, backend: Backend, x: Array, block: Block, workspace: Workspace, by_rows: bool = False
+) -> Array:
+    """Copy the windows of a block into columns.
 
-    `x` is (N, G, C, *S). The strips are (lanes, g, c, K2 * ... * Kd, P1 * n * P2 * ... * Pd). They lie in the
-    workspace, or are a view of `x` if a 1x1 layer needs no copy.
+    `x` is (N, G, C, *S). The columns are (g, c, K1 * ... * Kd, n * P1 * ... * Pd), or with n after P1 if they are
+    `by_rows`. They lie in the workspace, or are a view of `x` if a 1x1 layer needs no copy.
     """
     xp = backend.xp
     n, g, c = block.counts
     if geometry.pointwise and n == 1:
         sample = x[(block.samples[0], slice(*block.groups), slice(*block.channels), *(ALL,) * geometry.dims)]
-        flat = xp.reshape(sample, (1, g, c, 1, geometry.positions))
-        return flat[:, :, :, :, slice(*block.run)]
+        return xp.reshape(sample, (g, c, 1, geometry.positions))[:, :, :, slice(*block.run)]
     cells, sides = reads_of(geometry, block.box)
-    plan = strips_of(geometry, sides)
+    plan = copies_of(geometry, sides)
     source = x[(slice(*block.samples), slice(*block.groups), slice(*block.channels), *cells)]
-    source = xp.permute_dims(source, (1, 2, 3, 0, *range(4, 3 + geometry.dims)))
-    strips = workspace("strips", plan.shape(block))
+    columns = workspace("strips", plan.shape(block, by_rows))
     # For few cells, it is faster to set all to zero than to call once for each edge.
-    all_zeroed = math.prod(strips.shape) < EDGE * plan.edges
+    all_zeroed = math.prod(columns.shape) < EDGE * plan.edges
     if all_zeroed:
-        strips = backend.zeroed(strips)
+        columns = backend.zeroed(columns)
+    samples = 2 + geometry.dims + by_rows  # the axis of samples, which comes first where cells are copied
+    columns = xp.permute_dims(columns, (samples, *range(samples), *range(samples + 1, columns.ndim)))
     for copy in plan.copies:
         for edge in () if all_zeroed else copy.padding:
-            strips = backend.write(strips, edge, 0)
-        if copy.cells is not None:
-            strips = backend.write(strips, copy.strips, source[copy.cells])
-    return _flat(geometry, backend, strips, block)
+            columns = backend.write(columns, edge, 0)
+        if copy.inputs is not None:
+            columns = backend.write(columns, copy.columns, source[(ALL, ALL, ALL, *copy.inputs)])
+    columns = xp.permute_dims(columns, (*range(1, samples + 1), 0, *range(samples + 1, columns.ndim)))
+    return xp.reshape(columns, (g, c, geometry.taps, -1))
 
 
-def columns_of(
-    geometry: Geometry, backend: Backend, strips: Array, block: Block, taps: Range, workspace: Workspace
-) -> Array:
-    """Return the columns of a range of taps of the first dimension: (g, c * taps * K2 * ... * Kd, l).
-
-    The columns of one tap are a view of the strips; those of several taps are copied.
-    """
-    xp = backend.xp
-    _, g, c = block.counts
-    runs, rest = _runs(geometry, block, taps), geometry.other_taps
-    if len(runs) == 1:
-        lane, run = runs[0]
-        return xp.reshape(strips[lane, :, :, :, run], (g, c * rest, block.length))
-    columns = workspace("columns", (g, c, len(runs), rest, block.length))
-    for tap, (lane, run) in enumerate(runs):
-        columns = backend.write(columns, (ALL, ALL, tap, ALL, ALL), strips[lane, :, :, :, run])
-    return xp.reshape(columns, (g, c * len(runs) * rest, block.length))
-
-
-def no_strips(geometry: Geometry, backend: Backend, block: Block, workspace: Workspace) -> Array:
-    """Return strips of zeros, to which columns can be added."""
-    strips = workspace("strips", strips_of(geometry, reads_of(geometry, block.box)[1]).shape(block))
-    return _flat(geometry, backend, backend.zeroed(strips), block)
+def columns_of(geometry: Geometry, backend: Backend, x: Array, block: Block, workspace: Workspace) -> Array:
+    """Copy the windows of a block into a matrix for each group: (g, c * K1 * ... * Kd, n * P1 * ... * Pd)."""
+    xp, (_, g, c) = backend.xp, block.counts
+    if not shares_rows(geometry, block.rows):
+        columns = gather(geometry, backend, x, block, workspace)
+    else:
+        strips = gather(_of_rows(geometry), backend, x, _rows_of(geometry, block), workspace)
+        strips = xp.reshape(strips, _with_rows(geometry, block, 1, rows_read(geometry, block.rows)))
+        parts = ((tap, strips[:, :, 0, :, :, rows, :]) for tap, rows in _rows_of_taps(geometry, block))
+        if backend.mutable:
+            columns = workspace("columns", _with_rows(geometry, block, geometry.kernel[0], block.rows))
+            for tap, part in parts:
+                columns = backend.write(columns, (ALL, ALL, tap, ...), part)
+        else:
+            columns = xp.stack([part for _, part in parts], axis=2)
+    return xp.reshape(columns, (g, c * geometry.taps, block.length))
 
 
 def add_columns(
-    geometry: Geometry, backend: Backend, strips: Array, columns: Array, block: Block, taps: Range
+    geometry: Geometry, backend: Backend, columns: Array, grad: Array, block: Block, workspace: Workspace
 ) -> Array:
-    """Add the columns of a range of taps to the strips; the adjoint of `columns_of`."""
-    _, g, c = block.counts
-    runs = _runs(geometry, block, taps)
-    columns = backend.xp.reshape(columns, (g, c, len(runs), geometry.other_taps, block.length))
-    for tap, (lane, run) in enumerate(runs):
-        strips = backend.add(strips, (lane, ALL, ALL, ALL, run), columns[:, :, tap, :, :])
-    return strips
+    """Add the columns of a block to the cells of `grad` (n, g, c, *S); the adjoint of `columns_of`."""
+    if not shares_rows(geometry, block.rows):
+        return scatter(geometry, backend, columns, grad, block)
+    columns = backend.xp.reshape(columns, _with_rows(geometry, block, geometry.kernel[0], block.rows))
+    shape = _with_rows(geometry, block, 1, rows_read(geometry, block.rows))
+    strips = backend.zeroed(workspace("strips", shape))
+    for tap, rows in _rows_of_taps(geometry, block):
+        strips = backend.add(strips, (ALL, ALL, 0, ALL, ALL, rows, ALL), columns[:, :, tap, ...])
+    return scatter(_of_rows(geometry), backend, strips, grad, _rows_of(geometry, block))
 
 
-def scatter(geometry: Geometry, backend: Backend, strips: Array, grad: Array, block: Block) -> Array:
-    """Add the strips to the cells of `grad` (n, g, c, *S) that they are copied from; the adjoint of `gather`."""
-    first, reads = reads_of(geometry, block.box)
-    plan = strips_of(geometry, reads)
-    strips = backend.xp.reshape(strips, plan.shape(block))
-    # (lanes, g, c, K2, ..., Kd, P1, n, P2, ..., Pd) to (lanes, n, g, c, K2, ..., Kd, P1, P2, ..., Pd)
-    samples = 3 + geometry.dims
-    order = (0, samples, *range(1, samples), *range(samples + 1, strips.ndim))
-    strips = backend.xp.permute_dims(strips, order)
+def shares_rows(geometry: Geometry, outputs: int) -> bool:
+    """Return whether taps of the first dimension read so many of the same rows that all are gathered once."""
+    return geometry.dims > 1 and rows_read(geometry, outputs) < geometry.kernel[0] * outputs
+
+
+def rows_read(geometry: Geometry, outputs: int) -> int:
+    """Count the rows from the first to the last that so many outputs along the first dimension read."""
+    return (outputs - 1) * geometry.stride[0] + geometry.extent[0]
+
+
+@remembered()
+def _of_rows(geometry: Geometry) -> Geometry:
+    """Return the convolution along all dimensions but the first, whose outputs are all rows of the padded input."""
+    kernel, stride, dilation = ((1, *sides[1:]) for sides in (geometry.kernel, geometry.stride, geometry.dilation))
+    return replace(geometry, kernel=kernel, stride=stride, dilation=dilation)
+
+
+def _rows_of(geometry: Geometry, block: Block) -> Block:
+    """Return the block of the rows that a block reads."""
+    start, across = block.box[0][0] * geometry.stride[0], geometry.positions // geometry.out[0]
+    end = start + rows_read(geometry, block.rows)
+    return replace(block, run=(start * across, end * across), box=((start, end), *block.box[1:]))
+
+
+def _rows_of_taps(geometry: Geometry, block: Block) -> Iterator[tuple[int, slice]]:
+    """Return each tap of the first dimension, and the rows that it reads of those that the block reads."""
+    stride, dilation = geometry.stride[0], geometry.dilation[0]
+    last = (block.rows - 1) * stride + 1
+    return ((tap, slice(tap * dilation, tap * dilation + last, stride)) for tap in range(geometry.kernel[0]))
+
+
+def _with_rows(geometry: Geometry, block: Block, taps: int, rows: int) -> tuple[int, ...]:
+    """Return the shape of columns of so many taps and rows of the first dimension: (g, c, K1, K2, n, P1, P2)."""
+    n, g, c = block.counts
+    return (g, c, taps, geometry.other_taps, n, rows, block.length // (n * block.rows))
+
+
+def scatter(geometry: Geometry, backend: Backend, columns: Array, grad: Array, block: Block) -> Array:
+    """Add columns to the cells of `grad` (n, g, c, *S) that they are copied from; the adjoint of `gather`."""
+    first, sides = reads_of(geometry, block.box)
+    plan = copies_of(geometry, sides)
+    columns = backend.xp.reshape(columns, plan.shape(block, False))
+    samples = 2 + geometry.dims
+    columns = backend.xp.permute_dims(columns, (samples, *range(samples), *range(samples + 1, columns.ndim)))
     for copy in plan.copies:
-        if copy.cells is not None:
-            sides = zip(copy.inputs, first, strict=True)
-            cells = (slice(part.start + lo.start, part.stop + lo.start, part.step) for part, lo in sides)
-            grad = backend.add(grad, (ALL, ALL, ALL, *cells), strips[copy.back])
+        if copy.inputs is not None:
+            pairs = zip(copy.inputs, first, strict=True)
+            cells = (slice(part.start + lo.start, part.stop + lo.start, part.step) for part, lo in pairs)
+            grad = backend.add(grad, (ALL, ALL, ALL, *cells), columns[copy.columns])
     return grad
-
-
-def _runs(geometry: Geometry, block: Block, taps: Range) -> list[tuple[int, slice]]:
-    """Return, for each of these taps of the first dimension, the lane and the run in it that hold its columns."""
-    across, lanes = block.length // block.rows, lanes_of(geometry, block.rows)
-    reads = [lanes.read(geometry, tap) for tap in range(*taps)]
-    return [(lane, slice(first * across, first * across + block.length)) for lane, first in reads]
-
-
-def _flat(geometry: Geometry, backend: Backend, strips: Array, block: Block) -> Array:
-    """Return strips with one axis for the taps, and one for the positions."""
-    _, g, c = block.counts
-    return backend.xp.reshape(strips, (strips.shape[0], g, c, geometry.other_taps, -1))

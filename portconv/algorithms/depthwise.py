@@ -9,7 +9,7 @@ The shifted lines of the taps of all dimensions but the first are copied side by
 first dimension read the rows that follow. So the cells that all taps of a row of outputs read are one matrix, and need
 no copy: Cho and Brand, "MEC: memory-efficient convolution" (ICML 2017), section 3. If rows are too short for one
 product each, all rows together are one line, and the lines of the first dimension's taps are copied side by side, too.
-The gradients take the same steps.
+The gradient of the filters takes the same steps. That of the input is an output, or one for each phase of the stride.
 
 Cells that belong to no output are multiplied too: in places that are skipped, or by a zero in place of `dout`. If the
 filters or their gradient are not finite, this could change the result, and so the algorithm does not vouch for it.
@@ -21,7 +21,10 @@ line is a row, and (P1, n, P2, ..., Pd) if it is all rows.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..backends import Array, Backend, Workspace
@@ -31,10 +34,11 @@ from ..spec.operation import Kind
 from ..spec.ranges import ALL, Range, cut
 from ..spec.sequences import Made, Product
 from .algorithm import Algorithm
-from .budget import Budget, Work
-from .columns import gather, no_strips, scatter
+from .budget import NO_WORK, Budget, Work, copied
+from .columns import gather
 from .depthwise_plan import count_work, count_workspace, cut_planes
 from .depthwise_planes import Lines, Planes, Task, stack_of, tasks_of
+from .mirrored import mirrored, phases_of
 from .summing import correlate, in_runs
 
 MANY_TAPS = 1024
@@ -57,9 +61,20 @@ class Depthwise(Algorithm):
 
     def work(self, kind: str, geometry: Geometry, budget: Budget, backend: Backend) -> Work:
         """Count the work of a product."""
-        if kind == Kind.INPUT_GRAD and _mirrors(geometry):
-            return self.mirrored_work(geometry, budget, backend)
-        return count_work(kind, geometry, *self.plan(kind, geometry, budget))
+        if kind != Kind.INPUT_GRAD:
+            return count_work(kind, geometry, *self.plan(kind, geometry, budget))
+        phases, (budget, beside) = phases_of(_with_one_filter(geometry)), _beside_phase(geometry, budget)
+        if not phases:
+            return NO_WORK
+        work = self.work(Kind.FORWARD, phases[0][0], budget, backend)
+        # Each tap is one of a single phase.
+        filters, products = geometry.group_out, geometry.group_out * len(phases)
+        share, operations = filters * geometry.taps / phases[0][0].taps, work.operations
+        elements = work.elements * share + geometry.weights
+        if not _is_one_product(geometry):
+            elements += filters * copied(math.prod(geometry.x_shape), geometry.out[-1])
+        workspace, steps = work.workspace_elements + beside, work.steps * products
+        return Work(operations * share, elements, 0, work.calls * products, workspace, work.block, steps)
 
     def cut(self, kind: str, geometry: Geometry, budget: Budget, elements: int) -> Planes:
         """Cut a product so that the arrays of a block hold about `elements` elements."""
@@ -104,44 +119,18 @@ class Depthwise(Algorithm):
         return xp.reshape(out, geometry.out_shape)
 
     def input_grad(self, geometry: Geometry, backend: Backend, budget: Budget, dout: Array, w: Array) -> Array | None:
-        if _mirrors(geometry):
-            return super().input_grad(geometry, backend, budget, dout, w)
         if not backend.all_finite(w):
             return None
-        xp = backend.xp
-        planes: Planes = self.plan(Kind.INPUT_GRAD, geometry, budget)[0]
-        values = xp.reshape(dout, (geometry.batch, geometry.groups, geometry.group_out, *geometry.out))
-        parts = [(xp.permute_dims(planes.filters(backend, w, row), (0, 1, 3, 2)), row) for row in planes.tap_ranges]
-
-        def compute(stack: Sequence[Task], target: Array, workspace: Workspace) -> Array:
-            groups = slice(*stack[0].block.groups)
-            grad = backend.zeroed(target)
-            for task in stack:
-                lines = task.lines
-                grads = planes.grads_at_places(backend, values, task, workspace)
-                strips = workspace("strips of taps", lines.strips)
-                if len(parts) > 1 or lines.length < lines.strips[3]:
-                    strips = backend.zeroed(strips)
-                for filters, row in parts:
-                    product = workspace("product", (lines.sums[0], lines.sums[1], filters.shape[2], lines.length))
-                    product = backend.product(filters[groups, ...], grads, product)
-                    add_or_write = backend.add if len(parts) > 1 else backend.write
-                    strips = add_or_write(strips, (ALL, planes.lines_of(lines, row), ALL, slice(lines.length)), product)
-                cells = xp.reshape(no_strips(planes.phases, backend, task.reads, workspace), lines.planes)
-                for of_strips, of_planes in task.copies:
-                    cells = backend.add(cells, of_planes, strips[of_strips])
-                grad = scatter(planes.phases, backend, cells, grad, task.reads)
-            return grad
-
-        def share(numbers: tuple[int, int]) -> Share:
-            sample, group = numbers
-            index = slice(*planes.samples[sample]), slice(*planes.groups[group]), ...
-            return index, stack_of(planes, (sample,), group)
-
-        shares = Made(Product(range(len(planes.samples)), range(len(planes.groups))), share)
-        shape = (geometry.batch, geometry.groups, 1, *geometry.size)
-        grad = backend.empty(shape, like=dout, last=2 * geometry.channels_last)
-        return xp.reshape(backend.fill(grad, shares, compute, budget.least_blocks), geometry.x_shape)
+        budget, flipped = _beside_phase(geometry, budget)[0], mirrored(geometry, backend, w)
+        phases, filters = phases_of(_with_one_filter(geometry)), geometry.group_out
+        if _is_one_product(geometry):
+            return self.forward(phases[0][0], backend, budget, dout, flipped, None)
+        grad = backend.zeroed(backend.empty(geometry.x_shape, like=dout, last=geometry.channels_last))
+        for number, (phase, taps, cells) in itertools.product(range(filters), phases):
+            values, one = dout[:, number::filters, ...], flipped[:, number : number + 1, ...]
+            part = self.forward(phase, backend, budget, values, one[taps], None)
+            grad = (backend.add if number else backend.write)(grad, cells, part)
+        return grad
 
     def weight_grad(self, geometry: Geometry, backend: Backend, budget: Budget, dout: Array, x: Array) -> Array | None:
         xp = backend.xp
@@ -174,12 +163,23 @@ class Depthwise(Algorithm):
             return grad if backend.all_finite(grad) else None
 
 
-def _mirrors(geometry: Geometry) -> bool:
-    """Return whether this algorithm computes the input gradient as the output of the mirrored convolution.
+def _with_one_filter(geometry: Geometry) -> Geometry:
+    """Return the convolution with one filter in each group."""
+    return geometry if geometry.group_out == 1 else replace(geometry, out_channels=geometry.groups)
 
-    It does if the mirrored convolution has one channel in each group, too.
-    """
+
+def _is_one_product(geometry: Geometry) -> bool:
+    """Return whether the gradient of the input is a single output, and not the sum of several, or of phases."""
     return geometry.dense and geometry.group_out == 1
+
+
+def _beside_phase(geometry: Geometry, budget: Budget) -> tuple[Budget, int]:
+    """Return the budget of one phase of a gradient, and what is held beside: mirrored filters, and a phase's result."""
+    beside = geometry.weights
+    if not _is_one_product(geometry):
+        sizes = (-(-n // step) for n, step in zip(geometry.size, geometry.stride, strict=True))
+        beside += geometry.batch * geometry.in_channels * math.prod(sizes)
+    return budget._replace(workspace_elements=max(1, budget.workspace_elements - beside)), beside
 
 
 def _shares(planes: Planes) -> tuple[int, Sequence[Share]]:
@@ -196,10 +196,9 @@ def _shares(planes: Planes) -> tuple[int, Sequence[Share]]:
 def _strips(backend: Backend, planes: Planes, cells: Array, task: Task, workspace: Workspace) -> Array:
     """Copy the lines that taps read side by side: (g, lines that are read, t, l)."""
     lines = task.lines
-    read = backend.xp.reshape(gather(planes.phases, backend, cells, task.reads, workspace), lines.planes)
+    read = backend.xp.reshape(gather(planes.phases, backend, cells, task.reads, workspace, by_rows=True), lines.planes)
     if planes.taps == 1 and not planes.rows:  # one tap needs no copy, but rows must follow one another
-        lane, _, inner, *_ = task.copies[0][1]
-        return read[lane, :, inner, :, None, :]
+        return read[:, task.copies[0][1][1], :, None, :]
     strips = workspace("strips of taps", lines.strips)
     if backend.strided and planes.one_phase and not (planes.phases.pointwise and task.block.counts[0] == 1):
         # This copies all in one call: threads that make many short calls wait for one another.

@@ -31,21 +31,16 @@ def count_work(kind: str, geometry: Geometry, plan: Planes, workspace: int) -> W
     lines = plan.lines(samples, groups, block.rows)
     filters, planes = geometry.group_out, groups * plan.planes(block)
     whole = math.prod(lines.sums) // filters
-    scattered = kind == "input_grad"
-    gathered = 0 if plan.phases.pointwise and samples == 1 and not scattered else planes
+    gathered = 0 if plan.phases.pointwise and samples == 1 else planes
     row = plan.across[-1] if plan.across else block.rows * samples
-    elements = copied(gathered, row) * (1.5 if scattered else 1)
-    elements *= 1.5 if geometry.stride[-1] > 1 else 1
-    # An addition also reads the elements that it writes.
-    elements += math.prod(lines.strips) * (2 if scattered else plan.taps > 1 or plan.rows)
-    elements += 2 * whole * geometry.taps if scattered and plan.rows else 0
+    elements = copied(gathered, row) * (1.5 if geometry.stride[-1] > 1 else 1)
+    elements += math.prod(lines.strips) * (plan.taps > 1 or plan.rows)
     elements += copied(whole * filters, geometry.out[-1])
-    operations = narrow(2 * whole * filters * geometry.taps, 1 if scattered else filters)
-    products = len(plan.tap_ranges) if scattered else 1
+    operations = narrow(2 * whole * filters * geometry.taps, filters)
     # Each product of a stack is started separately.
-    starts = START * groups * lines.sums[1] * products
-    copies = 1 if plan.one_phase and not scattered else plan.taps
-    calls = 2 * plan.phases.taps + copies + 2 * products + (7 if kind == "forward" else 12) + starts
+    starts = START * groups * lines.sums[1]
+    copies = 1 if plan.one_phase else plan.taps
+    calls = 2 * plan.phases.taps + copies + (9 if kind == "forward" else 14) + starts
     shape = {"samples": samples, "groups": groups, "rows": block.rows}
     # A block copies the lines of each tap, and multiplies each tap of the first dimension separately.
     steps = count * (plan.taps + geometry.kernel[0])
@@ -59,16 +54,14 @@ def count_workspace(kind: str, geometry: Geometry, plan: Planes) -> int:
     lines, filters = plan.lines(samples, groups, block.rows), geometry.group_out
     whole = math.prod(lines.sums) // filters
     planes, strips = groups * plan.planes(block), math.prod(lines.strips)
-    if plan.phases.pointwise and samples == 1 and kind != "input_grad":
+    if plan.phases.pointwise and samples == 1:
         planes = 0
-    if plan.taps == 1 and not plan.rows and kind != "input_grad":
+    if plan.taps == 1 and not plan.rows:
         strips = 0
     # A second array holds the product if the array library multiplies the first dimension's taps one by one.
     if kind == "forward":
         return planes + strips + filters * whole * (2 if len(plan.tap_ranges) > 1 else 1)
     grads = 0 if plan.places.pointwise and samples == 1 else filters * whole
-    if kind == "input_grad":
-        return planes + strips + whole * plan.taps + grads
     parts = plan.sums * geometry.weights if plan.sums > 1 else 0
     blocks = -(-len(plan.samples) // plan.sums) * len(pieces(geometry.out[0], plan.height))
     weights = groups * geometry.taps * filters
@@ -85,8 +78,8 @@ def cut_planes(kind: str, geometry: Geometry, budget: Budget, elements: int) -> 
     # If rows are lines, the taps of the first dimension, if not dilated, read neighbouring lines and need no copies.
     saved = long_enough * across * (geometry.taps - geometry.other_taps)
     planes = replace(uncut, rows=geometry.dims > 1 and geometry.dilation[0] == 1 and saved >= FEWER_COPIES)
-    of_taps = {"forward": planes.taps + 2 * filters, "input_grad": 2 * planes.taps + filters}
-    places = max(1, elements // (planes.phases.taps + of_taps.get(kind, planes.taps + filters)))
+    of_taps = planes.taps + filters * (2 if kind == "forward" else 1)
+    places = max(1, elements // (planes.phases.taps + of_taps))
     plane = planes.reach(geometry.out[0]) * across
     if not planes.rows:
         long_enough = -(-LONG // plane)

@@ -33,7 +33,7 @@ class Lines(NamedTuple):
     kept : tuple
         The index of the outputs in that shape.
     planes : tuple of int
-        (lanes, g, phases, lines that are read, l).
+        (g, phases, lines that are read, l).
     strips : tuple of int
         (g, lines that are read, t, l).
     shifted : (tuple of int, tuple of int, tuple of int)
@@ -214,7 +214,7 @@ class Planes:
 
         block, (groups, lines, filters, line) = task.block, task.lines.sums
         places = replace(self._block(block, *block.box[0]), channels=(0, filters))
-        grads = gather(self.places, backend, values, places, of_dout)
+        grads = gather(self.places, backend, values, places, of_dout, by_rows=True)
         grads = backend.xp.reshape(grads, (groups, filters, lines, line))
         return backend.xp.permute_dims(grads, (0, 2, 1, 3))[task.lines.places]
 
@@ -237,7 +237,7 @@ class Planes:
             (groups, count, filters, length),
             (groups, filters, rows, n, *self.across),
             (..., *(slice(size) for size in self.geometry.out[1:])),
-            (self.phases.kernel[0], groups, self.phases.other_taps, of_strips, line_length),
+            (groups, self.phases.taps, of_strips, line_length),
             (groups, of_strips, self.taps, line_length),
             (
                 (groups, of_strips, *kernel, line_length),
@@ -250,8 +250,8 @@ class Planes:
     def copies(self, n: int) -> tuple[tuple[Index, Index], ...]:
         """Return, for each tap, its part of the strips, and the part of planes with n samples it is copied from."""
         copies: list[tuple[Index, Index]] = []
-        for tap, (lane, inner, shift) in enumerate(self.layout(n)):
-            shifted = (lane, ALL, inner, ALL, slice(shift, None))
+        for tap, (phase, shift) in enumerate(self.layout(n)):
+            shifted = (ALL, phase, ALL, slice(shift, None))
             copies.append(((ALL, ALL, tap, slice(-shift if shift else None)), shifted))
         return tuple(copies)
 
@@ -265,19 +265,18 @@ class Planes:
         rows = self.rows_of_blocks.longest
         return Block((0, self.samples.longest), (0, self.groups.longest), (0, 1), (0, 0), ((0, rows), *full))
 
-    def layout(self, n: int) -> tuple[tuple[int, int, int], ...]:
-        """Return, for each tap, its lane and inner phase in planes of n samples, and how far it is shifted."""
+    def layout(self, n: int) -> tuple[tuple[int, int], ...]:
+        """Return, for each tap, its phase in planes of n samples, and how far it is shifted."""
         sides = zip(self.geometry.kernel, self.geometry.dilation, self.geometry.stride, strict=True)
         reads = [[(tap * d % s, self._shift(dim, tap, n)) for tap in range(k)] for dim, (k, d, s) in enumerate(sides)]
         if self.rows:
             reads[0] = [(0, 0)]
         places = []
         for taps in product(*reads):
-            (lane, _), *others = taps
-            inner = 0
-            for count, (phase, _) in zip(self.phases.kernel[1:], others, strict=True):
-                inner = inner * count + phase
-            places.append((lane, inner, sum(shift for _, shift in taps)))
+            number = 0
+            for count, (phase, _) in zip(self.phases.kernel, taps, strict=True):
+                number = number * count + phase
+            places.append((number, sum(shift for _, shift in taps)))
         return tuple(places)
 
     def _shift(self, dim: int, tap: int, n: int) -> int:

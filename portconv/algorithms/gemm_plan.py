@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -14,22 +14,19 @@ from ..spec.ranges import ALL, Index, Range, Ranges, boxes, cut, largest, pieces
 from ..spec.remembered import remembered
 from ..spec.sequences import Made, Product, kept, kept_if_few
 from .budget import Budget, Work, copied, narrow
-from .columns import Block, lanes_of, strip_elements
+from .columns import Block, rows_read, shares_rows
 from .summing import correlated, runs_take
-from .window_views import can_be_viewed
 
 FEWEST_COLUMNS = 64
 """With fewer columns, a product spends its time on preparing the filters, even if the block fits the cache."""
 FEWEST_ROWS = 128
-"""With fewer rows, a product spends its time on its result; so one product then takes several taps together."""
+"""With fewer rows, a gradient spends its time on gathering outputs, once for each range of channels."""
 POINTWISE_COLUMNS = 128
-"""With this many positions or more, a 1x1 layer copies no columns: each sample is a matrix of columns."""
+"""With this many positions or more, a 1x1 layer copies no columns: each sample is a matrix of columns by itself."""
 AT_ONCE = 5
 """The number of calls of a product of few cells."""
 LIBRARY_THREADS = 0.7
 """The time of a product on the library's threads, divided by its time in blocks: those threads start faster."""
-REUSE = 16
-"""With this many positions for each filter or more, to reorder the filters takes less time than to copy columns."""
 
 
 @dataclass(frozen=True)
@@ -40,34 +37,23 @@ class Plan:
     ----------
     out : tuple of int
         The sizes of the output.
-    samples, groups, channels, taps : Ranges
-        The ranges of samples, groups, channels of a group, and taps of the first dimension.
+    samples, groups, channels : Ranges
+        The ranges of samples, groups, and channels of a group.
     positions : int
         The maximum number of positions in a block.
     sums : int
         The number of partial sums of a weight gradient.
-    small : bool
-        Whether samples are so small that it is faster to copy all their windows at once, if windows can be views.
+    runs : Ranges or None
+        The ranges of terms of an output that one product adds up; None for gradients.
     """
 
     out: tuple[int, ...]
     samples: Ranges
     groups: Ranges
     channels: Ranges
-    taps: Ranges
     positions: int
     sums: int = 1
-    small: bool = False
-
-    @property
-    def one_sample(self) -> bool:
-        """Whether each block has one sample, so that its outputs are a matrix without a copy."""
-        return self.samples.longest <= 1
-
-    @property
-    def taps_together(self) -> int:
-        """The maximum number of taps of the first dimension in one product."""
-        return self.taps.longest
+    runs: Ranges | None = None
 
     @property
     def blocks(self) -> int:
@@ -115,24 +101,22 @@ def least_blocks(budget: Budget) -> int:
     return 1 if budget.library_threads else budget.least_blocks
 
 
-def is_positionwise(geometry: Geometry) -> bool:
-    """Return whether samples are columns without a copy: those of a 1x1 layer with enough positions."""
-    return geometry.pointwise and geometry.positions >= POINTWISE_COLUMNS
+def has_views(kind: str, geometry: Geometry, samples: int) -> bool:
+    """Return whether a block of so many samples has its columns without a copy: cells of a 1x1 layer."""
+    one_by_one = kind == "forward" and geometry.positions >= POINTWISE_COLUMNS
+    return geometry.pointwise and (samples == 1 or one_by_one)
 
 
 @remembered(kept)
-def indexed_blocks(geometry: Geometry, plan: Plan, whole: bool) -> Sequence[tuple[Index, Block]]:
+def indexed_blocks(geometry: Geometry, plan: Plan) -> Sequence[tuple[Index, Block]]:
     """Return the blocks of a forward product, each with the index of its outputs.
 
-    The index is for an array (N, G, F, positions) if blocks are `whole` samples or one sample each, and for an array
-    (N, G, F, *P) otherwise.
+    The index is for an array (N, G, F, positions); that of a block of one sample has no axis of samples.
     """
-    one_sample, of_run = plan.one_sample and not whole, plan.one_sample or whole
 
     def indexed(parts: tuple[Any, ...]) -> tuple[Index, Block]:
         (samples, groups, channels), (run, box) = parts[:3], parts[3]
-        cells = (slice(*run),) if of_run else tuple(slice(*side) for side in box)
-        index = samples[0] if one_sample else slice(*samples), slice(*groups), ALL, *cells
+        index = samples[0] if samples[1] - samples[0] == 1 else slice(*samples), slice(*groups), ALL, slice(*run)
         return index, Block(samples, groups, channels, run, box)
 
     runs = boxes(geometry.out, plan.positions)
@@ -143,78 +127,47 @@ def count_work(
     kind: str, geometry: Geometry, budget: Budget, plan: Plan, workspace: int, at_once: bool = False
 ) -> Work:
     """Count the work of a product by a plan, or by one product of few windows `at_once`."""
-    block, rest = plan.largest_block, geometry.other_taps
+    block = plan.largest_block
     samples, groups, channels = block.counts
-    cells = geometry.batch * geometry.positions
-    row, together, positionwise = geometry.out[-1], plan.taps_together, is_positionwise(geometry)
-    elements, calls = _columns_work(geometry, plan)
-    outputs, row = geometry.out_channels * cells, geometry.positions if plan.small else row
-    if kind == "forward":
-        elements += (len(plan.taps) - 1) * outputs + (0 if samples == 1 or positionwise else copied(outputs, row))
-        lines = geometry.group_out
-    elif kind == "input_grad":
-        # The elements that a forward product copies are set to zero and added to here.
+    cells, outputs = geometry.batch * geometry.positions, geometry.out_channels * geometry.batch * geometry.positions
+    row, calls, elements = geometry.out[-1], 7.0, 0.0
+    if not has_views(kind, geometry, samples):
+        columns, apart = geometry.in_channels * geometry.taps * cells, 1.5 if geometry.stride[-1] > 1 else 1
+        if shares_rows(geometry, block.rows):
+            read = rows_read(geometry, block.rows) / (block.rows * geometry.kernel[0])
+            elements += columns + copied(columns * read, row) * apart
+            calls += 2 * geometry.other_taps + geometry.kernel[0]
+        else:
+            elements += copied(columns, row) * apart
+            calls += 2 * geometry.taps
+    if kind == "input_grad":  # the elements that a forward product copies are added to others here
         elements *= 2
-        elements += 0 if samples == 1 else copied(outputs, row)
-        lines = geometry.group_in * together * rest
-    else:
-        elements += 0 if samples == 1 else copied(outputs, row)
-        lines = min(geometry.group_out, geometry.group_in * together * rest)
-    calls += 4 + 3 * len(plan.taps)
+    elements += 0 if samples == 1 or has_views(kind, geometry, samples) else copied(outputs, row)
+    rows = geometry.group_in * geometry.taps
+    lines = {"forward": geometry.group_out, "input_grad": rows}.get(kind, min(geometry.group_out, rows))
     shape = {"samples": samples, "groups": groups, "channels": channels, "positions": block.run[1]}
     count = len(plan.samples) * len(plan.groups) * len(plan.channels)
     calls = AT_ONCE if at_once else calls * count * -(-geometry.positions // max(1, block.run[1]))
     operations = geometry.operations * (LIBRARY_THREADS if budget.library_threads else 1)
-    steps = plan.blocks * (1 if geometry.pointwise else geometry.kernel[0] + rest)
+    steps = plan.blocks * (1 if geometry.pointwise else geometry.kernel[0] + geometry.other_taps)
     return Work(narrow(operations, lines), elements, 0, calls, workspace, shape, steps)
-
-
-def _columns_work(geometry: Geometry, plan: Plan) -> tuple[float, float]:
-    """Count the elements that are copied to make columns, and the calls for each block."""
-    block, rest = plan.largest_block, geometry.other_taps
-    cells = geometry.batch * geometry.positions
-    row, apart = geometry.out[-1], 1.5 if geometry.stride[-1] > 1 else 1
-    elements = calls = 0.0
-    if plan.small:
-        elements += copied(geometry.in_channels * geometry.taps * cells, row) * apart
-        elements += copied(geometry.batch * geometry.in_channels * math.prod(geometry.padded), geometry.padded[-1])
-        calls += 2
-    elif not geometry.pointwise or (block.counts[0] > 1 and not is_positionwise(geometry)):
-        lanes = lanes_of(geometry, block.rows)
-        rows = lanes.rows / max(1, block.rows) * lanes.number
-        elements += copied(geometry.in_channels * rest * rows * cells, row) * apart
-        calls += 2 * lanes.number * rest
-    if plan.taps_together > 1 and not plan.small:
-        elements += geometry.in_channels * geometry.taps * cells
-        calls += plan.taps_together * len(plan.taps)
-    return elements, calls
 
 
 def count_workspace(kind: str, geometry: Geometry, plan: Plan) -> int:
     """Count the elements of workspace: those of one block, and those that all blocks share."""
     block = plan.largest_block
     samples, groups, channels = block.counts
-    rest, outputs, together = geometry.other_taps, groups * geometry.group_out * block.length, plan.taps_together
-    columns = groups * channels * together * rest * block.length if together > 1 or kind == "input_grad" else 0
-    uncopied = geometry.pointwise and samples == 1
-    strips = 0 if uncopied and kind != "input_grad" else strip_elements(geometry, block)
-    if plan.small:
-        strips = max(strips, samples * groups * channels * math.prod(geometry.padded))
-        columns = groups * channels * geometry.taps * block.length
-    copies = geometry.weights if len(plan.taps) > 1 else 0
-    if kind == "forward":
-        if is_positionwise(geometry):
-            return copies
-        return strips + columns + outputs * ((samples > 1) + (len(plan.taps) > 1)) + copies
-    values = outputs if samples > 1 else 0
-    if kind == "input_grad":
-        return strips + columns + values + copies
-    weights = groups * geometry.group_out * channels * rest
-    several = runs_take(plan.blocks_of_share)
-    sums = weights * geometry.kernel[0] * (several + (2 if len(plan.taps) > 1 else 1))
-    sums += weights * together * correlated(block.length)
-    parts = plan.sums * geometry.weights if plan.sums > 1 else 0
-    return strips + columns + values + sums + parts
+    outputs = groups * geometry.group_out * block.length
+    uncopied = has_views(kind, geometry, samples)
+    columns = 0 if uncopied and kind != "input_grad" else groups * channels * geometry.taps * block.length
+    if shares_rows(geometry, block.rows):
+        columns += columns // (block.rows * geometry.kernel[0]) * rows_read(geometry, block.rows)
+    values = outputs if samples > 1 and not uncopied else 0
+    if kind != "weight_grad":
+        return columns + values + (outputs if plan.runs and len(plan.runs) > 1 else 0)
+    sums = groups * geometry.group_out * channels * geometry.taps
+    sums *= runs_take(plan.blocks_of_share) + correlated(block.length) + 1
+    return columns + values + sums + (plan.sums * geometry.weights if plan.sums > 1 else 0)
 
 
 def cut_blocks(kind: str, geometry: Geometry, budget: Budget, elements: int) -> Plan:
@@ -224,13 +177,11 @@ def cut_blocks(kind: str, geometry: Geometry, budget: Budget, elements: int) -> 
     many blocks as the budget says, if the sizes allow it.
     """
     least = least_blocks(budget)
-    together = _taps_together(kind, geometry, budget, least)
     rows = max(1, elements // max(1, min(budget.fast_columns, geometry.batch * geometry.positions)))
-    taps_in_product = geometry.other_taps * together
-    groups = pieces(geometry.groups, rows // (geometry.group_in * taps_in_product))
-    channels = geometry.group_in if kind == "forward" else max(1, min(geometry.group_in, rows // taps_in_product))
-    positions, samples = _block_sizes(kind, geometry, budget, elements, (groups.longest, channels, together))
-    taps = pieces(geometry.kernel[0], together)
+    groups = pieces(geometry.groups, rows // (geometry.group_in * geometry.taps))
+    fewest = -(-FEWEST_ROWS // geometry.taps)
+    channels = geometry.group_in if kind == "forward" else min(geometry.group_in, max(fewest, rows // geometry.taps))
+    positions, samples = _block_sizes(kind, geometry, budget, elements, groups.longest * channels * geometry.taps)
     # If there are fewer blocks than threads need, cut the samples finer, and then the positions or channels.
     stacks = len(groups) * len(pieces(geometry.group_in, channels))
     blocks_of_samples = -(-least // stacks)
@@ -238,15 +189,16 @@ def cut_blocks(kind: str, geometry: Geometry, budget: Budget, elements: int) -> 
     if kind == "forward":
         blocks_of_positions = -(-least // max(1, len(groups) * len(cut_samples)))
         positions = min(positions, max(_fewest_columns(elements), -(-geometry.positions // blocks_of_positions)))
-        return _with_small(geometry, Plan(geometry.out, cut_samples, groups, Ranges(channels, 1), taps, positions))
+        terms = channels * geometry.taps
+        runs = pieces(terms, budget.summed_terms or terms)
+        return Plan(geometry.out, cut_samples, groups, Ranges(channels, 1), positions, runs=runs)
     sums = len(cut_samples)
     if kind == "weight_grad":
         # Partial sums take memory: at most as much as four blocks.
         weights = geometry.out_channels * geometry.group_in * geometry.taps
         sums = max(1, min(sums, blocks_of_samples, 4 * elements // weights))
     cut_channels = cut(geometry.group_in, channels, -(-least // max(1, len(groups) * sums)))
-    plan = Plan(geometry.out, cut_samples, groups, cut_channels, taps, positions, sums)
-    return plan if kind == "input_grad" else _with_small(geometry, plan)
+    return Plan(geometry.out, cut_samples, groups, cut_channels, positions, sums)
 
 
 def _fewest_columns(elements: int) -> int:
@@ -254,57 +206,15 @@ def _fewest_columns(elements: int) -> int:
     return max(1, min(FEWEST_COLUMNS, elements >> 10))
 
 
-def _taps_together(kind: str, geometry: Geometry, budget: Budget, least: int) -> int:
-    """Return how many taps of the first dimension a matrix product takes together.
-
-    It takes all of them if there is little memory, so that filters need no copy. If sums must be short, it takes fewer,
-    and their products are added up afterwards.
-    """
-    summed, taps = budget.summed_positions, geometry.kernel[0]
-    if 4 * geometry.weights > budget.workspace_elements:
-        return taps
-    if not summed and geometry.batch * geometry.positions < REUSE * geometry.group_out:
-        return taps
-    # If there are few samples, gradients cut the channels too, so that a block has fewer channels.
-    cuts = 1 if kind == "forward" else -(-least // max(1, geometry.batch))
-    return min(taps, -(-FEWEST_ROWS // (-(-geometry.group_in // cuts) * geometry.other_taps)))
-
-
-def _block_sizes(
-    kind: str, geometry: Geometry, budget: Budget, elements: int, rows: tuple[int, int, int]
-) -> tuple[int, int]:
-    """Return the maximum numbers of positions and samples in a block; `rows` are its groups, channels and taps."""
-    groups, channels, together = rows
-    fast_columns = budget.fast_columns
-    if is_positionwise(geometry):
-        positions, columns = geometry.positions, elements // channels
-    else:
-        height = groups * channels * geometry.other_taps * together
-        positions = elements // height
-        # Strips hold the rows of all taps of the first dimension. They may be larger than columns, so they count too.
-        across = geometry.positions // geometry.out[0]
-        reach = (geometry.kernel[0] - 1) * geometry.dilation[0]
-        lines = max(1, positions // across) * min(geometry.stride[0], geometry.kernel[0]) + reach
-        strips = height // together * min(across, max(1, positions)) * lines
-        positions = columns = max(_fewest_columns(elements), min(positions, positions * 4 * elements // strips))
-    if budget.summed_positions and kind == "weight_grad":
-        summed = budget.summed_positions
-        positions, columns, fast_columns = min(positions, summed), min(columns, summed), min(fast_columns, summed)
-    if is_positionwise(geometry) and kind != "weight_grad":
-        return positions, geometry.batch
+def _block_sizes(kind: str, geometry: Geometry, budget: Budget, elements: int, rows: int) -> tuple[int, int]:
+    """Return the maximum numbers of positions and samples in a block, whose columns have so many rows."""
+    fast_columns, positions = budget.fast_columns, max(_fewest_columns(elements), elements // rows)
+    if budget.summed_terms and kind == "weight_grad":
+        summed = budget.summed_terms
+        positions, fast_columns = min(positions, summed), min(fast_columns, summed)
+    if geometry.pointwise and geometry.positions >= POINTWISE_COLUMNS:
+        return (geometry.positions, geometry.batch) if kind == "forward" else (positions, 1)
     if 2 * geometry.positions <= fast_columns:
         # Blocks of several samples are copied in short rows, and are faster if they are larger.
-        return positions, min(columns // geometry.positions, -(-2 * fast_columns // geometry.positions))
+        return positions, min(positions // geometry.positions, -(-2 * fast_columns // geometry.positions))
     return positions, 1  # because blocks of several samples are copied once more
-
-
-def _with_small(geometry: Geometry, plan: Plan) -> Plan:
-    """Return the plan with `small` set: whether one copy of all windows takes less time than strips do."""
-    block = plan.largest_block
-    whole = block.counts[0] > 1 and block.length == block.counts[0] * geometry.positions
-    if not whole or geometry.kernel[0] == 1 or len(plan.taps) > 1 or not can_be_viewed(geometry):
-        return plan
-    lanes = lanes_of(geometry, block.rows)
-    # Strips copy fewer rows, because taps of the first dimension share them; but they make rows of results shorter.
-    shared = geometry.kernel[0] - lanes.number * lanes.rows / geometry.out[0]
-    return replace(plan, small=geometry.group_in * geometry.other_taps * shared < geometry.group_out)

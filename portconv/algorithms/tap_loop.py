@@ -29,8 +29,6 @@ class TapLoop(Algorithm):
 
     name = "tap_loop"
     order = 60
-    handicap = 2.0
-    """A loop is slower than separate code for each tap, because each step computes the offset of its tap."""
     vouches = True
     pads_input = True
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from ..backends import Array, Backend, Workspace
+from ..backends import Array, Backend
 from ..spec.geometry import Geometry
 from ..spec.remembered import remembered
-from .columns import Block
 
 FEW_CELLS = 1 << 15
 """With this many cells or fewer, the start of a call takes longer than its work."""
@@ -96,17 +95,6 @@ def few_windows(geometry: Geometry, elements: int, apart: tuple[int, ...] = ()) 
         return None
     windows = windows_of(geometry, (geometry.batch, geometry.groups, geometry.group_in), apart)
     return windows if windows.elements <= elements else None
-
-
-def block_columns(geometry: Geometry, backend: Backend, x: Array, block: Block, workspace: Workspace) -> Array:
-    """Return the columns of a block of whole samples, in one copy: (g, c * K, l), one sample after the other."""
-    windows = windows_of(geometry, block.counts)
-    cells = x[(slice(*block.samples), slice(*block.groups), slice(*block.channels), ...)]
-    columns, padded = workspace("columns", windows.windows), workspace("padded", windows.padded)
-    if windows.padded != windows.cells:
-        padded = backend.zeroed(padded)
-    columns = backend.write(columns, (...,), _view(backend, windows, cells, padded))
-    return backend.xp.reshape(columns, windows.columns)
 
 
 def forward_at_once(backend: Backend, windows: Windows, x: Array, w: Array, b: Array | None) -> Array:

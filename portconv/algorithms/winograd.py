@@ -39,9 +39,8 @@ from ..spec.ranges import ALL, Range, pieces
 from ..spec.sequences import Made, Product
 from .algorithm import Algorithm, PlainProduct
 from .budget import Budget, Work
-from .mirrored import mirrored
 from .summing import correlate, in_runs
-from .winograd_magnitudes import by_plain_sums, of_outputs, of_weights, tile_counts
+from .winograd_magnitudes import by_plain_sums
 from .winograd_tiles import Cuts, Tiles, count_work, count_workspace, cut_tiles, tiling
 from .winograd_transforms import (
     Halves,
@@ -97,7 +96,7 @@ class Winograd(Algorithm):
         filters = filters_at_places(geometry, backend, budget.least_blocks, w)
         bias = None if b is None else xp.reshape(b, (geometry.groups, geometry.group_out, *(1,) * geometry.dims))
         not_finite: list[Tiles] = []
-        # Blocks nearly fill the cache, so products reuse the memory of the strips, which are not needed after `spread`.
+        # Blocks nearly fill the cache, so products reuse the memory of the halves, which are not needed after `spread`.
         reused = "strips" if len(grid.dims) > 1 else "products"
 
         def compute(block: Tiles, target: Array, workspace: Workspace) -> Array:
@@ -189,7 +188,7 @@ class Winograd(Algorithm):
         dims = geometry.kernel.count(3)
         taps = int(3**dims)
         if kind == Kind.WEIGHT_GRAD:
-            return geometry.batch * math.prod(tile_counts(geometry)) + 2 * dims + taps - 1
+            return geometry.batch * math.prod(tiling(geometry).counts) + 2 * dims + taps - 1
         channels = geometry.group_in if kind == Kind.FORWARD else geometry.group_out
         return channels + 3 * dims + taps - 1
 
@@ -199,13 +198,3 @@ class Winograd(Algorithm):
         """Bound |A^T| ((|G| |w|) * (|B^T| |x|)), or its adjoint, by plain sums."""
         axes = [axis for axis, kernel in enumerate(geometry.kernel) if kernel == 3]
         return by_plain_sums(kind, geometry, backend, product, (a, b), axes)
-
-    def sharp_magnitudes(
-        self, kind: Kind, geometry: Geometry, backend: Backend, product: PlainProduct, a: Array, b: Array
-    ) -> Array:
-        """Return |A^T| ((|G| |w|) * (|B^T| |x|)), or its adjoint."""
-        if kind == Kind.FORWARD:
-            return of_outputs(geometry, backend, a, b)
-        if kind == Kind.INPUT_GRAD:
-            return of_outputs(geometry.mirrored, backend, a, mirrored(geometry, backend, b))
-        return of_weights(geometry, backend, a, b)

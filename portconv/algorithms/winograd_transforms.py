@@ -36,8 +36,8 @@ Row = Callable[[Backend, Array, Index, Halves, int], Array]
 
 def split(halves: Geometry, backend: Backend, cells: Array, block: Block, workspace: Workspace) -> Array:
     """Split cells into even and odd ones along each dimension of kernel 3: (2, ..., 2, g, c, tiles)."""
-    strips = backend.xp.permute_dims(gather(halves, backend, cells, block, workspace), (0, 3, 1, 2, 4))
-    return backend.xp.reshape(strips, (*(n for n in halves.kernel if n == 2), *strips.shape[2:]))
+    columns = backend.xp.permute_dims(gather(halves, backend, cells, block, workspace, by_rows=True), (2, 0, 1, 3))
+    return backend.xp.reshape(columns, (*(n for n in halves.kernel if n == 2), *columns.shape[1:]))
 
 
 def spread(

@@ -37,7 +37,7 @@ from .slicing import (
 )
 
 SHORT_SUM = 1 << 8
-"""The positions of a weight gradient that are added up at once where operands are uncut: more make a larger error."""
+"""The terms that one product adds up where operands are uncut: more make a larger error."""
 ONE_STEP_BITS = 40
 """The most bits for which one step quantises: of the dtypes with so few, that power of two is a normal float64."""
 Choose = Callable[[Geometry], Choice]

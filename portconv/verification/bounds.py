@@ -4,7 +4,7 @@ A sum of n products, rounded after each operation in whichever order, is within 
 with gamma_n = n u / (1 - n u) and u = eps / 2: Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed.
 (2002), section 3.1. Fused or wider arithmetic has smaller errors. There is no term for underflow, because all products
 of the numbers of `cases` are far above it. An algorithm may compute other sums than plain ones. Then its methods
-`sharp_magnitudes` and `error_terms` say what its error is in proportion to, and for how many roundings this allows.
+`magnitudes` and `error_terms` say what its error is in proportion to, and for how many roundings this allows.
 
 Results in 16 bits are sums in float32 that are rounded once more: by at most h times the rounded number, with h half
 the epsilon of the dtype. Below the smallest normal number the error is at most h times that number, because numbers are
@@ -228,11 +228,13 @@ def _others(case: Case, name: str, x: Any, w: Any, b: Any, dout: Any) -> dict[st
         return {}
     if algorithm.objection(case.geometry.extended, _dtype(case), backends.get("numpy")) is not None:
         return {}
-    return _of_algorithm(case, algorithm.sharp_magnitudes, algorithm, x, w, b, dout)
+    return _of_algorithm(case, algorithm.magnitudes, algorithm, x, w, b, dout)
 
 
-def _of_algorithm(case: Case, sharp: Callable[..., Doubles], algorithm: Algorithm, *operands: Any) -> dict[str, Sums]:
-    """Return the sums of magnitudes for an algorithm, of out, dx and dw, by its function of that name.
+def _of_algorithm(
+    case: Case, bounding: Callable[..., Doubles], algorithm: Algorithm, *operands: Any
+) -> dict[str, Sums]:
+    """Return what bounds the sums of magnitudes for an algorithm, of out, dx and dw, by its function of that name.
 
     `operands` are the magnitudes of `x`, `w`, `b` or None, and `dout`.
     """
@@ -243,7 +245,7 @@ def _of_algorithm(case: Case, sharp: Callable[..., Doubles], algorithm: Algorith
     sums = {}
     for name, kind in {"out": Kind.FORWARD, "dx": Kind.INPUT_GRAD, "dw": Kind.WEIGHT_GRAD}.items():
         magnitudes = [arrays[role] for role in kind.operands]
-        magnitude = sharp(kind, extended, numpy, _plain_product, *magnitudes)
+        magnitude = bounding(kind, extended, numpy, _plain_product, *magnitudes)
         terms = algorithm.error_terms(kind, extended, _parts(case))
         if name == "out" and b is not None:
             magnitude, terms = magnitude + np.reshape(b, (-1, *(1,) * extended.dims)), terms + 1

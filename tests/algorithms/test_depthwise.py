@@ -239,11 +239,11 @@ def test_taps_read_what_is_as_far_from_an_output_as_they_are(shape, rows):
         sizes = (n, *plan.across)
         lead = range(1 if rows else convolution.kernel[0])
         taps = list(itertools.product(lead, *(range(k) for k in convolution.kernel[1:])))
-        for tap, (lane, inner, shift) in zip(taps, plan.layout(n), strict=True):
+        for tap, (phase, shift) in zip(taps, plan.layout(n), strict=True):
             reads = [t * d for t, d in zip(tap, convolution.dilation, strict=True)]
             phases = [r % s for r, s in zip(reads, convolution.stride, strict=True)]
             steps = [r // s for r, s in zip(reads, convolution.stride, strict=True)]
-            assert (lane, inner) == (phases[0], flat(phases[1:], plan.phases.kernel[1:]))
+            assert phase == flat((0 if rows else phases[0], *phases[1:]), plan.phases.kernel)
             assert shift == flat((steps[0], 0, *steps[1:]), (1, *sizes))
 
 

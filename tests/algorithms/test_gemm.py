@@ -16,7 +16,7 @@ from portconv import backends
 from portconv.algorithms import columns
 from portconv.algorithms.budget import Budget, budget_of
 from portconv.algorithms.choice import known
-from portconv.algorithms.gemm_plan import FEWEST_COLUMNS
+from portconv.algorithms.gemm_plan import FEWEST_COLUMNS, has_views
 from portconv.backends import _numpy
 from portconv.spec.ranges import boxes, pieces, spans
 
@@ -56,27 +56,29 @@ def test_blocks_cover_all_and_stay_bounded(shape, kind, elements, fast_columns, 
             samples, groups, channels = block.counts
             assert samples * math.prod(end - start for start, end in block.box) == block.length
             covered += groups * channels * block.length
-            deepest = max(end - start for start, end in plan.taps) * convolution.taps // convolution.kernel[0]
-            height = groups * channels * deepest
-            views = convolution.pointwise and (samples == 1 or kind != "weight_grad")
+            height = groups * channels * convolution.taps
+            views = has_views(kind, convolution, samples)
             # A block may exceed the budget only if it has at most 64 columns.
             assert views or height * block.length <= max(elements, FEWEST_COLUMNS * height)
     assert covered == convolution.batch * convolution.in_channels * convolution.positions
 
 
-def test_strips_of_a_tall_kernel_stay_bounded():
-    convolution = undilated(*SHAPES["tall"])
-    elements = 1 << 19
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_strips_have_fewer_elements_than_columns(shape):
+    convolution, elements = undilated(*shape), 1 << 19
+    shares = set()
     for kind in ("forward", "input_grad", "weight_grad"):
         for stack in GEMM.cut(kind, convolution, Budget(elements, 1024, 8, 1 << 62), elements).stacks():
             for block in stack:
-                plan = columns.strips_of(convolution, columns.reads_of(convolution, block.box)[1])
-                channels, size = block.counts[2], math.prod(plan.shape(block))
-                assert size == columns.strip_elements(convolution, block)
-                # Strips may have as many elements as four blocks or, if columns are long, as 64 columns.
-                assert size <= max(
-                    4 * elements, FEWEST_COLUMNS * convolution.kernel[0] * channels * convolution.kernel[1]
-                )
+                shares.add(columns.shares_rows(convolution, block.rows))
+                if columns.shares_rows(convolution, block.rows):
+                    rows = columns._rows_of(convolution, block)
+                    assert rows.rows == columns.rows_read(convolution, block.rows)
+                    strips = rows.length * convolution.other_taps
+                    assert strips < block.length * convolution.taps
+                    # All rows of the padded input can be read.
+                    assert rows.box[0][1] <= convolution.padded[0]
+    assert shares <= ({False} if convolution.dims == 1 or convolution.kernel[0] == 1 else {False, True})
 
 
 def test_plans_of_large_kernels_are_not_kept_for_long():
@@ -90,25 +92,28 @@ def test_plans_of_large_kernels_are_not_kept_for_long():
         tracemalloc.stop()
 
 
-# Shapes of x and w, stride, padding, dilation and groups: samples with few cells, but too many windows for one call.
+# Shapes of x and w, stride, padding, dilation and groups: samples of few cells, and layers of few channels or filters.
 SMALL = {
     "course": ((30, 3, 31, 31), (25, 3, 3, 3), 2, 1, 1, 1),
     "uneven": ((9, 4, 24, 27), (12, 2, 3, 2), (2, 1), ((1, 2), (0, 3)), (1, 2), 2),
     "no padding": ((11, 2, 20, 21), (24, 2, 5, 3), 1, 0, 1, 1),
     "1d": ((8, 2, 200), (40, 2, 9), 3, 4, 1, 1),
     "3d": ((6, 1, 9, 10, 11), (30, 1, 3, 3, 3), (2, 1, 2), 1, 1, 1),
-    "one filter more than rows shared": ((16, 1, 40, 40), (6, 1, 3, 3), 1, 1, 1, 1),
+    "one channel": ((16, 1, 40, 40), (6, 1, 3, 3), 1, 1, 1, 1),
+    "one filter": ((5, 8, 40, 40), (1, 8, 3, 4), 1, ((0, 2), (1, 3)), (2, 1), 1),
+    "few filters a group": ((8, 12, 200), (4, 6, 5), 1, 2, 1, 2),
+    "no padding and one filter": ((6, 3, 50, 40), (1, 3, 5, 3), 1, 0, 1, 1),
+    "taps apart": ((6, 3, 50, 40), (8, 3, 3, 3), 1, 20, 20, 1),
+    "rows between windows": ((6, 3, 200, 40), (8, 3, 2, 3), (5, 3), 1, 1, 1),
 }
 
 
 @pytest.mark.parametrize("shape", SMALL.values(), ids=SMALL)
 @pytest.mark.parametrize("dtype", ["float32", "complex128"])
 @pytest.mark.parametrize("last", [False, True])
-def test_columns_of_small_samples_give_the_whole_numbers_of_direct(shape, dtype, last):
+def test_columns_give_the_whole_numbers_of_direct(shape, dtype, last):
     x_shape, w_shape, stride, padding, dilation, groups = shape
-    convolution, budget = geometry(*shape), budget_of(geometry(*shape), NUMPY, 32, 1 << 26)
-    for kind in ("forward", "weight_grad"):
-        assert GEMM.plan(kind, convolution, budget)[0].small
+    convolution = geometry(*shape)
     options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     # Products of integers below 8, fewer than 2**17 of them, sum below 2**24: exact in float32 in any order.
     assert max(convolution.batch * convolution.positions, convolution.group_in * convolution.taps) < 2**17
@@ -130,11 +135,38 @@ def test_columns_of_small_samples_give_the_whole_numbers_of_direct(shape, dtype,
         assert np.array_equal(one, other)
 
 
-def test_large_samples_and_wide_channels_take_strips():
-    for name in ("resnet", "late", "stem", "pointwise"):
-        convolution = undilated(*SHAPES[name])
-        for kind in ("forward", "weight_grad"):
-            assert not GEMM.plan(kind, convolution, budget_of(convolution, NUMPY, 32, 1 << 26))[0].small, name
+def test_the_side_with_fewer_columns_has_them():
+    # Channels and filters: to copy or add columns of the fewer takes less time.
+    mirrored = {
+        (8, 8): {"input_grad"},
+        (1, 3): set(),
+        (1, 2): {"input_grad"},
+        (3, 1): {"forward", "input_grad", "weight_grad"},
+    }
+    for (channels, filters), kinds in mirrored.items():
+        convolution = undilated((16, channels, 40, 40), (filters, channels, 3, 3), 1, 1, 1)
+        budget = budget_of(convolution, NUMPY, 32, 1 << 26)
+        assert {
+            kind for kind in ("forward", "input_grad", "weight_grad") if GEMM.mirrors(kind, convolution, budget)
+        } == kinds
+
+
+@pytest.mark.parametrize("padding", [0, 2, 3])
+@pytest.mark.parametrize("spoiled", ["x", "w", "dout"])
+def test_few_filters_keep_infinities_in_their_windows(spoiled, padding):
+    # With one filter, the padding that is multiplied is that of the mirrored convolution, unless a number is infinite.
+    rng = np.random.default_rng(11)
+    arrays = {"x": (4, 6, 50, 50), "w": (1, 6, 3, 3), "dout": (4, 1, 48 + 2 * padding, 48 + 2 * padding)}
+    x, w, dout = operands = [rng.integers(1, 8, shape).astype("float32") for shape in arrays.values()]
+    operands[list(arrays).index(spoiled)][(0, 0, 0, 0)] = np.inf
+    with np.errstate(invalid="ignore"):
+        for algorithm in ("gemm", "direct"):
+            out, cache = portconv.conv_forward(x, w, padding=padding, algorithm=algorithm)
+            results = out, *portconv.conv_backward(dout, cache)[:2]
+            if algorithm == "gemm":
+                found = results
+    for one, other in zip(found, results, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 SPACED = {

@@ -230,7 +230,7 @@ def geometries() -> Iterator[Any]:
 @pytest.mark.parametrize("strided", [False, True])
 def test_roundings_are_counted(strided, least, elements, run_of):
     gemm, backend = known()["gemm"], Depths()
-    budget = Budget(elements, 64, least, 1 << 22, summed_positions=run_of)
+    budget = Budget(elements, 64, least, 1 << 22, summed_terms=run_of)
     backend.strided = strided
     ratios = []
     for layer in geometries():
