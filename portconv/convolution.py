@@ -378,8 +378,8 @@ def explain(
     >>> found = portconv.explain(x, w, padding="same", groups=64)
     >>> found.algorithm
     'fft'
-    >>> [one.name for one in found.candidates if one.why_not is None]
-    ['fft', 'depthwise', 'gemm']
+    >>> {"fft", "depthwise", "gemm"} <= {one.name for one in found.candidates if one.why_not is None}
+    True
     """
     options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
     cache = call.convolution(x, w, b, options)

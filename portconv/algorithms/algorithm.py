@@ -80,6 +80,8 @@ class Algorithm:
         Its place in `portconv.algorithms()`: a smaller number comes earlier.
     handicap : float
         The factor by which its expected time is multiplied before it is compared with the others.
+    times_of_complex : float
+        How many times as long as its work says a product of complex numbers takes.
     automatic : bool
         Whether ``algorithm="auto"`` considers it.
     vouches : bool
@@ -103,6 +105,7 @@ class Algorithm:
     name: ClassVar[str]
     order: ClassVar[int] = 50
     handicap: ClassVar[float] = 1.0
+    times_of_complex: ClassVar[float] = 4.0
     automatic: ClassVar[bool] = True
     vouches: ClassVar[bool] = False
     plain_sums: ClassVar[bool] = True

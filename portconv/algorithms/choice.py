@@ -293,12 +293,11 @@ def choose(problem: Problem, name: str, workspace: int, strict: bool) -> Choice:
 
 def consider(problem: Problem, budget: Budget) -> tuple[Weighed, ...]:
     """Weigh each algorithm that "auto" considers, sorted by their `order`."""
-    candidates = _candidates(AUTO)
-    if not budget.dtype.startswith("int"):
-        return tuple(weigh(one, problem, budget) for one in candidates)
-    sliced = [Weighed(one, math.inf, None, "integers that are cut into slices") for one in candidates]
-    whole = _candidates(WHOLE)
-    return tuple(weigh(one.algorithm, problem, budget) if one.algorithm in whole else one for one in sliced)
+    serving, why_not = _candidates(WHOLE if budget.dtype.startswith("int") else AUTO), "integers cut into slices"
+    return tuple(
+        weigh(one, problem, budget) if one in serving else Weighed(one, math.inf, None, why_not)
+        for one in _candidates(AUTO)
+    )
 
 
 def objection(algorithm: Algorithm, problem: Problem) -> str | None:
@@ -316,7 +315,7 @@ def objection(algorithm: Algorithm, problem: Problem) -> str | None:
 
 def weigh(algorithm: Algorithm, problem: Problem, budget: Budget, step: int = 1) -> Weighed:
     """Estimate the time of a product by an algorithm; for a library that compiles, each step counts `step` times."""
-    kind, geometry, _, backend, device = problem
+    kind, geometry, dtype, backend, device = problem
     why_not = objection(algorithm, problem)
     if why_not is not None:
         return Weighed(algorithm, math.inf, None, why_not)
@@ -331,7 +330,8 @@ def weigh(algorithm: Algorithm, problem: Problem, budget: Budget, step: int = 1)
     cost = sum((each or 0) * count for each, count in zip(costs, work.counts, strict=True))
     if backend.compiled_steps is not None and step * work.steps > backend.compiled_steps:
         cost *= TOO_MANY_STEPS
-    return Weighed(algorithm, cost * algorithm.handicap, work, None)
+    cost *= algorithm.handicap * (algorithm.times_of_complex if dtype.kind == "complex floating" else 1.0)
+    return Weighed(algorithm, cost, work, None)
 
 
 @remembered()

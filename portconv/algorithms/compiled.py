@@ -24,7 +24,7 @@ from ..spec.operation import Kind
 from ..spec.remembered import forget
 from .algorithm import Algorithm, LibraryError, PlainProduct, RoundedProduct, Scaled
 from .budget import NO_WORK, Budget, Work
-from .complex_parts import REAL_OF_COMPLEX, filters_in_parts, grads_of_parts, in_parts
+from .complex_parts import filters_in_parts, grads_of_parts, in_parts
 from .kernel_products import Places, Product, product_of
 from .planned_calls import ELEMENTS, Asked, call_of_magnitudes, call_of_quantised_sums, call_of_sums, sizes_of
 from .rounded_products import Addresses, rounded_product
@@ -46,6 +46,7 @@ class Compiled(Algorithm):
     name = "compiled"
     order = 5
     takes_rows = True
+    times_of_complex = 1.0  # its work is that of the parts
 
     def objection(self, geometry: Geometry, dtype: Dtype, backend: Backend) -> str | None:
         """Support the dtypes that there are kernels for, in the memory of this machine."""
@@ -77,8 +78,6 @@ class Compiled(Algorithm):
         if found is None:
             return NONE
         operations = found.cycles * state.here().lanes * 32 // (8 * asked.number) * OPERATIONS
-        if asked.is_complex:  # a library's product of complex numbers counts as one
-            operations /= REAL_OF_COMPLEX
         return Work(operations, 0, 0, CALLS, found.memory * 8 // budget.bits, found.block)
 
     def forward(

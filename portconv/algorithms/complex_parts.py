@@ -11,9 +11,6 @@ from dataclasses import replace
 from ..backends import Array, Backend
 from ..spec.geometry import Geometry
 
-REAL_OF_COMPLEX = 4
-"""The real products of a complex one."""
-
 
 def in_parts(geometry: Geometry) -> Geometry:
     """Return the convolution of the parts of complex numbers."""

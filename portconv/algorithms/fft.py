@@ -47,6 +47,7 @@ class Fft(Algorithm):
     """Products of spectra of tiles."""
 
     name = "fft"
+    times_of_complex = 1.0  # spectra are complex anyway
     order = 20
     handicap = 1.25
     """Its errors are larger: they are in proportion to the largest sums of a tile."""
