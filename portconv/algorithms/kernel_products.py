@@ -102,6 +102,8 @@ def _of_rows(asked: Asked, turned: Product | None) -> Product | None:
     is_matrix = geometry.taps == geometry.groups == 1 and geometry.size == geometry.out and geometry.dense
     if kind == Kind.WEIGHT_GRAD or asked.has_bias or not is_matrix or {*geometry.before, *geometry.after} != {0}:
         return None
+    if not positions:
+        return None
     turn = planned_turn(1, filters, channels, asked.element) if kind == Kind.FORWARD else None
     of_filters = filters * channels * number if turn is not None else 0
     sums, columns = (channels, filters) if kind == Kind.FORWARD else (filters, channels)

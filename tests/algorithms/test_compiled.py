@@ -577,6 +577,19 @@ def test_tensors_without_memory_in_a_second_derivative_take_another_way():
 
 
 @needs_kernels
+@pytest.mark.parametrize("dtype", ["float32", "complex64", "int32"])
+def test_empty_batches_may_have_channels_last(dtype):
+    for shape, groups in (((1, 1), 1), ((4, 3), 1), ((3, 1), 3), ((2, 3), 1)):
+        for kernel in (1, 3):
+            x, w = np.ones((0, 5, shape[1] * groups), dtype), np.ones((*shape, kernel), dtype)
+            out, cache = portconv.conv_forward(x, w, groups=groups, data_format="channels_last")
+            grads = portconv.conv_backward(out, cache)
+            assert out.shape == (0, 6 - kernel, shape[0])
+            assert grads.dx.shape == x.shape
+            assert not grads.dw.any()
+
+
+@needs_kernels
 def test_inputs_of_no_cells_may_have_channels_last_or_be_complex():
     w = np.ones((2, 3, 1, 3), "float32")
     for dtype in ("float32", "complex64"):
