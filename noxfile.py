@@ -142,7 +142,7 @@ def consistency(session: nox.Session) -> None:
     )
     session.run("pytest", "--numprocesses=auto", *backends, *(session.posargs or files), env=environment)
     session.run("portconv", "backends")
-    session.run("portconv", "kernels", "--all")
+    session.run("portconv", "kernels")
     session.run("portconv", "verify", *backends)
     session.run("portconv", "verify", "--backend", "jax", "--backend", "dask", "--dtype", "float32")
     session.run("python", "docs/features.py", "--check")
