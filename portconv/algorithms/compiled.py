@@ -258,8 +258,7 @@ def _computed(asked: Asked, backend: Backend, a: Array, b: Array, bias: Array | 
         b = _channels_last(backend, b) if kind == Kind.WEIGHT_GRAD else b
     operands = [array for array in (a, b, bias) if array is not None]
     # There must be memory for copies of operands that do not lie in a row, as parts of others may.
-    copied = sum(math.prod(array.shape) for array in operands if not backend.lies_in_a_row(array))
-    copied *= backend.bits(a.dtype) // 8
+    copied = sum(_bytes_copied(backend, array) for array in operands)
     if product is None or (copied and product.memory + copied > asked.memory):
         return None
     shape, dtype, grads_in_parts = geometry.shape(kind.result), a.dtype, asked.is_complex and kind == Kind.WEIGHT_GRAD

@@ -7,6 +7,8 @@ out, and so are taps at the edges of a row: as zero times what is not finite is 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from .emit import Argument, Function, Module
 from .last_plan import NARROW, PLAN, SHAPES, VARIANTS
 from .last_plan import plan_of_outputs as plan_of
@@ -15,7 +17,7 @@ from .part_stores import store_part
 from .record import Fields
 from .share import SHARE, driver
 from .target import Target
-from .values import INTEGER, Flag, Int, Number
+from .values import INTEGER, Flag, Int, Number, Variable, Vector
 
 __all__ = ["VARIANTS", "module", "plan_of"]
 
@@ -55,6 +57,17 @@ def mask_of(code: Function, channels: Number, *, narrow: bool) -> Flag | None:
     return code.lanes_between(None, channels) if narrow else None
 
 
+def _add_row(
+    code: Function, sums: list[Variable], of_taps: list[Vector], stride: int, cell_at: Callable[[int], Vector]
+) -> None:
+    """Add the products of a row of cells, each of which is loaded once for all taps, to the sums of some outputs."""
+    for place in range((len(sums) - 1) * stride + len(of_taps)):
+        cell = cell_at(place)
+        for i, total in enumerate(sums):
+            if 0 <= place - i * stride < len(of_taps):
+                total.set(code.fma(cell, of_taps[place - i * stride], total.get()))
+
+
 def _edge(target: Target, shape: tuple[int, int]) -> Function:
     """Compute at most `EDGE` outputs of a row, of which some cells lie in the padding, as `_tile` does."""
     code, (taps, stride) = Function("edge", TILE, target, returns=True), shape
@@ -65,12 +78,13 @@ def _edge(target: Target, shape: tuple[int, int]) -> Function:
     with code.when(first < last), code.loop(0, rows) as row:
         cells, numbers = x + active[row * 2], w + active[row * 2 + 1]
         of_taps = [code.load(numbers + pitch * tap) for tap in range(taps)]
-        for place in places:
-            inside = here[place].equals(place)
-            cell = code.select(inside, code.load(cells + here[place] * channels), code.zeros)
-            for i, total in enumerate(sums):
-                if 0 <= place - i * stride < taps:
-                    total.set(code.fma(cell, of_taps[place - i * stride], total.get()))
+
+        def cell_at(place: int) -> Vector:
+            inside: Flag = here[place].equals(place)
+            cell: Vector = code.select(inside, code.load(cells + here[place] * channels), code.zeros)
+            return cell
+
+        _add_row(code, sums, of_taps, stride, cell_at)
     bias = code.variable(code.zeros)
     with code.when(bias_step.equals(1)):
         bias.set(code.load(b))
@@ -94,11 +108,7 @@ def _tile(target: Target, count: int, shape: tuple[int, int] | None, *, narrow: 
         if shape is not None:
             taps, stride = shape
             of_taps = [code.load(numbers + pitch * tap) for tap in range(taps)]
-            for place in range((count - 1) * stride + taps):
-                cell = code.load(cells + channels * place)
-                for i, total in enumerate(sums):
-                    if 0 <= place - i * stride < taps:
-                        total.set(code.fma(cell, of_taps[place - i * stride], total.get()))
+            _add_row(code, sums, of_taps, stride, lambda place: code.load(cells + channels * place))
         else:
             with code.loop(first, last) as tap:
                 here, number = cells + tap * apart, code.load(numbers + tap * pitch)

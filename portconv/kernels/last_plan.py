@@ -7,7 +7,7 @@ from array import array
 from .outer import FIELDS, MOST_OUTER
 from .record import Record
 from .share import PLAN_HEAD
-from .sizes import Planned, Sizes, addresses, blocks, ceiling, numbers, share_products
+from .sizes import Planned, Sizes, addresses, blocks, ceiling, share_products
 from .target import Target
 
 WHOLE, NARROW = "whole", "narrow"
@@ -41,9 +41,7 @@ def _values(target: Target, sizes: Sizes, cut: dict[str, int], *, flipped: bool)
     for tap in range(sizes.kernel[-1]):
         start, stop = sizes.reading(-1, tap)
         first, last = max(first, start), min(last, stop)
-    lists = sizes.outer(len(sizes.size) - 1) | {
-        "columns_of_taps": numbers([end for tap in range(sizes.kernel[-1]) for end in sizes.reading(-1, tap)])
-    }
+    lists = sizes.outer(len(sizes.size) - 1) | {"columns_of_taps": sizes.columns_of_taps()}
     rows, ahead = sizes.positions // sizes.out[-1], sizes.stride[-2] if len(sizes.size) > 1 else 1
     values = PLAN.packed(
         **{"outer": len(sizes.size) - 1, **addresses(lists)},

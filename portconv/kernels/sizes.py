@@ -80,6 +80,10 @@ class Sizes(NamedTuple):
         start = min(self.out[dim], max(0, start))
         return start, min(self.out[dim], max(start, stop))
 
+    def columns_of_taps(self) -> array[int]:
+        """Return what `reading` says of each tap along the last dimension, as kernels read it."""
+        return numbers([end for tap in range(self.kernel[-1]) for end in self.reading(-1, tap)])
+
     def outer(self, count: int) -> dict[str, array[int]]:
         """Return, for the first `count` dimensions, the lists that kernels read, by the names of their fields."""
         edges = zip(self.kernel, self.dilation, self.before, strict=True)

@@ -341,7 +341,7 @@ def lists_of_cells(cut: Cut) -> dict[str, array[int]]:
         "steps": numbers(sizes.stride[:outer]),
         "line_strides": numbers(lines.strides),
         "row_taps": numbers([0] if cut.in_place else taps_of(sizes, lines, pitches)),
-        "columns_of_taps": numbers([end for tap in range(sizes.kernel[-1]) for end in sizes.reading(-1, tap)]),
+        "columns_of_taps": sizes.columns_of_taps(),
     }
 
 
