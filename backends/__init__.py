@@ -44,6 +44,7 @@ NO_LIBRARY = {
     "_host",
     "_library",
     "_native",
+    "_numpy_native",
     "_numpy_like",
     "_terms",
     "_threads",

@@ -134,7 +134,17 @@ class NativeConvolution:
     A product is None if the library's result may be wrong because a number is not finite: it has lost a nan or an
     infinity of its window, or may have spread one beyond. Then another algorithm computes it. An error that the library
     raises is reported as its own.
+
+    Attributes
+    ----------
+    integers : bool
+        Whether it multiplies integers too, of any number of bits, and sums wrap.
+    at_once : bool
+        Whether a call needs no settings around it, and a small one is to take as little time as it can.
     """
+
+    integers = False
+    at_once = False
 
     def objection(self, convolution: Convolution) -> str | None:
         """Return None if the library computes such a convolution; otherwise say which ones it does compute.

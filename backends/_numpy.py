@@ -18,6 +18,7 @@ from .. import forks, limits
 from ..errors import ConvTypeError, PortconvError
 from ._blas import Blas, cpus
 from ._numpy_like import NumpyLike
+from ._numpy_native import NumPyConvolution
 from ._terms import MASKED, Array, Block, Costs, Workspace
 from ._threads import Holding, Workers
 
@@ -58,6 +59,7 @@ class NumpyBackend(NumpyLike):
     block_bytes = 4 << 20
     block_columns = 4096
     costs = Costs(operation=0.0074, element=0.08, transform=0.16, call=3500)
+    native_convolution = NumPyConvolution()
 
     def load(self) -> Any:
         forks.imported("numpy.fft")  # NumPy would load it in the middle of a call

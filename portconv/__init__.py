@@ -29,11 +29,13 @@ from .engine.gradients import ConvGrads
 from .error_bound import error_bound
 from .errors import BackendError, ConvShapeError, ConvTypeError, ConvValueError, PortconvError
 from .limits import num_threads, workspace_limit
+from .linear_operator import convolution_matrix, linear_operator
 from .transposed import conv_transpose, conv_transpose_backward, conv_transpose_forward
 from .windows import fold, unfold
 
 if TYPE_CHECKING:
     from . import cs231n as cs231n
+    from . import signal as signal
     from . import testing as testing
 
 __all__ = [
@@ -56,15 +58,17 @@ __all__ = [
     "conv_transpose_backward",
     "conv_transpose_forward",
     "conv_weight_grad",
+    "convolution_matrix",
     "error_bound",
     "explain",
     "fold",
+    "linear_operator",
     "num_threads",
     "unfold",
     "workspace_limit",
 ]
 
-LATE = ("cs231n", "testing")
+LATE = ("cs231n", "signal", "testing")
 """The modules that are imported when they are first used."""
 
 if not TYPE_CHECKING:  # else a checker would take any name for one of the package

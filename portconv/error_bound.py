@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .backends import ArrayT
+from .backends import Array, ArrayT
 from .engine import call
 from .engine.execution import opaque, run
 from .spec.dtypes import real
@@ -59,8 +59,12 @@ def error_bound(
     True
     """
     options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
+    return bounded(x, w, b, options)
+
+
+def bounded(x: Array, w: Array, b: Array | None, options: Options) -> Array:
+    """Check the arguments of a convolution, and bound its error."""
     cache = call.convolution(x, w, b, options)
     call.check_memory(cache.operation, cache.backend, x, ("x", x.shape))
     step = changed(cache.operation, kind=Kind.ERROR_BOUND, result_dtype=real(cache.operation.dtype))
-    bound: ArrayT = run(step, cache.backend, *cache.operands)
-    return bound
+    return run(step, cache.backend, *cache.operands)

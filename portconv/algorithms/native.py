@@ -16,7 +16,7 @@ from typing import Any
 
 from ..backends import Array, Backend, Convolution, NativeConvolution
 from ..errors import in_a_line
-from ..spec.dtypes import HALVES, Dtype
+from ..spec.dtypes import HALVES, KINDS, Dtype
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind
 from ..spec.ranges import Ranges, pieces
@@ -48,13 +48,13 @@ class Native(Algorithm):
     widens_halves = False
 
     def objection(self, geometry: Geometry, dtype: Dtype, backend: Backend) -> str | None:
-        """Support the real floating-point numbers of a library that has a convolution of its own."""
+        """Support the real numbers of a library that has a convolution of its own, and integers where that does."""
         native = backend.native_convolution
         if native is None:
-            return "arrays of a library with a convolution of its own, as PyTorch and JAX have"
+            return "arrays of a library with a convolution of its own, as PyTorch, JAX and NumPy have"
         if dtype.kind == "complex floating":
             return "real numbers: libraries make three products of a complex one, whose differences cancel"
-        if dtype.kind == "integral":
+        if dtype.kind == "integral" and not native.integers:
             return "floating-point numbers: libraries convolve integers slowly, or not at all"
         convolution = described(geometry)
         if (why_not := native.objection(convolution)) is not None:
@@ -66,6 +66,10 @@ class Native(Algorithm):
             return f"padding that makes an input at most {PADDED} times as large as all arrays together"
         return None
 
+    def integer_bits(self, bits: int) -> int:
+        """Multiply integers as they are, where the library does."""
+        return bits
+
     def work(self, kind: str, geometry: Geometry, budget: Budget, backend: Backend) -> Work:
         """Count the work of a product as the library's backend does."""
         counted = _own(backend).work(str(kind), described(geometry), budget.bits, budget.device)
@@ -75,6 +79,22 @@ class Native(Algorithm):
             operations *= LOSING_DIGITS if geometry.positions > MOST_POSITIONS else 1
         calls = steps * counted.calls
         return Work(0, counted.elements, 0, calls, counted.workspace, {}, steps=steps, native=operations)
+
+    def repeated(
+        self, kind: str, geometry: Geometry, backend: Backend, budget: Budget, operands: tuple[Array, ...]
+    ) -> Callable[..., Array | None] | None:
+        """Return the library's function, if a call of it needs no settings around it."""
+        native, convolution = _own(backend), described(geometry)
+        name = backend.dtype_name(operands[0].dtype)
+        if not native.at_once or kind != Kind.FORWARD or geometry.channels_last or name in HALVES:
+            return None
+        is_whole = KINDS[name] == "integral"
+
+        def compute(x: Array, w: Array, b: Array | None = None) -> Array | None:
+            out = native.forward(x, w, b, convolution)
+            return out if out is None or is_whole or backend.all_finite(out) else None
+
+        return compute
 
     def forward(
         self, geometry: Geometry, backend: Backend, budget: Budget, x: Array, w: Array, b: Array | None

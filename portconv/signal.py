@@ -1,0 +1,356 @@
+"""Convolutions of signals, pictures and volumes, without batch and channels: those of SciPy's `signal` and `ndimage`.
+
+Each is a convolution of a layer with one channel, on the library and device of the arrays: `spec.signals` says which.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal
+
+from .backends import Array, ArrayT
+from .engine import call, masked
+from .engine.execution import opaque
+from .engine.signals import Wanted, computed
+from .error_bound import bounded
+from .errors import ConvShapeError, ConvTypeError, ConvValueError
+from .spec import arguments, signals
+from .spec.dtypes import KINDS, real
+from .spec.options import Ints, PaddingMode, Precision
+
+Mode = Literal["full", "same", "valid"]
+
+__all__ = ["convolve", "convolve_separable", "correlate", "error_bound", "gaussian_filter"]
+
+
+@opaque
+def convolve(
+    x: ArrayT,
+    kernel: ArrayT,
+    mode: Mode = "full",
+    *,
+    axes: Ints | None = None,
+    boundary: PaddingMode = "zeros",
+    padding_value: complex = 0,
+    where: Array | None = None,
+    normalize: bool = False,
+    precision: Precision = "standard",
+    algorithm: str = "auto",
+) -> ArrayT:
+    """Convolve two signals, pictures or volumes: the kernel is flipped, as in mathematics.
+
+    In one dimension ``out[n] = sum over k of x[n - k] * kernel[k]``, and so over all axes or over some of them.
+
+    Parameters
+    ----------
+    x : array
+        The signal, of any number of dimensions and of the dtypes of `conv`; beside floating point, integers and bools
+        become what the library promotes both to.
+    kernel : array
+        As many dimensions as `x`, or one for each of `axes`. Along axes that are not convolved both are broadcast.
+    mode : {"full", "same", "valid"}
+        ``"full"``: wherever the two overlap. ``"same"``: the middle of that, with the shape of `x`. ``"valid"``:
+        where one of them lies inside of the other.
+    axes : int or sequence of int, optional
+        What to convolve over; the other axes are a batch. All axes, unless given.
+    boundary : {"zeros", "constant", "reflect", "symmetric", "replicate", "circular"}
+        What lies beyond `x`: see `padding_mode` of `conv`. Of no meaning in the mode "valid".
+    padding_value : number
+        What lies there with ``boundary="constant"``.
+    where : array of bool, optional
+        Which cells of `x` count, of its shape or one that broadcasts to it. The others are as absent, also if they
+        are nan.
+    normalize : bool
+        Whether to divide each sum by the kernel's weight on the cells that count: see `conv`. With
+        ``where=~isnan(x)`` it fills gaps as astropy's ``nan_treatment="interpolate"`` does.
+    precision, algorithm
+        As for `conv`.
+
+    Returns
+    -------
+    array
+        Of the arguments' library, device and common dtype.
+
+    Raises
+    ------
+    ConvShapeError
+        A kernel that does not go with `x`, or has no cell.
+    ConvValueError, ConvTypeError, BackendError
+        As for `conv`; also for axes that are none of `x`, or named twice.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from portconv import signal
+    >>> signal.convolve(np.array([1, 2, 3]), np.array([0, 1, 5]), "same")
+    array([1, 7, 13])
+    >>> picture = np.ones((3, 480, 640))
+    >>> signal.convolve(picture, np.ones((5, 5)) / 25, "same", axes=(1, 2), boundary="symmetric").shape
+    (3, 480, 640)
+    """
+    wanted = Wanted(mode, axes, boundary, precision, algorithm)
+    if where is None and normalize is False:
+        return computed(call.convolve, kernel, wanted, x, padding_value)
+    return masked.convolved(partial(computed, call.convolve, kernel, wanted), x, where, normalize, padding_value)
+
+
+@opaque
+def correlate(
+    x: ArrayT,
+    kernel: ArrayT,
+    mode: Mode = "full",
+    *,
+    axes: Ints | None = None,
+    boundary: PaddingMode = "zeros",
+    padding_value: complex = 0,
+    where: Array | None = None,
+    normalize: bool = False,
+    precision: Precision = "standard",
+    algorithm: str = "auto",
+) -> ArrayT:
+    """Correlate two signals: `convolve` with the conjugate of the kernel, flipped.
+
+    In one dimension ``out[n] = sum over k of x[n + k - (len(kernel) - 1)] * conj(kernel[k])`` in the mode "full".
+
+    Parameters
+    ----------
+    x, kernel, mode, axes, boundary, padding_value, where, normalize, precision, algorithm
+        As for `convolve`.
+
+    Returns
+    -------
+    array
+        As from `convolve`.
+
+    Raises
+    ------
+    ConvShapeError, ConvValueError, ConvTypeError, BackendError
+        As for `convolve`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from portconv import signal
+    >>> signal.correlate(np.array([1, 2, 3]), np.array([0, 1, 5]), "same")
+    array([11, 17,  3])
+    """
+    wanted = Wanted(mode, axes, boundary, precision, algorithm, flips=False)
+    if where is None and normalize is False:
+        return computed(call.convolve, kernel, wanted, x, padding_value)
+    return masked.convolved(partial(computed, call.convolve, kernel, wanted), x, where, normalize, padding_value)
+
+
+@opaque
+def error_bound(
+    x: ArrayT,
+    kernel: ArrayT,
+    mode: Mode = "full",
+    *,
+    axes: Ints | None = None,
+    boundary: PaddingMode = "zeros",
+    padding_value: complex = 0,
+    where: Array | None = None,
+    normalize: bool = False,
+    precision: Precision = "standard",
+    algorithm: str = "auto",
+) -> ArrayT:
+    """Bound the error of each element that `convolve` returns for the same arguments.
+
+    It is `portconv.error_bound` of the layer that computes it. `correlate` has that of the flipped kernel.
+
+    Parameters
+    ----------
+    x, kernel, mode, axes, boundary, padding_value, where, normalize, precision, algorithm
+        As for `convolve`.
+
+    Returns
+    -------
+    array, shape of the result
+        As from `portconv.error_bound`.
+
+    Raises
+    ------
+    ConvShapeError, ConvValueError, ConvTypeError, BackendError
+        As for `convolve`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from portconv import signal
+    >>> x, kernel = np.full(5, 0.1), np.full(3, 0.1)
+    >>> bool(np.all(signal.error_bound(x, kernel) < 4 * 0.03 * 2.0**-53))
+    True
+    """
+    wanted = Wanted(mode, axes, boundary, precision, algorithm)
+    compute, bound = (partial(computed, layer, kernel, wanted) for layer in (call.convolve, bounded))
+    return masked.bound(compute, bound, x, where, normalize, padding_value)
+
+
+def convolve_separable(
+    x: ArrayT,
+    kernels: Sequence[ArrayT],
+    mode: Mode = "same",
+    *,
+    axes: Ints | None = None,
+    boundary: PaddingMode = "zeros",
+    padding_value: complex = 0,
+    precision: Precision = "standard",
+    algorithm: str = "auto",
+) -> ArrayT:
+    """Convolve along one axis after the other, each with a kernel of its own.
+
+    Where a kernel is the outer product of `kernels`, the result is that of `convolve`, by fewer operations.
+
+    Parameters
+    ----------
+    x : array
+        The signal.
+    kernels : sequence of array, shape (taps,)
+        One for each of `axes`.
+    mode, axes, boundary, padding_value, precision, algorithm
+        As for `convolve`.
+
+    Returns
+    -------
+    array
+        As from `convolve`.
+
+    Raises
+    ------
+    ConvShapeError, ConvValueError, ConvTypeError, BackendError
+        As for `convolve`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from portconv import signal
+    >>> signal.convolve_separable(np.eye(3), [np.array([1.0, 2.0, 1.0]), np.array([1.0, 1.0, 1.0])])
+    array([[3., 3., 2.],
+           [4., 4., 4.],
+           [2., 3., 3.]])
+    """
+    arguments.owner("x", x, {"x": x})
+    places = signals.axes_of(tuple(x.shape), axes, in_order=False)
+    if not isinstance(kernels, (tuple, list)):
+        raise ConvTypeError(f"kernels: got {type(kernels).__name__}, expected a list of arrays, one for each axis")
+    if len(kernels) != len(places):
+        raise ConvValueError(f"kernels: got {len(kernels)}, expected {len(places)}, one for each axis")
+    for i, kernel in enumerate(kernels):
+        arguments.owner(f"kernels[{i}]", kernel, {"x": x, f"kernels[{i}]": kernel})
+        if len(kernel.shape) != 1 or kernel.shape[0] < 1:
+            raise ConvShapeError(f"kernels[{i}]: got shape {tuple(kernel.shape)}, expected (taps,), at least one")
+    options: dict[str, Any] = {"boundary": boundary, "padding_value": padding_value, "precision": precision}
+    for axis, kernel in zip(places, kernels, strict=True):
+        x = convolve(x, kernel, mode, axes=axis, algorithm=algorithm, **options)
+    return x
+
+
+def gaussian_filter(
+    x: ArrayT,
+    sigma: float | Sequence[float],
+    *,
+    order: Ints = 0,
+    axes: Ints | None = None,
+    boundary: PaddingMode = "symmetric",
+    padding_value: complex = 0,
+    truncate: float = 4.0,
+    radius: Ints | None = None,
+    precision: Precision = "standard",
+    algorithm: str = "auto",
+) -> ArrayT:
+    """Smooth with a Gaussian, or a derivative of one, along one axis after the other.
+
+    The weights are those of `scipy.ndimage.gaussian_filter`: the Gaussian at whole numbers, divided by the sum of them,
+    times the polynomial that its derivative has.
+
+    Parameters
+    ----------
+    x : array
+        Floating point or complex; integers become floating-point numbers.
+    sigma : float or sequence of float
+        The standard deviation in cells, along all axes or along each of `axes`; where it is 0 nothing is done.
+    order : int or sequence of int
+        Of the derivative; 0 is the Gaussian itself.
+    axes : int or sequence of int, optional
+        What to filter along; all axes, unless given.
+    boundary : {"symmetric", "zeros", "constant", "reflect", "replicate", "circular"}
+        What lies beyond `x`: see `padding_mode` of `conv`. SciPy calls "symmetric" its "reflect".
+    padding_value : number
+        What lies there with ``boundary="constant"``.
+    truncate : float
+        Where the weights end, in standard deviations.
+    radius : int or sequence of int, optional
+        Where they end in cells, instead.
+    precision, algorithm
+        As for `conv`.
+
+    Returns
+    -------
+    array, shape of `x`
+
+    Raises
+    ------
+    ConvValueError
+        A `sigma` or `truncate` that is negative, or not finite, and as for `convolve`.
+    ConvShapeError, ConvTypeError, BackendError
+        As for `convolve`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from portconv import signal
+    >>> signal.gaussian_filter(np.array([0.0, 0.0, 1.0, 0.0, 0.0]), 1.0, radius=1).round(4)
+    array([0.    , 0.2741, 0.4519, 0.2741, 0.    ])
+    """
+    backend = arguments.owner("x", x, {"x": x})
+    places = signals.axes_of(tuple(x.shape), axes, in_order=False)
+    count = len(places)
+    sigmas = (
+        tuple(_number(f"sigma[{i}]", each) for i, each in enumerate(sigma))
+        if isinstance(sigma, (tuple, list))
+        else (_number("sigma", sigma),) * count
+    )
+    if len(sigmas) != count:
+        raise ConvValueError(f"sigma: got {len(sigmas)} entries, expected {count}, one for each axis")
+    orders = arguments.per_dimension("order", order, count, 0)
+    ends = tuple(int(_number("truncate", truncate) * each + 0.5) for each in sigmas)
+    radii = ends if radius is None else arguments.per_dimension("radius", radius, count, 0)
+    name = real(backend.dtype_name(x.dtype))
+    if KINDS.get(name) != "real floating":
+        name = "float64" if backend.holds("float64", x) else "float32"
+    chosen = [i for i in range(count) if sigmas[i] > 0]
+    kernels = [
+        backend.asarray(_gaussian(sigmas[i], orders[i], radii[i]), backend.dtype(name), backend.device_of(x))
+        for i in chosen
+    ]
+    if not chosen:
+        return x
+    options: dict[str, Any] = {"boundary": boundary, "padding_value": padding_value, "precision": precision}
+    return convolve_separable(x, kernels, axes=[places[i] for i in chosen], algorithm=algorithm, **options)
+
+
+def _number(name: str, value: Any) -> float:
+    """Check that a value is a finite number of at least 0."""
+    if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
+        raise ConvTypeError(f"{name}: got {value!r}, expected a number")
+    if not 0 <= float(value) < math.inf:
+        raise ConvValueError(f"{name}: got {value!r}, expected a finite number of at least 0")
+    return float(value)
+
+
+def _gaussian(sigma: float, order: int, radius: int) -> list[float]:
+    """Return the weights of a Gaussian's derivative at whole numbers from `-radius` to `radius`."""
+    cells = range(-radius, radius + 1)
+    weights = [math.exp(-0.5 * (cell / sigma) ** 2) for cell in cells]
+    total = sum(weights)
+    factors = [1.0]  # of the powers of a cell's number: the derivative of p * exp(-t²/2s²) is (p' - t/s² p) * exp
+    for _ in range(order):
+        slopes = [*(i * factor for i, factor in enumerate(factors) if i), 0.0, 0.0]
+        falls = [0.0, *(factor / sigma**2 for factor in factors)]
+        factors = [slope - fall for slope, fall in zip(slopes, falls, strict=True)]
+    return [
+        weight / total * sum(factor * cell**i for i, factor in enumerate(factors))
+        for cell, weight in zip(cells, weights, strict=True)
+    ]

@@ -1,0 +1,199 @@
+"""How a convolution of two signals is asked of a layer: shapes, axes, cuts and padding, as plain integers.
+
+The layer's input and filters are the signal and the kernel, or the other way round. An axis that is not convolved is
+one of these, by its sizes: a sample axis, which the filters lack; a group axis, which both have; a filter axis, which
+the input lacks. Sample axes behind a convolved one stay where they are, as spatial ones of one tap: nothing is copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from math import prod
+from typing import Any, NamedTuple
+
+from ..errors import ConvShapeError, ConvValueError
+from .arguments import integer
+from .layout import Shape
+from .ranges import ALL
+from .remembered import looked_up
+
+Cuts = tuple[slice, ...]
+
+
+class Lowering(NamedTuple):
+    """A convolution of signals as one of a layer, and the way back.
+
+    Attributes
+    ----------
+    swapped : bool
+        Whether the kernel is the layer's input, and the signal its filters.
+    axes : tuple of int
+        The axes of the signal that are convolved.
+    kernel_shape : tuple of int
+        The kernel's, with an axis for each of the signal's.
+    cuts : tuple of slice
+        What of the layer's input is read; () for all.
+    x_axes, w_axes, out_axes : tuple of int
+        The orders of axes in which input, filters and output are reshaped; () for the order that they have.
+    x_shape, w_shape, wide_shape : tuple of int
+        The layer's input and filters, and its output before its axes are put in order.
+    padding : tuple of (int, int)
+    groups : int
+    """
+
+    swapped: bool
+    axes: Shape
+    kernel_shape: Shape
+    cuts: Cuts
+    x_axes: Shape
+    w_axes: Shape
+    out_axes: Shape
+    x_shape: Shape
+    w_shape: Shape
+    wide_shape: Shape
+    padding: tuple[tuple[int, int], ...]
+    groups: int
+
+
+class _Roles(NamedTuple):
+    """The axes that are not convolved: sample axes before the first convolved one, group and filter axes, and the rest.
+
+    The rest are the spatial axes of the layer: the convolved ones, and the sample axes behind the first of these.
+    """
+
+    samples: list[int]
+    groups: list[int]
+    filters: list[int]
+    rest: list[int]
+
+
+@looked_up
+def lowering(x_shape: Shape, given_kernel: Shape, mode: str, axes: Any, swaps: bool) -> Lowering:
+    """Check the shapes of a signal and a kernel, and the axes; say which convolution of a layer computes the same.
+
+    `swaps` says whether cells beyond the signal are zeros, so that either operand may be the one that slides.
+
+    Raises
+    ------
+    ConvShapeError, ConvValueError, ConvTypeError
+    """
+    convolved = axes_of(x_shape, axes)
+    kernel_shape = _with_all_axes(x_shape, given_kernel, convolved)
+    for axis in convolved:
+        if x_shape[axis] < 1 or kernel_shape[axis] < 1:
+            name, shape = ("kernel", given_kernel) if kernel_shape[axis] < 1 else ("x", x_shape)
+            raise ConvShapeError(f"{name}: got shape {shape}, expected at least one cell along axis {axis} of x")
+    swapped = swaps and mode != "valid" and _cells(kernel_shape, convolved) > _cells(x_shape, convolved)
+    if mode == "valid":
+        swapped = any(kernel_shape[axis] > x_shape[axis] for axis in convolved)
+        if swapped and any(kernel_shape[axis] < x_shape[axis] for axis in convolved):
+            raise ConvShapeError(
+                f"kernel: got shape {given_kernel}, expected one that is no larger than x of shape {x_shape} along any "
+                f"convolved axis, or no smaller along any, for mode 'valid'"
+            )
+    shapes = (kernel_shape, x_shape) if swapped else (x_shape, kernel_shape)
+    roles = _roles(*shapes, convolved, x_shape, given_kernel)
+    return _placed(shapes, roles, convolved, mode, swapped)._replace(kernel_shape=kernel_shape)
+
+
+def _placed(shapes: tuple[Shape, Shape], roles: _Roles, convolved: Shape, mode: str, swapped: bool) -> Lowering:
+    """Lay out the layer of an input and filters of these shapes."""
+    a, v = shapes
+    cuts, pads, outs = [ALL] * len(a), {}, list(a)
+    for axis in convolved:
+        cuts[axis], pads[axis], outs[axis] = _window(a[axis], v[axis], mode, swapped)
+    segments = [list(each) for _, each in groupby(roles.rest, lambda axis: axis if axis in convolved else -1)]
+    segments = [each for each in segments if each[0] in convolved or prod(a[axis] for axis in each) > 1]
+    groups, filters = (prod(v[axis] for axis in axes) for axes in (roles.groups, roles.filters))
+    lengths = [len(range(a[axis])[cuts[axis]]) for axis in range(len(a))]
+    samples = prod(a[axis] for axis in roles.samples)
+    order = [*roles.samples, *roles.groups, *roles.filters, *roles.rest]
+    sizes = [v[axis] if axis in roles.filters else outs[axis] for axis in order]
+    return Lowering(
+        swapped,
+        convolved,
+        (),
+        () if all(cut == ALL for cut in cuts) else tuple(cuts),
+        _in_order([*roles.samples, *roles.filters, *roles.groups, *roles.rest]),
+        _in_order([*roles.samples, *roles.groups, *roles.filters, *roles.rest]),
+        _in_order([order.index(axis) for axis in range(len(order))]),
+        (samples, groups, *(prod(lengths[axis] for axis in each) for each in segments)),
+        (groups * filters, 1, *(prod(v[axis] for axis in each) for each in segments)),
+        tuple(sizes),
+        tuple(pads.get(each[0], (0, 0)) for each in segments),
+        groups,
+    )
+
+
+@looked_up
+def axes_of(x_shape: Shape, axes: Any, in_order: bool = True) -> Shape:
+    """Check which axes are convolved; return their numbers from 0, in order or as they are named."""
+    dims = len(x_shape)
+    if axes is None:
+        return tuple(range(dims))
+    given = axes if isinstance(axes, (tuple, list)) else (axes,)
+    numbers = [integer("axes" if given[0] is axes else f"axes[{i}]", axis) for i, axis in enumerate(given)]
+    if any(not -dims <= axis < dims for axis in numbers):
+        raise ConvValueError(f"axes: got {axes!r}, expected axes of x, which has {dims}")
+    found = tuple(axis % dims for axis in numbers)
+    if not found or len({*found}) < len(found):
+        raise ConvValueError(f"axes: got {axes!r}, expected {'each axis once' if found else 'at least one axis'}")
+    return tuple(sorted(found)) if in_order else found
+
+
+def _with_all_axes(x_shape: Shape, kernel_shape: Shape, convolved: Shape) -> Shape:
+    """Return the shape of a kernel with an axis for each axis of the signal."""
+    if len(kernel_shape) == len(x_shape):
+        return kernel_shape
+    if len(kernel_shape) != len(convolved):
+        raise ConvShapeError(
+            f"kernel: got {len(kernel_shape)} dimensions in shape {kernel_shape}, expected {len(x_shape)}, as x has, "
+            f"or {len(convolved)}, one for each axis that is convolved"
+        )
+    sizes = dict(zip(convolved, kernel_shape, strict=True))
+    return tuple(sizes.get(axis, 1) for axis in range(len(x_shape)))
+
+
+def _roles(a: Shape, v: Shape, convolved: Shape, x_shape: Shape, kernel_shape: Shape) -> _Roles:
+    """Sort the axes by their roles, for an input `a` and filters `v`."""
+    roles = _Roles([], [], [], [])
+    for axis, (of_a, of_v) in enumerate(zip(a, v, strict=True)):
+        if axis in convolved:
+            roles.rest.append(axis)
+        elif of_v == 1:
+            (roles.rest if axis > convolved[0] else roles.samples).append(axis)
+        elif of_a in (1, of_v):
+            (roles.groups if of_a == of_v else roles.filters).append(axis)
+        else:
+            raise ConvShapeError(
+                f"kernel: got shape {kernel_shape}, expected one whose axis {axis}, which is not convolved, has 1 cell "
+                f"or as many as that of x of shape {x_shape}"
+            )
+    return roles
+
+
+def _window(size: int, kernel: int, mode: str, swapped: bool) -> tuple[slice, tuple[int, int], int]:
+    """Return what of an input is read along an axis, the padding of that, and the number of outputs."""
+    full = size + kernel - 1
+    # The signal is what "same" is as long as, and `kernel` is that where the operands have changed places.
+    same, taps = (kernel, size) if swapped else (size, kernel)
+    first, stop = {
+        "full": (0, full),
+        "same": ((taps - 1) // 2, (taps - 1) // 2 + same),
+        "valid": (min(size, kernel) - 1, max(size, kernel)),
+    }[mode]
+    # Output `n` of the full convolution reads the input from `n - kernel + 1` to `n`.
+    start = first - kernel + 1
+    cut = slice(max(0, start), min(size, stop))
+    pads = max(0, -start), max(0, stop - size)
+    return ALL if (cut.start, cut.stop) == (0, size) else cut, pads, stop - first
+
+
+def _cells(shape: Shape, axes: Shape) -> int:
+    return prod(shape[axis] for axis in axes)
+
+
+def _in_order(axes: Sequence[int]) -> Shape:
+    """Return an order of axes, or () if they are in order."""
+    return () if list(axes) == sorted(axes) else tuple(axes)
