@@ -26,6 +26,7 @@ def conv(
     dilation: Ints = 1,
     groups: int = 1,
     padding_mode: PaddingMode = "zeros",
+    padding_value: complex = 0,
     data_format: DataFormat = "channels_first",
     precision: Precision = "standard",
     algorithm: str = "auto",
@@ -63,9 +64,13 @@ def conv(
     groups : int
         Cut channels and filters into so many groups that do not see each other; `C` of them are a depthwise
         convolution.
-    padding_mode : {"zeros", "reflect", "replicate", "circular"}
-        What the padding holds: zeros; the input mirrored at its edge cells; its edge cells; the input again. However
-        long the padding is, as `numpy.pad` has it with "reflect", "edge" and "wrap".
+    padding_mode : {"zeros", "constant", "reflect", "symmetric", "replicate", "circular"}
+        What the padding holds: zeros; `padding_value`; the input mirrored at its edge cells, which are not repeated;
+        mirrored with its edge cells; its edge cells; the input again. However long the padding is, as `numpy.pad` has
+        it with "constant", "reflect", "symmetric", "edge" and "wrap".
+    padding_value : number
+        What the padding holds in the mode "constant", which must be a number of `x`'s kind and is rounded to its dtype.
+        It has no gradient.
     data_format : {"channels_first", "channels_last"}
         Where the channels of `x` and of the output are; `w` stays as it is.
     precision : {"standard", "fast", "reproducible"}
@@ -102,7 +107,7 @@ def conv(
     >>> portconv.conv(np.ones((2, 3, 32, 32)), np.ones((8, 3, 3, 3)), stride=2, padding="same").shape
     (2, 8, 16, 16)
     """
-    options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
+    options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm, padding_value)
     out: ArrayT = call.convolve(x, w, b, options)
     return out
 
@@ -117,6 +122,7 @@ def conv_forward(
     dilation: Ints = 1,
     groups: int = 1,
     padding_mode: PaddingMode = "zeros",
+    padding_value: complex = 0,
     data_format: DataFormat = "channels_first",
     precision: Precision = "standard",
     algorithm: str = "auto",
@@ -125,7 +131,7 @@ def conv_forward(
 
     Parameters
     ----------
-    x, w, b, stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm
+    x, w, b, stride, padding, dilation, groups, padding_mode, padding_value, data_format, precision, algorithm
         As for `conv`.
 
     Returns
@@ -147,7 +153,7 @@ def conv_forward(
     >>> out
     array([[[3., 3.]]])
     """
-    options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
+    options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm, padding_value)
     if is_traced():
         return call.convolve(x, w, b, options), ConvCache(x, w, b, options)
     return call.convolve_and_keep(x, w, b, options)
@@ -208,6 +214,7 @@ def conv_input_grad(
     dilation: Ints = 1,
     groups: int = 1,
     padding_mode: PaddingMode = "zeros",
+    padding_value: complex = 0,
     data_format: DataFormat = "channels_first",
     precision: Precision = "standard",
     algorithm: str = "auto",
@@ -225,7 +232,7 @@ def conv_input_grad(
         The filters.
     x_shape : tuple of int
         The shape of the input, batch axis included where `dout` has one.
-    stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm
+    stride, padding, dilation, groups, padding_mode, padding_value, data_format, precision, algorithm
         As for `conv`.
 
     Returns
@@ -244,7 +251,7 @@ def conv_input_grad(
     >>> portconv.conv_input_grad(np.ones((1, 1, 2)), np.array([[[1.0, 2.0, 3.0]]]), (1, 1, 4))
     array([[[1., 3., 5., 3.]]])
     """
-    options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
+    options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm, padding_value)
     dx: ArrayT = call.gradient(Kind.INPUT_GRAD, dout, ("w", w), ("x_shape", x_shape), options)
     return dx
 
@@ -259,6 +266,7 @@ def conv_weight_grad(
     dilation: Ints = 1,
     groups: int = 1,
     padding_mode: PaddingMode = "zeros",
+    padding_value: complex = 0,
     data_format: DataFormat = "channels_first",
     precision: Precision = "standard",
     algorithm: str = "auto",
@@ -275,7 +283,7 @@ def conv_weight_grad(
         The input.
     w_shape : tuple of int
         The shape of the filters, (F, C / groups, *kernel).
-    stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm
+    stride, padding, dilation, groups, padding_mode, padding_value, data_format, precision, algorithm
         As for `conv`.
 
     Returns
@@ -294,7 +302,7 @@ def conv_weight_grad(
     >>> portconv.conv_weight_grad(np.ones((1, 1, 2)), np.arange(4.0).reshape(1, 1, 4), (1, 1, 3))
     array([[[1., 3., 5.]]])
     """
-    options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
+    options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm, padding_value)
     dw: ArrayT = call.gradient(Kind.WEIGHT_GRAD, dout, ("x", x), ("w_shape", w_shape), options)
     return dw
 
@@ -349,6 +357,7 @@ def explain(
     dilation: Ints = 1,
     groups: int = 1,
     padding_mode: PaddingMode = "zeros",
+    padding_value: complex = 0,
     data_format: DataFormat = "channels_first",
     precision: Precision = "standard",
     algorithm: str = "auto",
@@ -357,7 +366,7 @@ def explain(
 
     Parameters
     ----------
-    x, w, b, stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm
+    x, w, b, stride, padding, dilation, groups, padding_mode, padding_value, data_format, precision, algorithm
         As for `conv`. Only the arrays' shapes, dtypes and devices matter; nothing is computed.
 
     Returns
@@ -381,7 +390,7 @@ def explain(
     >>> {"fft", "depthwise", "gemm"} <= {one.name for one in found.candidates if one.why_not is None}
     True
     """
-    options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
+    options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm, padding_value)
     cache = call.convolution(x, w, b, options)
     call.check_memory(cache.operation, cache.backend, x, ("x", x.shape))
     return plan.of(cache.operation, cache.backend, x, w).explain()

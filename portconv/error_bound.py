@@ -21,6 +21,7 @@ def error_bound(
     dilation: Ints = 1,
     groups: int = 1,
     padding_mode: PaddingMode = "zeros",
+    padding_value: complex = 0,
     data_format: DataFormat = "channels_first",
     precision: Precision = "standard",
     algorithm: str = "auto",
@@ -33,7 +34,7 @@ def error_bound(
 
     Parameters
     ----------
-    x, w, b, stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm
+    x, w, b, stride, padding, dilation, groups, padding_mode, padding_value, data_format, precision, algorithm
         As for `conv`.
 
     Returns
@@ -58,7 +59,7 @@ def error_bound(
     >>> bool(np.all(np.abs(portconv.conv(x, w) - exact) <= bound))
     True
     """
-    options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
+    options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm, padding_value)
     cache = call.convolution(x, w, b, options)
     call.check_memory(cache.operation, cache.backend, x, ("x", x.shape))
     step = changed(cache.operation, kind=Kind.ERROR_BOUND, result_dtype=real(cache.operation.dtype))
