@@ -66,8 +66,6 @@ class NumPyConvolution(NativeConvolution):
         return NativeWork(SLOWNESS * 2 * cells * taps, 2 * cells * (1 + rows), 2 + 2 * rows, 3 * cells)
 
     def forward(self, x: Array, w: Array, b: Array | None, convolution: Convolution) -> Array | None:
-        if not _finite(w):  # zeros of the padding, times infinity, would be nan
-            return None
         lines, out_shape = _lines(convolution), convolution.out_shape
         total = _slid(_line(_wide(x), lines), _wide(w).reshape(len(lines.offsets), -1), lines)
         if lines.length != math.prod(out_shape):
@@ -76,6 +74,8 @@ class NumPyConvolution(NativeConvolution):
         return out if b is None else out + _wide(b)
 
     def input_grad(self, dout: Array, w: Array, convolution: Convolution) -> Array | None:
+        if not _finite(w):  # times a zero beside `dout`, which is no part of any sum, it would be nan
+            return None
         return self.forward(dout, np.flip(w, axis=tuple(range(2, w.ndim))), None, _mirrored(convolution))
 
     def weight_grad(self, dout: Array, x: Array, convolution: Convolution) -> Array | None:

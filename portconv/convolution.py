@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from .algorithms.choice import Explanation
-from .backends import ArrayT
-from .engine import call, plan
+from .backends import Array, ArrayT
+from .engine import call, masked, plan
 from .engine.call import ConvCache
 from .engine.execution import is_traced, opaque
 from .engine.gradients import ConvGrads, backward
+from .engine.per_sample import weight_grads
 from .errors import ConvTypeError
 from .spec import arguments, checked_geometry
 from .spec.checked_geometry import Names
@@ -26,9 +27,12 @@ def conv(
     dilation: Ints = 1,
     groups: int = 1,
     padding_mode: PaddingMode = "zeros",
+    padding_value: complex = 0,
     data_format: DataFormat = "channels_first",
     precision: Precision = "standard",
     algorithm: str = "auto",
+    where: Array | None = None,
+    normalize: bool = False,
 ) -> ArrayT:
     """Convolve a batch of signals, images or volumes with filters.
 
@@ -63,9 +67,13 @@ def conv(
     groups : int
         Cut channels and filters into so many groups that do not see each other; `C` of them are a depthwise
         convolution.
-    padding_mode : {"zeros", "reflect", "replicate", "circular"}
-        What the padding holds: zeros; the input mirrored at its edge cells; its edge cells; the input again. However
-        long the padding is, as `numpy.pad` has it with "reflect", "edge" and "wrap".
+    padding_mode : {"zeros", "constant", "reflect", "symmetric", "replicate", "circular"}
+        What the padding holds: zeros; `padding_value`; the input mirrored at its edge cells, which are not repeated;
+        mirrored with its edge cells; its edge cells; the input again. However long the padding is, as `numpy.pad` has
+        it with "constant", "reflect", "symmetric", "edge" and "wrap".
+    padding_value : number
+        What the padding holds in the mode "constant", which must be a number of `x`'s kind and is rounded to its dtype.
+        It has no gradient.
     data_format : {"channels_first", "channels_last"}
         Where the channels of `x` and of the output are; `w` stays as it is.
     precision : {"standard", "fast", "reproducible"}
@@ -73,6 +81,14 @@ def conv(
         speed; ``"reproducible"`` gives the same bits on every library, device, number of threads and batch.
     algorithm : {"auto", "compiled", "winograd", "fft", "depthwise", "native", "gemm", "tap_loop", "direct"}
         How to compute it; ``"auto"`` takes the fastest, by estimate: see `explain`.
+    where : array of bool, optional
+        Which cells of `x` count, of its shape or one that broadcasts to it. The others are as absent: they add nothing,
+        also if they are nan or infinite.
+    normalize : bool
+        Whether to divide each sum, before the bias is added, by the weight of the filters on the cells that count:
+        normalised convolution, Knutsson and Westin, "Normalized and differential convolution" (CVPR 1993), section 3.
+        Zeros beyond the input do not count, other padding does as far as the cells do that it is filled from. Where
+        nothing counts the result is nan.
 
     Returns
     -------
@@ -102,9 +118,11 @@ def conv(
     >>> portconv.conv(np.ones((2, 3, 32, 32)), np.ones((8, 3, 3, 3)), stride=2, padding="same").shape
     (2, 8, 16, 16)
     """
-    options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
-    out: ArrayT = call.convolve(x, w, b, options)
-    return out
+    options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm, padding_value)
+    if where is None and normalize is False:
+        out: ArrayT = call.convolve(x, w, b, options)
+        return out
+    return masked.layer(x, (w, b), options, where, normalize)
 
 
 def conv_forward(
@@ -117,6 +135,7 @@ def conv_forward(
     dilation: Ints = 1,
     groups: int = 1,
     padding_mode: PaddingMode = "zeros",
+    padding_value: complex = 0,
     data_format: DataFormat = "channels_first",
     precision: Precision = "standard",
     algorithm: str = "auto",
@@ -125,7 +144,7 @@ def conv_forward(
 
     Parameters
     ----------
-    x, w, b, stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm
+    x, w, b, stride, padding, dilation, groups, padding_mode, padding_value, data_format, precision, algorithm
         As for `conv`.
 
     Returns
@@ -147,7 +166,7 @@ def conv_forward(
     >>> out
     array([[[3., 3.]]])
     """
-    options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
+    options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm, padding_value)
     if is_traced():
         return call.convolve(x, w, b, options), ConvCache(x, w, b, options)
     return call.convolve_and_keep(x, w, b, options)
@@ -208,6 +227,7 @@ def conv_input_grad(
     dilation: Ints = 1,
     groups: int = 1,
     padding_mode: PaddingMode = "zeros",
+    padding_value: complex = 0,
     data_format: DataFormat = "channels_first",
     precision: Precision = "standard",
     algorithm: str = "auto",
@@ -225,7 +245,7 @@ def conv_input_grad(
         The filters.
     x_shape : tuple of int
         The shape of the input, batch axis included where `dout` has one.
-    stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm
+    stride, padding, dilation, groups, padding_mode, padding_value, data_format, precision, algorithm
         As for `conv`.
 
     Returns
@@ -244,7 +264,7 @@ def conv_input_grad(
     >>> portconv.conv_input_grad(np.ones((1, 1, 2)), np.array([[[1.0, 2.0, 3.0]]]), (1, 1, 4))
     array([[[1., 3., 5., 3.]]])
     """
-    options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
+    options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm, padding_value)
     dx: ArrayT = call.gradient(Kind.INPUT_GRAD, dout, ("w", w), ("x_shape", x_shape), options)
     return dx
 
@@ -259,9 +279,11 @@ def conv_weight_grad(
     dilation: Ints = 1,
     groups: int = 1,
     padding_mode: PaddingMode = "zeros",
+    padding_value: complex = 0,
     data_format: DataFormat = "channels_first",
     precision: Precision = "standard",
     algorithm: str = "auto",
+    per_sample: bool = False,
 ) -> ArrayT:
     """Compute the gradient of a convolution with respect to its filters: the adjoint of `conv` in `w`.
 
@@ -275,12 +297,14 @@ def conv_weight_grad(
         The input.
     w_shape : tuple of int
         The shape of the filters, (F, C / groups, *kernel).
-    stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm
+    stride, padding, dilation, groups, padding_mode, padding_value, data_format, precision, algorithm
         As for `conv`.
+    per_sample : bool
+        Whether to return what each sample adds to the gradient, one after the other.
 
     Returns
     -------
-    array, shape `w_shape`
+    array, shape `w_shape`, or (N, *w_shape) for each sample
         Of the `result_type` of `dout` and `x`.
 
     Raises
@@ -294,7 +318,11 @@ def conv_weight_grad(
     >>> portconv.conv_weight_grad(np.ones((1, 1, 2)), np.arange(4.0).reshape(1, 1, 4), (1, 1, 3))
     array([[[1., 3., 5.]]])
     """
-    options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
+    options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm, padding_value)
+    if not isinstance(per_sample, bool):
+        raise ConvTypeError(f"per_sample: got {per_sample!r}, expected a bool")
+    if per_sample:
+        return weight_grads(dout, x, w_shape, options)
     dw: ArrayT = call.gradient(Kind.WEIGHT_GRAD, dout, ("x", x), ("w_shape", w_shape), options)
     return dw
 
@@ -349,6 +377,7 @@ def explain(
     dilation: Ints = 1,
     groups: int = 1,
     padding_mode: PaddingMode = "zeros",
+    padding_value: complex = 0,
     data_format: DataFormat = "channels_first",
     precision: Precision = "standard",
     algorithm: str = "auto",
@@ -357,7 +386,7 @@ def explain(
 
     Parameters
     ----------
-    x, w, b, stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm
+    x, w, b, stride, padding, dilation, groups, padding_mode, padding_value, data_format, precision, algorithm
         As for `conv`. Only the arrays' shapes, dtypes and devices matter; nothing is computed.
 
     Returns
@@ -381,7 +410,7 @@ def explain(
     >>> {"fft", "depthwise", "gemm"} <= {one.name for one in found.candidates if one.why_not is None}
     True
     """
-    options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
+    options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm, padding_value)
     cache = call.convolution(x, w, b, options)
     call.check_memory(cache.operation, cache.backend, x, ("x", x.shape))
     return plan.of(cache.operation, cache.backend, x, w).explain()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .backends import Array, ArrayT
-from .engine import call
+from .engine import call, masked
 from .engine.execution import opaque, run
 from .spec.dtypes import real
 from .spec.operation import Kind, changed
@@ -21,9 +21,12 @@ def error_bound(
     dilation: Ints = 1,
     groups: int = 1,
     padding_mode: PaddingMode = "zeros",
+    padding_value: complex = 0,
     data_format: DataFormat = "channels_first",
     precision: Precision = "standard",
     algorithm: str = "auto",
+    where: Array | None = None,
+    normalize: bool = False,
 ) -> ArrayT:
     """Bound the error of each element that `conv` returns for the same arguments.
 
@@ -33,7 +36,8 @@ def error_bound(
 
     Parameters
     ----------
-    x, w, b, stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm
+    x, w, b, stride, padding, dilation, groups, padding_mode, padding_value, data_format, precision, algorithm, where, \
+    normalize
         As for `conv`.
 
     Returns
@@ -58,8 +62,10 @@ def error_bound(
     >>> bool(np.all(np.abs(portconv.conv(x, w) - exact) <= bound))
     True
     """
-    options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
-    return bounded(x, w, b, options)
+    options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm, padding_value)
+    if where is None and normalize is False:
+        return bounded(x, w, b, options)
+    return masked.bound_of_layer(bounded, x, (w, b), options, where, normalize)
 
 
 def bounded(x: Array, w: Array, b: Array | None, options: Options) -> Array:

@@ -90,10 +90,10 @@ def convolve(
     >>> signal.convolve(picture, np.ones((5, 5)) / 25, "same", axes=(1, 2), boundary="symmetric").shape
     (3, 480, 640)
     """
-    wanted = Wanted(mode, axes, boundary, precision, algorithm)
+    wanted = Wanted(mode, axes, boundary, padding_value, precision, algorithm)
     if where is None and normalize is False:
-        return computed(call.convolve, kernel, wanted, x, padding_value)
-    return masked.convolved(partial(computed, call.convolve, kernel, wanted), x, where, normalize, padding_value)
+        return computed(call.convolve, kernel, wanted, x)
+    return masked.convolved(partial(computed, call.convolve, kernel, wanted), x, where, normalize)
 
 
 @opaque
@@ -136,10 +136,10 @@ def correlate(
     >>> signal.correlate(np.array([1, 2, 3]), np.array([0, 1, 5]), "same")
     array([11, 17,  3])
     """
-    wanted = Wanted(mode, axes, boundary, precision, algorithm, flips=False)
+    wanted = Wanted(mode, axes, boundary, padding_value, precision, algorithm, flips=False)
     if where is None and normalize is False:
-        return computed(call.convolve, kernel, wanted, x, padding_value)
-    return masked.convolved(partial(computed, call.convolve, kernel, wanted), x, where, normalize, padding_value)
+        return computed(call.convolve, kernel, wanted, x)
+    return masked.convolved(partial(computed, call.convolve, kernel, wanted), x, where, normalize)
 
 
 @opaque
@@ -183,9 +183,9 @@ def error_bound(
     >>> bool(np.all(signal.error_bound(x, kernel) < 4 * 0.03 * 2.0**-53))
     True
     """
-    wanted = Wanted(mode, axes, boundary, precision, algorithm)
+    wanted = Wanted(mode, axes, boundary, padding_value, precision, algorithm)
     compute, bound = (partial(computed, layer, kernel, wanted) for layer in (call.convolve, bounded))
-    return masked.bound(compute, bound, x, where, normalize, padding_value)
+    return masked.bound(compute, bound, x, where, normalize)
 
 
 def convolve_separable(

@@ -466,7 +466,11 @@ def test_full_and_valid_against_scipy(dtype, x_shape, w_shape):
 
 @needs_scipy
 @pytest.mark.parametrize(
-    ("mode", "theirs"), [("zeros", "constant"), ("reflect", "mirror"), ("replicate", "nearest"), ("circular", "wrap")]
+    ("mode", "theirs"),
+    [
+        *(("zeros", "constant"), ("reflect", "mirror"), ("symmetric", "reflect"), ("replicate", "nearest")),
+        *(("circular", "wrap"), ("constant", "constant")),
+    ],
 )
 @pytest.mark.parametrize(
     ("x_shape", "kernel"), [((7,), (4,)), ((3,), (10,)), ((5, 6), (3, 4)), ((2, 9), (7, 2)), ((4, 3, 5), (2, 5, 3))]
@@ -475,17 +479,18 @@ def test_padding_modes_against_scipy_ndimage(x_shape, kernel, mode, theirs):
     # SciPy takes the later of an even kernel's two middles, so that the odd cell lies before; moved by one, after.
     make = whole("float64", 9)
     x, w = make((2, 2, *x_shape)), make((3, 2, *kernel))
+    value = 5.0 if mode == "constant" else 0.0
     for padding, moved in (("same_lower", 0), ("same", -1)):
         origin = tuple(moved if k % 2 == 0 else 0 for k in kernel)
         expected = np.stack(
             [
                 [
-                    sum(ndimage.correlate(a, k, mode=theirs, origin=origin) for a, k in zip(sample, f, strict=True))
+                    sum(ndimage.correlate(a, k, None, theirs, value, origin) for a, k in zip(sample, f, strict=True))
                     for f in w
                 ]
                 for sample in x
             ]
         )
         for algorithm in ("gemm", "direct"):
-            out = portconv.conv(x, w, padding=padding, padding_mode=mode, algorithm=algorithm)
+            out = portconv.conv(x, w, padding=padding, padding_mode=mode, padding_value=value, algorithm=algorithm)
             assert np.array_equal(out, expected), (padding, algorithm)

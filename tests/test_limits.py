@@ -70,12 +70,12 @@ def test_no_call_takes_more_memory_than_its_limit(algorithm, limit):
 
 
 @pytest.mark.parametrize("algorithm", ["auto", "direct"])
-@pytest.mark.parametrize(("dtype", "mode"), [("float16", "zeros"), ("int16", "zeros"), ("float32", "reflect")])
+@pytest.mark.parametrize(("dtype", "mode"), [("float16", "zeros"), ("int16", "constant"), ("float32", "reflect")])
 def test_copies_are_made_a_part_at_a_time(dtype, mode, algorithm):
     # 2 MiB of float16, 4 of its float32, 5 of the output's: more than 6 MiB at once.
     rng = np.random.default_rng(0)
     x, w = rng.integers(-4, 5, (4, 16, 128, 128)).astype(dtype), rng.integers(-4, 5, (20, 16, 3, 3)).astype(dtype)
-    options = {"padding": 1, "padding_mode": mode}
+    options = {"padding": 1, "padding_mode": mode, "padding_value": 3 if mode == "constant" else 0}
     if algorithm == "direct":
         x = x[:, :, :20, :20]
     whole, cache = portconv.conv_forward(x, w, **options)
@@ -263,12 +263,13 @@ def test_a_gradient_narrower_than_its_arithmetic_is_rounded_a_part_at_a_time():
             assert np.array_equal(result, expected)
 
 
-@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+@pytest.mark.parametrize("mode", ["constant", "reflect", "symmetric", "replicate", "circular"])
 def test_padding_is_filled_in_for_some_rows_at_a_time(mode):
     rng = np.random.default_rng(5)
     # 16 MiB, of which parts may take 2.
     x, w = rng.integers(-4, 5, (1, 1, 64, 256, 256)).astype("float32"), np.ones((1, 1, 3, 3, 3), "float32")
     options = {"padding": ((2, 1), (1, 1), (1, 1)), "padding_mode": mode}
+    options |= {"padding_value": 3} if mode == "constant" else {}
     out = portconv.conv(x, w, **options)
     dout = (rng.random(out.shape) < 0.01).astype("float32")
     grad = portconv.conv_weight_grad(dout, x, w.shape, **options)

@@ -827,7 +827,7 @@ def nothing_to_fill_the_padding_from(right):
     shape = right.shape(name)
     cells = [axis for axis in range(len(shape)) if axis - len(shape) != right.channels(name)]
     shape[right.one(cells if right.call.unbatched else cells[1:])] = 0
-    mode = right.one(("reflect", "replicate", "circular"))
+    mode = right.one(("reflect", "symmetric", "replicate", "circular"))
     change = {**right.filled(name, shape), "padding": 8, "padding_mode": mode}
     return Wrong(change, (name,), (ConvShapeError,))
 

@@ -234,6 +234,11 @@ BAD = {
         ConvShapeError,
         "kernel: got shape (5, 2)",
     ),
+    "a value": (
+        lambda: signal.convolve(LINE, TAPS, padding_value=1),
+        ConvValueError,
+        "padding_value: got 1, expected none",
+    ),
     "a list": (lambda: signal.convolve(LINE, [1.0, 2.0]), ConvTypeError, "kernel: got list"),
     "a mask's shape": (
         lambda: signal.convolve(LINE, TAPS, where=np.ones(4, bool)),

@@ -45,7 +45,8 @@ class Forward:
         """Check the arguments, and remember what they ask for."""
         backend, dtype = arguments.arrays(x=self.x, w=self.w, b=self.b)
         asked = Asked(kind, dtype.name, transposed=kind == Kind.INPUT_GRAD)
-        step = operation_of(asked, self.x.shape, self.w.shape, self.options)
+        options = arguments.with_constant(self.options, backend, self.x.dtype)
+        step = operation_of(asked, self.x.shape, self.w.shape, options)
         if self.b is not None:
             arguments.exact_shape("b", tuple(self.b.shape), step.shape(Role.B))
         self.checked = backend, step
@@ -166,6 +167,7 @@ def gradient(kind: Kind, dout: Array, other: tuple[str, Array], shape: tuple[str
         return known
     backend, dtype = arguments.arrays(**{"dout": dout, name: array})
     result = arguments.shape(*shape)
+    options = arguments.with_constant(options, backend, dtype.dtype if kind == Kind.INPUT_GRAD else array.dtype)
     if kind == Kind.INPUT_GRAD:
         step = operation_of(Asked(kind, dtype.name, Names(shape[0], name)), result, array.shape, options)
     else:
@@ -201,7 +203,7 @@ def _checked(asked: Asked, x_shape: Shape, w_shape: Shape, options: Options) -> 
     conjugates = not asked.transposed and asked.kind != Kind.FORWARD and KINDS[asked.dtype] == "complex floating"
     return Operation(
         asked.kind,
-        geometry,
+        geometry.linear if asked.kind == Kind.INPUT_GRAD else geometry,
         asked.dtype,
         asked.dtype,
         options.precision,

@@ -15,22 +15,28 @@ from ..backends import Array, Backend
 from ..errors import ConvShapeError, ConvTypeError
 from ..spec import arguments
 from ..spec.dtypes import EPSILON, KINDS, real
+from ..spec.options import Options
+from . import call
 
-Compute = Callable[[Array, Any], Array]
-"""A convolution of an input, or of the cells of it that count, with the filters; a constant padding has that value."""
+Filters = tuple[Array, Array | None]
+"""The filters of a layer, and a bias or None."""
+Convolution = Callable[[Array, Array, Array | None, Options], Array]
+"""The convolution of a layer, or the bound of its error."""
+Compute = Callable[[Array, bool], Array]
+"""A convolution with the filters: of an input, or if so of what counts in it, with ones for a constant padding."""
 
 
-def convolved(compute: Compute, x: Array, where: Array | None, normalize: bool, value: Any = 0) -> Array:
-    """Convolve the cells that count, with a constant padding of `value`; divide by their weights if `normalize`."""
+def convolved(compute: Compute, x: Array, where: Array | None, normalize: bool) -> Array:
+    """Convolve the cells that count; divide by their weights if `normalize`."""
     backend = _checked(x, where, normalize)
-    sums = compute(_present(backend, x, where), value)
+    sums = compute(_present(backend, x, where), False)
     if not normalize:
         return sums
     with backend.quiet():  # a window in which no cell counts has no mean: it is nan
-        return sums / compute(_weights(backend, x, where), 1)
+        return sums / compute(_weights(backend, x, where), True)
 
 
-def bound(compute: Compute, bounded: Compute, x: Array, where: Array | None, normalize: bool, value: Any = 0) -> Array:
+def bound(compute: Compute, bounded: Compute, x: Array, where: Array | None, normalize: bool) -> Array:
     """Bound the error of what `convolved` computes by `compute`, whose own error `bounded` bounds.
 
     With `n` and `d` a sum and a weight as computed, and `N` and `D` the exact ones, ``n/d - N/D`` is ``((n - N) + n/d
@@ -38,19 +44,52 @@ def bound(compute: Compute, bounded: Compute, x: Array, where: Array | None, nor
     """
     backend = _checked(x, where, normalize)
     present = _present(backend, x, where)
-    of_sums = bounded(present, value)
+    of_sums = bounded(present, False)
     if not normalize:
         return of_sums
     xp, weights = backend.xp, _weights(backend, x, where)
-    divisors, of_divisors = compute(weights, 1), bounded(weights, 1)
+    divisors, of_divisors = compute(weights, True), bounded(weights, True)
     with backend.quiet():
-        quotients = xp.abs(compute(present, value) / divisors)
+        quotients = xp.abs(compute(present, False) / divisors)
         least = xp.abs(divisors) - of_divisors
         eps = EPSILON[real(backend.dtype_name(quotients.dtype))]
         # Complex numbers are divided with a few roundings, and so is this bound.
         error = ((of_sums + quotients * of_divisors) / least + 8 * eps * quotients) * (1 + 8 * eps)
         unknown = xp.isnan(error) | (least <= 0)
         return xp.where(unknown, xp.full_like(error, float("inf")), error)
+
+
+def layer(x: Array, filters: Filters, options: Options, where: Array | None, normalize: bool) -> Array:
+    """Convolve as a layer does; a bias is added last."""
+    backend = call.convolution(x, *filters, options).backend
+    w, b = filters
+    compute = _of_layer(call.convolve, w, None if normalize else b, options)
+    out = convolved(compute, x, where, normalize)
+    if b is None or not normalize:
+        return out
+    last = options.data_format == "channels_last"
+    return out + (b if last else backend.xp.reshape(b, (-1, *(1,) * (len(w.shape) - 2))))
+
+
+def bound_of_layer(
+    bounded: Convolution, x: Array, filters: Filters, options: Options, where: Array | None, normalize: bool
+) -> Array:
+    """Bound the error of what `layer` computes."""
+    backend = call.convolution(x, *filters, options).backend
+    w, b = filters
+    own = None if normalize else b
+    compute, bound_of = (_of_layer(each, w, own, options) for each in (call.convolve, bounded))
+    error = bound(compute, bound_of, x, where, normalize)
+    if b is None or not normalize:
+        return error
+    eps, out = EPSILON[real(backend.dtype_name(error.dtype))], layer(x, filters, options, where, normalize)
+    error = (error + eps * backend.xp.abs(out)) * (1 + 8 * eps)
+    return backend.xp.where(backend.xp.isnan(error), backend.xp.full_like(error, float("inf")), error)
+
+
+def _of_layer(convolve: Convolution, w: Array, b: Array | None, options: Options) -> Compute:
+    ones = options._replace(padding_value=1) if options.padding_mode == "constant" else options
+    return lambda cells, of_weights: convolve(cells, w, b, ones if of_weights else options)
 
 
 def _checked(x: Array, where: Array | None, normalize: Any) -> Backend:

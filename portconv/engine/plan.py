@@ -350,6 +350,8 @@ def _copies(operation: Operation, backend: Backend, arithmetic: Arithmetic, give
     if is_copied(geometry) and Role.X in kind.operands:
         each[Role.X] += of_read
     each["padded"] = max(wide, size) if geometry.extended is not geometry else 0
+    if each["padded"] and geometry.mode == "constant":  # copies are those of the padded input
+        each["padded"] = each[Role.X] + of_read
     # A part's own result, before it is put where it belongs; of filters, what it is added to as well.
     own = 2 * wide if kind == Kind.WEIGHT_GRAD else size
     part = each | {kind.result: each[kind.result] + own + narrow * (kind == Kind.WEIGHT_GRAD or is_narrowed)}

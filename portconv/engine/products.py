@@ -111,7 +111,11 @@ def _part(plan: Plan, part: Part, operands: tuple[Array, ...]) -> Array:
     """Compute one part: put in order, conjugate, cast, fill and later fold the padding, multiply, add a bias, cast."""
     kind, backend, geometry = plan.operation.kind, plan.backend, part.geometry
     choice = plan.choice(geometry)
-    a, b, *bias = _in_order(plan, tuple(_operands_of(plan, part, operands)))
+    ordered = _in_order(plan, tuple(_operands_of(plan, part, operands)))
+    if geometry.mode == "constant":  # a number as the input is given: it is conjugated, cast and cut as the cells are
+        place = kind.operands.index(Role.X)
+        ordered[place], geometry = extend(geometry, backend, ordered[place]), geometry.extended
+    a, b, *bias = ordered
     if plan.operation.is_complex:
         a, b = (
             conjugate(backend, array) if conjugated else array

@@ -74,6 +74,9 @@ class _Bound:
         self.parts = 1 if self.real == step.dtype else 2
         """How many products of real numbers are added up to a part of a product of two numbers."""
         self.x, self.w, *self.b = (self.magnitudes_of(array) for array in self.operands)
+        number = self.geometry.value
+        around = replace(self.geometry, value=abs(number.real) + abs(number.imag))
+        self.x, self.extended = extend(around, backend, self.x), self.geometry.extended
 
     def magnitudes_of(self, array: Array) -> Array:
         """Return the magnitudes of an array; of complex numbers, the sums of the magnitudes of both parts."""
@@ -96,10 +99,9 @@ class _Bound:
 
     def of_algorithm(self, algorithm: Algorithm) -> Array:
         """Bound the sums of one algorithm, as if it computed the whole."""
-        extended = self.geometry.extended
+        extended = self.extended
         terms = algorithm.error_terms(Kind.FORWARD, extended, self.parts)
-        x = extend(self.geometry, self.backend, self.x)
-        magnitude = algorithm.magnitudes(Kind.FORWARD, extended, self.backend, self.convolve, x, self.w)
+        magnitude = algorithm.magnitudes(Kind.FORWARD, extended, self.backend, self.convolve, self.x, self.w)
         for bias in self.b:
             terms += 1
             magnitude = magnitude + self.backend.xp.reshape(bias, (-1, *(1,) * extended.dims))
@@ -118,8 +120,8 @@ class _Bound:
         """Bound what quantising changes, one rounding, and the addition of a bias."""
         backend, geometry, (x, w, *b) = self.backend, self.geometry, self.operands
         quanta_of_x, quanta_of_w = reproducible("operands").quanta(self.step, backend, (x, w))
-        error = self.convolve(Kind.FORWARD, geometry, self.x, self.parts * quanta_of_w)
-        error = error + self.convolve(Kind.FORWARD, geometry, quanta_of_x, self.parts * (self.w + quanta_of_w))
+        error = self.convolve(Kind.FORWARD, self.extended, self.x, self.parts * quanta_of_w)
+        error = error + self.convolve(Kind.FORWARD, self.extended, quanta_of_x, self.parts * (self.w + quanta_of_w))
         terms = self.parts * geometry.terms(Kind.FORWARD)
         error = error * (1 + 4 * gamma(terms + 4))
         unit = EPSILON[self.real] / 2

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from .. import backends
 from ..backends import Array, Backend
+from ..errors import ConvValueError
 from ..spec import arguments, signals
 from ..spec.dtypes import KINDS
 from ..spec.options import PADDING_MODES, Ints, Options
@@ -24,22 +25,26 @@ class Wanted(NamedTuple):
     mode: str
     axes: Ints | None
     boundary: str
+    padding_value: complex
     precision: str
     algorithm: str
     flips: bool = True
 
 
-def computed(layer: Layer, kernel: Array, wanted: Wanted, x: Array, padding_value: Any) -> Array:
-    """Compute a convolution, or where the kernel is not flipped a correlation."""
+def computed(layer: Layer, kernel: Array, wanted: Wanted, x: Array, of_weights: bool = False) -> Array:
+    """Compute a convolution, or where the kernel is not flipped a correlation.
+
+    `of_weights` says whether `x` is what counts in a signal, with ones for a constant boundary.
+    """
     backend, x, kernel = _alike(x, kernel)
     if not wanted.flips and KINDS.get(backend.dtype_name(kernel.dtype)) == "complex floating":
         kernel = backend.xp.conj(kernel)
     if len(x.shape) == len(kernel.shape) == 0:
         x, kernel, wanted = (*(backend.xp.reshape(each, (1,)) for each in (x, kernel)), wanted._replace(axes=None))
-        return backend.xp.reshape(computed(layer, kernel, wanted._replace(flips=True), x, padding_value), ())
+        return backend.xp.reshape(computed(layer, kernel, wanted._replace(flips=True), x, of_weights), ())
     lowering, options = _planned(tuple(x.shape), tuple(kernel.shape), wanted)
-    if padding_value != 0:
-        options = options._replace(padding_value=padding_value)
+    if wanted.boundary == "constant":
+        options = options._replace(padding_value=1 if of_weights else wanted.padding_value)
     out = layer(*_operands(backend, x, kernel, lowering, wanted.flips), None, options)
     return _ordered(backend, backend.xp.reshape(out, lowering.wide_shape), lowering.out_axes)
 
@@ -49,6 +54,10 @@ def _planned(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], wanted: Wa
     """Check the options and shapes of a call; say which convolution of a layer computes it."""
     mode = arguments.option("mode", wanted.mode, MODES)
     boundary = arguments.option("boundary", wanted.boundary, PADDING_MODES)
+    if boundary != "constant" and wanted.padding_value != 0:
+        raise ConvValueError(
+            f"padding_value: got {wanted.padding_value!r}, expected none for boundary {boundary!r}, or 'constant'"
+        )
     lowering = signals.lowering(x_shape, kernel_shape, mode, wanted.axes, boundary == "zeros")
     return lowering, Options(
         padding=lowering.padding,

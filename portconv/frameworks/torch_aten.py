@@ -8,6 +8,7 @@ import torch
 
 from ..backends import Array, Backend
 from ..passes.layout import as_given, canonical
+from ..passes.padding import repeated
 from ..spec.operation import Kind, Operation
 
 pad: Any = torch.nn.functional.pad
@@ -30,9 +31,14 @@ def convolution(operation: Operation, backend: Backend, operands: tuple[Array, .
 def _forward(operation: Operation, x: Array, w: Array, bias: Array | None = None) -> Array:
     geometry = operation.geometry
     before, none = geometry.before, (0,) * geometry.dims
-    if geometry.mode != "zeros" or before != geometry.after:
-        mode = "constant" if geometry.mode == "zeros" else geometry.mode
-        x, before = pad(x, _sides(before, geometry.after), mode=mode), none
+    if geometry.mode == "symmetric":
+        for dim, (lo, size, hi) in enumerate(zip(before, geometry.size, geometry.after, strict=True)):
+            x = x.index_select(2 + dim, torch.tensor(repeated("symmetric", size, (-lo, size + hi))))
+        before = none
+    elif geometry.mode in ("zeros", "constant") and (before != geometry.after or geometry.value):
+        x, before = pad(x, _sides(before, geometry.after), value=geometry.value), none
+    elif geometry.mode != "zeros":
+        x, before = pad(x, _sides(before, geometry.after), mode=geometry.mode), none
     return torch.convolution(x, w, bias, geometry.stride, before, geometry.dilation, False, none, geometry.groups)
 
 

@@ -5,6 +5,7 @@ An operator takes what an `Operation` says as numbers, which may be symbols, and
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -17,7 +18,7 @@ from ..engine import execution
 from ..engine.execution import run
 from ..reproducible.magnitudes import remembering
 from ..spec.geometry import Geometry
-from ..spec.operation import Kind, Operation, Role
+from ..spec.operation import Kind, Operation, Role, changed
 from ..spec.remembered import looked_up
 from . import torch_aten
 from .vmap import mapped
@@ -37,7 +38,7 @@ def put(operation: Operation, operands: tuple[Array, ...]) -> Array:
     for name in LINES:
         sizes += getattr(geometry, name)
     shown = [operation.dtype, operation.result_dtype, operation.precision, operation.algorithm, operation.bias_role]
-    shown += [geometry.mode, "channels_last" if geometry.channels_last else "channels_first"]
+    shown += [geometry.mode, str(geometry.value), "channels_last" if geometry.channels_last else "channels_first"]
     shown += ["one sample" if operation.unbatched else "batch"]
     return operator(operation.kind)(list(operands), sizes, ", ".join(shown))
 
@@ -48,6 +49,8 @@ def gradients(
     """Compute the gradients of the operands that are wanted, as operations."""
     # PyTorch defines the gradient as the conjugate of the derivative.
     conjugates = tuple(operand.conj() for operand in operands)
+    if operation.is_complex:
+        operation = changed(operation, geometry=operation.geometry.conjugate)
     grads: list[Array | None] = [None] * len(operands)
     with remembering():
         for place, operand in enumerate(operands):
@@ -58,15 +61,24 @@ def gradients(
     return grads
 
 
+def _number(shown: str) -> complex:
+    """Return the number that `str` has shown as one without a space."""
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(shown)
+    return complex(shown)
+
+
 @looked_up
 def _operation(kind: Kind, sizes: tuple[int, ...], words: str) -> Operation:
     """Return the operation that `put` took apart."""
-    dtype, result_dtype, precision, algorithm, bias_role, mode, data_format, samples = words.split(", ")
+    dtype, result_dtype, precision, algorithm, bias_role, mode, value, data_format, samples = words.split(", ")
     dims = (len(sizes) - 4) // len(LINES)
     lines: dict[str, Any] = {name: sizes[4 + i * dims : 4 + (i + 1) * dims] for i, name in enumerate(LINES)}
     batch, in_channels, out_channels, groups = sizes[:4]
     last = data_format == "channels_last"
-    geometry = Geometry(batch, in_channels, out_channels, groups, **lines, mode=mode, channels_last=last)
+    lines |= {"mode": mode, "channels_last": last, "value": _number(value)}
+    geometry = Geometry(batch, in_channels, out_channels, groups, **lines)
     unbatched, role = samples == "one sample", Role(bias_role)
     return Operation(kind, geometry, dtype, result_dtype, precision, algorithm, unbatched, role)
 

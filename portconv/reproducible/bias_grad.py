@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 from ..algorithms.choice import quantised_sums
 from ..backends import Array, Backend
-from ..spec.operation import Kind, Operation
+from ..spec.operation import Operation
 from ..spec.ranges import Index
 from .blocks import reduce_planes
 from .cutting import cut
 from .limbs import carry
 from .magnitudes import parts_of
 from .nonfinite import Counts, indicators
-from .operands import SCALE_GROUPS, Operand, operand
+from .operands import Operand, operand
 from .powers import over_cells, powers_of_two, split_exponents
 from .rounding import Rounding
 from .slicing import SIGNIFICANT_BITS, Slicing, addition_slicing
@@ -108,8 +108,7 @@ def round_channel_sums(operation: Operation, backend: Backend, sums: Array, larg
 def _sums(operation: Operation, backend: Backend, array: Array, count: int) -> tuple[Array, Array]:
     """Return the sums of `channel_sums`, and the exponent of the power of two that those of each channel count."""
     xp, powers, bits = backend.xp, powers_of_two(backend, array), SIGNIFICANT_BITS[operation.dtype]
-    (group,) = SCALE_GROUPS[Kind.CHANNEL_SUM]
-    scaled = operand(powers, operation, array, group)
+    scaled = operand(powers, operation, array, 0)
     plan = addition_slicing(bits, count)
     up = bits - 1 - scaled.exponents
     short = bits <= SHORT_BITS and plan.slices == 2 and math.prod(array.shape[2:]) <= 2 ** (63 - bits)

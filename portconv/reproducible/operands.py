@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import cmath
+import math
 from enum import Enum
 from typing import NamedTuple
 
@@ -9,7 +11,7 @@ from ..algorithms.choice import plane_magnitudes as found_fast
 from ..backends import Array, Backend
 from ..spec.dtypes import HIGHEST, LOWEST, zeroed_below
 from ..spec.geometry import Geometry
-from ..spec.operation import Kind, Operation
+from ..spec.operation import Kind, Operation, Role
 from ..spec.ranges import Index
 from .magnitudes import largest_magnitude, parts_of, plane_magnitudes, zero_unless_normal
 from .powers import PowersOfTwo, over_cells, powers_of_two
@@ -81,12 +83,15 @@ class Operand(NamedTuple):
         return part if not self.zeroing and backend.bits(part.dtype) >= 32 else self.doubles(backend, part)
 
 
-def operand(powers: PowersOfTwo, operation: Operation, array: Array, group: ScaleGroup) -> Operand:
-    """Find the scales of an operand that is to be quantised."""
+def operand(powers: PowersOfTwo, operation: Operation, array: Array, place: int) -> Operand:
+    """Find the scales of the operand in that `place`, which is to be quantised."""
+    group = SCALE_GROUPS[operation.kind][place]
     backend, xp, geometry = powers.backend, powers.backend.xp, operation.geometry
     least = zeroed_below(backend.dtype_name(array.dtype), operation.dtype)
     batched = group in (ScaleGroup.SAMPLE, ScaleGroup.CHANNEL)
     largest, finite = (_of_batch if batched else _of_filters)(backend, geometry, array, group)
+    if geometry.mode == "constant" and operation.roles[place] == Role.X:
+        largest, finite = with_constant(backend, geometry, largest), finite and cmath.isfinite(geometry.value)
     # Where quanta are at least twice the smallest normal number, subnormal numbers are rounded to zero anyway.
     large = least * 2.0 ** SIGNIFICANT_BITS[operation.dtype]
     zeroing = not finite or not backend.sure((largest >= large) | (largest == 0))
@@ -101,6 +106,12 @@ def operand(powers: PowersOfTwo, operation: Operation, array: Array, group: Scal
         exponents = exponents[:, None] if group is ScaleGroup.FILTER else exponents[None, :]
         exponents = xp.broadcast_to(exponents, (first, second))
     return Operand(array, xp.reshape(exponents, (first, second)), least, zeroing, finite)
+
+
+def with_constant(backend: Backend, geometry: Geometry, largest: Array) -> Array:
+    """Return the largest magnitudes of some cells of an input and of the constant in its padding."""
+    magnitudes = (abs(part) for part in (geometry.value.real, geometry.value.imag) if math.isfinite(part))
+    return backend.xp.maximum(largest, backend.xp.full_like(largest, float(max(magnitudes, default=0))))
 
 
 def _of_batch(backend: Backend, geometry: Geometry, array: Array, group: ScaleGroup) -> tuple[Array, bool]:
@@ -135,13 +146,17 @@ def _of_filters(backend: Backend, geometry: Geometry, array: Array, group: Scale
 
 
 def quanta(operation: Operation, backend: Backend, operands: tuple[Array, Array]) -> tuple[Array, Array]:
-    """Return how far each element of the two operands can be from its value once it is quantised, in float64."""
+    """Return how far each element of the two operands can be from its value once it is quantised, in float64.
+
+    Of the input they are those of the padded one, where padding is not of zeros.
+    """
     xp, powers, bits = backend.xp, powers_of_two(backend, operands[0]), SIGNIFICANT_BITS[operation.dtype]
     distances = []
-    for array, group in zip(operands, SCALE_GROUPS[operation.kind], strict=True):
-        scaled = operand(powers, operation, array, group)
+    for place, (array, role) in enumerate(zip(operands, operation.roles, strict=True)):
+        scaled = operand(powers, operation, array, place)
         half = powers.of(xp.clip(scaled.exponents - bits, LOWEST, HIGHEST))
         # Subnormal numbers are taken for zero.
         half = xp.clip(half, scaled.least, None)
-        distances.append(xp.broadcast_to(over_cells(backend, half, array.ndim - 2), tuple(array.shape)) * 1.0)
+        half = over_cells(backend, half, array.ndim - 2)
+        distances.append(xp.broadcast_to(half, operation.geometry.extended.shape(role)) * 1.0)
     return distances[0], distances[1]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import chain
 
 from ..backends import Array, Backend
+from ..passes.padding import extend
 from ..passes.part import Part
 from ..passes.partition import Parts
 from ..spec.operation import Kind, Operation, Role
@@ -76,21 +77,23 @@ def _fill(sliced: SlicedProduct, target: Target, parts: Iterator[Part]) -> tuple
     parts = sliced.in_few_samples(parts)
     for part in parts:
         index, of_first = (part.of_out, part.of_x) if sliced.kind.result == Role.OUT else (part.of_x, part.of_out)
-        cells, weights = first.at(of_first), second.at(part.of_w)
+        cells, weights, geometry = first.at(of_first), second.at(part.of_w), part.geometry
+        if geometry.mode == "constant":  # a number that is quantised as the cells are
+            cells, geometry = cells._replace(array=extend(geometry, backend, cells.array)), geometry.extended
         if of_w != part.of_w:
             # Let go of the last filters first, or the slices of two would take memory at once.
             filters = laid_out = None
             of_w, filters = part.of_w, sliced.cut_operand(1, weights, workspace)
             if sliced.slicing is UNCUT:
-                laid_out = lay_out_filters(sliced, part.geometry, filters[0, ...])
+                laid_out = lay_out_filters(sliced, geometry, filters[0, ...])
         slices = sliced.cut_operand(0, cells, workspace)
-        products = sliced.convolve(part.geometry, sliced.slicing.slots, slices, filters)
+        products = sliced.convolve(geometry, sliced.slicing.slots, slices, filters)
         place = target._replace(array=out).at(index)
         if laid_out is not None:
-            sums = window_sums(sliced, part.geometry, slices[:, 0, ...], laid_out)
+            sums = window_sums(sliced, geometry, slices[:, 0, ...], laid_out)
             value = sums.round_into(place, products[:, 0, ...])
         else:
-            counts = count_nonfinite(sliced, part.geometry, cells, weights)
+            counts = count_nonfinite(sliced, geometry, cells, weights)
             value = round_products(sliced, place, products, counts)
         if value is None:
             return out, chain((part,), parts)

@@ -23,7 +23,7 @@ from ..spec.ranges import ALL, Index, pieces
 from ..spec.sequences import Made
 from .blocks import blocks, fill, least_blocks
 from .cutting import SliceWriter, slot, sum_by_weight
-from .operands import SCALE_GROUPS, Operand, operand
+from .operands import Operand, operand
 from .powers import PowersOfTwo, over_cells, powers_of_two, split_exponents
 from .slicing import (
     PART_PRODUCTS,
@@ -208,10 +208,8 @@ def sliced_product(
     """Find the scales of two operands, and plan slices whose sums of `terms` products are exact."""
     powers = powers_of_two(backend, operands[0])
     first, second = (
-        operand(powers, operation, array, group)._replace(conjugated=conjugated)
-        for array, group, conjugated in zip(
-            operands[:2], SCALE_GROUPS[operation.kind], operation.conjugated, strict=True
-        )
+        operand(powers, operation, operands[place], place)._replace(conjugated=operation.conjugated[place])
+        for place in (0, 1)
     )
     return SlicedProduct(operation, backend, choose, powers, (first, second), slicing(operation.dtype, terms))
 

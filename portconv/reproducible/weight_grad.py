@@ -18,7 +18,7 @@ from .correlation_sums import CorrelationSums, bound_magnitudes
 from .limbs import carry
 from .nonfinite import Counts
 from .nonfinite_counts import count_nonfinite
-from .operands import Operand
+from .operands import Operand, with_constant
 from .powers import powers_of_two
 from .rounding import Rounding, Target, all_normal, round_products, rounded_at_once, rounding_of
 from .sliced_product import Choose, SlicedProduct, outer_exponents, sliced_product
@@ -195,6 +195,7 @@ def round_weight_sums(operation: Operation, backend: Backend, sums: Array, large
     `largest` are the largest magnitudes of each channel of `dout` and of `x`, (F,) and (C,).
     """
     powers, plan = powers_of_two(backend, sums), slicing(operation.dtype, longest_sum(operation.dtype))
+    largest = largest[0], with_constant(backend, operation.geometry, largest[1])
     of_outputs, of_inputs = (powers.exponents_above(each) for each in largest)
     quantised = 2 * (SIGNIFICANT_BITS[operation.dtype] - 1)
     exponents = outer_exponents(backend, operation.geometry, of_outputs, of_inputs) - quantised

@@ -6,6 +6,7 @@ No function allocates or writes an array. Messages have the form "argument: got 
 from __future__ import annotations
 
 import math
+import numbers
 import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +14,8 @@ from typing import Any
 from .. import backends
 from ..backends import Array, Backend
 from ..errors import BackendError, ConvShapeError, ConvTypeError, ConvValueError, in_a_line
-from .dtypes import KINDS, Dtype
+from .dtypes import KINDS, Dtype, real, rounded
+from .options import PADDING_MODES, Options
 from .remembered import remembered
 
 MOST_BYTES = 16
@@ -52,6 +54,39 @@ def option(name: str, value: Any, known: Sequence[str]) -> str:
         return value
     error = ConvValueError if isinstance(value, str) else ConvTypeError
     raise error(f"{name}: got {value!r}, expected {' or '.join(repr(choice) for choice in known)}")
+
+
+def with_constant(options: Options, backend: Backend, dtype: Any) -> Options:
+    """Check that only padding of a constant has a value; return options with that value as an input's dtype has it."""
+    value, mode = options.padding_value, options.padding_mode
+    if mode != "constant" and type(value) is int and value == 0:
+        return options
+    if isinstance(value, bool) or not isinstance(value, numbers.Complex):
+        raise ConvTypeError(f"padding_value: got {value!r}, expected a number")
+    if option("padding_mode", mode, PADDING_MODES) != "constant" and value != 0:
+        raise ConvValueError(f"padding_value: got {value!r}, expected none for padding_mode {mode!r}, or 'constant'")
+    return options._replace(padding_value=_number(value, backend.dtype_name(dtype)))
+
+
+def _number(value: Any, dtype: str) -> complex:
+    """Return a number as a dtype has it: rounded, and an integer as it is."""
+    kind = KINDS[dtype]
+    if kind == "complex floating":
+        return complex(_number(value.real, real(dtype)), _number(value.imag, real(dtype)))
+    if not isinstance(value, numbers.Real):
+        raise ConvTypeError(f"padding_value: got {value!r}, expected a real number, for an input of {dtype}")
+    if kind != "integral":
+        number = rounded(value, dtype)
+        if math.isinf(number) and value not in (number, -number):
+            raise ConvValueError(f"padding_value: got {value!r}, expected a number within the range of {dtype}")
+        return number
+    if not isinstance(value, numbers.Integral) and not (math.isfinite(value) and value == int(value)):
+        raise ConvTypeError(f"padding_value: got {value!r}, expected an integer, for an input of {dtype}")
+    signed, bits = dtype.startswith("i"), int(dtype.lstrip("uint"))
+    least, most = -(signed << bits - 1), (1 << bits - signed) - 1
+    if not least <= value <= most:
+        raise ConvValueError(f"padding_value: got {value!r}, expected one from {least} to {most}, those of {dtype}")
+    return int(value)
 
 
 def shape(name: str, value: Any) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ Nothing here takes time that grows with the sizes; messages read "argument: got 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from ..errors import ConvShapeError, ConvTypeError, ConvValueError
@@ -92,7 +93,11 @@ def convolution(x_shape: Shape, w_shape: Shape, options: Options, names: Names =
         groups=integer("groups", options.groups, 1),
         pads=option("padding", padding, NAMED_PADDINGS) if isinstance(padding, str) else _pairs(padding, dims),
     )
-    return Checked(_convolution((canonical, w_shape), steps, given, mode), given.unbatched)
+    geometry = _convolution((canonical, w_shape), steps, given, mode)
+    if mode == "constant":
+        is_padded = geometry.extended is not geometry and options.padding_value != 0
+        geometry = replace(geometry, value=options.padding_value) if is_padded else geometry.linear
+    return Checked(geometry, given.unbatched)
 
 
 @looked_up
@@ -112,7 +117,7 @@ def _convolution(shapes: tuple[Shape, Shape], steps: _Steps, given: _Given, mode
                 f"{given.names.w}: got a kernel of {kernel[dim]} in spatial dimension {dim}, {extent} cells with its "
                 f"dilation of {steps.dilations[dim]}, expected at most the {padded} cells of the padded input"
             )
-        if geometry.mode != "zeros" and size[dim] == 0 and padded:
+        if geometry.mode not in ("zeros", "constant") and size[dim] == 0 and padded:
             raise ConvShapeError(
                 f"{given.names.x}: got no cell in spatial dimension {dim} of shape {given.x_shape}, "
                 f"expected at least one for padding_mode {geometry.mode!r} to fill the padding from"

@@ -59,6 +59,21 @@ def zeroed_below(dtype: str, call: str) -> float:
     return 2.0 ** LEAST_NORMAL["float32" if own == "float16" != real(call) else own]
 
 
+def rounded(value: Any, dtype: str) -> float:
+    """Round a real number to a real floating-point dtype, half to even; what is too large for it is infinite."""
+    try:
+        number = float(value)
+    except OverflowError:
+        return math.inf
+    if math.isnan(number):
+        return math.nan  # one object, which equals itself as a key
+    if number == 0 or math.isinf(number):
+        return number
+    quantum = 2.0 ** (max(math.frexp(number)[1], LEAST_NORMAL[dtype] + 1) - DIGITS[dtype])
+    number = round(number / quantum) * quantum
+    return math.copysign(math.inf, number) if abs(number) > LARGEST.get(dtype, math.inf) else number
+
+
 def gamma(terms: int, unit: float = 2.0**-53) -> float:
     """Compute gamma_n for `terms` terms and the unit roundoff `unit`, which is float64's unless given.
 

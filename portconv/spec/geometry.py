@@ -33,6 +33,8 @@ class Geometry:
     mode: str = "zeros"
     channels_last: bool = False
     """Whether inputs and outputs have channels last in memory; algorithms index them with channels first anyway."""
+    value: complex = 0
+    """What the cells of the padding are, in the mode "constant"."""
 
     def __hash__(self) -> int:
         return self._hash
@@ -143,7 +145,17 @@ class Geometry:
         none = (0,) * self.dims
         if self.mode == "zeros" or self.before == self.after == none:
             return self
-        return replace(self, size=self.padded, before=none, after=none, mode="zeros")
+        return replace(self, size=self.padded, before=none, after=none, mode="zeros", value=0)
+
+    @cached_property
+    def linear(self) -> Geometry:
+        """The same convolution without a constant in its padding: how outputs change with the input."""
+        return replace(self, mode="zeros", value=0) if self.mode == "constant" else self
+
+    @cached_property
+    def conjugate(self) -> Geometry:
+        """The same convolution, of the conjugate of the input and of the constant in its padding."""
+        return replace(self, value=self.value.conjugate()) if isinstance(self.value, complex) else self
 
     def is_filled(self, dim: int) -> bool:
         """Return whether a dimension has padding that is not of zeros."""

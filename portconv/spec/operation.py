@@ -184,7 +184,10 @@ class Operation:
         roles = self.kind.operands
         kind = MAKING[roles[place]]
         arrays = {self.result: cotangent, roles[1 - place]: operands[1 - place]}
-        return changed(self, kind=kind, result_dtype=dtype), *(arrays[role] for role in kind.operands)
+        # Changes of an input have no constant around them.
+        geometry = self.geometry.linear if Role.X in (self.result, roles[place]) else self.geometry
+        step = changed(self, kind=kind, geometry=geometry, result_dtype=dtype)
+        return step, *(arrays[role] for role in kind.operands)
 
     def tangent(self, place: int, tangent: Any, operands: tuple[Any, ...]) -> tuple[Any, ...]:
         """Return the operation that is the change of the result with the operand in that `place`, and its operands."""
@@ -192,7 +195,9 @@ class Operation:
             return self, tangent
         if place == 2:
             return changed(self, kind=Kind.SPREAD, bias_role=self.result), tangent
-        return self, *(tangent if i == place else array for i, array in enumerate(operands[:2]))
+        is_of_x = self.kind.operands[place] == Role.X
+        step = changed(self, geometry=self.geometry.linear) if is_of_x else self
+        return step, *(tangent if i == place else array for i, array in enumerate(operands[:2]))
 
 
 @looked_up

@@ -11,7 +11,7 @@ Pads = int | Sequence[int] | Sequence[tuple[int, int]]
 """A padding that has no name."""
 NamedPadding = Literal["valid", "full", "same", "same_lower"]
 Padding = NamedPadding | Pads
-PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
+PaddingMode = Literal["zeros", "constant", "reflect", "symmetric", "replicate", "circular"]
 DataFormat = Literal["channels_first", "channels_last"]
 Precision = Literal["standard", "fast", "reproducible"]
 
@@ -46,6 +46,8 @@ class Options(NamedTuple):
     data_format: DataFormat = "channels_first"
     precision: Precision = "standard"
     algorithm: str = "auto"
+    padding_value: complex = 0
+    """Only the padding mode "constant" has another."""
     output_padding: Ints = 0
     """Only a transposed convolution has any."""
 
@@ -53,6 +55,6 @@ class Options(NamedTuple):
     def plain(self) -> bool:
         """Whether every option is an int, a str or a tuple of such, so that options that are equal have equal types.
 
-        A cache takes True and 1.0 for 1, so only such options may be looked up in one.
+        A cache takes True and 1.0 for 1, so only such options may be looked up in one; a padding of 1.0 is one of 1.
         """
-        return _are_plain(self)
+        return _are_plain((*self[:8], self[9])) and type(self.padding_value) in (int, float)

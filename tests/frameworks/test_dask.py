@@ -24,7 +24,7 @@ from portconv.spec.operation import operation as operation_of
 dask = pytest.importorskip("dask", reason="Dask is not installed")
 da = pytest.importorskip("dask.array", reason="dask.array is not installed")
 
-MODES = ("zeros", "reflect", "replicate", "circular")
+MODES = ("zeros", "constant", "reflect", "symmetric", "replicate", "circular")
 DTYPES = ("float32", "float64", "float16", "complex64", "complex128")
 RARE = ("nan", "inf", "-inf", "1e-40", "0.0", "-0.0")
 """What reproducible results must have a rule for; 1e-40 is subnormal in float32."""
@@ -65,7 +65,7 @@ class Call:
         dims = random_.choice((1, 1, 2, 2, 3))
         most = {1: 20, 2: 9, 3: 6}[dims]
         groups = random_.choice((1, 1, 2, 3))
-        own = {"zeros": 6, "reflect": 12, "replicate": 4, "circular": 9}
+        own = {"zeros": 6, "constant": 6, "reflect": 12, "symmetric": 12, "replicate": 4, "circular": 9}
         mode = "zeros" if self.transposed else random_.choice(MODES)
         while True:
             size = [random_.randint(1, most) for _ in range(dims)]
@@ -82,6 +82,7 @@ class Call:
                     break
             elif all(s + sum(p) >= e for s, p, e in zip(size, pads, extent, strict=True)):
                 self.options["padding_mode"] = mode
+                self.options["padding_value"] = 7 if mode == "constant" else 0
                 break
         channels, filters = groups * random_.randint(1, 2), groups * random_.randint(1, 2)
         self.options.update(stride=tuple(stride), padding=tuple(pads), dilation=tuple(dilation), groups=groups)

@@ -177,8 +177,8 @@ def test_export_keeps_calls_and_their_gradients(strict, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")  # what PyTorch's exporter says of itself
-@pytest.mark.parametrize("mode", ["zeros", "reflect"])
-def test_onnx_has_a_conv(mode, tmp_path):
+@pytest.mark.parametrize(("mode", "value"), [("zeros", 0), ("constant", 3), ("reflect", 0), ("symmetric", 0)])
+def test_onnx_has_a_conv(mode, value, tmp_path):
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
     runtime = pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
     onnx = pytest.importorskip("onnx", reason="onnx is not installed")
@@ -186,7 +186,8 @@ def test_onnx_has_a_conv(mode, tmp_path):
 
     class Module(Layers):
         def forward(self, x):
-            return portconv.conv(super().forward(x)[:, :1], w[:, :1], padding=1, padding_mode=mode)
+            x = super().forward(x)[:, :1]
+            return portconv.conv(x, w[:, :1], padding=1, padding_mode=mode, padding_value=value)
 
     module, path = Module(), tmp_path / "layers.onnx"
     (x,) = ((4 * array).round() for array in tensors(X))

@@ -18,7 +18,7 @@ from portconv.spec.geometry import Geometry
 from portconv.spec.operation import PRODUCTS, Kind, Role
 
 DTYPES = ("int8", "uint8", "int16", "int32", "uint32", "int64", "float16", "float32", "float64", "complex64")
-MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+MODES = {"reflect": "reflect", "symmetric": "symmetric", "replicate": "edge", "circular": "wrap"}
 """NumPy's names of the padding modes."""
 CASES = 60
 WIDE = {"i": "int64", "u": "uint64", "f": "float64", "c": "complex128"}

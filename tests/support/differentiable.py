@@ -11,6 +11,7 @@ CALLS = {
     "conv": (portconv.conv, (2, 4, 4, 3), (4, 2, 3, 2), {"stride": 2, "padding": 1, "groups": 2}),
     "one sample, channels last": (portconv.conv, (6, 5, 2), (3, 2, 2, 3), {"data_format": "channels_last"}),
     "reflected": (portconv.conv, (2, 2, 6), (3, 2, 3), {"padding": 4, "padding_mode": "reflect"}),
+    "constant": (portconv.conv, (2, 2, 5), (3, 2, 3), {"padding": 2, "padding_mode": "constant", "padding_value": 3}),
     "transposed": (portconv.conv_transpose, (2, 4, 3), (4, 3, 3), {"stride": 2, "padding": 1, "output_padding": 1}),
 }
 """A function, the shapes of `x` and `w`, and options."""

@@ -28,7 +28,7 @@ ROUNDING = {
     "float64": (0.0, 0.0),
 }
 """Rounding changes a number by at most the first times itself, or by the second if it is subnormal."""
-NUMPY_MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+NUMPY_MODES = {"reflect": "reflect", "symmetric": "symmetric", "replicate": "edge", "circular": "wrap"}
 
 
 def kind(name):

@@ -200,7 +200,7 @@ def _windows(draw, dims, mode, far, rolls, full):
         dilation = _alike(draw, whole_numbers(1, 3), dims)
         if not (rolls or full):
             stride = _alike(draw, some(1, 2, 3, 4, 9), dims)
-    mode = mode or draw(some("zeros", "zeros", "reflect", "replicate", "circular"))
+    mode = mode or draw(some("zeros", "zeros", "reflect", "symmetric", "replicate", "circular"))
     form = draw(some("none", "each", "pairs", "pairs", "valid", "full", "same", "same_lower"))
     form = "pairs" if rolls else "full" if full else form
     distance = draw(some(*FAR)) if far and draw(whole_numbers(0, 9)) == 0 else None

@@ -43,6 +43,7 @@ def an_array_of_any_type_is_fine(x: Any, w: Any) -> None:
 def every_option_has_its_type(x: Floats, w: Floats, name: str) -> None:
     portconv.conv(x, w, stride=(1, 2), padding=((1, 2), (0, 0)), dilation=[1, 1], groups=1)
     portconv.conv(x, w, padding="same", padding_mode="reflect", data_format="channels_last", precision="fast")
+    portconv.conv(x, w, padding=1, padding_mode="constant", padding_value=0.5)
     portconv.conv(x, w, algorithm=name)  # `algorithms()` has their names, which are no fixed set
     portconv.conv_transpose(x, w, padding=[(1, 0), (0, 1)], output_padding=1)
     portconv.testing.assert_consistent(portconv.conv, x, w)

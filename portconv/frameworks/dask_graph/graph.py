@@ -207,7 +207,8 @@ def _reads_of_x(geometry: Geometry, x: Array, samples: Range, box: Sequence[Rang
     readings = [read(geometry, dim, cells) for dim, cells in enumerate(box)]
     cells = [located(x.chunks[2 + dim], reading.runs) for dim, reading in enumerate(readings)]
     pieces = [located(x.chunks[0], [samples]), _all_channels(x), *cells]
-    of_block = replace(convolved(geometry, readings), batch=samples[1] - samples[0], mode="zeros")
+    mode = geometry.mode if geometry.mode == "constant" else "zeros"
+    of_block = replace(convolved(geometry, readings), batch=samples[1] - samples[0], mode=mode)
     return Reads(pieces, [None, None, *(reading.picked for reading in readings)]), of_block
 
 

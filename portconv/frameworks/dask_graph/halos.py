@@ -12,6 +12,7 @@ from dataclasses import replace
 from itertools import accumulate, pairwise, product
 from typing import NamedTuple
 
+from ...passes.padding import repeated
 from ...spec.geometry import Geometry
 from ...spec.ranges import Range, spans
 from ...spec.remembered import remembered
@@ -29,7 +30,7 @@ class Reading(NamedTuple):
         The ranges of cells that are read, in order.
     picked : tuple of int or None
         If padding repeats cells: where each cell of the windows lies in the joined runs. None if the windows have the
-        cells as they are, with zeros on both sides.
+        cells as they are, with zeros or a constant on both sides.
     size, before, after : int
         The input's size and the padding of the convolution that makes the outputs from the picked cells.
     """
@@ -102,7 +103,8 @@ def inputs(geometry: Geometry, dim: int, chunks: Sequence[int]) -> tuple[Range, 
     if geometry.mode == "circular" and (before or after):
         cuts = []
     elif geometry.mode != "zeros":
-        first, last = (side + 1 if side and geometry.mode == "reflect" else int(side > 0) for side in (before, after))
+        mirrored = {"reflect": 1, "symmetric": 0}.get(geometry.mode)
+        first, last = (int(side > 0) if mirrored is None else side + mirrored * (side > 0) for side in (before, after))
         cuts = [cut for cut in cuts if first <= cut <= size - last]
     return _between(cuts, size)
 
@@ -134,7 +136,7 @@ def read(geometry: Geometry, dim: int, some: Range) -> Reading:
     """Return what one or more outputs read along a dimension."""
     size, before, stride = geometry.size[dim], geometry.before[dim], geometry.stride[dim]
     start, end = some[0] * stride - before, (some[1] - 1) * stride + geometry.extent[dim] - before
-    if geometry.mode == "zeros":
+    if geometry.mode in ("zeros", "constant"):
         taps = [span.inputs for span in geometry.spans(dim, some) if span.inputs.start < span.inputs.stop]
         if not taps:  # the windows read padding alone
             return Reading(((0, 0),), None, 0, end - start, 0)
@@ -142,7 +144,7 @@ def read(geometry: Geometry, dim: int, some: Range) -> Reading:
         return Reading(((first, last),), None, last - first, first - start, end - last)
     if start >= 0 and end <= size:
         return Reading(((start, end),), None, end - start, 0, 0)
-    sources = [_source(geometry.mode, size, cell) for cell in range(start, end)]
+    sources = repeated(geometry.mode, size, (start, end))
     runs: list[Range] = []
     place_of: dict[int, int] = {}
     for place, cell in enumerate(sorted(set(sources))):
@@ -212,13 +214,3 @@ def _between(cuts: Iterable[int], size: int) -> tuple[Range, ...]:
     inner = sorted({cut for cut in cuts if 0 < cut < size})
     edges = [0, *inner, size]
     return tuple(pairwise(edges))
-
-
-def _source(mode: str, size: int, cell: int) -> int:
-    """Return the cell of the input that a cell of the padded input repeats, as in `numpy.pad`."""
-    if mode == "circular":
-        return cell % size
-    if mode == "replicate" or size == 1:
-        return min(max(cell, 0), size - 1)
-    place = cell % (2 * (size - 1))
-    return place if place < size else 2 * (size - 1) - place
