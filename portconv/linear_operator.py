@@ -9,7 +9,7 @@ from typing import Any
 from . import backends, forks
 from .backends import Array, Backend
 from .convolution import conv, conv_input_grad
-from .errors import BackendError
+from .errors import BackendError, ConvShapeError
 from .passes.padding import extend
 from .spec import arguments, checked_geometry
 from .spec.checked_geometry import Names
@@ -63,7 +63,8 @@ class LinearOperator:
     def matmat(self, columns: Array) -> Array:
         """Multiply a matrix of shape (n, k), of which each column is a flattened input; the result is (m, k)."""
         xp, given = self._backend.xp, (self.out_shape if self.is_adjoint else self.in_shape)
-        arguments.exact_shape("columns", tuple(columns.shape)[:1], (prod(given),))
+        if len(columns.shape) not in (1, 2) or columns.shape[0] != prod(given):
+            raise ConvShapeError(f"columns: got shape {tuple(columns.shape)}, expected {prod(given)} rows")
         vectors = xp.permute_dims(xp.reshape(columns, (prod(given), -1)), (1, 0))
         count = vectors.shape[0]
         # The columns are samples: of one convolution, however many there are.

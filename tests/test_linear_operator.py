@@ -1,0 +1,79 @@
+"""A convolution as a linear operator: its columns are convolutions of unit vectors, its rows those of the adjoint."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+import pytest
+
+import portconv
+from portconv import BackendError, ConvShapeError, ConvValueError
+
+CASES = {
+    "a line": ((1, 2, 6), (3, 2, 3), {"padding": 1}),
+    "one sample": ((2, 5, 4), (4, 1, 2, 3), {"groups": 2, "stride": (2, 1), "padding": ((0, 1), (2, 0))}),
+    "channels last": ((2, 4, 3, 2), (3, 2, 2, 2), {"data_format": "channels_last", "padding": "same"}),
+    "a circle": ((1, 1, 7), (1, 1, 4), {"padding": "same", "padding_mode": "circular", "dilation": 2}),
+    "mirrored": ((2, 1, 4, 5), (2, 1, 3, 3), {"padding": 3, "padding_mode": "symmetric"}),
+}
+every_case = pytest.mark.parametrize(("x_shape", "w_shape", "options"), CASES.values(), ids=CASES)
+
+
+def filters(shape, dtype="float64"):
+    rng = np.random.default_rng(len(shape))
+    values = rng.integers(-9, 10, shape)
+    return (values + 1j * rng.integers(-9, 10, shape) if "complex" in dtype else values).astype(dtype)
+
+
+def matrix_of(w, x_shape, options):
+    """Write down the matrix, a column for each element of an input; each convolution is computed by loops."""
+    units = np.eye(int(np.prod(x_shape)), dtype=w.dtype)
+    outs = [portconv.conv(unit.reshape(x_shape), w, **options, algorithm="direct") for unit in units]
+    return np.stack([out.ravel() for out in outs], axis=1)
+
+
+@every_case
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+def test_products_are_those_of_the_matrix(target, x_shape, w_shape, options, dtype):
+    w = filters(w_shape, dtype)
+    matrix = matrix_of(w, x_shape, options)
+    operator = portconv.linear_operator(target.array(w), x_shape, **options)
+    assert operator.shape == matrix.shape
+    assert operator.H.shape == matrix.shape[::-1]
+    assert operator.dtype == target.array(w).dtype
+    rng = np.random.default_rng(1)
+    v, u = (rng.integers(-9, 10, (size, 3)).astype(dtype) for size in matrix.shape[::-1])
+    of_columns, of_rows = operator.matmat(target.array(v)), operator.rmatmat(target.array(u))
+    assert target.owns(of_columns)
+    assert np.array_equal(target.numpy(of_columns), matrix @ v)
+    assert np.array_equal(target.numpy(of_rows), matrix.conj().T @ u)
+    assert np.array_equal(target.numpy(operator @ target.array(v[:, 0])), matrix @ v[:, 0])
+    assert np.array_equal(target.numpy(operator.rmatvec(target.array(u[:, :1]))), matrix.conj().T @ u[:, :1])
+
+
+@every_case
+def test_the_sparse_matrix_is_the_same(x_shape, w_shape, options):
+    pytest.importorskip("scipy", reason="SciPy is not installed")
+    for dtype in ("float64", "complex128", "int16"):
+        w = filters(w_shape, dtype)
+        found = portconv.convolution_matrix(w, x_shape, **options)
+        assert found.format == "csr"
+        assert found.dtype == dtype
+        assert np.array_equal(found.toarray(), matrix_of(w, x_shape, options))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("scipy") is not None, reason="SciPy is installed")
+def test_without_scipy_a_sparse_matrix_says_what_to_install():
+    with pytest.raises(BackendError, match="SciPy is missing, expected it: pip install scipy"):
+        portconv.convolution_matrix(np.ones((1, 1, 3)), (1, 5))
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(ConvShapeError, match=r"w: got a kernel of 3"):
+        portconv.linear_operator(np.ones((1, 1, 3)), (1, 2))
+    with pytest.raises(ConvValueError, match="stride: got 0"):
+        portconv.convolution_matrix(np.ones((1, 1, 3)), (1, 5), stride=0)
+    operator = portconv.linear_operator(np.ones((1, 1, 3)), (1, 5))
+    with pytest.raises(ConvShapeError, match=r"columns: got shape \(4,\), expected 5 rows"):
+        operator.matvec(np.ones(4))
