@@ -97,7 +97,8 @@ def tests(session: nox.Session, backend: str) -> None:
 def chosen(backend: str, reason: str) -> Iterator[tuple[str, ...]]:
     """Say what pytest runs: all of it on NumPy, the matrix alone on others, and of it less where it takes too long."""
     if reason:
-        yield ("tests/backends/test_backends.py",)  # which has how a backend without a device is refused
+        # How a backend without a device is refused, and what CuPy has of what is asked.
+        yield tuple(f"tests/backends/test_{name}.py" for name in ("backends", "cupy_calls"))
         return
     frameworks = (f"frameworks/test_{name}.py" for names in IN_FRAMEWORKS.values() for name in names)
     left = tuple(f"--ignore=tests/{name}" for name in (*TOGETHER, *frameworks))

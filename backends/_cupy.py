@@ -110,7 +110,7 @@ def _hold_compute_type(held: ExitStack, dtype: Any) -> None:
 
 def _hold_math_mode(held: ExitStack) -> None:
     """Set the mode of the cuBLAS handle, for products of stacks, to 0: CUBLAS_DEFAULT_MATH, without TF32."""
-    cublas = importlib.import_module("cupy.cuda.cublas")
+    cublas = importlib.import_module("cupy.cuda").cublas  # no module of that name: CuPy imports it from elsewhere
     if not (hasattr(cublas, "getMathMode") and hasattr(cublas, "setMathMode")):
         return
     handle = importlib.import_module("cupy.cuda.device").get_cublas_handle()
