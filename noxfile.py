@@ -23,7 +23,8 @@ LIBRARIES = {
     "numpy": (),
     "array_api_strict": ("array-api-strict",),
     "torch": ("torch==2.13.0",),
-    "cupy": tuple(PYPROJECT["project"]["optional-dependencies"]["cupy"]),
+    # cuDNN itself has 500 MB, and its front end 6.
+    "cupy": tuple(PYPROJECT["project"]["optional-dependencies"][name][0] for name in ("cupy", "cudnn")),
     "jax": tuple(PYPROJECT["project"]["optional-dependencies"]["jax"]),
 }
 TOGETHER = ("benchmark", "command", "examples", "verification", "test_testing.py")
@@ -97,7 +98,8 @@ def tests(session: nox.Session, backend: str) -> None:
 def chosen(backend: str, reason: str) -> Iterator[tuple[str, ...]]:
     """Say what pytest runs: all of it on NumPy, the matrix alone on others, and of it less where it takes too long."""
     if reason:
-        yield ("tests/backends/test_backends.py",)  # which has how a backend without a device is refused
+        # How a backend without a device is refused, and what CuPy and the front end of cuDNN have of what is asked.
+        yield tuple(f"tests/backends/test_{name}.py" for name in ("backends", "cupy_calls", "cudnn"))
         return
     frameworks = (f"frameworks/test_{name}.py" for names in IN_FRAMEWORKS.values() for name in names)
     left = tuple(f"--ignore=tests/{name}" for name in (*TOGETHER, *frameworks))

@@ -40,6 +40,7 @@ GROUP = "portconv.backends"
 NO_LIBRARY = {
     "_base",
     "_blas",
+    "_cudnn",
     "_generic",
     "_host",
     "_library",

@@ -59,6 +59,8 @@ class Backend(Library):
     """How long work takes on devices of other kinds than the usual one (see `device_kind`); None if as long."""
     native_convolution: NativeConvolution | None = None
     """The convolution that the library has of its own, or None."""
+    without_native = "arrays of a library with a convolution of its own, as PyTorch, JAX and NumPy have"
+    """What the algorithm "native" serves, in words, if there is none: see `NativeConvolution.objection`."""
     has_addresses = False
     """Whether arrays may lie in the memory of this machine, at an `address`."""
     compiled_steps: int | None = None

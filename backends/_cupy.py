@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from ..errors import in_a_line
+from . import _cudnn
 from ._numpy_like import NumpyLike
 from ._terms import GPU_WORKSPACE, Array, Costs, Unavailable
 
@@ -21,7 +22,10 @@ class CupyBackend(NumpyLike):
     # Each launch takes microseconds, whatever its size, so a few large blocks are best.
     block_bytes = 256 << 20
     block_columns = 1 << 30
-    costs = Costs(operation=5e-5, element=6e-3, transform=2e-3, call=5000)
+    costs = Costs(operation=5e-5, element=6e-3, transform=2e-3, call=5000, native=2e-5)
+
+    cudnn = ""
+    """The versions of cuDNN, or why there is none."""
 
     def load(self) -> Any:
         cupy = importlib.import_module("cupy")
@@ -38,12 +42,18 @@ class CupyBackend(NumpyLike):
             cupy.cuda.get_current_stream().synchronize()
         except Exception as error:
             raise Unavailable(f"CUDA finds {count} device(s), but: {in_a_line(error)}") from error
+        try:
+            self.cudnn = _cudnn.versions()
+            self.native_convolution = _cudnn.CudnnConvolution()
+        except Unavailable as fault:
+            self.cudnn = f"none: {fault}"
+            self.without_native = f"CuPy's arrays where cuDNN works ({fault}): {_cudnn.INSTALL}"
         return importlib.import_module("array_api_compat.cupy")
 
     def details(self) -> dict[str, str]:
         runtime = self.xp.cuda.runtime
         names = {f"cuda:{i}": runtime.getDeviceProperties(i)["name"].decode() for i in range(runtime.getDeviceCount())}
-        return {"CUDA": str(runtime.runtimeGetVersion()), **names}
+        return {"CUDA": str(runtime.runtimeGetVersion()), "cuDNN": self.cudnn, **names}
 
     def devices(self) -> list[Any]:
         cuda = self.xp.cuda
@@ -60,6 +70,9 @@ class CupyBackend(NumpyLike):
 
     def at_hand(self, like: Array) -> bool:
         return False
+
+    def all_finite(self, array: Array) -> bool:
+        return _cudnn.all_finite(self.xp, array)
 
     def to_numpy(self, array: Array) -> Any:
         return self.xp.asnumpy(array)
@@ -90,6 +103,7 @@ class CupyBackend(NumpyLike):
     @contextmanager
     def during_call(self, like: Array, precision: str) -> Iterator[None]:
         with like.device, ExitStack() as held:
+            held.callback(_cudnn.fast.reset, _cudnn.fast.set(precision == "fast"))
             if precision != "fast":
                 # CuPy also multiplies complex64, float16 and small integers by this setting.
                 _hold_compute_type(held, self.xp.float32)
@@ -110,7 +124,7 @@ def _hold_compute_type(held: ExitStack, dtype: Any) -> None:
 
 def _hold_math_mode(held: ExitStack) -> None:
     """Set the mode of the cuBLAS handle, for products of stacks, to 0: CUBLAS_DEFAULT_MATH, without TF32."""
-    cublas = importlib.import_module("cupy.cuda.cublas")
+    cublas = importlib.import_module("cupy.cuda").cublas  # no module of that name: CuPy imports it from elsewhere
     if not (hasattr(cublas, "getMathMode") and hasattr(cublas, "setMathMode")):
         return
     handle = importlib.import_module("cupy.cuda.device").get_cublas_handle()

@@ -1,7 +1,7 @@
 """The convolution that an array library has of its own: how portconv describes a convolution to it, and what it asks.
 
-PyTorch has one, and JAX has. A backend of such a library sets `Backend.native_convolution` to an object of a subclass
-of `NativeConvolution`. The algorithm "native" calls it.
+PyTorch has one, and JAX has; for CuPy's arrays there is cuDNN's. A backend of such a library sets
+`Backend.native_convolution` to an object of a subclass of `NativeConvolution`. The algorithm "native" calls it.
 """
 
 from __future__ import annotations
@@ -83,6 +83,19 @@ class Convolution:
             max(lo, hi) >= extent or min(d, extent) > size + min(0, lo) + min(0, hi)
             for lo, hi, extent, d, size in sides
         )
+
+    @cached_property
+    def has_taps_of_padding(self) -> bool:
+        """Whether a tap may read nothing but padding, in all windows."""
+        sides = zip(
+            self.w_shape[2:], self.dilation, self.before, self.stride, self.out_shape[2:], self.x_shape[2:], strict=True
+        )
+        for taps, d, lo, s, windows, size in sides:
+            for first in range(-lo, taps * d - lo, d):  # the cell that a tap reads in the first window
+                window = max(0, -(first // s))  # the first window in which it reads no padding before the input
+                if window >= windows or first + window * s >= size:
+                    return True
+        return False
 
     @cached_property
     def shared(self) -> Ints:

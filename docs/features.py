@@ -55,7 +55,8 @@ and device, and that the arguments had not changed. The values are whole numbers
 NumPy that share nothing with portconv. A dash, with its reason below the table, means that the library itself does not
 have the feature. Libraries run on the CPU.
 
-The CuPy column runs only on a GPU; without one it says "not run".
+The CuPy column runs only on a GPU; without one it says "not run". Its `native` is cuDNN,
+which the extra `cudnn` installs.
 """
 
 Array = Any
@@ -871,7 +872,6 @@ TABLES = (
                     "numpy": "NumPy has no convolution of several channels.",
                     "array_api_strict": "The standard has no convolution.",
                     "dask": "Dask's chunks are NumPy's, which has none.",
-                    "cupy": "CuPy has none since version 14.",
                 },
             ),
             *(

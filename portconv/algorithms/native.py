@@ -1,4 +1,4 @@
-"""The convolution that the array library has of its own, such as PyTorch's and JAX's.
+"""The convolution that the array library has of its own, such as PyTorch's and JAX's, and cuDNN's for CuPy.
 
 The library's functions are called through `Backend.native_convolution`, which says what they compute, what they cost,
 and where their result may be wrong because a number is not finite. Here is what holds for all libraries.
@@ -51,7 +51,7 @@ class Native(Algorithm):
         """Support the real numbers of a library that has a convolution of its own, and integers where that does."""
         native = backend.native_convolution
         if native is None:
-            return "arrays of a library with a convolution of its own, as PyTorch, JAX and NumPy have"
+            return backend.without_native
         if dtype.kind == "complex floating":
             return "real numbers: libraries make three products of a complex one, whose differences cancel"
         if dtype.kind == "integral" and not native.integers:

@@ -132,7 +132,8 @@ def portconv_itself(
         return grads
 
     peak = _cupy_peak(backend) if backend.name == "cupy" else None
-    return Candidate(name, {"forward": forward, "backward": backward}, backend.to_numpy, peak=peak)
+    runs = {"forward": forward, "backward": backward}
+    return Candidate(name, runs, backend.to_numpy, compared=precision != "fast", peak=peak)
 
 
 def _cupy_peak(backend: Backend) -> Callable[[Run], int]:
@@ -155,11 +156,14 @@ class Named(Peer):
         return portconv_itself(self.name, problem, backend, self.name)
 
 
-class Reproducible(Peer):
-    """portconv with the same bits everywhere, which shows what they cost."""
+@dataclass(frozen=True)
+class Precise(Peer):
+    """portconv with another precision, which shows what it costs or saves."""
+
+    precision: str = "standard"
 
     def prepare(self, problem: Problem, backend: Backend, threads: int) -> Candidate:
-        return portconv_itself(self.name, problem, backend, "auto", precision="reproducible")
+        return portconv_itself(self.name, problem, backend, "auto", self.precision)
 
 
 class Product(Peer):
@@ -190,9 +194,13 @@ class Product(Peer):
 
 @dataclass(frozen=True)
 class Torch(Peer):
-    """PyTorch, eager and without autograd; `last` selects channels last, where PyTorch has that memory format."""
+    """PyTorch, eager and without autograd; on a GPU it calls cuDNN.
+
+    `last` selects channels last, where PyTorch has that memory format, and `tf32` lets cuDNN compute in TF32.
+    """
 
     last: bool = False
+    tf32: bool = False
     formats: Mapping[int, str] = field(default_factory=lambda: {2: "channels_last", 3: "channels_last_3d"})
 
     def objection(self, backend: Backend) -> str | None:
@@ -200,7 +208,7 @@ class Torch(Peer):
 
         if backend.name == "cupy" and not torch.cuda.is_available():
             return "this PyTorch finds no CUDA device"
-        return None
+        return "TF32 is for NVIDIA's GPUs: --backend cupy" if self.tf32 and backend.name != "cupy" else None
 
     def skips(self, problem: Problem) -> bool:
         return self.last and len(problem.layer.kernel) not in self.formats
@@ -209,10 +217,8 @@ class Torch(Peer):
         import torch
 
         on_gpu = backend.name == "cupy"
-        if on_gpu:
-            torch.backends.cuda.matmul.fp32_precision = "ieee"
-            torch.backends.cudnn.conv.fp32_precision = "ieee"
-        else:
+        precision = "tf32" if self.tf32 else "ieee"
+        if not on_gpu:
             torch.set_num_threads(threads)
         tensors = [torch.from_numpy(array).to("cuda" if on_gpu else "cpu") for array in problem.arrays]
         layer = problem.layer
@@ -225,12 +231,18 @@ class Torch(Peer):
         sizes = (list(layer.stride), list(layer.padding), list(layer.dilation))
         wait = torch.cuda.synchronize if on_gpu else lambda: None
 
+        def hold() -> None:  # at each run: peers that take turns share the setting
+            if on_gpu:
+                torch.backends.cudnn.conv.fp32_precision = precision
+
         def forward() -> Results:
+            hold()
             out = convolve(x, w, b, *sizes, layer.groups)
             wait()
             return (out,)
 
         def backward() -> Results:
+            hold()
             # The operation that autograd calls.
             tail = (False, [0] * dims, layer.groups, [True] * 3)
             grads = torch.ops.aten.convolution_backward(dout, x, w, [len(b)], *sizes, *tail)
@@ -244,7 +256,8 @@ class Torch(Peer):
             return int(torch.cuda.max_memory_allocated() - before - sum(t.nbytes for t in result))
 
         runs = {"forward": forward, "backward": backward}
-        return Candidate(self.name, runs, lambda t: t.cpu().numpy(), peak=peak if on_gpu else None)
+        peak_of = peak if on_gpu else None
+        return Candidate(self.name, runs, lambda t: t.cpu().numpy(), compared=not self.tf32, peak=peak_of)
 
 
 class OnnxRuntime(Peer):
@@ -328,6 +341,16 @@ class Jax(Peer):
 PEERS: tuple[Peer, ...] = (
     Torch("torch", "PyTorch", ("torch",), "pip install torch"),
     Torch("torch-last", "PyTorch, channels last", ("torch",), "pip install torch", last=True),
+    Torch(
+        "torch-tf32",
+        "PyTorch with TF32",
+        ("torch",),
+        "pip install torch",
+        note="beside portconv with precision 'fast'; TF32 rounds numbers to 11 bits, so its errors are not judged",
+        default=False,
+        rival=False,
+        tf32=True,
+    ),
     OnnxRuntime(
         "onnx",
         "ONNX Runtime",
@@ -344,6 +367,9 @@ PEERS: tuple[Peer, ...] = (
     ),
     Named("direct", "portconv's direct", default=False, rival=False),
     Named("gemm", "portconv's gemm", default=False, rival=False),
-    Reproducible("same-bits", "portconv with precision 'reproducible'", default=False, rival=False),
+    Precise(
+        "same-bits", "portconv with precision 'reproducible'", default=False, rival=False, precision="reproducible"
+    ),
+    Precise("fast", "portconv with precision 'fast'", default=False, rival=False, precision="fast"),
     Product("product", "matrix products of as many operations", rival=False),
 )
