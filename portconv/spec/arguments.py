@@ -61,6 +61,8 @@ def with_constant(options: Options, backend: Backend, dtype: Any) -> Options:
     value, mode = options.padding_value, options.padding_mode
     if mode != "constant" and type(value) is int and value == 0:
         return options
+    if backends.is_symbol(value) or type(value).__name__ == "SymFloat":  # what torch.compile makes is for this number
+        value = (int if backends.is_symbol(value) else float)(value)
     if isinstance(value, bool) or not isinstance(value, numbers.Complex):
         raise ConvTypeError(f"padding_value: got {value!r}, expected a number")
     if option("padding_mode", mode, PADDING_MODES) != "constant" and value != 0:

@@ -79,7 +79,7 @@ BAD = {
     "mode": (
         {"padding_mode": "mirror"},
         ConvValueError,
-        ("padding_mode: got 'mirror'", "expected 'zeros' or 'reflect'"),
+        ("padding_mode: got 'mirror'", "expected 'zeros' or 'constant' or 'reflect'"),
     ),
     "format": (
         {"data_format": "NHWC"},
