@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from cmath import isfinite
 from collections.abc import Callable
 from functools import cache, partial, wraps
 from typing import Any, ParamSpec, TypeVar
@@ -77,7 +78,7 @@ def compute(operation: Operation, backend: Backend, *operands: Array) -> Array:
 
 def _computed(operation: Operation, backend: Backend, *operands: Array) -> Array:
     step = partial(COMPUTE[operation.kind], operation, backend)
-    if operation.kind in WARNED:
+    if operation.kind in WARNED and isfinite(operation.geometry.value):
         return warned(backend, step, *operands)
     with backend.quiet():
         return step(*operands)

@@ -56,7 +56,7 @@ def option(name: str, value: Any, known: Sequence[str]) -> str:
     raise error(f"{name}: got {value!r}, expected {' or '.join(repr(choice) for choice in known)}")
 
 
-def with_constant(options: Options, backend: Backend, dtype: Any) -> Options:
+def with_constant(options: Options, dtype: str) -> Options:
     """Check that only padding of a constant has a value; return options with that value as an input's dtype has it."""
     value, mode = options.padding_value, options.padding_mode
     if mode != "constant" and type(value) is int and value == 0:
@@ -67,7 +67,7 @@ def with_constant(options: Options, backend: Backend, dtype: Any) -> Options:
         raise ConvTypeError(f"padding_value: got {value!r}, expected a number")
     if option("padding_mode", mode, PADDING_MODES) != "constant" and value != 0:
         raise ConvValueError(f"padding_value: got {value!r}, expected none for padding_mode {mode!r}, or 'constant'")
-    return options._replace(padding_value=_number(value, backend.dtype_name(dtype)))
+    return options._replace(padding_value=_number(value, dtype))
 
 
 def _number(value: Any, dtype: str) -> complex:
