@@ -61,4 +61,5 @@ class Options(NamedTuple):
 
         A cache takes True and 1.0 for 1, so only such options may be looked up in one; a padding of 1.0 is one of 1.
         """
-        return _are_plain((*self[:8], self[9])) and type(self.padding_value) in (int, float)
+        has_float = type(self.padding_value) is float
+        return _are_plain(self._replace(padding_value=0) if has_float else self)
