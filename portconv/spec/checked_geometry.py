@@ -148,7 +148,7 @@ def transposed(x_shape: Shape, w_shape: Shape, options: Options, names: Names = 
     dilations = per_dimension("dilation", options.dilation, dims, 1)
     added = per_dimension("output_padding", options.output_padding, dims, 0)
     for dim, (extra, step, gap) in enumerate(zip(added, strides, dilations, strict=True)):
-        # What wraps around must end where the last window does, or a stride would fit in after it.
+        # Where outputs wrap around, fewer cells than a stride lie after the last window.
         if extra >= (step if mode == "circular" else max(step, gap)):
             most = f"stride {step}" if mode == "circular" else f"the larger of stride {step} and dilation {gap}"
             raise ConvValueError(
@@ -188,7 +188,7 @@ def _transposed(shapes: tuple[Shape, Shape], steps: _Steps, added: Shape, given:
             f"least one cell along each spatial dimension; it would be {out}"
         )
     ends = tuple(hi - extra for hi, extra in zip(afters, added, strict=True))
-    if mode == "circular":  # the last cells, which no window reads, need no padding of less than none
+    if mode == "circular":  # cells after the last window stay where they are, without a negative padding
         ends = tuple(max(end, 0) for end in ends)
     lines = out, tuple(kernel), steps.strides, steps.dilations, befores, ends
     in_channels = group_channels * steps.groups
