@@ -110,7 +110,7 @@ def _is_slow(convolution: Convolution, threads: int) -> bool:
     if select is None:
         return False
     # Only the shapes matter.
-    x, w = (torch.empty(1).expand(shape) for shape in (convolution.x_shape, convolution.w_shape))
+    x, w = (torch.empty(1).expand(shape) for shape in (_sizes(convolution), convolution.w_shape))
     return "slow" in str(select(x, w, None, *_options(convolution), None)).lower()
 
 

@@ -96,7 +96,7 @@ class Loops:
     """A convolution as loops; all arrays are in the arithmetic of `wide`, have a batch axis, and channels first.
 
     `read[p, k]` is the number of the cell that window `p` reads through tap `k`; the number after that of the last cell
-    stands for a zero of the padding.
+    stands for the number `around` the input.
     """
 
     x: Ints
@@ -104,13 +104,16 @@ class Loops:
     groups: int
     read: Host
     places: Ints
+    around: int = 0
 
     @classmethod
-    def of(cls, x: Ints, w: Ints, stride: Ints, pads: Pairs, dilation: Ints, groups: int, mode: str) -> Loops:
+    def of(
+        cls, x: Ints, w: Ints, stride: Ints, pads: Pairs, dilation: Ints, groups: int, mode: str, around: int
+    ) -> Loops:
         """List the cells that each window of a padded input reads."""
         cells = math.prod(x[2:])
         numbers = np.arange(cells).reshape(x[2:])
-        if mode == "zeros":
+        if mode in ("zeros", "constant"):
             padded = np.pad(numbers, pads, constant_values=cells)
         else:
             padded = np.pad(numbers, pads, mode={"replicate": "edge", "circular": "wrap"}.get(mode, mode))  # type: ignore[call-overload]
@@ -120,7 +123,7 @@ class Loops:
         for place in np.ndindex(*places):
             sides = zip(place, stride, extent, dilation, strict=True)
             read.append(padded[tuple(slice(o * s, o * s + e, d) for o, s, e, d in sides)].ravel())
-        return cls(x, w, groups, np.array(read), places)
+        return cls(x, w, groups, np.array(read), places, around)
 
     def parts(self) -> list[tuple[int, slice]]:
         """List each filter, and the channels that it reads."""
@@ -128,7 +131,7 @@ class Loops:
         return [(f, slice(f // filters * channels, (f // filters + 1) * channels)) for f in range(self.w[0])]
 
     def out(self, x: Host, w: Host, b: Host | None = None) -> Host:
-        flat = self._with_zero(x)
+        flat = self._with_number(x)
         out = np.zeros((self.x[0], self.w[0], len(self.read)), x.dtype)
         for p, window in enumerate(self.read):
             for f, channels in self.parts():
@@ -147,7 +150,7 @@ class Loops:
         return dx[..., :-1].reshape(self.x)
 
     def dw(self, dout: Host, x: Host) -> Host:
-        flat, dout = self._with_zero(x), self._by_window(dout)
+        flat, dout = self._with_number(x), self._by_window(dout)
         dw = np.zeros((*self.w[:2], math.prod(self.w[2:])), dout.dtype)
         for p, window in enumerate(self.read):
             for f, channels in self.parts():
@@ -157,7 +160,7 @@ class Loops:
     def columns(self, x: Host) -> Host:
         """Return every window as a column, as `unfold` does."""
         windows, taps = self.read.shape
-        return np.swapaxes(self._with_zero(x)[..., self.read], -1, -2).reshape(self.x[0], self.x[1] * taps, windows)
+        return np.swapaxes(self._with_number(x)[..., self.read], -1, -2).reshape(self.x[0], self.x[1] * taps, windows)
 
     def added(self, columns: Host) -> Host:
         """Add every column to the cells of its window, as `fold` does."""
@@ -168,9 +171,9 @@ class Loops:
             np.add.at(x, cells, values[..., p])
         return x[..., :-1].reshape(self.x)
 
-    def _with_zero(self, x: Host) -> Host:
+    def _with_number(self, x: Host) -> Host:
         cells = x.reshape(*self.x[:2], math.prod(self.x[2:]))
-        return np.concatenate([cells, np.zeros((*self.x[:2], 1), x.dtype)], axis=2)
+        return np.concatenate([cells, np.full((*self.x[:2], 1), self.around, x.dtype)], axis=2)
 
     def _by_window(self, dout: Host) -> Host:
         return dout.reshape(self.x[0], self.w[0], len(self.read))
@@ -195,6 +198,7 @@ class TransposedLoops:
     output_padding: Ints
     dilation: Ints
     groups: int
+    wraps: bool = False
 
     @property
     def full(self) -> Ints:
@@ -206,6 +210,12 @@ class TransposedLoops:
     def kept(self) -> Index:
         """The index of the full output that cuts off the padding."""
         return (..., *(slice(lo, n - hi) for n, (lo, hi) in zip(self.full, self.pads, strict=True)))
+
+    @property
+    def places(self) -> Index:
+        """Where each cell of the full output belongs in what is kept, where it wraps around."""
+        sides = zip(self.full, self.pads, strict=True)
+        return (slice(None), slice(None), *np.ix_(*((np.arange(n) - lo) % (n - lo - hi) for n, (lo, hi) in sides)))
 
     def parts(self) -> list[tuple[int, slice, tuple[slice, ...], Ints]]:
         """List each channel of each cell, the filters that read it, and the window that it adds to."""
@@ -223,7 +233,12 @@ class TransposedLoops:
         out = np.zeros((self.x[0], self.w[1] * self.groups, *self.full), x.dtype)
         for c, filters, window, cell in self.parts():
             out[(slice(None), filters, *window)] += self._number(x[(slice(None), c, *cell)]) * w[c]
-        out = out[self.kept]
+        cut = out[self.kept]
+        if self.wraps:
+            full, out = out, np.zeros_like(cut)
+            np.add.at(out, self.places, full)
+        else:
+            out = cut
         return out if b is None else out + b.reshape(-1, *(1,) * len(self.full))
 
     def dx(self, dout: Host, w: Host) -> Host:
@@ -242,6 +257,8 @@ class TransposedLoops:
         return dw
 
     def _full(self, dout: Host) -> Host:
+        if self.wraps:
+            return dout[self.places]
         full = np.zeros((*dout.shape[:2], *self.full), dout.dtype)
         full[self.kept] = dout
         return full
@@ -390,8 +407,10 @@ class Layer:
             pads = tuple((side, side) if isinstance(side, int) else side for side in per_dimension(padding, dims))
         if self.transposed:
             output_padding = per_dimension(self.options.get("output_padding", 0), dims)
-            return TransposedLoops(x, self.w, stride, pads, output_padding, dilation, groups)
-        return Loops.of(x, self.w, stride, pads, dilation, groups, self.options.get("padding_mode", "zeros"))
+            wraps = self.options.get("padding_mode") == "circular"
+            return TransposedLoops(x, self.w, stride, pads, output_padding, dilation, groups, wraps)
+        mode, around = self.options.get("padding_mode", "zeros"), self.options.get("padding_value", 0)
+        return Loops.of(x, self.w, stride, pads, dilation, groups, mode, around)
 
     def operands(self, dtypes: Sequence[str]) -> dict[str, Host]:
         """Draw `x`, `w` and `b` of three dtypes, and `dout` of their common dtype, in the loops' layout."""
@@ -423,9 +442,9 @@ def layer(x: Ints, w: Ints, *, pads: Pairs | None = None, unbatched: bool = Fals
     return Layer(x, w, options, pads, unbatched)
 
 
-def transposed(x: Ints, w: Ints, *, unbatched: bool = False, **options: Any) -> Layer:
-    """Describe a transposed convolution by the options that a user gives."""
-    return Layer(x, w, options, unbatched=unbatched, transposed=True)
+def transposed(x: Ints, w: Ints, *, unbatched: bool = False, pads: Pairs | None = None, **options: Any) -> Layer:
+    """Describe a transposed convolution by the options that a user gives, as `layer` does."""
+    return Layer(x, w, options, unbatched=unbatched, pads=pads, transposed=True)
 
 
 SINGLES = ("float32",) * 3
@@ -736,10 +755,15 @@ TABLES = (
                 '`padding="same_lower"`',
                 layer(IMAGES, FILTERS, padding="same_lower", stride=(2, 1), pads=((1, 0), (1, 1))),
             ),
+            row('`padding="causal"`', layer(IMAGES, FILTERS, padding="causal", pads=((1, 0), (2, 0)))),
             row('`padding="full"`', layer(IMAGES, FILTERS, padding="full", pads=((1, 1), (2, 2)))),
+            row(
+                '`padding_mode="constant", padding_value=2`',
+                layer(IMAGES, FILTERS, padding=((1, 2), (3, 0)), padding_mode="constant", padding_value=2),
+            ),
             *(
                 row(f'`padding_mode="{mode}"`', layer(IMAGES, FILTERS, padding=((1, 2), (3, 0)), padding_mode=mode))
-                for mode in ("reflect", "replicate", "circular")
+                for mode in ("reflect", "symmetric", "replicate", "circular")
             ),
             row('`data_format="channels_last"`', layer(IMAGES, FILTERS, padding=1, data_format="channels_last")),
             row(
@@ -767,6 +791,14 @@ TABLES = (
             row("3-D", transposed((2, 2, 2, 3, 2), (2, 3, 2, 3, 2))),
             row("strides, `stride=(2, 3)`", transposed(SMALL, UPSIDE, stride=(2, 3))),
             row("asymmetric padding, `padding=((0, 2), (1, 0))`", transposed(SMALL, UPSIDE, padding=((0, 2), (1, 0)))),
+            row('`padding="valid"`', transposed(SMALL, UPSIDE, padding="valid", pads=((0, 0), (0, 0)))),
+            # The kernel is 2 by 3.
+            row('`padding="same"`', transposed(SMALL, UPSIDE, padding="same", stride=(2, 1), pads=((0, 0), (1, 1)))),
+            row('`padding="causal"`', transposed(SMALL, UPSIDE, padding="causal", pads=((0, 1), (0, 2)))),
+            row(
+                '`padding_mode="circular"`',
+                transposed(SMALL, UPSIDE, padding=((0, 1), (2, 0)), stride=2, padding_mode="circular"),
+            ),
             row("`output_padding=(1, 2)`", transposed(SMALL, UPSIDE, stride=(2, 3), output_padding=(1, 2))),
             row("dilation, `dilation=(2, 3)`", transposed(SMALL, UPSIDE, dilation=(2, 3))),
             row("groups, `groups=2`", transposed(SMALL, UPSIDE, groups=2)),

@@ -61,7 +61,7 @@ def conv(
         Cells around the input: the same everywhere, per spatial dimension, or `(before, after)` per spatial dimension.
         ``"valid"`` is none, ``"full"`` every overlap (``dilation * (kernel - 1)`` on both sides), ``"same"``
         makes the output ``ceil(size / stride)`` long, with the odd cell after, ``"same_lower"`` with the odd cell
-        before.
+        before, ``"causal"`` with all cells before, so that no output reads a later cell than its own.
     dilation : int or sequence of int
         The step between neighbouring taps of the kernel.
     groups : int

@@ -8,7 +8,7 @@ from .engine.call import ConvTransposeCache
 from .engine.execution import is_traced
 from .engine.gradients import ConvGrads, backward
 from .errors import ConvTypeError
-from .spec.options import DataFormat, Ints, Options, Pads, Precision
+from .spec.options import DataFormat, Ints, Options, Precision, TransposedPadding, TransposedPaddingMode
 
 
 def conv_transpose(
@@ -17,10 +17,11 @@ def conv_transpose(
     b: ArrayT | None = None,
     *,
     stride: Ints = 1,
-    padding: Pads = 0,
+    padding: TransposedPadding = 0,
     output_padding: Ints = 0,
     dilation: Ints = 1,
     groups: int = 1,
+    padding_mode: TransposedPaddingMode = "zeros",
     data_format: DataFormat = "channels_first",
     precision: Precision = "standard",
     algorithm: str = "auto",
@@ -31,9 +32,9 @@ def conv_transpose(
 
         out[n, f, i * stride + k * dilation - before] += sum over c of x[n, c, i] * w[c, f, k]
 
-    starting from `b`; what falls outside the output is dropped. It undoes the change of size of the convolution with
-    the same stride, padding and dilation, not the convolution. See Dumoulin and Visin, "A guide to convolution
-    arithmetic for deep learning" (arXiv:1603.07285), section 4.
+    starting from `b`; what falls outside the output is dropped, or wraps around. It undoes the change of size of the
+    convolution with the same stride, padding and dilation, not the convolution. See Dumoulin and Visin, "A guide to
+    convolution arithmetic for deep learning" (arXiv:1603.07285), section 4.
 
     Parameters
     ----------
@@ -46,16 +47,22 @@ def conv_transpose(
         A number added to each channel of the output.
     stride : int or sequence of int
         The step between the windows of neighbouring cells; one int, or one per spatial dimension.
-    padding : int, sequence of int, or sequence of (int, int)
+    padding : int, sequence of int, sequence of (int, int), or str
         Cells taken off the output: the same everywhere, per spatial dimension, or `(before, after)` per spatial
-        dimension.
+        dimension. By name as Keras and TensorFlow have it, with an extent of ``dilation * (kernel - 1) + 1``:
+        ``"valid"`` is none, but adds cells to an output of less than ``size * stride``; ``"same"`` makes the output
+        ``size * stride`` long, and takes the odd cell off after. ``"causal"`` makes it as long, and takes all cells off
+        after: output ``o`` depends on the inputs up to ``o // stride``, and on none later.
     output_padding : int or sequence of int
         Cells added to the end of the output, fewer than the larger of stride and dilation: which of the sizes that a
-        convolution would have taken to that of `x` the output has.
+        convolution would have taken to that of `x` the output has. A padding with a name has none.
     dilation : int or sequence of int
         The step between neighbouring taps of the kernel.
     groups : int
         Cut channels and filters into so many groups that do not see each other.
+    padding_mode : {"zeros", "circular"}
+        What becomes of cells that are taken off: they are dropped, or wrap around and are added at the other end, which
+        is the adjoint of the convolution with that mode.
     data_format, precision, algorithm
         As for `conv`.
 
@@ -81,19 +88,11 @@ def conv_transpose(
     >>> import numpy as np
     >>> portconv.conv_transpose(np.array([[[1.0, 10.0]]]), np.array([[[1.0, 2.0, 3.0]]]), stride=2)
     array([[[ 1.,  2., 13., 20., 30.]]])
-    >>> portconv.conv_transpose(np.ones((2, 8, 16, 16)), np.ones((8, 3, 4, 4)), stride=2, padding=1).shape
+    >>> portconv.conv_transpose(np.ones((2, 8, 16, 16)), np.ones((8, 3, 4, 4)), stride=2, padding="same").shape
     (2, 3, 32, 32)
     """
-    options = Options(
-        stride,
-        padding,
-        dilation,
-        groups,
-        data_format=data_format,
-        precision=precision,
-        algorithm=algorithm,
-        output_padding=output_padding,
-    )
+    given = stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm
+    options = Options(*given, output_padding=output_padding)
     out: ArrayT = call.convolve_transposed(x, w, b, options)
     return out
 
@@ -104,10 +103,11 @@ def conv_transpose_forward(
     b: ArrayT | None = None,
     *,
     stride: Ints = 1,
-    padding: Pads = 0,
+    padding: TransposedPadding = 0,
     output_padding: Ints = 0,
     dilation: Ints = 1,
     groups: int = 1,
+    padding_mode: TransposedPaddingMode = "zeros",
     data_format: DataFormat = "channels_first",
     precision: Precision = "standard",
     algorithm: str = "auto",
@@ -116,7 +116,7 @@ def conv_transpose_forward(
 
     Parameters
     ----------
-    x, w, b, stride, padding, output_padding, dilation, groups, data_format, precision, algorithm
+    x, w, b, stride, padding, output_padding, dilation, groups, padding_mode, data_format, precision, algorithm
         As for `conv_transpose`.
 
     Returns
@@ -138,16 +138,8 @@ def conv_transpose_forward(
     >>> out
     array([[[1., 2., 2., 1.]]])
     """
-    options = Options(
-        stride,
-        padding,
-        dilation,
-        groups,
-        data_format=data_format,
-        precision=precision,
-        algorithm=algorithm,
-        output_padding=output_padding,
-    )
+    given = stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm
+    options = Options(*given, output_padding=output_padding)
     if is_traced():
         return call.convolve_transposed(x, w, b, options), ConvTransposeCache(x, w, b, options)
     cache = call.transposed(x, w, b, options)

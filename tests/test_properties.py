@@ -621,8 +621,8 @@ def no_pair(right):
 
 @fault(lambda right: right.of(("padding",)))
 def padding_of_another_name(right):
-    name = right.one([*UNKNOWN, "zeros", "reflect"] + ["valid", "full", "same", "same_lower"] * right.call.transposed)
-    return Wrong({"padding": name}, ("padding",), (ConvTypeError if right.call.transposed else ConvValueError,))
+    name = right.one([*UNKNOWN, "zeros", "reflect"] + ["full", "same_lower"] * right.call.transposed)
+    return Wrong({"padding": name}, ("padding",), (ConvValueError,))
 
 
 @fault(lambda right: right.of(TEXTS))

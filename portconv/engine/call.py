@@ -45,7 +45,7 @@ class Forward:
         """Check the arguments, and remember what they ask for."""
         backend, dtype = arguments.arrays(x=self.x, w=self.w, b=self.b)
         asked = Asked(kind, dtype.name, transposed=kind == Kind.INPUT_GRAD)
-        options = arguments.with_constant(self.options, backend, self.x.dtype)
+        options = arguments.with_constant(self.options, backend.dtype_name(self.x.dtype))
         step = operation_of(asked, self.x.shape, self.w.shape, options)
         if self.b is not None:
             arguments.exact_shape("b", tuple(self.b.shape), step.shape(Role.B))
@@ -167,7 +167,8 @@ def gradient(kind: Kind, dout: Array, other: tuple[str, Array], shape: tuple[str
         return known
     backend, dtype = arguments.arrays(**{"dout": dout, name: array})
     result = arguments.shape(*shape)
-    options = arguments.with_constant(options, backend, dtype.dtype if kind == Kind.INPUT_GRAD else array.dtype)
+    of_x = dtype.name if kind == Kind.INPUT_GRAD else backend.dtype_name(array.dtype)
+    options = arguments.with_constant(options, of_x)
     if kind == Kind.INPUT_GRAD:
         step = operation_of(Asked(kind, dtype.name, Names(shape[0], name)), result, array.shape, options)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from cmath import isfinite
 from collections.abc import Callable
 from functools import cache, partial, wraps
 from typing import Any, ParamSpec, TypeVar
@@ -64,7 +65,7 @@ def run(operation: Operation, backend: Backend, *operands: Array) -> Array:
         # The library conjugates, so that it differentiates products that are linear in both operands.
         pairs = zip(operands[:2], operation.conjugated, strict=True)
         operands = (*(conjugate(backend, array) if each else array for array, each in pairs), *operands[2:])
-        # Of products with a constant around the input, that of the filters' gradient alone conjugates.
+        # Of products with a constant in the padding, only gradients of filters conjugate an operand: the input.
         operation = changed(operation, geometry=operation.geometry.conjugate, conjugated=(False, False))
     node: Array = _framework(backend.framework).node(operation, backend, *operands)
     return node
@@ -77,7 +78,7 @@ def compute(operation: Operation, backend: Backend, *operands: Array) -> Array:
 
 def _computed(operation: Operation, backend: Backend, *operands: Array) -> Array:
     step = partial(COMPUTE[operation.kind], operation, backend)
-    if operation.kind in WARNED:
+    if operation.kind in WARNED and isfinite(operation.geometry.value):
         return warned(backend, step, *operands)
     with backend.quiet():
         return step(*operands)

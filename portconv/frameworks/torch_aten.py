@@ -33,7 +33,8 @@ def _forward(operation: Operation, x: Array, w: Array, bias: Array | None = None
     before, none = geometry.before, (0,) * geometry.dims
     if geometry.mode == "symmetric":
         for dim, (lo, size, hi) in enumerate(zip(before, geometry.size, geometry.after, strict=True)):
-            x = x.index_select(2 + dim, torch.tensor(repeated("symmetric", size, (-lo, size + hi))))
+            cells = torch.tensor(repeated("symmetric", size, (-lo, size + hi)), device=x.device)
+            x = x.index_select(2 + dim, cells)
         before = none
     elif geometry.mode in ("zeros", "constant") and (before != geometry.after or geometry.value):
         x, before = pad(x, _sides(before, geometry.after), value=geometry.value), none

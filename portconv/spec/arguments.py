@@ -56,31 +56,35 @@ def option(name: str, value: Any, known: Sequence[str]) -> str:
     raise error(f"{name}: got {value!r}, expected {' or '.join(repr(choice) for choice in known)}")
 
 
-def with_constant(options: Options, backend: Backend, dtype: Any) -> Options:
+def with_constant(options: Options, dtype: str) -> Options:
     """Check that only padding of a constant has a value; return options with that value as an input's dtype has it."""
-    value, mode = options.padding_value, options.padding_mode
+    value: Any = options.padding_value
+    mode = options.padding_mode
     if mode != "constant" and type(value) is int and value == 0:
         return options
+    # What torch.compile makes of a symbol serves this number alone.
+    made = {"SymInt": int, "SymFloat": float}.get(type(value).__name__)
+    value = value if made is None else made(value)
     if isinstance(value, bool) or not isinstance(value, numbers.Complex):
         raise ConvTypeError(f"padding_value: got {value!r}, expected a number")
     if option("padding_mode", mode, PADDING_MODES) != "constant" and value != 0:
         raise ConvValueError(f"padding_value: got {value!r}, expected none for padding_mode {mode!r}, or 'constant'")
-    return options._replace(padding_value=_number(value, backend.dtype_name(dtype)))
+    return options._replace(padding_value=_number(value, dtype))
 
 
 def _number(value: Any, dtype: str) -> complex:
     """Return a number as a dtype has it: rounded, and an integer as it is."""
-    kind = KINDS[dtype]
+    kind, is_real = KINDS[dtype], isinstance(value, numbers.Real)
     if kind == "complex floating":
         return complex(_number(value.real, real(dtype)), _number(value.imag, real(dtype)))
-    if not isinstance(value, numbers.Real):
+    if not is_real:
         raise ConvTypeError(f"padding_value: got {value!r}, expected a real number, for an input of {dtype}")
     if kind != "integral":
         number = rounded(value, dtype)
         if math.isinf(number) and value not in (number, -number):
             raise ConvValueError(f"padding_value: got {value!r}, expected a number within the range of {dtype}")
         return number
-    if not isinstance(value, numbers.Integral) and not (math.isfinite(value) and value == int(value)):
+    if not (isinstance(value, numbers.Integral) or float(value).is_integer()):
         raise ConvTypeError(f"padding_value: got {value!r}, expected an integer, for an input of {dtype}")
     signed, bits = dtype.startswith("i"), int(dtype.lstrip("uint"))
     least, most = -(signed << bits - 1), (1 << bits - signed) - 1

@@ -13,7 +13,14 @@ from ..errors import ConvShapeError, ConvTypeError, ConvValueError
 from .arguments import integer, option, per_dimension
 from .geometry import Geometry
 from .layout import Shape, given_shape
-from .options import DATA_FORMATS, NAMED_PADDINGS, PADDING_MODES, Options
+from .options import (
+    DATA_FORMATS,
+    NAMED_PADDINGS,
+    PADDING_MODES,
+    TRANSPOSED_PADDING_MODES,
+    TRANSPOSED_PADDINGS,
+    Options,
+)
 from .remembered import looked_up
 
 Pairs = tuple[tuple[int, int], ...]
@@ -85,13 +92,12 @@ def convolution(x_shape: Shape, w_shape: Shape, options: Options, names: Names =
     mode = option("padding_mode", options.padding_mode, PADDING_MODES)
     canonical, given = _canonical_shape(x_shape, w_shape, names, options.data_format, W_AXES)
     dims = len(w_shape) - 2
-    padding = options.padding
     steps = _Steps(
         per_dimension("stride", options.stride, dims, 1),
         # The padding is checked last, as it has the most ways to be wrong.
         dilations=per_dimension("dilation", options.dilation, dims, 1),
         groups=integer("groups", options.groups, 1),
-        pads=option("padding", padding, NAMED_PADDINGS) if isinstance(padding, str) else _pairs(padding, dims),
+        pads=_pairs(options.padding, dims, NAMED_PADDINGS),
     )
     geometry = _convolution((canonical, w_shape), steps, given, mode)
     if mode == "constant":
@@ -135,23 +141,28 @@ def transposed(x_shape: Shape, w_shape: Shape, options: Options, names: Names = 
 
     Parameters and errors are those of `convolution`.
     """
+    mode = option("padding_mode", options.padding_mode, TRANSPOSED_PADDING_MODES)
     canonical, given = _canonical_shape(x_shape, w_shape, names, options.data_format, TRANSPOSED_W_AXES)
     dims = len(w_shape) - 2
     strides = per_dimension("stride", options.stride, dims, 1)
     dilations = per_dimension("dilation", options.dilation, dims, 1)
     added = per_dimension("output_padding", options.output_padding, dims, 0)
     for dim, (extra, step, gap) in enumerate(zip(added, strides, dilations, strict=True)):
-        if extra >= max(step, gap):
+        # Where outputs wrap around, fewer cells than a stride lie after the last window.
+        if extra >= (step if mode == "circular" else max(step, gap)):
+            most = f"stride {step}" if mode == "circular" else f"the larger of stride {step} and dilation {gap}"
             raise ConvValueError(
-                f"output_padding: got {options.output_padding!r}, expected less than the larger of stride {step} and "
-                f"dilation {gap} in spatial dimension {dim}"
+                f"output_padding: got {options.output_padding!r}, expected less than {most} in spatial dimension {dim}"
             )
-    steps = _Steps(strides, _pairs(options.padding, dims), dilations, integer("groups", options.groups, 1))
-    return Checked(_transposed((canonical, w_shape), steps, added, given), given.unbatched)
+    pads = _pairs(options.padding, dims, TRANSPOSED_PADDINGS)
+    if isinstance(pads, str) and any(added):
+        raise ConvValueError(f"output_padding: got {options.output_padding!r}, expected 0 for padding {pads!r}")
+    steps = _Steps(strides, pads, dilations, integer("groups", options.groups, 1))
+    return Checked(_transposed((canonical, w_shape), steps, added, given, mode), given.unbatched)
 
 
 @looked_up
-def _transposed(shapes: tuple[Shape, Shape], steps: _Steps, added: Shape, given: _Given) -> Geometry:
+def _transposed(shapes: tuple[Shape, Shape], steps: _Steps, added: Shape, given: _Given, mode: str) -> Geometry:
     (batch, channels, *size), w_shape = shapes
     filters, group_channels, *kernel = w_shape
     _check_filters(w_shape, "w")
@@ -164,18 +175,24 @@ def _transposed(shapes: tuple[Shape, Shape], steps: _Steps, added: Shape, given:
         raise ConvValueError(f"groups: got {steps.groups}, expected a divisor of x's {channels} channels")
     if any(s < 1 for s in size):
         raise ConvShapeError(f"x: got shape {given.x_shape}, expected at least one cell along each spatial dimension")
-    befores, afters = zip(*steps.pads, strict=True)
+    pads = steps.pads
+    if isinstance(pads, str):
+        extents = (d * (k - 1) + 1 for k, d in zip(kernel, steps.dilations, strict=True))
+        pads = tuple(_transposed_pair(pads, e, t) for e, t in zip(extents, steps.strides, strict=True))
+    befores, afters = zip(*pads, strict=True)
     sides = zip(size, steps.strides, befores, afters, steps.dilations, kernel, added, strict=True)
     out = tuple((s - 1) * step - lo - hi + d * (k - 1) + extra + 1 for s, step, lo, hi, d, k, extra in sides)
     if any(s < 1 for s in out):
         raise ConvShapeError(
-            f"x: got shape {given.x_shape} with a padding of {steps.pads}, expected one that leaves an output of at "
+            f"x: got shape {given.x_shape} with a padding of {pads}, expected one that leaves an output of at "
             f"least one cell along each spatial dimension; it would be {out}"
         )
     ends = tuple(hi - extra for hi, extra in zip(afters, added, strict=True))
+    if mode == "circular":  # cells after the last window stay where they are, without a negative padding
+        ends = tuple(max(end, 0) for end in ends)
     lines = out, tuple(kernel), steps.strides, steps.dilations, befores, ends
     in_channels = group_channels * steps.groups
-    geometry = Geometry(batch, in_channels, channels, steps.groups, *lines, channels_last=given.channels_last)
+    geometry = Geometry(batch, in_channels, channels, steps.groups, *lines, mode, given.channels_last)
     _check_addressable(geometry, f"x: got shape {given.x_shape}", given.shape(geometry.x_shape))
     return geometry
 
@@ -208,8 +225,10 @@ def _canonical_shape(
     return (batch, *rest), _Given(names, quoted or x_shape, channels_last, unbatched)
 
 
-def _pairs(padding: Any, dims: int) -> Pairs:
-    """Check a padding that is no string; return one (before, after) pair for each dimension."""
+def _pairs(padding: Any, dims: int, known: tuple[str, ...]) -> str | Pairs:
+    """Check a padding; return its name, or one (before, after) pair for each dimension."""
+    if isinstance(padding, str):
+        return option("padding", padding, known)
     if isinstance(padding, (tuple, list)) and any(isinstance(entry, (tuple, list)) for entry in padding):
         if len(padding) != dims:
             raise ConvValueError(
@@ -233,9 +252,19 @@ def _named_pair(name: str, size: int, extent: int, stride: int) -> tuple[int, in
         return 0, 0
     if name == "full":
         return extent - 1, extent - 1
+    if name == "causal":
+        return extent - 1, 0
     total = max((-(-size // stride) - 1) * stride + extent - size, 0)
     less, more = total // 2, total - total // 2
     return (less, more) if name == "same" else (more, less)
+
+
+def _transposed_pair(name: str, extent: int, stride: int) -> tuple[int, int]:
+    """Return how many cells are taken off before and after a dimension of an output; fewer than none are added."""
+    if name == "valid":
+        return 0, min(extent - stride, 0)
+    before = max(extent - stride, 0) // 2 if name == "same" else 0
+    return before, extent - stride - before
 
 
 def _check_filters(w_shape: Shape, name: str) -> None:

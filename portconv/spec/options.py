@@ -9,14 +9,18 @@ Ints = int | Sequence[int]
 """One int for all spatial dimensions, or one for each."""
 Pads = int | Sequence[int] | Sequence[tuple[int, int]]
 """A padding that has no name."""
-NamedPadding = Literal["valid", "full", "same", "same_lower"]
+NamedPadding = Literal["valid", "full", "same", "same_lower", "causal"]
+TransposedPadding = Literal["valid", "same", "causal"] | Pads
 Padding = NamedPadding | Pads
 PaddingMode = Literal["zeros", "constant", "reflect", "symmetric", "replicate", "circular"]
+TransposedPaddingMode = Literal["zeros", "circular"]
 DataFormat = Literal["channels_first", "channels_last"]
 Precision = Literal["standard", "fast", "reproducible"]
 
 NAMED_PADDINGS: tuple[str, ...] = get_args(NamedPadding)
+TRANSPOSED_PADDINGS: tuple[str, ...] = get_args(get_args(TransposedPadding)[0])
 PADDING_MODES: tuple[str, ...] = get_args(PaddingMode)
+TRANSPOSED_PADDING_MODES: tuple[str, ...] = get_args(TransposedPaddingMode)
 DATA_FORMATS: tuple[str, ...] = get_args(DataFormat)
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 
@@ -57,4 +61,5 @@ class Options(NamedTuple):
 
         A cache takes True and 1.0 for 1, so only such options may be looked up in one; a padding of 1.0 is one of 1.
         """
-        return _are_plain((*self[:8], self[9])) and type(self.padding_value) in (int, float)
+        has_float = type(self.padding_value) is float
+        return _are_plain(self._replace(padding_value=0) if has_float else self)

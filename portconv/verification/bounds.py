@@ -249,7 +249,7 @@ def _of_algorithm(
         terms = algorithm.error_terms(kind, extended, _parts(case))
         if name == "out" and b is not None:
             magnitude, terms = magnitude + np.reshape(b, (-1, *(1,) * extended.dims)), terms + 1
-        if name == "dx" and overlaps > 1:
+        if name == "dx" and extended is not geometry:
             # The gradient of filled padding is added to the cells from which the padding is filled.
             magnitude, terms = fold(geometry, numpy, magnitude), terms + overlaps
         sums[name] = Sums(terms, _in_layout_of(case, name, magnitude))

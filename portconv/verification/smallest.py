@@ -157,7 +157,7 @@ def _smaller(case: Case) -> Iterator[Case]:
         x_shape = _put(case.x_shape, channel_axis, channels * case.groups)
         yield replace(case, x_shape=x_shape, w_shape=_put(case.w_shape, 1, channels))
     plain = Case("", (), ())
-    for name in ("bias", "padding_mode", "dilation", "stride", "padding", "numbers"):
+    for name in ("bias", "padding_value", "padding_mode", "dilation", "stride", "padding", "numbers"):
         if getattr(case, name) != getattr(plain, name):
             yield replace(case, **{name: getattr(plain, name)})
     for dim in range(dims):

@@ -15,6 +15,8 @@ from portconv.spec.options import Options
 X, W, B = np.ones((2, 4, 8, 8)), np.ones((6, 4, 3, 3)), np.ones(6)
 
 # What is wrong, the error, and words that its message must have: the argument, what it got and what was expected.
+CONSTANT = {"padding": 1, "padding_mode": "constant"}
+WHOLE = {"x": X.astype("int8"), "w": W.astype("int64"), "b": None}
 BAD = {
     "x a list": ({"x": [[1.0]]}, ConvTypeError, ("x: got list", "expected an array")),
     "w a float": ({"w": 1.0}, ConvTypeError, ("w: got float", "expected an array")),
@@ -79,7 +81,45 @@ BAD = {
     "mode": (
         {"padding_mode": "mirror"},
         ConvValueError,
-        ("padding_mode: got 'mirror'", "expected 'zeros' or 'reflect'"),
+        ("padding_mode: got 'mirror'", "expected 'zeros' or 'constant' or 'reflect'"),
+    ),
+    "constant of no mode": (
+        {"padding_value": 3, "padding_mode": "reflect"},
+        ConvValueError,
+        ("padding_value: got 3", "expected none for padding_mode 'reflect', or 'constant'"),
+    ),
+    "constant text": ({"padding_value": "3", **CONSTANT}, ConvTypeError, ("padding_value: got '3'", "a number")),
+    "constant None": ({"padding_value": None}, ConvTypeError, ("padding_value: got None", "a number")),
+    "constant bool": ({"padding_value": True, **CONSTANT}, ConvTypeError, ("padding_value: got True", "a number")),
+    "constant array": (
+        {"padding_value": np.ones(1), **CONSTANT},
+        ConvTypeError,
+        ("padding_value: got array([1.])", "a number"),
+    ),
+    "constant complex": (
+        {"padding_value": 2j, **CONSTANT},
+        ConvTypeError,
+        ("padding_value: got 2j", "a real number, for an input of float64"),
+    ),
+    "constant beyond float64": (
+        {"padding_value": 10**400, **CONSTANT},
+        ConvValueError,
+        ("padding_value: got 1000", "a number within the range of float64"),
+    ),
+    "constant beyond float16": (
+        {"x": X.astype("float16"), "padding_value": 65520, **CONSTANT},
+        ConvValueError,
+        ("padding_value: got 65520", "a number within the range of float16"),
+    ),
+    "constant beyond int8": (
+        {**WHOLE, "padding_value": -129, **CONSTANT},
+        ConvValueError,
+        ("padding_value: got -129", "expected one from -128 to 127, those of int8"),
+    ),
+    "constant in between": (
+        {**WHOLE, "padding_value": 0.5, **CONSTANT},
+        ConvTypeError,
+        ("padding_value: got 0.5", "an integer, for an input of int8"),
     ),
     "format": (
         {"data_format": "NHWC"},
@@ -128,7 +168,9 @@ def test_bad_argument(function, change, error, words):
 
 
 SHAPES_ALONE = {
-    name: case for name, case in BAD.items() if not set(case[0]) & {"x", "w", "b", "padding_mode", "precision"}
+    name: case
+    for name, case in BAD.items()
+    if not set(case[0]) & {"x", "w", "b", "padding_mode", "padding_value", "precision"}
 }
 
 
@@ -269,3 +311,55 @@ def test_options_are_remembered_only_where_equal_ones_have_equal_types():
     assert portconv.conv(X, W, padding=((1, 1), (1, 1))).shape == portconv.conv(X, W, padding=1).shape
     with pytest.raises(ConvTypeError):
         portconv.conv(X, W, padding=((1, 1), (1, True)))
+
+
+def test_a_number_of_any_kind_is_a_padding_value():
+    with_value = {"padding": 2, "padding_mode": "constant"}
+    for array, value in ((X, 2.5), (X.astype("complex64"), 2.5 - 1j), ((10 * X).astype("int16"), 3)):
+        w = W.astype(array.dtype)
+        padded = np.pad(array, ((0, 0), (0, 0), (2, 2), (2, 2)), constant_values=np.asarray(value).astype(array.dtype))
+        expected = portconv.conv(padded, w, precision="reproducible")
+        for given in (
+            value,
+            np.asarray(value)[()],
+            np.complex64(value) if array.dtype.kind == "c" else np.float32(value),
+        ):
+            out = portconv.conv(array, w, **with_value, padding_value=given, precision="reproducible")
+            assert np.array_equal(out, expected)
+    zeros = portconv.conv(X, W, padding=2)
+    assert np.array_equal(portconv.conv(X, W, **with_value), zeros)
+    assert np.array_equal(portconv.conv(X, W, **with_value, padding_value=-0.0), zeros)
+    assert np.array_equal(portconv.conv(X, W, padding=2, padding_value=0.0), zeros)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("precision", ["standard", "reproducible"])
+def test_a_padding_that_is_not_finite_reaches_the_windows_that_read_it(value, precision):
+    x, w = np.ones((1, 1, 5), "float32"), np.full((1, 1, 3), 2, "float32")
+    options = {"padding": ((1, 0),), "padding_mode": "constant", "padding_value": value, "precision": precision}
+    assert np.array_equal(portconv.conv(x, w, **options), np.array([[[value, 6, 6, 6]]]), equal_nan=True)
+    assert np.isinf(portconv.error_bound(x, w, **options)).tolist() == [[[True, False, False, False]]]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"padding": "full"}, ConvValueError, "padding: got 'full', expected 'valid' or 'same' or 'causal'"),
+        ({"padding_mode": "reflect"}, ConvValueError, "padding_mode: got 'reflect', expected 'zeros' or 'circular'"),
+        (
+            {"padding": "same", "stride": 2, "output_padding": 1},
+            ConvValueError,
+            "output_padding: got 1, expected 0 for padding 'same'",
+        ),
+        (
+            {"padding_mode": "circular", "dilation": 3, "output_padding": 1},
+            ConvValueError,
+            "output_padding: got 1, expected less than stride 1 in spatial dimension 0",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("nothing_allocated")
+def test_bad_padding_of_a_transposed_convolution(change, error, words):
+    with pytest.raises(error) as caught:
+        portconv.conv_transpose(X, np.ones((4, 6, 3, 3)), **change)
+    assert str(caught.value) == words

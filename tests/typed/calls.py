@@ -46,6 +46,7 @@ def every_option_has_its_type(x: Floats, w: Floats, name: str) -> None:
     portconv.conv(x, w, padding=1, padding_mode="constant", padding_value=0.5)
     portconv.conv(x, w, algorithm=name)  # `algorithms()` has their names, which are no fixed set
     portconv.conv_transpose(x, w, padding=[(1, 0), (0, 1)], output_padding=1)
+    portconv.conv_transpose(x, w, padding="causal", padding_mode="circular")
     portconv.testing.assert_consistent(portconv.conv, x, w)
 
 
@@ -56,7 +57,8 @@ def what_a_call_would_refuse_is_an_error_before(x: Floats, w: Floats, other: int
     portconv.conv(x, w, precision="double")  # type: ignore[arg-type]
     portconv.conv(x, w, stride=1.5)  # type: ignore[arg-type]
     portconv.conv(x, w, stride=None)  # type: ignore[arg-type]
-    portconv.conv_transpose(x, w, padding="same")  # type: ignore[arg-type]
+    portconv.conv_transpose(x, w, padding="full")  # type: ignore[arg-type]
+    portconv.conv_transpose(x, w, padding_mode="reflect")  # type: ignore[arg-type]
     portconv.conv(x, [[[1.0]]])  # type: ignore[type-var]
     portconv.conv(x, other)  # type: ignore[type-var]
     portconv.convv  # type: ignore[attr-defined]  # noqa: B018

@@ -40,7 +40,8 @@ def test_every_key_reaches_the_case(tmp_path: Path) -> None:
         "padding": [[1, 0], [2, 1]],
         "dilation": 2,
         "groups": 2,
-        "padding_mode": "reflect",
+        "padding_mode": "constant",
+        "padding_value": 0.5,
         "data_format": "channels_last",
         "algorithm": "gemm",
     }
@@ -55,7 +56,8 @@ def test_every_key_reaches_the_case(tmp_path: Path) -> None:
         ((1, 0), (2, 1)),
         2,
         2,
-        "reflect",
+        "constant",
+        0.5,
         "channels_last",
         "gemm",
     )
