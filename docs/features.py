@@ -616,10 +616,104 @@ def not_finite(column: Column) -> None:
         operands["x"][0, 0, 1, 1], operands["x"][1, 3, 4, 5] = np.inf, np.nan
         operands["dout"][0, 1, 0, 4], operands["dout"][1, 2, 4, 0] = np.nan, -np.inf
 
-    own = ["native"] if column.backend.native_convolution is not None else []
+    own = ["native"] if column.key in FRAMEWORKS else []
     for algorithm in [*ALGORITHMS, *own]:
         with np.errstate(invalid="ignore"):  # NumPy may warn; only the numbers matter here
             both_ways(column, replace(TILED, options={**TILED.options, "algorithm": algorithm}), spoil=spoil)
+
+
+def shifted(x: Host, kernel: Host) -> Host:
+    """Convolve by adding up the signal, shifted to each cell of the kernel."""
+    out = np.zeros([n + k - 1 for n, k in zip(x.shape, kernel.shape, strict=True)], x.dtype)
+    for at in np.ndindex(*kernel.shape):
+        out[tuple(slice(i, i + n) for i, n in zip(at, x.shape, strict=True))] += x * kernel[at]
+    return out
+
+
+def convolved(column: Column, mode: str, dtype: str, flips: bool = True) -> None:
+    """Run `signal.convolve`, or `signal.correlate`, over the last two of three axes."""
+    rng = np.random.default_rng(0)
+    x, kernel = whole(rng, (2, 5, 6), dtype), whole(rng, (3, 4), dtype)
+    function = portconv.signal.convolve if flips else portconv.signal.correlate
+    found = function(column.array(x), column.array(kernel), mode, axes=(1, 2))  # type: ignore[arg-type]
+    taps = wide(kernel) if flips else np.conj(np.flip(wide(kernel)))
+    kept: Index = {"full": ..., "same": (slice(1, 6), slice(1, 7)), "valid": (slice(2, 5), slice(3, 6))}[mode]
+    truth = np.stack([shifted(plane, taps)[kept] for plane in wide(x)])
+    column.expect("the result", found, truth, dtype)
+
+
+def at_a_boundary(column: Column, boundary: str, mode: str) -> None:
+    """Run `signal.convolve` with cells beyond the signal."""
+    rng = np.random.default_rng(1)
+    x, kernel = whole(rng, (4, 5), "float32"), whole(rng, (3, 7), "float32")
+    padded = np.pad(wide(x), ((1, 1), (3, 3)), mode=mode)  # type: ignore[call-overload]
+    truth = shifted(padded, wide(kernel))[2:-2, 6:-6]
+    found = portconv.signal.convolve(column.array(x), column.array(kernel), "same", boundary=boundary)  # type: ignore[arg-type]
+    column.expect("the result", found, truth, "float32")
+
+
+def of_some_cells(column: Column, normalize: bool) -> None:
+    """Run `conv` and `signal.convolve` with a mask; quotients of whole numbers are rounded once."""
+    rng = np.random.default_rng(2)
+    x, w, where = (
+        whole(rng, (1, 1, 6, 7), "float64"),
+        np.abs(whole(rng, (1, 1, 3, 3), "float64")) + 1,
+        rng.random((6, 7)),
+    )
+    known = where < 0.7
+    sums, weights = (
+        shifted(cells, np.flip(w[0, 0]))[1:-1, 1:-1] for cells in (x[0, 0] * known, known.astype("float64"))
+    )
+    with np.errstate(invalid="ignore"):
+        truth = sums / weights if normalize else sums
+    given = column.array(np.where(known, x, np.nan)), column.array(w)
+    options = {"where": column.array(known), "normalize": normalize}
+    column.expect("out", portconv.conv(*given, padding=1, **options), truth[None, None], "float64")
+    found = portconv.signal.correlate(given[0][0, 0, ...], given[1][0, 0, ...], "same", **options)
+    column.expect("the result", found, truth, "float64")
+
+
+def separable(column: Column) -> None:
+    """Run `signal.convolve_separable`."""
+    rng = np.random.default_rng(3)
+    x, kernels = whole(rng, (5, 6), "float32"), [whole(rng, (size,), "float32") for size in (3, 5)]
+    truth = shifted(wide(x), np.multiply.outer(*map(wide, kernels)))[1:-1, 2:-2]
+    found = portconv.signal.convolve_separable(column.array(x), [column.array(kernel) for kernel in kernels])
+    column.expect("the result", found, truth, "float32")
+
+
+def gaussian(column: Column) -> None:
+    """Run `signal.gaussian_filter`; its weights are rounded a few times."""
+    x, t = np.zeros((1, 17)), np.arange(-8, 9)
+    x[0, 8] = 1
+    weights = np.exp(-0.5 * t**2 / 4.0)
+    found = portconv.signal.gaussian_filter(column.array(x), 2.0, axes=1, order=1)
+    column.expect("the result", found, (-t / 4.0 * weights / weights.sum())[None], "float64", 2.0**-50)
+
+
+def each_sample(column: Column) -> None:
+    """Run `conv_weight_grad` for each sample."""
+    operands = SKEWED.operands(SINGLES)
+    dout, x = (column.array(operands[name]) for name in ("dout", "x"))
+    found = portconv.conv_weight_grad(dout, x, SKEWED.w, **SKEWED.options, per_sample=True)
+    loops = replace(SKEWED, x=(1, *SKEWED.x[1:])).loops
+    pairs = zip(wide(operands["dout"]), wide(operands["x"]), strict=True)
+    column.expect("dw", found, np.stack([loops.dw(one[None], of[None]) for one, of in pairs]), "float32")
+
+
+def operator(column: Column) -> None:
+    """Run `linear_operator` and its adjoint on several columns."""
+    operands, rng = SKEWED.operands(SINGLES), np.random.default_rng(4)
+    found = portconv.linear_operator(column.array(operands["w"]), SKEWED.x, **SKEWED.options)
+    cells, outs = (whole(rng, (size, 2), "float32") for size in found.shape[::-1])
+    loops, w = SKEWED.loops, wide(operands["w"])
+    truths = (
+        np.stack([function(wide(one).reshape(shape), w).ravel() for one in columns.T], axis=1)
+        for function, columns, shape in ((loops.out, cells, SKEWED.x), (loops.dx, outs, operands["dout"].shape))
+    )
+    results = found.matmat(column.array(cells)), found.H @ column.array(outs)
+    for result, truth in zip(results, truths, strict=True):
+        column.expect("the product", result, truth, "float32")
 
 
 def of_framework(column: Column) -> tuple[Any, Callable[..., Array], dict[str, Host], dict[str, Array]]:
@@ -820,6 +914,40 @@ TABLES = (
             Feature("`fold`", fold),
             Feature("`cs231n.conv_forward_naive`, `cs231n.conv_backward_naive`", partial(course, speed="naive")),
             Feature("`cs231n.conv_forward_fast`, `cs231n.conv_backward_fast`", partial(course, speed="fast")),
+        ),
+    ),
+    Table(
+        "Signals, masks and operators",
+        (
+            *(
+                Feature(
+                    f'`signal.convolve(x, kernel, "{mode}", axes=(1, 2))`, {dtype}',
+                    partial(convolved, mode=mode, dtype=dtype),
+                )
+                for mode, dtype in (("full", "float32"), ("same", "int16"), ("valid", "complex64"))
+            ),
+            Feature(
+                '`signal.correlate(x, kernel, "same", axes=(1, 2))`',
+                partial(convolved, mode="same", dtype="complex64", flips=False),
+            ),
+            *(
+                Feature(
+                    f'`signal.convolve(x, kernel, "same", boundary="{name}")`',
+                    partial(at_a_boundary, boundary=name, mode=mode),
+                )
+                for name, mode in (
+                    ("reflect", "reflect"),
+                    ("symmetric", "symmetric"),
+                    ("replicate", "edge"),
+                    ("circular", "wrap"),
+                )
+            ),
+            Feature("`signal.convolve_separable`", separable),
+            Feature("`signal.gaussian_filter`", gaussian),
+            Feature("`where=`, of `conv` and `signal.correlate`", partial(of_some_cells, normalize=False)),
+            Feature("`where=, normalize=True`", partial(of_some_cells, normalize=True)),
+            Feature("`conv_weight_grad(..., per_sample=True)`", each_sample),
+            Feature("`linear_operator`, and its adjoint", operator),
         ),
     ),
     Table(

@@ -29,7 +29,7 @@ from .engine.gradients import ConvGrads
 from .error_bound import error_bound
 from .errors import BackendError, ConvShapeError, ConvTypeError, ConvValueError, PortconvError
 from .limits import num_threads, workspace_limit
-from .linear_operator import convolution_matrix, linear_operator
+from .operators import convolution_matrix, linear_operator
 from .transposed import conv_transpose, conv_transpose_backward, conv_transpose_forward
 from .windows import fold, unfold
 

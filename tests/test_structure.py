@@ -23,7 +23,7 @@ FLOORS = (
     ("reproducible",),
     ("engine",),
     ("convolution", "transposed", "windows", "error_bound", "frameworks"),
-    ("cs231n", "linear_operator", "signal", "verification", "benchmark"),
+    ("cs231n", "operators", "signal", "verification", "benchmark"),
     ("testing",),
     ("command",),
 )

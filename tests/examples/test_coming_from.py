@@ -90,4 +90,4 @@ def test_tables(title):
                 assert expression.removesuffix("...)") in code, "every expression in a table stands in an example"
     names = set(re.findall(r"\bportconv\.(\w+)", text))
     assert names
-    assert names <= set(portconv.__all__)
+    assert names <= {*portconv.__all__, *portconv.LATE}

@@ -77,3 +77,32 @@ def test_bad_arguments_are_named():
     operator = portconv.linear_operator(np.ones((1, 1, 3)), (1, 5))
     with pytest.raises(ConvShapeError, match=r"columns: got shape \(4,\), expected 5 rows"):
         operator.matvec(np.ones(4))
+
+
+def test_scipys_solvers_take_it():
+    """A circle blurred by weights that add up to 1, the middle one more than the others: it has an inverse."""
+    linalg = pytest.importorskip("scipy.sparse.linalg", reason="SciPy is not installed")
+    w = np.array([[[0.2, 0.6, 0.2]]])
+    blur = portconv.linear_operator(w, (1, 16), padding="same", padding_mode="circular")
+    truth = np.random.default_rng(2).standard_normal(16)
+    given = blur @ truth
+    # The condition number is 1 / (0.6 - 0.4) = 5, so a residual of 1e-12 leaves an error of at most 5e-12 of the norm.
+    for solve, options in ((linalg.lsqr, {"atol": 1e-13, "btol": 1e-13}), (linalg.cg, {"rtol": 1e-12})):
+        found = solve(blur, given, **options)[0]
+        assert np.linalg.norm(found - truth) <= 1e-11 * np.linalg.norm(truth)
+    # Of a circulant matrix the singular values are the magnitudes of the kernel's Fourier transform.
+    largest = np.sort(np.abs(0.6 + 0.4 * np.cos(2 * np.pi * np.arange(16) / 16)))[-3:]
+    values = np.sort(linalg.svds(linalg.aslinearoperator(blur), k=3, return_singular_vectors=False))
+    assert np.allclose(values, largest, rtol=1e-10)
+
+
+def test_pylops_takes_it():
+    pylops = pytest.importorskip("pylops", reason="PyLops is not installed")
+    scipy_linalg = pytest.importorskip("scipy.sparse.linalg", reason="SciPy is not installed")
+    w = filters((2, 1, 3))
+    own = portconv.linear_operator(w, (1, 9), padding=1)
+    operator = pylops.LinearOperator(scipy_linalg.aslinearoperator(own))
+    assert pylops.utils.dottest(operator, *operator.shape, rtol=1e-12)
+    chain = operator.H * operator
+    v = np.arange(9.0)
+    assert np.array_equal(chain @ v, own.H @ (own @ v))
