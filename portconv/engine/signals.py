@@ -46,6 +46,8 @@ def computed(layer: Layer, kernel: Array, wanted: Wanted, x: Array, of_weights: 
     if wanted.boundary == "constant":
         options = options._replace(padding_value=1 if of_weights else wanted.padding_value)
     out = layer(*_operands(backend, x, kernel, lowering, wanted.flips), None, options)
+    if lowering.plain:
+        return out[0, 0, ...]
     return _ordered(backend, backend.xp.reshape(out, lowering.wide_shape), lowering.out_axes)
 
 
@@ -75,10 +77,12 @@ def _operands(backend: Backend, x: Array, kernel: Array, lowering: Lowering, fli
         kernel = xp.reshape(kernel, lowering.kernel_shape)
     if lowering.swapped:
         x, kernel = (kernel if flips else xp.flip(kernel, axis=lowering.axes)), x
-    if lowering.cuts:
-        x = x[lowering.cuts]
-    x = xp.reshape(_ordered(backend, x, lowering.x_axes), lowering.x_shape)
-    w = xp.reshape(_ordered(backend, kernel, lowering.w_axes), lowering.w_shape)
+    if lowering.plain:  # a new shape takes longer, and a small call as long as all else
+        x, w = x[None, None, ...], kernel[None, None, ...]
+    else:
+        x = x[lowering.cuts] if lowering.cuts else x
+        x = xp.reshape(_ordered(backend, x, lowering.x_axes), lowering.x_shape)
+        w = xp.reshape(_ordered(backend, kernel, lowering.w_axes), lowering.w_shape)
     if flips or lowering.swapped:
         w = backend.in_a_row(backend.backwards(w, len(lowering.padding)))
     return x, w

@@ -40,6 +40,8 @@ class Lowering(NamedTuple):
         The layer's input and filters, and its output before its axes are put in order.
     padding : tuple of (int, int)
     groups : int
+    plain : bool
+        Whether input and filters are the operands with two more axes in front, and nothing else.
     """
 
     swapped: bool
@@ -54,6 +56,7 @@ class Lowering(NamedTuple):
     wide_shape: Shape
     padding: tuple[tuple[int, int], ...]
     groups: int
+    plain: bool
 
 
 class _Roles(NamedTuple):
@@ -123,6 +126,7 @@ def _placed(shapes: tuple[Shape, Shape], roles: _Roles, convolved: Shape, mode: 
         tuple(sizes),
         tuple(pads.get(each[0], (0, 0)) for each in segments),
         groups,
+        len(segments) == len(a) and all(cut == ALL for cut in cuts),
     )
 
 
