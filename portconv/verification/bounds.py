@@ -149,7 +149,7 @@ def exact(case: Case, inputs: Inputs | None = None) -> dict[str, Exact]:
     with np.errstate(over="ignore", invalid="ignore"):
         values = _direct(case, *(None if array is None else wide(array) for array in inputs))
         magnitudes = [None if array is None else _magnitudes(array) for array in inputs]
-        plain = _direct(case, *magnitudes)
+        plain = _direct(replace(case, padding_value=abs(case.padding_value)), *magnitudes)
     parts = _parts(case)
 
     @cache
@@ -278,9 +278,11 @@ def _quantising(case: Case, inputs: Inputs) -> dict[str, Doubles]:
     }
     changes: dict[str, Doubles] = {}
     for name, (kind, a, b) in products.items():
-        product = partial(_plain_product, kind, geometry)
         of_a, of_b = quanta(Operation(kind, geometry, case.dtype, case.dtype), backend, (a, b))
-        change = product(_magnitudes(a), of_b) + product(of_a, _magnitudes(b) + _parts(case) * of_b)
+        product = partial(_plain_product, kind, geometry.linear if kind == Kind.INPUT_GRAD else geometry.extended)
+        both = zip(kind.operands, (a, b), strict=True)
+        size_a, size_b = (_magnitudes(extend(geometry, backend, c) if role == Role.X else c) for role, c in both)
+        change = product(size_a, of_b) + product(of_a, size_b + _parts(case) * of_b)
         changes[name] = _in_layout_of(case, name, change)
     step = Operation(Kind.WEIGHT_GRAD, geometry, case.dtype, case.dtype)
     of_dout, _ = quanta(step, backend, (grads, cells))

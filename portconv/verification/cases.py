@@ -62,7 +62,7 @@ class Case:
     dilation: Ints = 1
     groups: int = 1
     padding_mode: str = "zeros"
-    padding_value: complex = 0
+    padding_value: float = 0
     data_format: str = "channels_first"
     algorithm: str = "auto"
     dtype: str = "float32"
@@ -73,7 +73,8 @@ class Case:
     @property
     def options(self) -> dict[str, Any]:
         """The keyword arguments of `portconv.conv`."""
-        return {**self._sizes, "padding_mode": self.padding_mode, "padding_value": self.padding_value}
+        given = {**self._sizes, "padding_mode": self.padding_mode, "padding_value": self.padding_value}
+        return {**given, "padding_value": with_constant(Options(**given), real(self.dtype)).padding_value}
 
     @property
     def _sizes(self) -> dict[str, Any]:
@@ -87,8 +88,7 @@ class Case:
     @cached_property
     def geometry(self) -> Geometry:
         """The sizes of the problem, with a batch axis and channels first."""
-        options = with_constant(Options(**self.options), self.dtype)
-        return checked_geometry.convolution(self.x_shape, self.w_shape, options).geometry
+        return checked_geometry.convolution(self.x_shape, self.w_shape, Options(**self.options)).geometry
 
     @property
     def quantities(self) -> tuple[str, ...]:
@@ -273,7 +273,7 @@ _GEOMETRIES = (
     _of("2d-reflect", (2, 3, 8, 9), (4, 3, 3, 3), padding="same", padding_mode="reflect"),
     _of("2d-replicate", (2, 4, 7, 8), (6, 2, 3, 2), padding=((1, 2), (3, 0)), padding_mode="replicate", groups=2),
     _of("2d-circular-s2", (2, 3, 9, 10), (4, 3, 3, 3), padding=1, padding_mode="circular", stride=2, bias=True),
-    _of("1d-constant", (2, 4, 9), (6, 2, 4), padding=((5, 2),), padding_mode="constant", padding_value=0.3, groups=2),
+    _of("1d-constant", (2, 4, 9), (6, 2, 4), padding=((5, 2),), padding_mode="constant", padding_value=-0.3, groups=2),
     _of("2d-symmetric", (2, 3, 5, 4), (4, 3, 3, 3), padding=((1, 2), (9, 0)), padding_mode="symmetric", bias=True),
     _of("3d-reflect-dil2", (1, 2, 5, 6, 7), (3, 2, 2, 3, 2), padding=2, padding_mode="reflect", dilation=2),
     _of("1d-last", (2, 17, 3), (4, 3, 5), data_format="channels_last", stride=2, bias=True),
