@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -131,7 +132,7 @@ def no_device(session: nox.Session, backend: str) -> str:
 @nox.session
 def consistency(session: nox.Session) -> None:
     """Run all CPU backends together: what compares them, the command, the examples, and what documents say of them."""
-    peers = ("keras", "onnx", "onnxscript", "scipy", "sigpy")
+    peers = ("keras", "onnx", "onnxscript", "pylops", "scipy", "sigpy")
     own = [library for name in ("array_api_strict", "torch", "jax") for library in LIBRARIES[name]]
     install(session, *own, *peers, *GROUPS["examples"], *GROUPS["tests"], extras="[cli,dask,kernels,onnx]")
     environment = {"KERAS_BACKEND": "torch", "KERAS_HOME": session.create_tmp()}
@@ -140,9 +141,11 @@ def consistency(session: nox.Session) -> None:
     backends = [part for name in ("numpy", "array_api_strict", "torch") for part in ("--backend", name)]
     files = (
         f"tests/{name}"
-        for name in ("spec", "backends", "test_differential.py", "frameworks/test_torch_compile.py", *TOGETHER)
+        for name in ("spec", "backends", "test_differential.py", "test_operators.py", *TOGETHER)
     )
+    files = (*files, "tests/frameworks/test_torch_compile.py")
     session.run("pytest", "--numprocesses=auto", *backends, *(session.posargs or files), env=environment)
+    of_scipy(session)
     session.run("portconv", "backends")
     session.run("portconv", "kernels")
     session.run("portconv", "verify", *backends)
@@ -150,6 +153,17 @@ def consistency(session: nox.Session) -> None:
     session.run("python", "docs/features.py", "--check")
     session.run("python", "examples/digits.py", "--precision", "reproducible")
     session.run("python", "examples/onnx_model.py")
+
+
+def of_scipy(session: nox.Session) -> None:
+    """Run SciPy's own tests of convolutions on portconv: of the 10,000 combinations of sizes one in forty."""
+    environment = {
+        "PYTHONPATH": str(ROOT / "tests" / "beside_scipy"),
+        "PORTCONV_SCIPY_EVERY": "40",
+        "SCIPY_ARRAY_API": json.dumps(["numpy", "torch", "array_api_strict"]),
+    }
+    options = ("--numprocesses=auto", "-p", "signal_for_scipy", "-p", "no:cacheprovider", "-c", os.devnull)
+    session.run("pytest", *options, "--pyargs", "scipy.signal.tests.test_signaltools", env=environment)
 
 
 @nox.session
