@@ -119,10 +119,8 @@ def conv(
     (2, 8, 16, 16)
     """
     options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm, padding_value)
-    if where is None and normalize is False:
-        out: ArrayT = call.convolve(x, w, b, options)
-        return out
-    return masked.layer(x, (w, b), options, where, normalize)
+    out: ArrayT = masked.layer(x, (w, b), options, where, normalize)
+    return out
 
 
 def conv_forward(
@@ -321,9 +319,11 @@ def conv_weight_grad(
     options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm, padding_value)
     if not isinstance(per_sample, bool):
         raise ConvTypeError(f"per_sample: got {per_sample!r}, expected a bool")
-    if per_sample:
-        return weight_grads(dout, x, w_shape, options)
-    dw: ArrayT = call.gradient(Kind.WEIGHT_GRAD, dout, ("x", x), ("w_shape", w_shape), options)
+    dw: ArrayT = (
+        weight_grads(dout, x, w_shape, options)
+        if per_sample
+        else call.gradient(Kind.WEIGHT_GRAD, dout, ("x", x), ("w_shape", w_shape), options)
+    )
     return dw
 
 

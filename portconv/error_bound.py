@@ -63,9 +63,8 @@ def error_bound(
     True
     """
     options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm, padding_value)
-    if where is None and normalize is False:
-        return bounded(x, w, b, options)
-    return masked.bound_of_layer(bounded, x, (w, b), options, where, normalize)
+    bound: ArrayT = masked.bound_of_layer(bounded, x, (w, b), options, where, normalize)
+    return bound
 
 
 def bounded(x: Array, w: Array, b: Array | None, options: Options) -> Array:

@@ -17,6 +17,7 @@ from ..spec import arguments
 from ..spec.dtypes import EPSILON, KINDS, real
 from ..spec.options import Options
 from . import call
+from .execution import opaque
 
 Filters = tuple[Array, Array | None]
 """The filters of a layer, and a bias or None."""
@@ -28,6 +29,8 @@ Compute = Callable[[Array, bool], Array]
 
 def convolved(compute: Compute, x: Array, where: Array | None, normalize: bool) -> Array:
     """Convolve the cells that count; divide by their weights if `normalize`."""
+    if where is None and normalize is False:
+        return compute(x, False)
     backend = _checked(x, where, normalize)
     sums = compute(_present(backend, x, where), False)
     if not normalize:
@@ -59,10 +62,13 @@ def bound(compute: Compute, bounded: Compute, x: Array, where: Array | None, nor
         return xp.where(unknown, xp.full_like(error, float("inf")), error)
 
 
+@opaque
 def layer(x: Array, filters: Filters, options: Options, where: Array | None, normalize: bool) -> Array:
     """Convolve as a layer does; a bias is added last."""
-    backend = call.convolution(x, *filters, options).backend
     w, b = filters
+    if where is None and normalize is False:
+        return call.convolve(x, w, b, options)
+    backend = call.convolution(x, w, b, options).backend
     compute = _of_layer(call.convolve, w, None if normalize else b, options)
     out = convolved(compute, x, where, normalize)
     if b is None or not normalize:
@@ -75,8 +81,10 @@ def bound_of_layer(
     bounded: Convolution, x: Array, filters: Filters, options: Options, where: Array | None, normalize: bool
 ) -> Array:
     """Bound the error of what `layer` computes."""
-    backend = call.convolution(x, *filters, options).backend
     w, b = filters
+    if where is None and normalize is False:
+        return bounded(x, w, b, options)
+    backend = call.convolution(x, w, b, options).backend
     own = None if normalize else b
     compute, bound_of = (_of_layer(each, w, own, options) for each in (call.convolve, bounded))
     error = bound(compute, bound_of, x, where, normalize)

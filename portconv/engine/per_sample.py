@@ -10,8 +10,10 @@ from ..spec.checked_geometry import Names
 from ..spec.operation import Kind, Role
 from ..spec.options import Options
 from . import call
+from .execution import opaque
 
 
+@opaque
 def weight_grads(dout: Array, x: Array, w_shape: Any, options: Options) -> Array:
     """Compute what each sample adds to the gradient of the filters, (N, *w_shape)."""
     backend, dtype = arguments.arrays(dout=dout, x=x)

@@ -10,7 +10,7 @@ from ..backends import Array, Backend
 from ..errors import ConvValueError
 from ..spec import arguments, signals
 from ..spec.dtypes import KINDS
-from ..spec.options import PADDING_MODES, Ints, Options
+from ..spec.options import PADDING_MODES, Ints, Options, PaddingMode, Precision
 from ..spec.remembered import looked_up, remembered
 from ..spec.signals import Lowering
 
@@ -24,9 +24,9 @@ class Wanted(NamedTuple):
 
     mode: str
     axes: Ints | None
-    boundary: str
+    boundary: PaddingMode
     padding_value: complex
-    precision: str
+    precision: Precision
     algorithm: str
     flips: bool = True
 
@@ -55,7 +55,8 @@ def computed(layer: Layer, kernel: Array, wanted: Wanted, x: Array, of_weights: 
 def _planned(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], wanted: Wanted) -> tuple[Lowering, Options]:
     """Check the options and shapes of a call; say which convolution of a layer computes it."""
     mode = arguments.option("mode", wanted.mode, MODES)
-    boundary = arguments.option("boundary", wanted.boundary, PADDING_MODES)
+    arguments.option("boundary", wanted.boundary, PADDING_MODES)
+    boundary = wanted.boundary
     if boundary != "constant" and wanted.padding_value != 0:
         raise ConvValueError(
             f"padding_value: got {wanted.padding_value!r}, expected none for boundary {boundary!r}, or 'constant'"

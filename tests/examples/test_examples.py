@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 import portconv
-from portconv import backends, cs231n, testing
+from portconv import backends, cs231n, signal, testing
 
 README = Path(__file__).parents[2] / "README.md"
 DOCS = README.parent / "docs"
-PAGES = ("index", "quickstart", "choosing-a-backend", "algorithms")
-MODULES = (portconv, backends, cs231n)
+PAGES = ("index", "quickstart", "choosing-a-backend", "signals", "algorithms")
+MODULES = (portconv, backends, cs231n, signal)
 
 
 def functions():
