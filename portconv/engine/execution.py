@@ -42,6 +42,9 @@ def opaque(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]
     told it which functions not to read. It imports a module where that is read as an attribute of its package.
     """
     OPAQUE.append(function)
+    compiler = sys.modules.get("portconv.frameworks.torch_compile")
+    if compiler is not None:  # a module that is imported later than that one
+        compiler.take(function)
 
     @wraps(function)
     def call(*arguments: Arguments.args, **options: Arguments.kwargs) -> Result:

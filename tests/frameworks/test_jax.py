@@ -458,3 +458,16 @@ def test_an_error_of_xla_s_is_one_of_portconv_s(monkeypatch):
     x, w = arrays(((1, 2, 5), (3, 2, 2)))
     with pytest.raises(portconv.BackendError, match="jax: RESOURCE_EXHAUSTED: out of memory while trying to allocate"):
         portconv.conv(x, w)
+
+
+def test_signals_and_masks_are_jitted_and_differentiated():
+    numpy = jax.numpy
+    x, w, where = numpy.arange(40.0), numpy.array([1.0, 2.0, 3.0]), numpy.arange(40) % 3 > 0
+
+    def call(x):
+        return portconv.signal.correlate(x, w, "same", where=where)
+
+    # The sum of a correlation adds up the taps that read each cell.
+    taps = numpy.array([3.0, *[6.0] * 38, 5.0]) * where
+    assert numpy.array_equal(jax.jit(call)(x), call(x))
+    assert numpy.array_equal(jax.grad(lambda x: call(x).sum())(x), taps)

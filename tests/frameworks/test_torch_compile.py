@@ -229,3 +229,22 @@ def test_shapes_without_numbers(how):
     ]
     with pytest.raises(portconv.ConvShapeError, match="w: got shape"):
         portconv.conv(x, w[:, :3])
+
+
+def test_signals_and_masks_are_compiled_and_differentiated():
+    x, w, where = torch.arange(40.0).reshape(1, 1, 40), torch.tensor([[[1.0, 2.0, 3.0]]]), torch.arange(40) % 3 > 0
+
+    def of_layer(x):
+        return portconv.conv(x, w, padding=1, where=where)
+
+    def of_signal(x):
+        return portconv.signal.correlate(x[0, 0], w[0, 0], "same", where=where)
+
+    # The sum of a correlation adds up the taps that read each cell.
+    taps = torch.tensor([3.0, *[6.0] * 38, 5.0]) * where
+    for call in (of_layer, of_signal):
+        given = x.clone().requires_grad_()
+        out = torch.compile(call, backend="eager", fullgraph=True)(given)
+        assert torch.equal(out, call(x))
+        out.sum().backward()
+        assert torch.equal(given.grad.flatten(), taps)
