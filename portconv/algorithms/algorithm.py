@@ -100,6 +100,8 @@ class Algorithm:
         Whether it takes only operands whose elements lie one after the other in memory.
     widens_halves : bool
         Whether float16 and bfloat16 become float32 before it gets them. Otherwise its results are in either dtype.
+    rounds_sums : bool
+        Whether it may round a sum to float16 or bfloat16 before it adds the bias.
     """
 
     name: ClassVar[str]
@@ -114,6 +116,7 @@ class Algorithm:
     sums_slices: ClassVar[bool] = True
     takes_rows: ClassVar[bool] = False
     widens_halves: ClassVar[bool] = True
+    rounds_sums: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

@@ -18,15 +18,25 @@ from .. import limits
 from ..backends import Array, Backend
 from ..kernels import call, state, winograd
 from ..kernels.call import NO_BIAS
-from ..spec.dtypes import PARTS_OF, Dtype, real
+from ..spec.dtypes import HALVES, PARTS_OF, Dtype, real
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind
 from ..spec.remembered import forget
 from .algorithm import Algorithm, LibraryError, PlainProduct, RoundedProduct, Scaled
 from .budget import NO_WORK, Budget, Work
 from .complex_parts import filters_in_parts, grads_of_parts, in_parts
-from .kernel_products import Places, Product, product_of
-from .planned_calls import ELEMENTS, Asked, call_of_magnitudes, call_of_quantised_sums, call_of_sums, sizes_of
+from .kernel_products import product_of
+from .narrow_products import has_kernels
+from .planned_calls import (
+    ELEMENTS,
+    Asked,
+    Places,
+    Product,
+    call_of_magnitudes,
+    call_of_quantised_sums,
+    call_of_sums,
+    sizes_of,
+)
 from .rounded_products import Addresses, rounded_product
 from .winograd_magnitudes import by_plain_sums
 
@@ -46,6 +56,7 @@ class Compiled(Algorithm):
     name = "compiled"
     order = 5
     takes_rows = True
+    widens_halves = False
     times_of_complex = 1.0  # its work is that of the parts
 
     def objection(self, geometry: Geometry, dtype: Dtype, backend: Backend) -> str | None:
@@ -54,7 +65,7 @@ class Compiled(Algorithm):
             return "arrays in the memory of this machine, as NumPy's are and PyTorch's on a CPU"
         name = backend.dtype_name(dtype.dtype)
         if real(name) not in ELEMENTS:
-            return "numbers of 32 bits and more, and integers (float16 and bfloat16 become float32)"
+            return "real and complex floating-point numbers, and integers"
         if (fault := state.fault() or call.fault()) is not None:
             return f"where there are kernels: {fault}"
         if product_of(Asked(geometry, False, 0, element=ELEMENTS[real(name)], is_complex=name in PARTS_OF)) is None:
@@ -66,10 +77,8 @@ class Compiled(Algorithm):
         return "arrays in the memory of this machine" if device else None
 
     def integer_bits(self, bits: int) -> int:
-        """Multiply integers as they are; AVX2 has no masks for those of 16 bits."""
-        if state.fault() is not None:
-            return 0
-        return max(bits, 16 if state.here().name == "avx512" else 32)
+        """Multiply integers as they are."""
+        return bits if state.fault() is None else 0
 
     def work(self, kind: str, geometry: Geometry, budget: Budget, backend: Backend) -> Work:
         """Count the work of a product."""
@@ -114,8 +123,10 @@ class Compiled(Algorithm):
         if backend.device_kind(cells) or not backend.lies_in_a_row(cells) or state.fault() is not None:
             return None
         samples, channels, *sizes = map(int, cells.shape)
+        element = ELEMENTS[backend.dtype_name(cells.dtype)]
+        if not has_kernels(element):
+            return None
         try:
-            element = ELEMENTS[backend.dtype_name(cells.dtype)]
             ready = call_of_sums(samples, channels, math.prod(sizes), element)
         except call.KernelError:
             return None
@@ -205,6 +216,11 @@ def magnitudes_of_tiles(
     return by_plain_sums(kind, geometry, backend, product, (a, b), axes)
 
 
+def _bytes_widened(geometry: Geometry) -> int:
+    """Return the bytes of float32 that are counted for halves, of operands and the result, beside the workspace."""
+    return 4 * (math.prod(geometry.x_shape) + math.prod(geometry.w_shape) + math.prod(geometry.out_shape))
+
+
 def _bytes_copied(backend: Backend, array: Array) -> int:
     """Return the bytes of a copy of an array whose elements do not lie in a row; 0 if they do."""
     return 0 if backend.lies_in_a_row(array) else math.prod(array.shape) * backend.bits(array.dtype) // 8
@@ -251,7 +267,8 @@ def _computed(asked: Asked, backend: Backend, a: Array, b: Array, bias: Array | 
     name, last = backend.dtype_name(a.dtype), geometry.channels_last
     if real(name) not in ELEMENTS or any(array.dtype != a.dtype for array in (b, bias) if array is not None):
         return None
-    asked = asked._replace(element=ELEMENTS[real(name)], is_complex=name in PARTS_OF)
+    memory = asked.memory + (_bytes_widened(geometry) if name in HALVES else 0)
+    asked = asked._replace(element=ELEMENTS[real(name)], is_complex=name in PARTS_OF, memory=memory)
     product = product_of(asked)
     if last:
         a = _channels_last(backend, a)

@@ -8,61 +8,54 @@ channels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
 from ..kernels import call
 from ..kernels.call import NO_BIAS
+from ..kernels.sizes import blocks
 from ..kernels.values import ELEMENT_BYTES
 from ..spec.operation import Kind, Role
 from ..spec.remembered import remembered
 from .complex_parts import in_parts
-from .planned_calls import MIRRORED, Asked, call_last, call_of, planned, planned_last, planned_turn, turn_of
+from .narrow_products import WAYS, has_kernels, narrow_products
+from .planned_calls import (
+    CYCLES_OF_CALL,
+    MIRRORED,
+    Asked,
+    Places,
+    Product,
+    call_last,
+    call_of,
+    planned,
+    planned_last,
+    planned_turn,
+    turn_of,
+)
 
-CYCLES_OF_CALL = 15_000.0
-"""What one more call of a kernel takes, in the vectors that are multiplied meanwhile."""
+TIMES_OF_INT16 = 1.33
+"""Vectors of 16 bits take so many times as long: to multiply them and to add them are two instructions."""
 COPIES_OF_PARTS = 12
 """So many real numbers are made of a complex one of a filter, at most: it and its parts, and four numbers twice."""
 TURNED_BYTES = 4 << 20
 """About so many bytes of channels that come first are made at once of such as come last."""
-
-Places = tuple[int, int, int, int]
-"""The addresses of two operands, of a bias, and of the result; the input comes before the output's gradient."""
-
-
-class Product(NamedTuple):
-    """How kernels compute a product.
-
-    Attributes
-    ----------
-    cycles : float
-        About how many vectors are multiplied and added in the time that it takes.
-    memory : int
-        The bytes of workspace of a thread.
-    block : dict of str to int
-        What was chosen, for people to read.
-    run : callable
-        Computes the product at these addresses, on at most so many threads; returns whether the result may be taken as
-        it is. If the last argument is set, what is not finite is computed again where it may be wrong; otherwise it may
-        not be taken. A `KernelError` says that a kernel cannot be compiled.
-    is_shared : bool
-        Whether threads share it; otherwise it takes less time than to ask how many there are.
-    roundings : int
-        See `Planned.roundings`.
-    """
-
-    cycles: float
-    memory: int
-    block: dict[str, int]
-    run: Callable[[Places, int, bool], bool]
-    is_shared: bool = True
-    roundings: int = 0
+PARTS_BYTES = 16 << 20
+"""The same of parts of complex numbers, where there is memory: their samples are large, and threads share several of
+them better than one."""
 
 
 @remembered()
 def product_of(asked: Asked) -> Product | None:
     """Plan a product by the kernels that are expected to be fastest; return nothing if there are none."""
+    found = narrow_products(asked, product_of) if asked.element in WAYS else []
+    own = _of_own_type(asked) if has_kernels(asked.element) else None
+    if own is not None:
+        found.append(own._replace(cycles=own.cycles * TIMES_OF_INT16) if asked.element == "i16" else own)
+    return min(found, key=lambda one: (max(0, one.memory - asked.memory), one.cycles), default=None)
+
+
+def _of_own_type(asked: Asked) -> Product | None:
+    """Plan a product by kernels that multiply the numbers as they are."""
     if asked.geometry.channels_last or asked.is_complex:
         turned = _of_turned(asked)
         return turned if asked.is_complex else _of_rows(asked, turned) or _in_place(asked, turned) or turned
@@ -230,7 +223,8 @@ def _of_turned(asked: Asked) -> Product | None:
     asked = asked._replace(is_complex=False, memory=max(1, asked.memory - of_parts))
     samples = geometry.batch
     if kind != Kind.WEIGHT_GRAD:  # whose sums go on from sample to sample
-        samples = max(1, min(samples, TURNED_BYTES // max(1, one.sample + other.sample)))
+        most = max(TURNED_BYTES, min(PARTS_BYTES, asked.memory // 4)) if of_parts else TURNED_BYTES
+        samples = blocks(samples, max(1, most // max(1, one.sample + other.sample)))[1]
     turned = samples * (one.sample + other.sample)
     memory, count, rest = max(1, asked.memory - turned), geometry.batch // samples, geometry.batch % samples
     step = product_of(asked._replace(geometry=replace(geometry, batch=samples), memory=memory))

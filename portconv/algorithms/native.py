@@ -46,6 +46,7 @@ class Native(Algorithm):
     grows = True
     sums_slices = False
     widens_halves = False
+    rounds_sums = True
 
     def objection(self, geometry: Geometry, dtype: Dtype, backend: Backend) -> str | None:
         """Support the real numbers of a library that has a convolution of its own, and integers where that does."""

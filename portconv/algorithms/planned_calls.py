@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -14,6 +15,8 @@ from ..kernels.choice import (
     chosen_for_magnitudes,
     chosen_for_mirrored,
     chosen_for_sums,
+    chosen_to_cast,
+    chosen_to_pack,
     chosen_to_quantise,
     chosen_to_turn,
     found_for_inputs,
@@ -28,8 +31,13 @@ from ..spec.geometry import Geometry
 from ..spec.operation import Kind
 from ..spec.remembered import remembered
 
-ELEMENTS = {"float32": "float", "float64": "double", "int16": "i16", "int32": "i32", "int64": LONG}
+ELEMENTS = {
+    **{"float32": "float", "float64": "double", "float16": "half", "bfloat16": "bfloat"},
+    **{"int8": "i8", "int16": "i16", "int32": "i32", "int64": LONG},
+}
 """The dtypes that there are kernels for, and what kernels call them."""
+CYCLES_OF_CALL = 15_000.0
+"""What one more call of a kernel takes, in the vectors that are multiplied meanwhile."""
 MIRRORED = "mirrored"
 """The copy of the filters whose convolution is the input gradient at stride 1."""
 
@@ -67,6 +75,39 @@ def sizes_of(geometry: Geometry, element: str = "float") -> Sizes:
         *(geometry.before, geometry.after, geometry.out),
         element=element,
     )
+
+
+Places = tuple[int, int, int, int]
+"""The addresses of two operands, of a bias, and of the result; the input comes before the output's gradient."""
+
+
+class Product(NamedTuple):
+    """How kernels compute a product.
+
+    Attributes
+    ----------
+    cycles : float
+        About how many vectors are multiplied and added in the time that it takes.
+    memory : int
+        The bytes of workspace of a thread.
+    block : dict of str to int
+        What was chosen, for people to read.
+    run : callable
+        Computes the product at these addresses, on at most so many threads; returns whether the result may be taken as
+        it is. If the last argument is set, what is not finite is computed again where it may be wrong; otherwise it may
+        not be taken. A `KernelError` says that a kernel cannot be compiled.
+    is_shared : bool
+        Whether threads share it; otherwise it takes less time than to ask how many there are.
+    roundings : int
+        See `Planned.roundings`.
+    """
+
+    cycles: float
+    memory: int
+    block: dict[str, int]
+    run: Callable[[Places, int, bool], bool]
+    is_shared: bool = True
+    roundings: int = 0
 
 
 @remembered()
@@ -134,6 +175,30 @@ def planned_turn(count: int, rows: int, columns: int, element: str) -> Chosen | 
 def turn_of(count: int, rows: int, columns: int, element: str) -> call.Call:
     """Make ready what turns so many matrices."""
     return made_ready(planned_turn(count, rows, columns, element))
+
+
+@remembered()
+def planned_pack(count: int, rows: int, columns: int, variant: str) -> Chosen | None:
+    """Plan to copy so many matrices into packs."""
+    return chosen_to_pack(count, rows, columns, variant)
+
+
+@remembered()
+def pack_of(count: int, rows: int, columns: int, variant: str) -> call.Call:
+    """Make ready what copies so many matrices into packs."""
+    return made_ready(planned_pack(count, rows, columns, variant))
+
+
+@remembered()
+def planned_cast(numbers: int, variant: str) -> Chosen | None:
+    """Plan to copy so many numbers into another type."""
+    return chosen_to_cast(numbers, variant)
+
+
+@remembered()
+def cast_of(numbers: int, variant: str) -> call.Call:
+    """Make ready what copies so many numbers into another type."""
+    return made_ready(planned_cast(numbers, variant))
 
 
 @remembered()

@@ -20,8 +20,8 @@ from ..spec.dtypes import gamma
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind
 from ..spec.remembered import remembered
-from .kernel_products import Product, product_of
-from .planned_calls import Asked, made_ready, sizes_of
+from .kernel_products import product_of
+from .planned_calls import Asked, Product, made_ready, sizes_of
 
 WIDE, SINGLE = 8, 4
 """The bytes of a number of float64, and of float32."""

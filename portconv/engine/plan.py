@@ -381,9 +381,11 @@ def _copied(
         operands = [more + (wide if copied or one != computed else 0) for more, one, copied in both]
         return operands, wide if dtype.name in HALVES else 0, wide
     if arithmetic.integer_bits:
-        casts = [wide if one.dtype != computed else 0 for one in given]
+        # Kernels copy bytes: so only those that windows read are to be copied.
+        is_narrow = arithmetic.integer_bits == 8
+        casts = [wide if is_narrow or one.dtype != computed else 0 for one in given]
         operands = [more + cast for more, cast in zip(of_order, casts, strict=True)]
-        return operands, wide if dtype.dtype != computed else 0, wide
+        return operands, wide if is_narrow or dtype.dtype != computed else 0, wide
     # An integer as it was given, its slices as they are cut, of at least 8 bits each, and as they are multiplied.
     most = -(-(8 * size + 1) // 8)
     return [more + size + most * (wide + 2 * size) for more in of_order], 3 * wide + 3 * size, wide

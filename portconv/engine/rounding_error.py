@@ -112,7 +112,7 @@ class _Bound:
         error = unit * magnitude
         if half:
             # A library that takes them as they are may round the sum before it adds the bias.
-            roundings = 2 if self.b and not algorithm.widens_halves else 1
+            roundings = 2 if self.b and algorithm.rounds_sums else 1
             error = error + roundings * EPSILON[self.real] / 2 * (magnitude + error)
         return self.infinite_beyond(error + terms * self.tiny, magnitude + error)
 

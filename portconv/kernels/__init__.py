@@ -5,7 +5,8 @@ To know this house, read in this order:
 - `values`, `record`, `emit` and `bits` write instructions for LLVM; `target` says for which CPU;
 - `tile` has the sums in registers, and `panels` the simplest family that uses them (`panel_plan` plans it, and
   `panel_copies` brings it its cells); `winograd`, `rows`, `tall` and `depthwise` are the others that compute outputs,
-  `lone` and `part_stores` parts of them;
+  `lone` and `part_stores` parts of them, and `karatsuba` has the tiles of integers;
+- `packs` and `casts` copy narrow numbers, and `dots` multiplies packs of them;
 - `input_grads` and `depthwise_input_grads` compute gradients of inputs, `weights`, `winograd_weights`,
   `depthwise_weights` and `swept_weights` those of filters, and `channel_sums` those of biases; `mirror` and `turned`
   copy;

@@ -6,21 +6,23 @@ from typing import NamedTuple
 
 from . import (
     call,
+    casts,
     channel_sums,
     last_depthwise,
     last_depthwise_weights,
     magnitudes,
     mirror,
+    packs,
     panels,
     quantised,
     rounded,
     state,
     turned,
 )
-from .families import FAMILIES, OF_FRACTIONS, OF_INPUTS, OF_OUTPUTS, OF_WEIGHTS, Kernel
+from .families import FAMILIES, OF_INPUTS, OF_OUTPUTS, OF_WEIGHTS, Kernel, serves
 from .panel_plan import BLOCK_BYTES
 from .sizes import Planned, Sizes
-from .values import WHOLE
+from .values import PACKS
 from .weight_plan import last_plan_of
 
 MOST_TAPS = 1 << 13
@@ -97,13 +99,26 @@ def chosen_for_mirrored(sizes: Sizes) -> Chosen | None:
     """Plan the copy of the filters that makes an input gradient at stride 1 the output of a convolution."""
     if sizes.taps == 1:
         return chosen_to_turn(sizes.groups, sizes.filters, sizes.channels, sizes.element)
-    return best(_found({"mirror": mirror.plan_of(state.here().of(sizes.element), sizes)}, sizes.element), 0)
+    element = "i32" if sizes.element in PACKS else sizes.element  # packs are copied as they are
+    return best(_found({"mirror": mirror.plan_of(state.here().of(element), sizes)}, element), 0)
 
 
 def chosen_to_turn(count: int, rows: int, columns: int, element: str) -> Chosen | None:
     """Plan to turn so many matrices of so many rows and columns, of numbers of this type."""
+    element = "i32" if element in PACKS else element
     plan = turned.plan_of(state.here().of(element), count, rows, columns)
     return best(_found({"turned": plan}, element), 0)
+
+
+def chosen_to_pack(count: int, rows: int, columns: int, variant: str) -> Chosen | None:
+    """Plan to copy so many matrices of so many rows and columns into packs."""
+    plan = packs.plan_of(state.here().of("i32"), variant, count, rows, columns)
+    return best(_found({"packs": plan}, "i32"), 0)
+
+
+def chosen_to_cast(numbers: int, variant: str) -> Chosen | None:
+    """Plan to copy so many numbers into another type."""
+    return best(_found({"casts": casts.plan_of(state.here(), variant, numbers)}, "float"), 0)
 
 
 def chosen_for_sums(samples: int, channels: int, cells: int, element: str) -> Chosen | None:
@@ -146,7 +161,7 @@ def _found_of(names: tuple[str, ...], sizes: Sizes, *, transforms: bool) -> list
 
 def _serving(names: tuple[str, ...], sizes: Sizes) -> list[str]:
     """Name the families that there are for a type of numbers: tiles are not transformed of integers."""
-    return [name for name in names if not (name in OF_FRACTIONS and sizes.element in WHOLE)]
+    return [name for name in names if serves(name, sizes.element)]
 
 
 def _can_be_planned(sizes: Sizes) -> bool:

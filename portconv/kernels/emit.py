@@ -12,13 +12,15 @@ from contextlib import contextmanager
 from itertools import count
 from typing import Any, NamedTuple
 
+from . import dots
 from .values import (
     ELEMENT_BYTES,
     FLAG,
     INTEGER,
     LINE,
-    LONG,
+    NAMED,
     NUMBERS,
+    PACKS,
     POINTER,
     SHORT_NAMES,
     WHOLE,
@@ -67,6 +69,7 @@ class Function:
     ) -> None:
         lanes, element = target.lanes, target.element
         self.name, self.arguments, self.lanes, self.element = name, arguments, lanes, element
+        self.dots = target.dots
         self.public, self.returns = public, returns
         self.lines: list[str] = []
         self.places: list[str] = []
@@ -233,7 +236,11 @@ class Function:
         self.add(f"call void @llvm.{name}({value.typed}, ptr {place}, i32 {align}, {mask.typed})")
 
     def fma(self, a: Vector, b: Vector, c: Vector) -> Vector:
-        """Return `a * b + c`, rounded once."""
+        """Return `a * b + c`, rounded once; of packs `c` and the sum of their products."""
+        return dots.added(self, (a, b), c) if self.element in PACKS else self.multiplied(a, b, c)
+
+    def multiplied(self, a: Vector, b: Vector, c: Vector) -> Vector:
+        """Return `a * b + c` of numbers that are no packs."""
         if self.element in WHOLE:
             return a * b + c
         name = f"fma.v{self.lanes}{SHORT_NAMES[self.element]}"
@@ -304,7 +311,7 @@ class Function:
         """Let a check become nan where a number is not finite."""
         if self.element in WHOLE:
             return
-        check.set(self.fma(value, self.zeros, check.get()))
+        check.set(self.multiplied(value, self.zeros, check.get()))
 
     def is_not_finite(self, sums: Vector) -> Int:
         """Return 1 if a lane is a nan, else 0."""
@@ -375,8 +382,8 @@ class Module:
     def text(self) -> str:
         """The whole module."""
         declared = sorted(set().union(*(function.declared for function in self.functions)))
-        long = f"{LONG} = type {WHOLE[LONG]}"
-        return "\n".join([long, *declared, *(function.text for function in self.functions)]) + "\n"
+        named = [f"{name} = type {type}" for name, type in NAMED.items()]
+        return "\n".join([*named, *declared, *(function.text for function in self.functions)]) + "\n"
 
     @property
     def public(self) -> dict[str, Function]:

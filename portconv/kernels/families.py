@@ -6,15 +6,18 @@ from types import ModuleType
 from typing import NamedTuple
 
 from . import (
+    casts,
     channel_sums,
     depthwise,
     depthwise_input_grads,
     depthwise_weights,
     input_grads,
+    karatsuba,
     last_depthwise,
     last_depthwise_weights,
     magnitudes,
     mirror,
+    packs,
     panels,
     quantised,
     rounded,
@@ -30,10 +33,11 @@ from . import (
 )
 from .emit import Module
 from .target import Target
-from .values import LONG, WHOLE
+from .values import BRAINS, BYTES, LONG, PACKS, PAIRS, WHOLE
 
 FAMILIES: dict[str, ModuleType] = {
     "winograd": winograd,
+    "karatsuba": karatsuba,
     "depthwise": depthwise,
     "rows": rows,
     "tall": tall,
@@ -49,6 +53,8 @@ FAMILIES: dict[str, ModuleType] = {
     "last_depthwise_weights": last_depthwise_weights,
     "mirror": mirror,
     "turned": turned,
+    "packs": packs,
+    "casts": casts,
     "channel_sums": channel_sums,
     "magnitudes": magnitudes,
     "quantised": quantised,
@@ -57,7 +63,7 @@ FAMILIES: dict[str, ModuleType] = {
 }
 """Each family is a module with `VARIANTS`, which names its kernels, and `module(target, variant)`, which writes one."""
 
-OF_OUTPUTS = ("winograd", "depthwise", "rows", "tall", "panels")
+OF_OUTPUTS = ("winograd", "karatsuba", "depthwise", "rows", "tall", "panels")
 """The families that compute outputs."""
 IN_TILES = ("winograd", "winograd_weights")
 """The families whose sums are not those of the products, but of Winograd's tiles."""
@@ -68,7 +74,10 @@ OF_WEIGHTS = ("winograd_weights", "depthwise_weights", "swept_weights", "weights
 """The families that compute gradients of filters. The gradient of the output is given to these in the place of the
 filters, and the gradient of the filters is their output."""
 
-NAMES = {"float": "", "double": "-double", "i16": "-int16", "i32": "-int32", LONG: "-int64"}
+NAMES = {
+    **{"float": "", "double": "-double", "i16": "-int16", "i32": "-int32", LONG: "-int64"},
+    **{BYTES: "-bytes", PAIRS: "-pairs", BRAINS: "-bfloat16s"},
+}
 """The types of numbers, and how the names of their kernels end."""
 
 
@@ -90,8 +99,22 @@ class Kernel(NamedTuple):
 
 OF_FRACTIONS = (*IN_TILES, "magnitudes")
 """Families that have no kernels for integers."""
-OF_ONE_TYPE = {"standby": "float", "quantised": "double", "rounded": "double"}
-"""Families of one type alone: threads stand by for kernels of any type, and reproducible sums are of float64."""
+OF_ONE_TYPE = {"standby": "float", "quantised": "double", "rounded": "double", "packs": "i32", "casts": "float"}
+"""Families of one type alone: threads stand by for kernels of any type, and reproducible sums are of float64. Copies
+into packs and other types have names for the types."""
+OF_PACKS = ("panels", "input_grads", "weights")
+"""Families that multiply packs."""
+OF_WHOLE = "karatsuba"
+"""The family that has no kernels but for integers; a vector of those of 16 bits would be too long."""
+
+
+def serves(family: str, element: str) -> bool:
+    """Return whether a family has kernels for a type of numbers."""
+    if family == OF_WHOLE:
+        return element in WHOLE and element != "i16"
+    if element in PACKS:
+        return family in OF_PACKS
+    return OF_ONE_TYPE.get(family, element) == element and not (family in OF_FRACTIONS and element in WHOLE)
 
 
 def kernels() -> tuple[Kernel, ...]:
@@ -101,5 +124,5 @@ def kernels() -> tuple[Kernel, ...]:
         for element in NAMES
         for family, module in FAMILIES.items()
         for variant in module.VARIANTS
-        if OF_ONE_TYPE.get(family, element) == element and not (family in OF_FRACTIONS and element in WHOLE)
+        if serves(family, element)
     )

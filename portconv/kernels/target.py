@@ -6,6 +6,7 @@ import os
 from typing import NamedTuple
 
 from .. import forks
+from .dots import BF16, MADD, VNNI
 from .values import ELEMENT_BYTES
 
 VARIABLE = "PORTCONV_KERNEL_TARGET"
@@ -52,6 +53,15 @@ class Target(NamedTuple):
     def permutes(self) -> bool:
         """Whether kernels have lanes of vectors in any order, as AVX-512 does for float32."""
         return self.name == "avx512" and self.element == "float"
+
+    @property
+    def dots(self) -> dict[str, str]:
+        """The instructions that the CPU has for products of packs, by the type of the packs (see `dots`)."""
+        has = self.features.split(",")
+        found = MADD if self.name in ("avx512", "avx2") else {}
+        if self.name == "avx512":
+            found = {**found, **(VNNI if "+avx512vnni" in has else {}), **(BF16 if "+avx512bf16" in has else {})}
+        return found
 
     @property
     def halves_vectors(self) -> bool:

@@ -15,11 +15,22 @@ NUMBERS, LINE = "*float", 64
 cache."""
 LONG = "%long"
 """A number of an array of 64 bits that is an integer, which wraps; an `INTEGER` counts, and must not overflow."""
-WHOLE = {"i16": "i16", "i32": "i32", LONG: "i64"}
+BYTES, PAIRS, BRAINS = "%bytes", "%pairs", "%brains"
+"""Packs of 32 bits: four integers of 8 bits, two of 16 bits, or two numbers of bfloat16. The products of two packs are
+added up to one number of 32 bits, an integer of which the low 8 or 16 bits are right, or one of float32."""
+PACKS = {BYTES: 4, PAIRS: 2, BRAINS: 2}
+"""How many numbers a pack has."""
+WHOLE = {"i16": "i16", "i32": "i32", LONG: "i64", BYTES: "i32", PAIRS: "i32"}
 """The types of numbers that are integers, and what LLVM calls them."""
-SHORT_NAMES = {"float": "f32", "double": "f64", **WHOLE}
+NAMED = {**{name: type for name, type in WHOLE.items() if name.startswith("%")}, BRAINS: "float"}
+"""The types that have names of ours, and what LLVM calls them."""
+SHORT_NAMES = {"float": "f32", "double": "f64", BRAINS: "f32", **WHOLE}
 """How the names of LLVM's functions call the types of numbers."""
-ELEMENT_BYTES = {"float": 4, "double": 8, "i16": 2, "i32": 4, LONG: 8, "i64": 8, "ptr": 8, "i8": 1}
+NARROW = {"i8": 1, "half": 2, "bfloat": 2}
+"""The bytes of numbers that are copied into packs or wider types before they are multiplied; bfloat is bfloat16."""
+ELEMENT_BYTES = {
+    "float": 4, "double": 8, "i16": 2, "i32": 4, LONG: 8, "i64": 8, "ptr": 8, **dict.fromkeys(PACKS, 4), **NARROW
+}  # fmt: skip
 
 
 class Code(Protocol):
@@ -42,6 +53,10 @@ class Vectors(Protocol):
     @property
     def element(self) -> str:
         """The type of the numbers, as LLVM calls it."""
+
+    @property
+    def dots(self) -> dict[str, str]:
+        """The instructions that the CPU has for products of packs, by the type of the packs."""
 
 
 class Value:
@@ -172,6 +187,20 @@ class Vector(Value):
 
     def __mul__(self, other: Vector) -> Vector:
         return self._with("mul", other)
+
+
+class Packed(Vector):
+    """Packs of integers, whose numbers are added one by one."""
+
+    __slots__ = ()
+
+    def _with(self, name: str, other: Vector) -> Vector:
+        code, width = self.code, 32 // PACKS[self.code.element]
+        lanes = int(self.type[1:].split(" ")[0]) * PACKS[code.element]
+        parts = f"<{lanes} x i{width}>"
+        a, b = (code.assign(f"bitcast {each.typed} to {parts}") for each in (self, other))
+        result = code.assign(f"{name} {parts} {a}, {b}")
+        return Packed(code, self.type, code.assign(f"bitcast {parts} {result} to {self.type}"))
 
 
 class Pointer(Value):

@@ -25,16 +25,21 @@ from .share import SHARE, driver
 from .target import Target
 from .tile import filters_from, finished, sums_of
 from .values import INTEGER, Flag, Int, Number, Pointer, Vector
-from .winograd_plan import FILTERS_AT_ONCE, PLAN, RUNS, VARIANTS, plan_of, planes_of, serves
-from .winograd_schemes import FILTER_NUMBERS, SCHEMES
+from .winograd_plan import FILTERS_AT_ONCE, PLAN, RUNS, VARIANTS, WHOLE_RUN, plan_of, planes_of, serves
+from .winograd_schemes import SCHEMES, Scheme
 from .winograd_transforms import Transforms
 
-__all__ = ["VARIANTS", "module", "plan_of", "planes_of", "serves"]
+__all__ = ["VARIANTS", "module", "plan_of", "planes_of", "serves", "written"]
 
 
 def module(target: Target, variant: str) -> Module:
     """Write the kernels."""
-    transforms = Transforms(target, SCHEMES[variant])
+    return written(target, SCHEMES[variant])
+
+
+def written(target: Target, scheme: Scheme) -> Module:
+    """Write the kernels for one kind of tiles."""
+    transforms = Transforms(target, scheme)
     share = _share(target, transforms)
     return Module([*transforms.functions, share, *driver(target, share)])
 
@@ -117,7 +122,7 @@ class _Block:
             for at, kind in ((plan.at_tables, INTEGER), (plan.at_goals, INTEGER), (plan.at_sums, code.element))
         )
         self.zero = code.array(1)
-        self.zero[0] = Vector(code, code.element, "0.0")
+        self.zero[0] = Vector(code, code.element, "zeroinitializer")
 
     def enter(self, number: Int) -> None:
         """Write down where the tiles of a block lie."""
@@ -196,9 +201,9 @@ class _Block:
 
     def filter_place(self, place: Int) -> Int:
         """Return which number of a transformed filter is multiplied at a place."""
-        size, most = self.transforms.scheme.places, FILTER_NUMBERS - 1
-        row, column = (self.code.minimum(each, most) for each in (place // size, place % size))
-        return row * FILTER_NUMBERS + column
+        size, numbers = self.transforms.scheme.places, self.transforms.scheme.numbers
+        row, column = (self.code.minimum(each, numbers - 1) for each in (place // size, place % size))
+        return row * numbers + column
 
     def products(self, place: Int, own: Pointer, between: tuple[Int, Int], vectors: Int) -> None:
         """Multiply the filters, which begin at `own`, by so many vectors of tiles at one place."""
@@ -216,7 +221,7 @@ class _Block:
     def tile(self, place: Int, filters: list[Pointer], goal: Pointer, vectors: int) -> None:
         """Add up the products of a tile at one place, in runs."""
         code, transforms, terms = self.code, self.transforms, self.plan.terms
-        lanes, width, run = transforms.lanes, transforms.width, RUNS[transforms.target.element]
+        lanes, width, run = transforms.lanes, transforms.width, RUNS.get(transforms.target.element, WHOLE_RUN)
         with code.loop(0, terms, run) as first:
             panel = self.panels + place * self.size + first * width
             length = code.minimum(terms - first, run)

@@ -11,12 +11,15 @@ from .record import Record
 from .share import PLAN_HEAD
 from .sizes import Layout, Planned, Sizes, addresses, blocks, ceiling, in_runs, numbers
 from .target import Target
-from .winograd_schemes import FILTER_NUMBERS, SCHEMES, Scheme
+from .values import WHOLE
+from .winograd_schemes import SCHEMES, WHOLE_SCHEMES, Scheme
 
 VARIANTS = tuple(SCHEMES)
 RUNS = {"float": 256, "double": 64}
 """So many terms are added up one after the other, by the type of numbers: the bound of the error of reproducible sums,
 which are of float64, is in proportion to it."""
+WHOLE_RUN = 256
+"""The same of integers, whose sums are exact."""
 FILTERS_AT_ONCE = 32
 """The sums of so many filters stay in the cache until they are transformed."""
 FEW_SHARES, MOST_SHARES, FEWEST_FILTERS = 4, 16, 128
@@ -29,10 +32,10 @@ TRANSFORMED = 1 << 11
 """About so many filters of one channel are transformed in one share."""
 MOST_ENTRIES = 1 << 13
 """The most parts of a kernel times pieces of a share, so that the tables stay in the cache."""
-CYCLES_OF_INPUT, CYCLES_OF_OUTPUT = {1: 60.0, 2: 120.0}, {1: 50.0, 2: 70.0}
+CYCLES_OF_INPUT, CYCLES_OF_OUTPUT = {4: 60.0, 5: 120.0, 6: 180.0}, {4: 50.0, 5: 70.0, 6: 120.0}
 CYCLES_OF_FILTER, CYCLES_OF_COPY = 150.0, 15.0
-"""About how many vectors are multiplied in the time in which one piece of inputs or one vector of outputs (by stride),
-or one of filters is transformed, and one part of a filter is copied."""
+"""About how many vectors are multiplied in the time in which one piece of inputs or one vector of outputs is
+transformed, by the places of a tile, or one of filters, and one part of a filter is copied."""
 MOST_LONE, LOADED_AND_MULTIPLIED, CYCLES_OF_TOTAL = 4, 2.0, 10.0
 """The most tiles that stand alone, where the others fill whole vectors; what a product of theirs takes, and a sum of
 lanes."""
@@ -77,12 +80,12 @@ def serves(sizes: Sizes) -> bool:
     scheme = _scheme(sizes)
     if scheme is None or sizes.dilation[last] != (1, 1):
         return False
-    return scheme.products * parts_of_plane(sizes) <= WORTH * 4 * math.prod(sizes.kernel[last])
+    return scheme.products * parts_of_plane(sizes) <= WORTH * scheme.size**2 * math.prod(sizes.kernel[last])
 
 
 def variant_of(sizes: Sizes) -> str | None:
     """Return the tiles that have the stride of the last two dimensions, or nothing if none do."""
-    for name, scheme in SCHEMES.items():
+    for name, scheme in schemes_of(sizes).items():
         if sizes.stride[-2:] == (scheme.stride, scheme.stride):
             return name
     return None
@@ -90,7 +93,12 @@ def variant_of(sizes: Sizes) -> str | None:
 
 def _scheme(sizes: Sizes) -> Scheme | None:
     name = variant_of(sizes)
-    return None if name is None else SCHEMES[name]
+    return None if name is None else schemes_of(sizes)[name]
+
+
+def schemes_of(sizes: Sizes) -> dict[str, Scheme]:
+    """Return the tiles that there are for a type of numbers."""
+    return WHOLE_SCHEMES if sizes.element in WHOLE else SCHEMES
 
 
 def parts_of(kernel: int) -> list[tuple[int, int]]:
@@ -128,7 +136,9 @@ def _parts(sizes: Sizes) -> dict[str, array[int]]:
 
 def _tile_rows(sizes: Sizes) -> tuple[int, int]:
     """Return the rows and the columns of tiles of a plane."""
-    return ceiling(sizes.out[-2], 2), ceiling(sizes.out[-1], 2)
+    scheme = _scheme(sizes)
+    size = 2 if scheme is None else scheme.size
+    return ceiling(sizes.out[-2], size), ceiling(sizes.out[-1], size)
 
 
 def pieces_of(sizes: Sizes, target: Target) -> int:
@@ -146,7 +156,8 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool) -> Planned | None:
     variant = variant_of(sizes)
     if variant is None or not serves(sizes) or planes_of(sizes) * pieces_of(sizes, target) > MOST_ENTRIES:
         return None
-    products = SCHEMES[variant].products
+    scheme = schemes_of(sizes)[variant]
+    products = scheme.products
     width, terms = target.lanes * target.vectors, sizes.channels * planes_of(sizes)
     tiles = tiles_of(sizes)
     lone = lone_tiles(target, tiles, terms)
@@ -155,7 +166,7 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool) -> Planned | None:
     pitch = (ceiling(terms, target.lanes) + 1) * target.lanes
     of_tiles = sizes.number * products * (terms * width + target.lanes)
     all_tiles = whole_blocks * of_tiles + lone * sizes.number * products * (terms + target.lanes)
-    tiles_first = _transforms_tiles_first(sizes, all_tiles)
+    tiles_first = _transforms_tiles_first(sizes, scheme.numbers, all_tiles)
     filters_of_block = _filters_of_block(sizes, terms, column_blocks, tiles_first=tiles_first)
     filter_blocks = ceiling(sizes.filters, filters_of_block)
     filters_of_share = max(1, ceiling(sizes.out_channels, MOST_SHARES), TRANSFORMED // max(1, terms))
@@ -168,7 +179,7 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool) -> Planned | None:
         "at_tables": layout.add(8 * planes_of(sizes) * entries * ENTRY),
         "at_goals": layout.add(8 * (width * GOAL + 1)),
         "at_sums": layout.add(sizes.number * products * FILTERS_AT_ONCE * width),
-        "at_filters": layout.add(sizes.number * FILTER_NUMBERS**2 * filters_of_block * pitch if tiles_first else 0),
+        "at_filters": layout.add(sizes.number * scheme.numbers**2 * filters_of_block * pitch if tiles_first else 0),
         "at_taps": layout.add(sizes.number * TAPS**2 * (terms + target.lanes) * (parts > 1)),
     }
     lists, all_columns = lists_of(sizes), sizes.groups * column_blocks
@@ -186,9 +197,9 @@ def plan_of(target: Target, sizes: Sizes, *, has_bias: bool) -> Planned | None:
     block = {"tiles": vectors * target.lanes, "filters": min(filters_of_block, sizes.filters)}
     return Planned(
         variant, values, tuple(lists.values()), shares, layout.bytes, block,
-        sizes.groups * all_tiles if tiles_first else sizes.number * FILTER_NUMBERS**2 * sizes.out_channels * pitch,
-        is_plain=False, cycles=_cycles(sizes, SCHEMES[variant], target, 1 if tiles_first else filter_blocks),
-        roundings=_roundings(target, sizes, SCHEMES[variant]),
+        sizes.groups * all_tiles if tiles_first else sizes.number * scheme.numbers**2 * sizes.out_channels * pitch,
+        is_plain=sizes.element in WHOLE, cycles=_cycles(sizes, scheme, target, 1 if tiles_first else filter_blocks),
+        roundings=_roundings(target, sizes, scheme),
     )  # fmt: skip
 
 
@@ -231,7 +242,8 @@ def _roundings(target: Target, sizes: Sizes, scheme: Scheme) -> int:
     The transforms of inputs and filters are exact. Parts of a plane have cells in common, each at most as many times as
     there are parts.
     """
-    terms = in_runs(sizes.channels * planes_of(sizes), RUNS[sizes.element], target.lanes) + ROUNDINGS_OF_OUTPUT
+    run = RUNS.get(sizes.element, WHOLE_RUN)
+    terms = in_runs(sizes.channels * planes_of(sizes), run, target.lanes) + ROUNDINGS_OF_OUTPUT
     return math.ceil(scheme.excess * math.sqrt(parts_of_plane(sizes)) * terms)
 
 
@@ -246,9 +258,9 @@ def _cycles_of_lone(target: Target, terms: int) -> float:
     return LOADED_AND_MULTIPLIED * ceiling(terms, target.lanes) + CYCLES_OF_TOTAL
 
 
-def _transforms_tiles_first(sizes: Sizes, of_tiles: int) -> bool:
+def _transforms_tiles_first(sizes: Sizes, numbers: int, of_tiles: int) -> bool:
     """Return whether the first phase is to transform the inputs: they take so many bytes, and filters take more."""
-    of_filters = sizes.number * FILTER_NUMBERS**2 * sizes.out_channels * sizes.channels * planes_of(sizes)
+    of_filters = sizes.number * numbers**2 * sizes.out_channels * sizes.channels * planes_of(sizes)
     return of_filters > MANY_BYTES and of_filters > sizes.groups * of_tiles
 
 
@@ -261,8 +273,8 @@ def _cycles(sizes: Sizes, scheme: Scheme, target: Target, filter_blocks: int) ->
     vectors, width = ceiling(tiles - lone, target.lanes), target.lanes * target.vectors
     pieces = ceiling(min(columns, width), target.lanes) / min(columns, width) * tiles
     filters = ceiling(sizes.filters, target.filters // 2) * (target.filters // 2)
-    transforms = pieces * terms * CYCLES_OF_INPUT[scheme.stride] * filter_blocks
-    transforms += (vectors + lone) * filters * CYCLES_OF_OUTPUT[scheme.stride]
+    transforms = pieces * terms * CYCLES_OF_INPUT[scheme.places] * filter_blocks
+    transforms += (vectors + lone) * filters * CYCLES_OF_OUTPUT[scheme.places]
     prepared = filters * ceiling(terms, target.lanes) * CYCLES_OF_FILTER
     prepared += filters * terms * CYCLES_OF_COPY * (parts_of_plane(sizes) > 1)
     products = scheme.products * filters * (terms * vectors + lone * _cycles_of_lone(target, terms))

@@ -31,18 +31,34 @@ are at most twice theirs, and those of the cells (3 + sqrt(5)) / 2 times theirs,
 along a dimension. That makes sqrt(2 * 2 * (3 + sqrt(5)) / 2) = 3.24 along a dimension. At stride 2 tiles have no cell
 of a tap in common, and it is (3 + sqrt(5)) / 2.
 
+Integers wrap, and cannot be halved: so they have F(3, 3), three outputs of six products by the rule of Karatsuba for
+polynomials of three terms, with no factors but 1 and -1. It is exact for integers of any width,
+
+    B^T = 1 -1 -1  0  0     G = 1  0  0      A^T = 1  0  0  1  1  0
+          0 -1  1 -1  0         0  1  0            0  1  0  1  0  1
+          0  0 -1 -1  1         0  0  1            0  0  1  0  1  1
+          0  1  0  0  0         1  1  0
+          0  0  1  0  0         1  0  1
+          0  0  0  1  0         0  1  1
+
 (Lavin and Gray, "Fast algorithms for convolutional neural networks", CVPR 2016, section 4, has the first one; Winograd,
-"Arithmetic complexity of computations", SIAM 1980, chapter IV, F(m, r) for all sizes.)
+"Arithmetic complexity of computations", SIAM 1980, chapter IV, F(m, r) for all sizes; Weimerskirch and Paar,
+"Generalizations of the Karatsuba algorithm for efficient implementations", 2006, section 3.1, the products of the last
+one, of which it is the transpose.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .values import Vector
 
 Row = Callable[[Sequence[Vector]], list[Vector]]
+
+
+FILTER_NUMBERS = 4
+"""The numbers of a transformed filter along a dimension, but for those of integers."""
 
 
 class Scheme(NamedTuple):
@@ -52,8 +68,8 @@ class Scheme(NamedTuple):
     ----------
     stride : int
     places : int
-        The numbers of a tile along a dimension, and as many cells that it reads. The last places share the last number
-        of a filter, if they are more than its numbers.
+        The numbers of a tile along a dimension. The last places share the last number of a filter, if they are more
+        than its numbers.
     filters : callable
         Multiplies three taps by the rows of G that differ, given a half too.
     inputs, outputs : callable
@@ -69,22 +85,21 @@ class Scheme(NamedTuple):
 
     stride: int
     places: int
-    filters: Callable[[Sequence[Vector], Vector], list[Vector]]
+    filters: Callable[[Sequence[Vector], Any], list[Vector]]
     inputs: Row
     outputs: Row
     gradients: Row
     weights: Callable[[Sequence[Vector], Vector], list[Vector]]
     excess: float
     excess_of_weights: float
+    size: int = 2
+    cells: int = 0
+    numbers: int = FILTER_NUMBERS
 
     @property
     def products(self) -> int:
         """The numbers of a tile, each of which is multiplied on its own."""
         return self.places**2
-
-
-FILTER_NUMBERS = 4
-"""The numbers of a transformed filter along a dimension."""
 
 
 def _filters(taps: Sequence[Vector], half: Vector) -> list[Vector]:
@@ -141,10 +156,36 @@ def _weights_strided(sums: Sequence[Vector], half: Vector) -> list[Vector]:
     return [a + b, d + e, b + c]
 
 
+def _filters_whole(taps: Sequence[Vector], half: Any) -> list[Vector]:
+    a, b, c = taps
+    return [a, b, c, a + b, a + c, b + c]
+
+
+def _inputs_whole(cells: Sequence[Vector]) -> list[Vector]:
+    a, b, c, d, e = cells
+    return [a - b - c, c - b - d, e - c - d, b, c, d]
+
+
+def _outputs_whole(sums: Sequence[Vector]) -> list[Vector]:
+    a, b, c, ab, ac, bc = sums
+    return [a + ab + ac, b + ab + bc, c + ac + bc]
+
+
 SCHEMES = {
-    "3x3": Scheme(1, 4, _filters, _inputs, _outputs, _gradients, _weights, 5.83, 10.5),
+    "3x3": Scheme(1, 4, _filters, _inputs, _outputs, _gradients, _weights, 5.83, 10.5, cells=4),
     "3x3s2": Scheme(
-        2, 5, _filters_strided, _inputs_strided, _outputs_strided, _gradients_strided, _weights_strided, 6.86, 6.86
+        *(2, 5, _filters_strided, _inputs_strided, _outputs_strided, _gradients_strided, _weights_strided, 6.86, 6.86),
+        cells=5,
     ),
 }
 """By the names of the kernels."""
+WHOLE_SCHEMES = {
+    "3x3": Scheme(
+        *(1, 6, _filters_whole, _inputs_whole, _outputs_whole, _gradients, _weights, 1.0, 1.0),
+        size=3,
+        cells=5,
+        numbers=6,
+    ),
+    "3x3s2": SCHEMES["3x3s2"],
+}
+"""Those of integers; gradients of filters have no tiles of these."""

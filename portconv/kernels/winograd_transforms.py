@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from .bits import WORD, ones
 from .emit import Argument, Function
 from .lone import lone_column
@@ -9,9 +11,9 @@ from .outer import Outer
 from .part_stores import store_part
 from .record import Fields
 from .target import Target
-from .values import INTEGER, Int, Pointer, Vector
+from .values import INTEGER, PACKS, WHOLE, Int, Packed, Pointer, Vector
 from .winograd_plan import ENTRY, FILTERS_AT_ONCE, FIRST_ROW, GOAL, PLAN
-from .winograd_schemes import FILTER_NUMBERS, Scheme
+from .winograd_schemes import Scheme
 
 
 class Transforms:
@@ -38,7 +40,7 @@ class Transforms:
         code = Function("filters", [*(Argument(*each) for each in names), *counts], self.target)
         memory, w, places, scratch, first, last, rows = code.given
         plan = PLAN.read(memory)
-        half = code.constant(0.5)
+        half = None if code.element in WHOLE else code.constant(0.5)
         lanes = self.lanes
         copy = (scratch.of("i8") + plan.at_taps).of(code.element)
         part_taps = plan.pointer("part_taps", INTEGER)
@@ -51,11 +53,11 @@ class Transforms:
             with code.loop(0, plan.terms, lanes) as term:
                 own, left = numbers + term * 9, (plan.terms - term) * 9
                 loaded = [code.load(own + lanes * k, code.lanes_between(None, left - lanes * k)) for k in range(9)]
-                taps = [code.every(9, loaded, tap) for tap in range(9)]
+                taps = in_numbers(code, [code.every(9, loaded, tap) for tap in range(9)])
                 columns = [self.scheme.filters(taps[i::3], half) for i in range(3)]
-                for row in range(FILTER_NUMBERS):
+                for row in range(self.scheme.numbers):
                     for column, value in enumerate(self.scheme.filters([each[row] for each in columns], half)):
-                        place = (row * FILTER_NUMBERS + column) * rows + (number - first)
+                        place = (row * self.scheme.numbers + column) * rows + (number - first)
                         code.store(value, places + (place * plan.pitch + term), align=code.bytes)
         return code
 
@@ -71,7 +73,8 @@ class Transforms:
         memory, table, goals, start, count = code.given
         plan = PLAN.read(memory)
         outer, part_places = Outer(code, plan), plan.pointer("part_places", INTEGER)
-        step = 2 * self.scheme.stride
+        size = self.scheme.size
+        step = size * self.scheme.stride
         pieces, runs, tile = code.variable(0), code.variable(0), code.variable(0)
         with code.repeat() as end:
             lane: Int = tile.get()
@@ -84,9 +87,9 @@ class Transforms:
             length = code.minimum(plan.tile_columns - tx, count - lane)
             goal = goals + (runs.get() * GOAL + 1)
             goal[0] = lane
-            goal[1] = sample * plan.out_sample + (rest * plan.height + ty * 2) * plan.width + tx * 2
-            goal[2] = code.minimum(length * 2, plan.width - tx * 2)
-            goal[3] = code.minimum(plan.height - ty * 2, 2)
+            goal[1] = sample * plan.out_sample + (rest * plan.height + ty * size) * plan.width + tx * size
+            goal[2] = code.minimum(length * size, plan.width - tx * size)
+            goal[3] = code.minimum(plan.height - ty * size, size)
             with code.loop(0, length, self.lanes) as ahead:
                 piece: Int = pieces.get()
                 with code.loop(0, plan.planes // plan.parts) as number:
@@ -112,7 +115,7 @@ class Transforms:
         cells = ones(code, plan.input_width - x, most) - ones(code, 0 - x, most)
         beyond = code.select((x + WORD).is_index(plan.input_width), 1, 0)
         entry[0], entry[1], last = first + y * plan.input_width + x, lane, code.variable(0)
-        for row in range(self.scheme.places):
+        for row in range(self.scheme.cells):
             is_inside = (y + row).is_index(plan.input_height) & ~inside.equals(0)
             entry[FIRST_ROW + row] = code.select(is_inside, cells, 0)
             last.set(last.get() | (code.select(is_inside, beyond, 0) << row))
@@ -139,10 +142,10 @@ class Transforms:
             with code.loop(0, count) as piece:
                 entry = entries + piece * ENTRY
                 place = here + entry[0]
-                count_of_rows = range(self.scheme.places)
-                read = self._row if self.scheme.stride == 1 else self._strided_row
+                count_of_rows = range(self.scheme.cells)
+                read = self._reader()
                 rows = [read(code, place + row * i, entry[FIRST_ROW + i], entry[2] >> i) for i in count_of_rows]
-                columns = [self.scheme.inputs(column) for column in zip(*rows, strict=True)]
+                columns = [self.scheme.inputs(in_numbers(code, column)) for column in zip(*rows, strict=True)]
                 goal = panel + entry[1]
                 for i, row_of_places in enumerate(zip(*columns, strict=True)):
                     for j, value in enumerate(self.scheme.inputs(row_of_places)):
@@ -155,7 +158,22 @@ class Transforms:
     @property
     def row_cells(self) -> int:
         """The cells that a vector of tiles reads in a row."""
-        return 2 * self.scheme.stride * (self.lanes - 1) + self.scheme.places
+        return self.scheme.size * self.scheme.stride * (self.lanes - 1) + self.scheme.cells
+
+    def _reader(self) -> Callable[[Function, Pointer, Int, Int], list[Vector]]:
+        if self.scheme.size == 3:
+            return self._row_of_threes
+        return self._row if self.scheme.stride == 1 else self._strided_row
+
+    def _row_of_threes(self, code: Function, place: Pointer, bits: Int, last: Int) -> list[Vector]:
+        """Return the five cells of each tile of three outputs in one row, as `_row` does."""
+        lanes, found = self.lanes, []
+        for ahead, count in ((0, 3), (3, 2)):
+            starts = [ahead + lanes * number for number in range(3)]
+            masks = [code.mask_of_bits(bits >> start if start else bits) for start in starts]
+            loaded = [code.load(place + start, mask) for start, mask in zip(starts, masks, strict=True)]
+            found += [code.every(3, loaded, cell) for cell in range(count)]
+        return found
 
     def _row(self, code: Function, place: Pointer, bits: Int, last: Int) -> list[Vector]:
         """Return the four cells of each tile in one row; those outside of the input are zeros."""
@@ -196,27 +214,27 @@ class Transforms:
         code = Function("outputs", [Argument(*each) for each in names], self.target, returns=True)
         sums, b, out, goals, vectors, width = code.given
         lanes = self.lanes
-        rows, check, bias = code.array(2 * (2 * self.width + lanes)), code.variable(code.zeros), code.splat(b[0])
-        pitch = 2 * self.width + lanes
+        size = self.scheme.size
+        pitch = size * self.width + lanes
+        rows, check, bias = code.array(size * pitch), code.variable(code.zeros), code.splat(b[0])
         with code.loop(0, vectors) as v:
-            size = FILTERS_AT_ONCE * self.width
+            apart = FILTERS_AT_ONCE * self.width
             places, outputs = self.scheme.places, self.scheme.outputs
             tiles = [
-                [code.load(sums + (v * lanes + (places * i + j) * size), align=code.bytes) for j in range(places)]
+                [code.load(sums + (v * lanes + (places * i + j) * apart), align=code.bytes) for j in range(places)]
                 for i in range(places)
             ]
             columns = [outputs(column) for column in zip(*tiles, strict=True)]
-            for i in range(2):
-                left, right = (value + bias for value in outputs([column[i] for column in columns]))
-                for part in range(2):
-                    order = [(part * lanes + k) // 2 + (lanes if k % 2 else 0) for k in range(lanes)]
-                    value = code.shuffle(left, right, order)
-                    code.store(value, rows + (v * 2 * lanes + (i * pitch + part * lanes)), align=code.bytes)
+            for i in range(size):
+                values = [value + bias for value in outputs([column[i] for column in columns])]
+                for part in range(size):
+                    goal = rows + (v * size * lanes + (i * pitch + part * lanes))
+                    code.store(_side_by_side(code, values, part), goal, align=code.bytes)
         with code.loop(0, goals[0]) as number:
             goal = goals + (number * GOAL + 1)
             columns_of_run: Int = goal[2]
             with code.loop(0, goal[3]) as line:
-                source, place = rows + (line * pitch + goal[0] * 2), out + (goal[1] + line * width)
+                source, place = rows + (line * pitch + goal[0] * size), out + (goal[1] + line * width)
                 whole = columns_of_run // lanes * lanes
                 with code.loop(0, whole, lanes) as column:
                     value = code.load(source + column)
@@ -231,6 +249,25 @@ class Transforms:
         return code
 
 
+def in_numbers(code: Function, vectors: Sequence[Vector]) -> list[Vector]:
+    """Return vectors whose numbers are added one by one: those of packs of integers too."""
+    is_packed = code.element in PACKS
+    return [Packed(code, each.type, each.name) if is_packed else each for each in vectors]
+
+
+def _side_by_side(code: Function, values: Sequence[Vector], part: int) -> Vector:
+    """Return a vector of what it is if the first lanes of all come side by side, then the second ones."""
+    lanes, count = code.lanes, len(values)
+    wanted = [divmod(part * lanes + lane, count) for lane in range(lanes)]
+    result = values[0]
+    for number in range(1, count):
+        # What is there stays, and the first vector is moved with the second one.
+        kept = [cell if number == 1 and at == 0 else lane for lane, (cell, at) in enumerate(wanted)]
+        order = [lanes + cell if at == number else kept[lane] for lane, (cell, at) in enumerate(wanted)]
+        result = code.shuffle(result, values[number], order)
+    return result
+
+
 def _copy_parts(code: Function, plan: Fields, numbers: Pointer, part_taps: Pointer, copy: Pointer) -> None:
     """Copy the taps of a filter, part by part; those that another part has are 0."""
     count = plan.planes * 9
@@ -239,4 +276,4 @@ def _copy_parts(code: Function, plan: Fields, numbers: Pointer, part_taps: Point
         with code.loop(0, count) as number:
             tap = part_taps[number]
             value = source[code.maximum(tap, 0)]
-            goal[number] = code.select(tap < 0, Vector(code, code.element, "0.0"), value)
+            goal[number] = code.select(tap < 0, Vector(code, code.element, "zeroinitializer"), value)

@@ -3,7 +3,7 @@
 Every one of the three products of a convolution is bilinear: linear in each of its two operands.
 
 - Floating point of 32 bits and more, real and complex, is computed in its own dtype.
-- float16 and bfloat16 are computed in float32, bias included, and rounded once at the end.
+- float16 and bfloat16 are computed in float32, bias included, and rounded once at the end: here, or by an algorithm.
 - Integers are multiplied as they are by algorithms that can, and else as slices in floating point: see
   `passes.integers`.
 """

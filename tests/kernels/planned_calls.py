@@ -14,11 +14,14 @@ from kernels.guarded import PAGE, Guarded, guarded
 from portconv.kernels import compile
 from portconv.kernels.sizes import Sizes
 from portconv.kernels.target import Target
-from portconv.kernels.values import LONG
+from portconv.kernels.values import BRAINS, BYTES, LONG, PAIRS
 
 ROUNDING = {"float": 2.0**-24, "double": 2.0**-53}
 """The largest error of rounding a number to the type of a kernel."""
-DTYPES = {"float": np.float32, "double": np.float64, "i16": np.int16, "i32": np.int32, LONG: np.int64}
+DTYPES = {
+    **{"float": np.float32, "double": np.float64, "i16": np.int16, "i32": np.int32, LONG: np.int64},
+    **{BYTES: np.int32, PAIRS: np.int32, BRAINS: np.float32},
+}
 RUN = 256
 
 

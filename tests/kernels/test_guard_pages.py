@@ -33,7 +33,7 @@ DRAWN = int(os.environ.get("PORTCONV_FUZZ", "120"))
 MOST_PRODUCTS = 3e6 if DRAWN < 1000 else 3e7
 CPUS = [state.here(), *([target.cross("avx2", state.here().triple)] if state.here().name == "avx512" else [])]
 TARGETS = [cpu.of(element) for cpu in CPUS for element in ROUNDING]
-FAMILIES = {name: families.FAMILIES[name] for name in families.OF_OUTPUTS}
+FAMILIES = {name: families.FAMILIES[name] for name in families.OF_OUTPUTS if families.serves(name, "float")}
 CHOICES: dict[str, tuple[Any, ...]] = {"memory": (1 << 16, 600 << 10), "skips": (True, False)}
 """What a family may be told beside the sizes."""
 
