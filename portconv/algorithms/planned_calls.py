@@ -14,7 +14,6 @@ from ..kernels.choice import (
     chosen_for_magnitudes,
     chosen_for_mirrored,
     chosen_for_sums,
-    chosen_to_quantise,
     chosen_to_turn,
     found_for_inputs,
     found_for_outputs,
@@ -146,12 +145,6 @@ def call_of_sums(samples: int, channels: int, cells: int, element: str) -> call.
 def call_of_magnitudes(samples: int, channels: int, cells: int, element: str) -> call.Call:
     """Make ready what finds the largest magnitude of each channel of numbers of a type."""
     return made_ready(chosen_for_magnitudes(samples * channels, cells, element))
-
-
-@remembered()
-def call_of_quantised_sums(samples: int, channels: int, cells: int, element: str) -> call.Call:
-    """Make ready what quantises each channel and adds it up exactly."""
-    return made_ready(chosen_to_quantise("sums", (samples * channels, 1, cells), channels))
 
 
 def made_ready(found: Chosen | None) -> call.Call:

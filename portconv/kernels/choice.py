@@ -14,11 +14,13 @@ from . import (
     panels,
     quantised,
     rounded,
+    scales,
     state,
     turned,
 )
 from .families import FAMILIES, OF_FRACTIONS, OF_INPUTS, OF_OUTPUTS, OF_WEIGHTS, Kernel
 from .panel_plan import BLOCK_BYTES
+from .scales import Groups
 from .sizes import Planned, Sizes
 from .values import WHOLE
 from .weight_plan import last_plan_of
@@ -115,6 +117,12 @@ def chosen_for_sums(samples: int, channels: int, cells: int, element: str) -> Ch
 def chosen_for_magnitudes(planes: int, cells: int, element: str) -> Chosen | None:
     """Plan the largest magnitudes of planes of numbers of this type."""
     return best(_found({"magnitudes": magnitudes.plan_of(state.here().of(element), planes, cells)}, element), 0)
+
+
+def chosen_to_scale(variant: str, groups: Groups, others: int = 0, biases: int = 0, terms: int = 1) -> Chosen | None:
+    """Plan the factors of groups of numbers of float32, or of magnitudes."""
+    plan = scales.plan_of(state.here().of("double"), variant, groups, others, biases, terms)
+    return best(_found({"scales": plan}, "double"), 0)
 
 
 def chosen_to_quantise(variant: str, shape: tuple[int, int, int], period: int) -> Chosen | None:

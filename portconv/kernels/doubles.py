@@ -83,6 +83,25 @@ def magnitude(code: Function, value: Vector) -> Vector:
     return _plain(code, "fabs", value)
 
 
+def largest_lane(code: Function, value: Vector) -> Vector:
+    """Return the largest number of a vector without nans."""
+    half = code.lanes // 2
+    while half:
+        other = code.shuffle(value, value, [(lane + half) % code.lanes for lane in range(code.lanes)])
+        value, half = larger(code, value, other), half // 2
+    return Vector(code, code.element, code.assign(f"extractelement {value.typed}, i64 0"))
+
+
+def bits_of(code: Function, number: Vector) -> Int:
+    """Return the bits of one number of float64."""
+    return Int(code, "i64", code.assign(f"bitcast {number.typed} to i64"))
+
+
+def of_bits(code: Function, bits: Int) -> Vector:
+    """Return the number of float64 that has these bits."""
+    return Vector(code, "double", code.assign(f"bitcast i64 {bits} to double"))
+
+
 def quotient(code: Function, a: Vector, b: Vector) -> Vector:
     """Return a quotient."""
     return Vector(code, a.type, code.assign(f"fdiv {a.typed}, {b}"))
@@ -152,13 +171,13 @@ class ExactSum:
     def _to_odd(self, value: Vector, rest: Vector) -> Vector:
         """Return the one of the two numbers around `value + rest` whose last bit is set, if there is a rest."""
         code = self.code
-        bits, signs = (Int(code, "i64", code.assign(f"bitcast double {each} to i64")) for each in (value, rest))
+        bits, signs = bits_of(code, value), bits_of(code, rest)
         is_exact = Flag(code, "i1", code.assign(f"fcmp oeq {rest.typed}, 0.0"))
         # Numbers further from 0 have larger bits.
         differ = Int(code, "i64", code.assign(f"xor i64 {bits}, {signs}")) < 0
         step = code.select(differ, -1, code.variable(1).get())
         step = code.select(is_exact | (bits & 1).equals(1), 0, step)
-        return Vector(code, "double", code.assign(f"bitcast i64 {bits + step} to double"))
+        return of_bits(code, bits + step)
 
 
 def _two_sum(a: Vector, b: Vector) -> tuple[Vector, Vector]:

@@ -19,6 +19,7 @@ from . import (
     quantised,
     rounded,
     rows,
+    scales,
     sparse_weights,
     standby,
     swept_weights,
@@ -51,6 +52,7 @@ FAMILIES: dict[str, ModuleType] = {
     "turned": turned,
     "channel_sums": channel_sums,
     "magnitudes": magnitudes,
+    "scales": scales,
     "quantised": quantised,
     "rounded": rounded,
     "standby": standby,
@@ -90,7 +92,7 @@ class Kernel(NamedTuple):
 
 OF_FRACTIONS = (*IN_TILES, "magnitudes")
 """Families that have no kernels for integers."""
-OF_ONE_TYPE = {"standby": "float", "quantised": "double", "rounded": "double"}
+OF_ONE_TYPE = {"standby": "float", **dict.fromkeys(("scales", "quantised", "rounded"), "double")}
 """Families of one type alone: threads stand by for kernels of any type, and reproducible sums are of float64."""
 
 

@@ -92,6 +92,7 @@ class _Share:
             factor = factor * arrays.pointer("second_factors", "double")[of_group * plan.row_step]
         scale: Vector = quotient(code, scalar(code, 1.0), factor)
         bias: Vector = arrays.pointer("biases", "float")[of_group]
+        bias = bias + Vector(code, "float", "0.0")  # which makes -0 to +0
         scales, added = code.splat(scale), single_splat(code, bias)
         out = self.out.of("float") + place * plan.columns
         with code.loop(self.first, self.last, self.target.lanes) as at:

@@ -25,7 +25,7 @@ from kernels.guarded import PAGE, Guarded, guarded
 from kernels.planned_calls import DTYPES, compiled, plain_input_sums, plain_sums, plain_weight_sums
 from kernels.test_guard_pages import CPUS, DRAWN, TARGETS, drawn
 
-from portconv.kernels import magnitudes, quantised, rounded, rounded_plan, target
+from portconv.kernels import magnitudes, quantised, rounded, rounded_plan, scales, target
 from portconv.kernels.rounded_plan import ARRAYS
 from portconv.kernels.sizes import Sizes
 
@@ -130,12 +130,69 @@ def test_quantised_numbers_are_added_up_exactly(cpu: target.Target) -> None:
         x[:, 1:] *= random.choice([-1, 0, 2.0**-25], x[:, 1:].shape)
         factors = 2.0 ** random.integers(37, 40, channels)
         numbers = np.round(x * factors[:, None]).astype(np.int64)
-        plan = quantised.plan_of(cpu, "sums", (samples * channels, 1, cells), channels)
-        results: dict[str, Result] = {"out": ((samples, channels, 2), np.float64)}
-        found, _ = called(quantised, cpu, plan, {"x": x, "w": np.zeros(1), "b": factors}, results)
-        low, high = found["out"][..., 0].astype(np.int64), found["out"][..., 1].astype(np.int64)
-        np.testing.assert_array_equal(low + (high << 20), numbers.sum(axis=2))
-        assert abs(low).max() <= cpu.lanes << 19
+        plan = quantised.plan_of(cpu, "totals", (samples * channels, 1, cells), channels)
+        given = {"x": x, "w": np.zeros(1), "b": factors}
+        found, flag = called(quantised, cpu, plan, given, {"out": ((channels,), np.float32)})
+        totals = np.array([sum(map(int, numbers[:, channel].flat)) for channel in range(channels)], object)
+        np.testing.assert_array_equal(found["out"], (single(totals) / factors).astype(np.float32))
+        assert flag == 0
+        given["x"] = np.full(x.shape, np.float32(3e38))
+        given["b"] = np.full(channels, 2.0**-89)
+        flag = called(quantised, cpu, plan, given, {"out": ((channels,), np.float32)})[1]
+        assert (flag != 0) == (samples * cells > 1)  # which is infinite
+
+
+@by_double
+@pytest.mark.parametrize("variant", scales.VARIANTS)
+def test_the_largest_number_of_a_group_becomes_one_of_40_bits(cpu: target.Target, variant: str) -> None:
+    random = np.random.default_rng(6)
+    dtype = np.float32 if variant == "numbers" else np.float64
+    for outer, repeats, inner, tail, copies in [
+        *((1, 1, 1, 1, 1), (3, 1, 1, 20, 1), (1, 5, 9, 1, 1), (2, 3, 4, 9, 9), (1, 1, 1, 70_000, 1), (2, 40, 3, 1, 2)),
+        (300, 1, 1, 8, 1),
+    ]:
+        groups = scales.Groups(outer, repeats, inner, tail, copies)
+        shape = (outer, repeats, inner, tail)
+        x = (random.uniform(-1, 1, shape) * 2.0 ** random.integers(-80, 90, (outer, 1, inner, 1))).astype(np.float32)
+        x[0, :, 0] = 0
+        x[-1, :, -1] = np.float32(2.0 ** int(random.integers(-86, 100)))
+        x = (x if variant == "numbers" else abs(x)).astype(dtype)
+        largest = abs(x).max(axis=(1, 3))
+        exponents = np.array([[0 if n == 0 else math.ceil(math.log2(n)) for n in row] for row in largest])
+        plan = scales.plan_of(cpu, variant, groups)
+        results: dict[str, Result] = {"out": ((outer, inner, copies), np.float64)}
+        found, flag = called(scales, cpu, plan, {"x": x}, results)
+        np.testing.assert_array_equal(found["out"], np.repeat(2.0 ** (39 - exponents)[..., None], copies, axis=2))
+        assert flag == 0
+        for bad in (np.nan, np.inf, -np.inf):
+            if variant == "numbers" or not bad < 0:
+                other = x.copy()
+                other.flat[random.integers(x.size)] = bad
+                assert called(scales, cpu, plan, {"x": other}, results)[1] != 0
+        x[-1, :, -1] = np.nextafter(dtype(2.0**-87), dtype(0))
+        assert called(scales, cpu, plan, {"x": x}, results)[1] != 0
+
+
+@by_double
+def test_results_that_may_be_subnormal_or_infinite_are_left_to_others(cpu: target.Target) -> None:
+    plan = scales.plan_of(cpu, "magnitudes", scales.Groups(3, 1, 1, 2), others=4, biases=5, terms=9)
+    results: dict[str, Result] = {"out": ((3,), np.float64)}
+
+    def flag(own: int, other: int, bias: float) -> bool:
+        x, factors, biases = np.ones((3, 2)), np.full(4, 2.0**39), np.ones(5, np.float32)
+        x[2, 1], factors[3], biases[4] = 2.0**own, 2.0 ** (39 - other), bias
+        x[2, 0] = 0
+        return called(scales, cpu, plan, {"x": x, "w": factors, "b": biases}, results)[1] != 0
+
+    # A unit of the sums is 2**(own + other - 78), and nine of them are less than 2**4.
+    assert not flag(-20, -28, 0.0)
+    assert flag(-20, -29, 0.0)
+    assert not flag(60, 62, 0.0)
+    assert flag(60, 63, 0.0)
+    for bias in (-0.0, 2.0**-100, -(2.0**-100), 2.0**126 * (1 - 2.0**-24)):
+        assert not flag(0, 0, bias)
+    for bias in (2.0**-101, 2.0**-149, -(2.0**126), math.inf, math.nan):
+        assert flag(0, 0, bias)
 
 
 def slices_of(numbers: Any) -> tuple[Any, Any]:
