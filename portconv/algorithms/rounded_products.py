@@ -1,8 +1,8 @@
 """Products of float32 arrays by kernels of this CPU, quantised, and rounded to float32 as exact sums would be.
 
-Kernels find the scales of the operands (see `kernels.scales`), quantise them, a few samples at a time, multiply them in
-float64, and round the sums while they are in the cache (see `kernels.rounded`). All is planned once for a convolution,
-and runs on addresses.
+Kernels find the scales of the operands (see `kernels.scales`), quantise them piece by piece, multiply them in float64,
+and round the sums while they are in the cache (see `kernels.rounded`). All is planned once for a convolution, and runs
+on addresses.
 """
 
 from __future__ import annotations
@@ -30,12 +30,10 @@ from ..spec.operation import Kind
 from ..spec.remembered import remembered
 from .kernel_products import Product, product_of
 from .planned_calls import Asked, call_of_magnitudes, made_ready, sizes_of
+from .rounded_pieces import WIDE, pieces_of
 
-WIDE, SINGLE = 8, 4
-"""The bytes of a number of float64, and of float32."""
-CHUNK_BYTES, OF_FILTERS = 4 << 20, 4
-"""About so many bytes are made of the samples that are multiplied at once, or so many times what filters take: each
-product prepares these anew."""
+SINGLE = 4
+"""The bytes of a number of float32."""
 MORE_ROUNDINGS = 4
 """The roundings beside those of a sum: the bound is rounded itself, and so are the ends of the range."""
 SPARE = 2
@@ -91,15 +89,6 @@ class _Scales:
         return self.scale.run((magnitudes, *others, factors), threads) != 0
 
 
-class _Chunk(NamedTuple):
-    """What is computed of some samples at once."""
-
-    quantise: call.Call
-    squares: Product | None
-    product: Product
-    round: call.Call
-
-
 @remembered()
 def rounded_product(geometry: Geometry, kind: Kind, memory: int) -> Planned | None:
     """Plan a product of operands that take at most so many bytes beside their results; None if there is none."""
@@ -107,34 +96,54 @@ def rounded_product(geometry: Geometry, kind: Kind, memory: int) -> Planned | No
     return None if planned is None or planned.memory > memory else planned
 
 
+class _Windows(NamedTuple):
+    """What computes a piece of an output, or of a gradient of an input."""
+
+    quantise: call.Call
+    squares: Product | None
+    product: Product
+    round: call.Call
+
+
+class _Filters:
+    """What scales and quantises the filters of outputs, or of gradients of inputs."""
+
+    def __init__(self, geometry: Geometry, *, of_inputs: bool) -> None:
+        groups, ins, outs = geometry.groups, geometry.group_in * geometry.taps, geometry.group_out
+        if of_inputs:  # the factor of a channel is written for each of its taps
+            variant, shape = "columns", (groups, outs, ins)
+            of_group = Groups(groups, outs, geometry.group_in, geometry.taps, geometry.taps)
+        else:
+            variant, shape, of_group = "rows", (groups * outs, 1, ins), Groups(groups * outs, 1, 1, ins)
+        self.rows = groups * (ins if of_inputs else outs)
+        """How many factors and squares there are."""
+        self.scale = made_ready(chosen_to_scale("numbers", of_group))
+        self.quantise = made_ready(chosen_to_quantise(variant, shape, groups * outs))
+
+
 def _of_windows(geometry: Geometry, kind: Kind, memory: int) -> Planned | None:
     """Plan an output, or a gradient of an input."""
-    of_inputs, groups = kind == Kind.INPUT_GRAD, geometry.groups
-    read, written = (geometry.positions, math.prod(geometry.size))[:: 1 if of_inputs else -1]
-    channels, results = geometry.out_channels, geometry.in_channels
-    if not of_inputs:
-        channels, results = results, channels
-    ins, outs, filters = geometry.group_in * geometry.taps, geometry.group_out, geometry.weights
-    shape = (groups, outs, ins) if of_inputs else (groups * outs, 1, ins)
-    of_filters = _ready(chosen_to_quantise("columns" if of_inputs else "rows", shape, groups * outs))
-    row_squares = groups * ins if of_inputs else groups * outs
-    of_sample = WIDE * (channels * read + results * written + groups * (read + written))
-    samples = _at_once(geometry.batch, of_sample, WIDE * filters)
-    whole, rest = (_windows(replace(geometry, batch=count), kind, memory) for count in _sizes(geometry.batch, samples))
-    if of_filters is None or whole is None or rest is None:
+    of_inputs, groups, batch = kind == Kind.INPUT_GRAD, geometry.groups, geometry.batch
+    cells, positions = math.prod(geometry.size), geometry.positions
+    channels, results = geometry.in_channels, geometry.out_channels
+    read, written, pieces = cells, positions, pieces_of(geometry, kind)
+    counts = [(piece.cells, piece.positions) for piece in pieces]
+    if of_inputs:
+        channels, results, read, written = results, channels, written, read
+        counts = [each[::-1] for each in counts]
+    found = [_windows(piece.geometry, kind, memory, (read, written)) for piece in pieces]
+    chunks = [(piece, each) for piece, each in zip(pieces, found, strict=True) if each is not None]
+    if len(chunks) < len(pieces):
         return None
-    # The factors of an input gradient's filters are those of each channel, for each of its taps.
-    of_group = Groups(groups, outs, geometry.group_in, geometry.taps, geometry.taps)
-    scale_filters = made_ready(chosen_to_scale("numbers", of_group if of_inputs else Groups(groups * outs, 1, 1, ins)))
-    terms, of_samples = geometry.terms(kind), Groups(geometry.batch * groups, 1, 1, channels // groups)
-    scales = _Scales((geometry.batch, channels, read), of_samples, row_squares, results, terms)
-    layout = Layout()
-    at_magnitudes, at_factors = layout.add(scales.bytes), layout.add(WIDE * geometry.batch * groups)
-    at_row_factors, at_row_squares = layout.add(WIDE * row_squares), layout.add(WIDE * row_squares)
-    at_filters = layout.add(WIDE * filters)
-    at_cells, at_squares = layout.add(WIDE * samples * channels * read), layout.add(WIDE * samples * groups * read)
-    at_windows = layout.add(WIDE * samples * groups * written * (whole.squares is not None))
-    at_sums = layout.add(WIDE * samples * results * written)
+    filters = _Filters(geometry, of_inputs=of_inputs)
+    of_samples = Groups(batch * groups, 1, 1, channels // groups)
+    scales = _Scales((batch, channels, read), of_samples, filters.rows, results, geometry.terms(kind))
+    layout, most_read, most_written = Layout(), *map(max, zip(*counts, strict=True))
+    at_magnitudes, at_factors = layout.add(scales.bytes), layout.add(WIDE * batch * groups)
+    at_row_factors, at_row_squares = layout.add(WIDE * filters.rows), layout.add(WIDE * filters.rows)
+    at_filters = layout.add(WIDE * geometry.weights)
+    at_cells, at_squares = layout.add(WIDE * channels * most_read), layout.add(WIDE * groups * most_read)
+    at_windows, at_sums = layout.add(WIDE * groups * most_written), layout.add(WIDE * results * most_written)
     ones, zeros = array("d", [1.0]) * (groups * geometry.taps), array("f", [0.0]) * results
 
     def run(places: Addresses, threads: int) -> bool:
@@ -142,35 +151,34 @@ def _of_windows(geometry: Geometry, kind: Kind, memory: int) -> Planned | None:
         biases = biases or zeros.buffer_info()[0]
         with call.spare(layout.bytes, SPARE) as spare:
             factors, of_rows, row_squares = spare + at_factors, spare + at_row_factors, spare + at_row_squares
-            if scale_filters.run((second, second, NO_BIAS, of_rows), threads):
+            if filters.scale.run((second, second, NO_BIAS, of_rows), threads):
                 return False
             if scales.fail(first, magnitudes, (of_rows, biases), (spare + at_magnitudes, factors), threads):
                 return False
-            weights, cells = spare + at_filters, spare + at_cells
-            squares, sums = spare + at_squares, spare + at_sums
-            of_filters.run((second, row_squares, of_rows, weights), threads)
-            for start in range(0, geometry.batch, samples):
-                chunk = whole if start + samples <= geometry.batch else rest
-                chunk.quantise.run((first + SINGLE * start * channels * read, squares, factors, cells), threads)
-                windows = squares
+            weights, cells, sums = spare + at_filters, spare + at_cells, spare + at_sums
+            filters.quantise.run((second, row_squares, of_rows, weights), threads)
+            for (_, sample, cell, position), chunk in chunks:
+                start, goal = (position, cell) if of_inputs else (cell, position)
+                of_sample, windows = factors + WIDE * sample * groups, spare + at_squares
+                here = first + SINGLE * (sample * channels * read + start)
+                chunk.quantise.run((here, windows, of_sample, cells), threads)
                 if chunk.squares is not None:
-                    windows = spare + at_windows
-                    chunk.squares.run((squares, ones.buffer_info()[0], NO_BIAS, windows), threads, True)
+                    of_cells, windows = windows, spare + at_windows
+                    chunk.squares.run((of_cells, ones.buffer_info()[0], NO_BIAS, windows), threads, True)
                 chunk.product.run((cells, weights, NO_BIAS, sums), threads, True)
                 # In the order of `kernels.rounded_plan.ARRAYS`.
-                record = array("q", (cells, weights, factors, of_rows, row_squares, windows, biases))
-                here = out + SINGLE * start * results * written
-                if chunk.round.run((sums, record.buffer_info()[0], NO_BIAS, here), threads):
+                record = array("q", (cells, weights, of_sample, of_rows, row_squares, windows, biases))
+                there = out + SINGLE * (sample * results * written + goal)
+                if chunk.round.run((sums, record.buffer_info()[0], NO_BIAS, there), threads):
                     return False
-                factors += WIDE * samples * groups
         return True
 
-    workspace = max(chunk.product.memory for chunk in (whole, rest))
-    return Planned(layout.bytes + workspace, run)
+    return Planned(layout.bytes + max(chunk.product.memory for _, chunk in chunks), run)
 
 
-def _windows(geometry: Geometry, kind: Kind, memory: int) -> _Chunk | None:
-    """Plan what is computed of some samples of an output or of a gradient of an input."""
+@remembered()
+def _windows(geometry: Geometry, kind: Kind, memory: int, given: tuple[int, int]) -> _Windows | None:
+    """Plan a piece; in each channel the whole arrays have so many cells that are read, and that are written."""
     of_inputs, groups = kind == Kind.INPUT_GRAD, geometry.groups
     shape = (geometry.batch * groups, geometry.group_out, geometry.positions)
     if not of_inputs:
@@ -179,19 +187,19 @@ def _windows(geometry: Geometry, kind: Kind, memory: int) -> _Chunk | None:
     one = replace(geometry, in_channels=groups, out_channels=groups)
     # All terms are positive: their plain sums have small relative errors, and those of tiles may not.
     squares = product_of(Asked(one, False, memory, kind, element="double", exact=True))
-    if product is None or squares is None:
+    if product is None or squares is None or not shape[2]:
         return None
     is_window = geometry.taps == 1 and geometry.size == geometry.out and not any((*geometry.before, *geometry.after))
     error = gamma((product.roundings or geometry.terms(kind)) + MORE_ROUNDINGS)
-    quantise = _ready(chosen_to_quantise("cells", shape, geometry.batch * groups))
-    rounding = _ready(chosen_to_round(sizes_of(geometry, "double"), error, of_inputs=of_inputs))
+    quantise = _ready(chosen_to_quantise("cells", shape, geometry.batch * groups, given[0]))
+    rounding = _ready(chosen_to_round(sizes_of(geometry, "double"), error, given[1], of_inputs=of_inputs))
     if quantise is None or rounding is None:
         return None
-    return _Chunk(quantise, None if is_window else squares, product, rounding)
+    return _Windows(quantise, None if is_window else squares, product, rounding)
 
 
 class _Correlation(NamedTuple):
-    """What is computed of some samples of a gradient of filters at once."""
+    """What computes a piece of a gradient of filters."""
 
     quantise_grads: call.Call
     quantise_cells: call.Call
@@ -200,81 +208,64 @@ class _Correlation(NamedTuple):
 
 
 def _of_filters(geometry: Geometry, memory: int) -> Planned | None:
-    """Plan a gradient of filters, of which the sums of all chunks are added up."""
-    ins, outs, weights = geometry.in_channels, geometry.out_channels, geometry.weights
-    of_grads, of_cells = outs * geometry.positions, ins * math.prod(geometry.size)
-    samples = _at_once(geometry.batch, WIDE * (of_grads + of_cells), WIDE * weights)
-    whole, rest = (_correlation(replace(geometry, batch=size), memory) for size in _sizes(geometry.batch, samples))
-    if whole is None or rest is None:
+    """Plan a gradient of filters, of which the sums of all pieces are added up."""
+    ins, outs, weights, batch = geometry.in_channels, geometry.out_channels, geometry.weights, geometry.batch
+    positions, size, pieces = geometry.positions, math.prod(geometry.size), pieces_of(geometry, Kind.WEIGHT_GRAD)
+    found = [_correlation(piece.geometry, memory, (positions, size)) for piece in pieces]
+    chunks = [(piece, each) for piece, each in zip(pieces, found, strict=True) if each is not None]
+    if len(chunks) < len(pieces):
         return None
-    stacked = -(-geometry.batch // samples)
-    error = gamma(max(whole.roundings, rest.roundings) + stacked + MORE_ROUNDINGS)
-    rounding = _ready(chosen_to_round_filters(sizes_of(geometry, "double"), error, stacked))
-    if rounding is None:
-        return None
-    of_outs, of_ins = Groups(1, geometry.batch, outs, 1), Groups(1, geometry.batch, ins, 1)
+    stacked, squares = len(pieces), sum(piece.geometry.batch for piece in pieces)
+    error = gamma(max(chunk.roundings for _, chunk in chunks) + stacked + MORE_ROUNDINGS)
+    rounding = made_ready(chosen_to_round_filters(sizes_of(geometry, "double"), error, stacked, squares))
+    scale_cells = _Scales((batch, ins, size), Groups(1, batch, ins, 1), 0, 0, 1)
     terms = geometry.terms(Kind.WEIGHT_GRAD)
-    scale_cells = _Scales((geometry.batch, ins, math.prod(geometry.size)), of_ins, 0, 0, 1)
-    scale_grads = _Scales((geometry.batch, outs, geometry.positions), of_outs, ins, 0, terms)
-    layout = Layout()
+    scale_grads = _Scales((batch, outs, positions), Groups(1, batch, outs, 1), ins, 0, terms)
+    layout, zeros = Layout(), array("f", [0.0]) * outs
     at_magnitudes = layout.add(max(scale_cells.bytes, scale_grads.bytes))
     at_of_grads, at_of_cells = layout.add(WIDE * outs), layout.add(WIDE * ins)
-    at_grads, at_cells = layout.add(WIDE * samples * of_grads), layout.add(WIDE * samples * of_cells)
-    at_rows, at_columns = layout.add(WIDE * geometry.batch * outs), layout.add(WIDE * geometry.batch * ins)
+    at_grads = layout.add(WIDE * outs * max(piece.positions for piece in pieces))
+    at_cells = layout.add(WIDE * ins * max(piece.cells for piece in pieces))
+    at_rows, at_columns = layout.add(WIDE * squares * outs), layout.add(WIDE * squares * ins)
     at_sums = layout.add(WIDE * stacked * weights)
-    zeros = array("f", [0.0]) * outs
 
     def run(places: Addresses, threads: int) -> bool:
         first, second, _, first_magnitudes, second_magnitudes, out = places
-        biases = zeros.buffer_info()[0]
         with call.spare(layout.bytes, SPARE) as spare:
-            magnitudes, row_factors, column_factors = spare + at_magnitudes, spare + at_of_grads, spare + at_of_cells
-            found = magnitudes, column_factors
+            of_grads, of_cells, sums = spare + at_of_grads, spare + at_of_cells, spare + at_sums
+            found = spare + at_magnitudes, of_cells
             if scale_cells.fail(second, second_magnitudes, (NO_BIAS, NO_BIAS), found, threads):
                 return False
-            found = magnitudes, row_factors
-            if scale_grads.fail(first, first_magnitudes, (column_factors, NO_BIAS), found, threads):
+            found = spare + at_magnitudes, of_grads
+            if scale_grads.fail(first, first_magnitudes, (of_cells, NO_BIAS), found, threads):
                 return False
-            grads, cells, sums = spare + at_grads, spare + at_cells, spare + at_sums
-            rows, columns = spare + at_rows, spare + at_columns
-            for number, start in enumerate(range(0, geometry.batch, samples)):
-                chunk = whole if start + samples <= geometry.batch else rest
-                here = first + SINGLE * start * of_grads, rows + WIDE * start * outs, row_factors, grads
-                chunk.quantise_grads.run(here, threads)
-                there = second + SINGLE * start * of_cells, columns + WIDE * start * ins, column_factors, cells
-                chunk.quantise_cells.run(there, threads)
+            grads, cells, rows, columns = spare + at_grads, spare + at_cells, spare + at_rows, spare + at_columns
+            for (part, sample, cell, position), chunk in chunks:
+                here = first + SINGLE * (sample * outs * positions + position)
+                chunk.quantise_grads.run((here, rows, of_grads, grads), threads)
+                there = second + SINGLE * (sample * ins * size + cell)
+                chunk.quantise_cells.run((there, columns, of_cells, cells), threads)
                 # Kernels take the input first.
-                chunk.product.run((cells, grads, NO_BIAS, sums + WIDE * number * weights), threads, True)
-            record = array("q", (first, second, row_factors, column_factors, rows, columns, biases))
-            return not rounding.run((sums, record.buffer_info()[0], NO_BIAS, out), threads)
+                chunk.product.run((cells, grads, NO_BIAS, sums), threads, True)
+                rows, columns = rows + WIDE * part.batch * outs, columns + WIDE * part.batch * ins
+                sums += WIDE * weights
+            of_all = spare + at_rows, spare + at_columns, zeros.buffer_info()[0]
+            record = array("q", (first, second, of_grads, of_cells, *of_all))
+            return not rounding.run((spare + at_sums, record.buffer_info()[0], NO_BIAS, out), threads)
 
-    return Planned(layout.bytes + max(whole.product.memory, rest.product.memory), run)
+    return Planned(layout.bytes + max(chunk.product.memory for _, chunk in chunks), run)
 
 
-def _correlation(geometry: Geometry, memory: int) -> _Correlation | None:
-    """Plan what is computed of some samples of a gradient of filters."""
+@remembered()
+def _correlation(geometry: Geometry, memory: int, given: tuple[int, int]) -> _Correlation | None:
+    """Plan a piece; in each channel the whole arrays have so many positions and cells."""
     ins, outs, count = geometry.in_channels, geometry.out_channels, geometry.batch
     product = product_of(Asked(geometry, False, memory, Kind.WEIGHT_GRAD, element="double"))
-    grads = _ready(chosen_to_quantise("rows", (count * outs, 1, geometry.positions), outs))
-    cells = _ready(chosen_to_quantise("rows", (count * ins, 1, math.prod(geometry.size)), ins))
-    if product is None or grads is None or cells is None:
+    grads = _ready(chosen_to_quantise("rows", (count * outs, 1, geometry.positions), outs, given[0]))
+    cells = _ready(chosen_to_quantise("rows", (count * ins, 1, math.prod(geometry.size)), ins, given[1]))
+    if product is None or grads is None or cells is None or 0 in geometry.size:
         return None
     return _Correlation(grads, cells, product, product.roundings or geometry.terms(Kind.WEIGHT_GRAD))
-
-
-def _at_once(batch: int, of_sample: int, of_filters: int) -> int:
-    """Return how many samples are multiplied at once: nearly as many each time."""
-    most = max(1, max(CHUNK_BYTES, OF_FILTERS * of_filters) // of_sample)
-    return -(-batch // -(-batch // most))
-
-
-def _sizes(batch: int, samples: int) -> tuple[int, int]:
-    """Return how many samples all products have but the last, and how many that has."""
-    return samples, batch % samples or samples
-
-
-def _ready(found: Chosen | None) -> call.Call | None:
-    return None if found is None else made_ready(found)
 
 
 @remembered()
@@ -297,3 +288,7 @@ def rounded_totals(samples: int, channels: int, cells: int) -> Callable[[Sequenc
             return not add_up.run((cells, cells, factors, out), threads)
 
     return run
+
+
+def _ready(found: Chosen | None) -> call.Call | None:
+    return None if found is None else made_ready(found)

@@ -125,21 +125,24 @@ def chosen_to_scale(variant: str, groups: Groups, others: int = 0, biases: int =
     return best(_found({"scales": plan}, "double"), 0)
 
 
-def chosen_to_quantise(variant: str, shape: tuple[int, int, int], period: int) -> Chosen | None:
-    """Plan to quantise groups of channels of cells, of float32."""
-    plan = quantised.plan_of(state.here().of("double"), variant, shape, period)
+def chosen_to_quantise(variant: str, shape: tuple[int, int, int], period: int, given: int = 0) -> Chosen | None:
+    """Plan to quantise groups of channels of cells, or of some of `given` cells, of float32."""
+    plan = quantised.plan_of(state.here().of("double"), variant, shape, period, given)
     return best(_found({"quantised": plan}, "double"), 0)
 
 
-def chosen_to_round(sizes: Sizes, error: float, *, of_inputs: bool) -> Chosen | None:
-    """Plan to round outputs or gradients of inputs, whose relative error is this one at most."""
-    plan = rounded.plan_of_windows(state.here().of("double"), sizes, error, of_inputs=of_inputs)
+def chosen_to_round(sizes: Sizes, error: float, written: int, *, of_inputs: bool) -> Chosen | None:
+    """Plan to round outputs or gradients of inputs, whose relative error is this one at most.
+
+    They may be some of the `written` cells of a channel.
+    """
+    plan = rounded.plan_of_windows(state.here().of("double"), sizes, error, of_inputs=of_inputs, written=written)
     return best(_found({"rounded": plan}, "double"), 0)
 
 
-def chosen_to_round_filters(sizes: Sizes, error: float, stacked: int) -> Chosen | None:
-    """Plan to round gradients of filters, of which so many sums are added up."""
-    plan = rounded.plan_of_filters(state.here().of("double"), sizes, error, stacked)
+def chosen_to_round_filters(sizes: Sizes, error: float, stacked: int, squares: int) -> Chosen | None:
+    """Plan to round gradients of filters, of which so many sums are added up, and so many sums of squares."""
+    plan = rounded.plan_of_filters(state.here().of("double"), sizes, error, stacked, squares)
     return best(_found({"rounded": plan}, "double"), 0)
 
 

@@ -27,14 +27,17 @@ VECTORS_OF_RUN = 1 << 12
 CYCLES_OF_VECTOR, CYCLES_OF_ROW = 6.0, 30.0
 """About how many vectors are multiplied in the time that a vector and a row take."""
 
-PLAN = Record(*PLAN_HEAD, "groups", "channels", "cells", "groups_of_share", "cell_blocks", "cells_of_share", "period")
-"""The plan in memory: so many groups, in all samples, of so many channels."""
+PLAN = Record(
+    *(*PLAN_HEAD, "groups", "channels", "cells", "groups_of_share", "cell_blocks", "cells_of_share", "period", "given"),
+)
+"""The plan in memory: so many groups, in all samples, of so many channels. The array that is read has `given` cells from
+one channel to the next."""
 
 
-def plan_of(target: Target, variant: str, shape: tuple[int, int, int], period: int) -> Planned:
+def plan_of(target: Target, variant: str, shape: tuple[int, int, int], period: int, given: int = 0) -> Planned:
     """Plan to quantise so many groups of so many channels of so many cells.
 
-    To "totals" all samples of a channel are one group.
+    To "totals" all samples of a channel are one group. Cells may be some of those of a channel, which has `given` ones.
     """
     groups, channels, cells = shape
     if variant == "totals":
@@ -46,7 +49,7 @@ def plan_of(target: Target, variant: str, shape: tuple[int, int, int], period: i
     values = PLAN.packed(
         **{"phases": 1, "shares_first": 0, "shares_last": shares, "groups": groups, "channels": channels},
         **{"cells": cells, "groups_of_share": groups_of_share},
-        **{"cell_blocks": cell_blocks, "cells_of_share": cells_of_share, "period": max(1, period)},
+        **{"cell_blocks": cell_blocks, "cells_of_share": cells_of_share, "period": max(1, period), "given": given or cells},
     )
     rows = groups * channels * cell_blocks
     cycles = rows * (ceiling(cells_of_share, target.lanes) * CYCLES_OF_VECTOR + CYCLES_OF_ROW)
@@ -71,9 +74,10 @@ def module(target: Target, variant: str) -> Module:
         of_row.set(code.zeros)
         with code.loop(cell, last, lanes) as at:
             mask, place = code.lanes_between(None, last - at), row * plan.cells + at
+            here = numbers + (row * plan.given + at)
             own: Pointer = squares + (group * plan.cells + at)
             scale = code.load(factors + (group * plan.cells + at), mask) if variant == "columns" else factor
-            value = whole(code, load_single(code, numbers + place, mask) * scale)
+            value = whole(code, load_single(code, here, mask) * scale)
             code.store(value, out + place, mask)
             if variant == "rows":
                 of_row.set(code.fma(value, value, of_row.get()))

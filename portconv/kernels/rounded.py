@@ -70,7 +70,7 @@ class _Share:
         with code.loop(self.first, self.last) as column:
             channel = self.group * plan.terms + column // plan.tap_count
             own = squares + channel
-            self.norms[column - self.first] = self.norm(own, plan.samples, plan.groups * plan.terms)
+            self.norms[column - self.first] = self.norm(own, plan.row_squares, plan.groups * plan.terms)
             self.scales[column - self.first] = quotient(code, scalar(code, 1.0), factors[channel])
 
     def norm(self, squares: Pointer, count: Int, step: Int) -> Vector:
@@ -94,7 +94,7 @@ class _Share:
         bias: Vector = arrays.pointer("biases", "float")[of_group]
         bias = bias + Vector(code, "float", "0.0")  # which makes -0 to +0
         scales, added = code.splat(scale), single_splat(code, bias)
-        out = self.out.of("float") + place * plan.columns
+        out = self.out.of("float") + place * plan.written
         with code.loop(self.first, self.last, self.target.lanes) as at:
             mask, near = code.lanes_between(None, self.last - at), at - self.first
             here = self.sums + (place * plan.columns + at)

@@ -1,0 +1,73 @@
+"""How reproducible products are cut, so that what is made of an operand stays in the cache until it is used."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import NamedTuple
+
+from ..kernels.sizes import ceiling
+from ..passes.part import whole, with_cells, with_outputs
+from ..spec.geometry import Geometry
+from ..spec.operation import Kind
+from ..spec.ranges import pieces
+
+WIDE = 8
+"""The bytes of a number of float64."""
+CHUNK_BYTES, OF_FILTERS = 4 << 20, 4
+"""About so many bytes are made of what is multiplied at once, or so many times what filters take: each product prepares
+these anew."""
+MOST_OF_SAMPLE = 2
+"""A sample that takes more than so many times as much is cut into rows."""
+
+
+class Piece(NamedTuple):
+    """A convolution of some samples, or of some rows of one sample.
+
+    Attributes
+    ----------
+    geometry : Geometry
+    sample : int
+        The first sample.
+    cell, position : int
+        The first cell of each channel of the input, and the first position of each channel of the output.
+    """
+
+    geometry: Geometry
+    sample: int
+    cell: int = 0
+    position: int = 0
+
+    @property
+    def cells(self) -> int:
+        """The cells of all samples in each channel of the input."""
+        return self.geometry.batch * math.prod(self.geometry.size)
+
+    @property
+    def positions(self) -> int:
+        """The positions of all samples in each channel of the output."""
+        return self.geometry.batch * self.geometry.positions
+
+
+def pieces_of(geometry: Geometry, kind: Kind) -> list[Piece]:
+    """Cut a product into pieces of some samples, or of some rows of one, of about `CHUNK_BYTES`."""
+    of_inputs, one = kind == Kind.INPUT_GRAD, replace(geometry, batch=1)
+    channels = WIDE * (geometry.in_channels + geometry.groups), WIDE * (geometry.out_channels + geometry.groups)
+    of_sample = channels[0] * math.prod(geometry.size) + channels[1] * geometry.positions
+    most = max(CHUNK_BYTES, OF_FILTERS * WIDE * geometry.weights)
+    lines = (geometry.size if of_inputs else geometry.out)[0]
+    # Each piece reads what its windows have in common with those of others once more.
+    extent, stride = geometry.extent[0], geometry.stride[0]
+    at_once = max(2 * (extent if of_inputs else ceiling(extent, stride)), lines * most // of_sample)
+    if of_sample <= MOST_OF_SAMPLE * most or 2 * at_once > lines:
+        samples = ceiling(geometry.batch, ceiling(geometry.batch, max(1, most // of_sample)))
+        starts = range(0, geometry.batch, samples)
+        return [Piece(replace(geometry, batch=min(samples, geometry.batch - at)), at) for at in starts]
+    with_rows = with_cells if of_inputs else with_outputs
+    parts = [with_rows(whole(one), 0, rows) for rows in pieces(lines, at_once)]
+    row, line = math.prod(geometry.size[1:]), math.prod(geometry.out[1:])
+    return [
+        Piece(part.geometry, sample, part.of_x[2].start * row, part.of_out[2].start * line)
+        for sample in range(geometry.batch)
+        for part in parts
+    ]
