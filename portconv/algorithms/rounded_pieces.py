@@ -10,13 +10,14 @@ from ..kernels.sizes import ceiling
 from ..passes.part import whole, with_cells, with_outputs
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind
-from ..spec.ranges import pieces
 
 WIDE = 8
 """The bytes of a number of float64."""
-CHUNK_BYTES, OF_FILTERS = 4 << 20, 4
+CHUNK_BYTES, OF_FILTERS = 2 << 20, 4
 """About so many bytes are made of what is multiplied at once, or so many times what filters take: each product prepares
 these anew."""
+WINDOWS = 2
+"""A piece has the rows of so many windows at least: it reads again what its windows have in common with others."""
 MOST_OF_SAMPLE = 2
 """A sample that takes more than so many times as much is cut into rows."""
 
@@ -49,22 +50,22 @@ class Piece(NamedTuple):
         return self.geometry.batch * self.geometry.positions
 
 
-def pieces_of(geometry: Geometry, kind: Kind) -> list[Piece]:
-    """Cut a product into pieces of some samples, or of some rows of one, of about `CHUNK_BYTES`."""
+def pieces_of(geometry: Geometry, kind: Kind, *, cuts: bool) -> list[Piece]:
+    """Cut a product into pieces of some samples, or if it `cuts` these, of some rows, of about `CHUNK_BYTES`."""
     of_inputs, one = kind == Kind.INPUT_GRAD, replace(geometry, batch=1)
     channels = WIDE * (geometry.in_channels + geometry.groups), WIDE * (geometry.out_channels + geometry.groups)
     of_sample = channels[0] * math.prod(geometry.size) + channels[1] * geometry.positions
     most = max(CHUNK_BYTES, OF_FILTERS * WIDE * geometry.weights)
     lines = (geometry.size if of_inputs else geometry.out)[0]
-    # Each piece reads what its windows have in common with those of others once more.
     extent, stride = geometry.extent[0], geometry.stride[0]
-    at_once = max(2 * (extent if of_inputs else ceiling(extent, stride)), lines * most // of_sample)
-    if of_sample <= MOST_OF_SAMPLE * most or 2 * at_once > lines:
+    at_once = max(1, WINDOWS * (extent if of_inputs else ceiling(extent, stride)), lines * most // of_sample)
+    if not cuts or of_sample <= MOST_OF_SAMPLE * most or 2 * at_once > lines:
         samples = ceiling(geometry.batch, ceiling(geometry.batch, max(1, most // of_sample)))
         starts = range(0, geometry.batch, samples)
         return [Piece(replace(geometry, batch=min(samples, geometry.batch - at)), at) for at in starts]
-    with_rows = with_cells if of_inputs else with_outputs
-    parts = [with_rows(whole(one), 0, rows) for rows in pieces(lines, at_once)]
+    with_rows, unit = (with_cells, stride) if of_inputs else (with_outputs, 1)
+    length = ceiling(ceiling(lines, ceiling(lines, at_once)), unit) * unit
+    parts = [with_rows(whole(one), 0, (at, min(at + length, lines))) for at in range(0, lines, length)]
     row, line = math.prod(geometry.size[1:]), math.prod(geometry.out[1:])
     return [
         Piece(part.geometry, sample, part.of_x[2].start * row, part.of_out[2].start * line)

@@ -30,7 +30,7 @@ from ..spec.operation import Kind
 from ..spec.remembered import remembered
 from .kernel_products import Product, product_of
 from .planned_calls import Asked, call_of_magnitudes, made_ready, sizes_of
-from .rounded_pieces import WIDE, pieces_of
+from .rounded_pieces import WIDE, Piece, pieces_of
 
 SINGLE = 4
 """The bytes of a number of float32."""
@@ -92,8 +92,13 @@ class _Scales:
 @remembered()
 def rounded_product(geometry: Geometry, kind: Kind, memory: int) -> Planned | None:
     """Plan a product of operands that take at most so many bytes beside their results; None if there is none."""
-    planned = _of_filters(geometry, memory) if kind == Kind.WEIGHT_GRAD else _of_windows(geometry, kind, memory)
-    return None if planned is None or planned.memory > memory else planned
+    for cuts in (True, False):  # not every convolution of some rows has a plan
+        pieces = pieces_of(geometry, kind, cuts=cuts)
+        plan = _of_filters if kind == Kind.WEIGHT_GRAD else _of_windows
+        planned = plan(geometry, kind, memory, pieces)
+        if planned is not None and planned.memory <= memory:
+            return planned
+    return None
 
 
 class _Windows(NamedTuple):
@@ -121,12 +126,12 @@ class _Filters:
         self.quantise = made_ready(chosen_to_quantise(variant, shape, groups * outs))
 
 
-def _of_windows(geometry: Geometry, kind: Kind, memory: int) -> Planned | None:
+def _of_windows(geometry: Geometry, kind: Kind, memory: int, pieces: list[Piece]) -> Planned | None:
     """Plan an output, or a gradient of an input."""
     of_inputs, groups, batch = kind == Kind.INPUT_GRAD, geometry.groups, geometry.batch
     cells, positions = math.prod(geometry.size), geometry.positions
     channels, results = geometry.in_channels, geometry.out_channels
-    read, written, pieces = cells, positions, pieces_of(geometry, kind)
+    read, written = cells, positions
     counts = [(piece.cells, piece.positions) for piece in pieces]
     if of_inputs:
         channels, results, read, written = results, channels, written, read
@@ -207,10 +212,10 @@ class _Correlation(NamedTuple):
     roundings: int
 
 
-def _of_filters(geometry: Geometry, memory: int) -> Planned | None:
+def _of_filters(geometry: Geometry, kind: Kind, memory: int, pieces: list[Piece]) -> Planned | None:
     """Plan a gradient of filters, of which the sums of all pieces are added up."""
     ins, outs, weights, batch = geometry.in_channels, geometry.out_channels, geometry.weights, geometry.batch
-    positions, size, pieces = geometry.positions, math.prod(geometry.size), pieces_of(geometry, Kind.WEIGHT_GRAD)
+    positions, size = geometry.positions, math.prod(geometry.size)
     found = [_correlation(piece.geometry, memory, (positions, size)) for piece in pieces]
     chunks = [(piece, each) for piece, each in zip(pieces, found, strict=True) if each is not None]
     if len(chunks) < len(pieces):
@@ -219,8 +224,7 @@ def _of_filters(geometry: Geometry, memory: int) -> Planned | None:
     error = gamma(max(chunk.roundings for _, chunk in chunks) + stacked + MORE_ROUNDINGS)
     rounding = made_ready(chosen_to_round_filters(sizes_of(geometry, "double"), error, stacked, squares))
     scale_cells = _Scales((batch, ins, size), Groups(1, batch, ins, 1), 0, 0, 1)
-    terms = geometry.terms(Kind.WEIGHT_GRAD)
-    scale_grads = _Scales((batch, outs, positions), Groups(1, batch, outs, 1), ins, 0, terms)
+    scale_grads = _Scales((batch, outs, positions), Groups(1, batch, outs, 1), ins, 0, geometry.terms(kind))
     layout, zeros = Layout(), array("f", [0.0]) * outs
     at_magnitudes = layout.add(max(scale_cells.bytes, scale_grads.bytes))
     at_of_grads, at_of_cells = layout.add(WIDE * outs), layout.add(WIDE * ins)

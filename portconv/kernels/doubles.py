@@ -30,8 +30,11 @@ def gather_single(code: Function, place: Pointer, step: Int, mask: Flag) -> Vect
     return widened(code, Vector(code, type, code.assign(loaded)))
 
 
-def store_single(code: Function, value: Vector, place: Pointer, mask: Flag) -> None:
-    """Store numbers of float32 but for those that the mask leaves out."""
+def store_single(code: Function, value: Vector, place: Pointer, mask: Flag | None) -> None:
+    """Store numbers of float32 but for those that a mask leaves out."""
+    if mask is None:
+        code.add(f"store {value.typed}, ptr {place}, align 4")
+        return
     name = f"masked.store.v{code.lanes}f32.p0"
     code.declared.add(f"declare void @llvm.{name}({value.type}, ptr, i32, {code.mask_type})")
     code.add(f"call void @llvm.{name}({value.typed}, ptr {place}, i32 4, {mask.typed})")
@@ -65,9 +68,10 @@ def single_splat(code: Function, number: Vector) -> Vector:
     return Vector(code, f"<{code.lanes} x float>", name)
 
 
-def differing(code: Function, a: Vector, b: Vector, mask: Flag) -> Int:
+def differing(code: Function, a: Vector, b: Vector, mask: Flag | None) -> Int:
     """Return an integer whose bits say which lanes of two vectors, of those of a mask, differ."""
-    flags = mask & Flag(code, code.mask_type, code.assign(f"fcmp une {a.typed}, {b}"))
+    flags = Flag(code, code.mask_type, code.assign(f"fcmp une {a.typed}, {b}"))
+    flags = flags if mask is None else flags & mask
     bits = code.assign(f"bitcast {code.mask_type} {flags} to i{code.lanes}")
     return Int(code, "i64", code.assign(f"zext i{code.lanes} {bits} to i64"))
 
@@ -75,12 +79,23 @@ def differing(code: Function, a: Vector, b: Vector, mask: Flag) -> Int:
 def larger(code: Function, a: Vector, b: Vector) -> Vector:
     """Return the larger one of two numbers in each lane, and the second one where either is a nan."""
     flags = code.assign(f"fcmp ogt {a.typed}, {b}")
-    return code.select(Flag(code, code.mask_type, flags), a, b)  # type: ignore[no-any-return]
+    type = code.mask_type if a.type == code.vector_type else "i1"
+    return code.select(Flag(code, type, flags), a, b)  # type: ignore[no-any-return]
 
 
 def magnitude(code: Function, value: Vector) -> Vector:
     """Return magnitudes."""
     return _plain(code, "fabs", value)
+
+
+def smaller(code: Function, a: Vector, b: Vector) -> Vector:
+    """Return the smaller one of two numbers, and the second one where either is a nan."""
+    return code.select(Flag(code, "i1", code.assign(f"fcmp olt {a.typed}, {b}")), a, b)  # type: ignore[no-any-return]
+
+
+def as_number(code: Function, integer: Int) -> Vector:
+    """Return an integer as a number of float64."""
+    return Vector(code, "double", code.assign(f"sitofp i64 {integer} to double"))
 
 
 def largest_lane(code: Function, value: Vector) -> Vector:

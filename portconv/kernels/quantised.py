@@ -30,8 +30,8 @@ CYCLES_OF_VECTOR, CYCLES_OF_ROW = 6.0, 30.0
 PLAN = Record(
     *(*PLAN_HEAD, "groups", "channels", "cells", "groups_of_share", "cell_blocks", "cells_of_share", "period", "given"),
 )
-"""The plan in memory: so many groups, in all samples, of so many channels. The array that is read has `given` cells from
-one channel to the next."""
+"""The plan in memory: so many groups, in all samples, of so many channels. In the array that is read a channel has
+`given` cells."""
 
 
 def plan_of(target: Target, variant: str, shape: tuple[int, int, int], period: int, given: int = 0) -> Planned:
@@ -49,7 +49,12 @@ def plan_of(target: Target, variant: str, shape: tuple[int, int, int], period: i
     values = PLAN.packed(
         **{"phases": 1, "shares_first": 0, "shares_last": shares, "groups": groups, "channels": channels},
         **{"cells": cells, "groups_of_share": groups_of_share},
-        **{"cell_blocks": cell_blocks, "cells_of_share": cells_of_share, "period": max(1, period), "given": given or cells},
+        **{
+            "cell_blocks": cell_blocks,
+            "cells_of_share": cells_of_share,
+            "period": max(1, period),
+            "given": given or cells,
+        },
     )
     rows = groups * channels * cell_blocks
     cycles = rows * (ceiling(cells_of_share, target.lanes) * CYCLES_OF_VECTOR + CYCLES_OF_ROW)

@@ -50,7 +50,7 @@ PLAN = Record(
         "relative_error",
         "undecided",
     ),
-    *("row_step", "row_squares", "square_step"),
+    *("row_step", "row_squares", "square_step", "row_met"),
     *("dims", "tap_count", "terms", "channel_cells", "term_step", "filter_step", "group_step"),
     *("samples", "lines", "line", "line_step", "in_sample", "out_sample", "ends"),
     *LISTS,
@@ -58,8 +58,8 @@ PLAN = Record(
 """The plan in memory. A row of results has `written` columns, of which `columns` are computed. `stacked` arrays of
 sums, `apart` from one another, are added up. So many sums of a share may be `undecided`. `relative_error` has the
 bits of a float64: how far a sum is from the exact one in parts of the product of two norms. A row has a factor, and
-`row_squares` sums of squares, every `square_step` numbers, from `row_step` numbers after those of the row before.
-What follows says where the terms of one sum are."""
+`row_squares` sums of squares, every `square_step` numbers, from `row_step` numbers after those of the row before. No
+more than `row_met` of them meet in one sum. What follows says where the terms of one sum are."""
 
 EXACT = (
     *(Argument("plan", "*i64"), Argument("arrays", "*i64"), Argument("value", NUMBERS), Argument("met", "*i64")),
@@ -69,9 +69,7 @@ EXACT = (
 is memory for two numbers a tap."""
 
 
-def plan_of_windows(
-    target: Target, sizes: Sizes, error: float, *, of_inputs: bool, written: int = 0
-) -> Planned | None:
+def plan_of_windows(target: Target, sizes: Sizes, error: float, *, of_inputs: bool, written: int = 0) -> Planned | None:
     """Plan to round outputs, or gradients of inputs, whose terms are then the filters of a group.
 
     `error` is the largest relative error of a sum. The results may be some of the `written` cells of a channel.
@@ -98,7 +96,7 @@ def plan_of_windows(
         **{"dims": len(read), "tap_count": taps, "terms": terms, "channel_cells": math.prod(read)},
         **{"term_step": term_step, "filter_step": filter_step, "group_step": outs * ins * taps},
         **{"row_step": taps if of_inputs else 1, "row_squares": taps if of_inputs else 1, "square_step": 1},
-        **{"written": written or columns},
+        **{"written": written or columns, "row_met": _met(sizes) if of_inputs else 1},
     }
     return _planned(target, "windows", (sizes.batch, sizes.groups, rows, columns), where | _bits(error), lists)
 
@@ -125,7 +123,7 @@ def plan_of_filters(target: Target, sizes: Sizes, error: float, stacked: int, sq
         **{"line_step": sizes.stride[last], "in_sample": sizes.in_channels * sizes.cells},
         **{"out_sample": sizes.out_channels * sizes.positions},
         **{"row_step": 1, "row_squares": squares, "square_step": sizes.out_channels},
-        **{"written": columns},
+        **{"written": columns, "row_met": squares},
     }
     return _planned(target, "filters", (1, sizes.groups, sizes.filters, columns), where | _bits(error), lists, stacked)
 
@@ -165,6 +163,12 @@ def _firsts(sizes: Sizes) -> list[list[int]]:
     """Return, for each dimension, the cell that the first window reads through each tap."""
     edges = zip(sizes.kernel, sizes.dilation, sizes.before, strict=True)
     return [[tap * step - before for tap in range(count)] for count, step, before in edges]
+
+
+def _met(sizes: Sizes) -> int:
+    """Return how many taps of a filter meet a cell of the input at most."""
+    steps = zip(sizes.kernel, sizes.stride, sizes.dilation, strict=True)
+    return math.prod(ceiling(count, step // math.gcd(step, spacing)) for count, step, spacing in steps)
 
 
 def _strides(sizes: tuple[int, ...]) -> array[int]:

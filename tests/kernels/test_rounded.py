@@ -109,12 +109,16 @@ def test_numbers_are_quantised(cpu: target.Target, variant: str) -> None:
         factors = 2.0 ** random.integers(39, 42, (groups, cells) if of_cells else (period,))
         scales = factors[:, None, :] if of_cells else factors[np.arange(groups) % period][:, None, None]
         numbers = np.round(x * scales)
-        plan = quantised.plan_of(cpu, variant, shape, int(period))
+        skipped = int(random.integers(3))
+        plan = quantised.plan_of(cpu, variant, shape, int(period), cells + skipped)
         results: dict[str, Result] = {
             "w": ((groups,) if variant == "rows" else (groups, cells), np.float64),
             "out": (shape, np.float64),
         }
-        found, flag = called(quantised, cpu, plan, {"x": x, "b": factors}, results)
+        given = np.full((groups * channels, cells + skipped), np.nan, np.float32)
+        given[:, :cells] = x.reshape(-1, cells)
+        read = given.reshape(-1)[: given.size - skipped]
+        found, flag = called(quantised, cpu, plan, {"x": read, "b": factors}, results)
         assert flag == 0
         np.testing.assert_array_equal(found["out"], numbers)
         squares = (numbers**2).sum(axis=(1, 2) if variant == "rows" else 1)
@@ -238,6 +242,12 @@ def some_sizes(random: np.random.Generator) -> Sizes:
     return sizes._replace(element="double")
 
 
+def met(sizes: Sizes) -> int:
+    """Return how many taps meet in a cell of the input at most: those that lie a whole number of strides apart."""
+    lines = zip(sizes.kernel, sizes.stride, sizes.dilation, strict=True)
+    return math.prod(sum(tap * spacing % step == 0 for tap in range(count)) for count, step, spacing in lines)
+
+
 MODES = pytest.mark.parametrize("mode", ["all", "none", "some"])
 """Which sums are undecided: all where their error may be infinite, and none where it is 0."""
 
@@ -279,7 +289,8 @@ def test_sums_of_windows_are_rounded(
         windows = windows.reshape(sizes.batch, groups, -1, math.prod(written))[:, :, 0]
         by_filter = filters.reshape(groups, outs, ins * taps) ** 2
         row_squares = by_filter.sum(axis=1) if of_inputs else by_filter.sum(axis=2)
-        of_row = row_squares.reshape(groups, -1, taps).sum(axis=2) if of_inputs else row_squares
+        of_taps = row_squares.reshape(groups, -1, taps if of_inputs else 1)
+        of_row = np.minimum(of_taps.sum(axis=2), met(sizes) * of_taps.max(axis=2)) if of_inputs else row_squares
         norms = np.sqrt(windows)[:, :, None, :] * np.sqrt(of_row)[None, :, :, None]
         sums, error = disturbed(random, mode, totals, norms)
         first_factors = 2.0 ** random.integers(20, 60, (sizes.batch, groups))
@@ -287,16 +298,20 @@ def test_sums_of_windows_are_rounded(
         biases = random.standard_normal((groups, results // groups)).astype(np.float32)
         scale = 1 / (first_factors[:, :, None] * second_factors)
         expected = (single(totals) * scale[..., None]).astype(np.float32) + biases[None, :, :, None]
-        plan = rounded_plan.plan_of_windows(cpu, sizes, error, of_inputs=of_inputs)
+        width = totals.shape[-1] + int(random.integers(3))
+        plan = rounded_plan.plan_of_windows(cpu, sizes, error, of_inputs=of_inputs, written=width)
         assert plan is not None
         given = {
             **{"x": sums, "first": cells, "second": filters, "first_factors": first_factors},
             "second_factors": np.repeat(second_factors, taps, axis=1) if of_inputs else second_factors,
             **{"row_squares": row_squares, "column_squares": windows, "biases": biases},
         }
-        found, flag = called(rounded, cpu, plan, given, {"out": (totals.shape, np.float32)})
+        count = totals.size // totals.shape[-1]
+        found, flag = called(rounded, cpu, plan, given, {"out": ((count, width), np.float32)})
         assert flag == 0
-        np.testing.assert_array_equal(found["out"], expected, err_msg=str(sizes))
+        own = found["out"][:, : totals.shape[-1]].reshape(totals.shape)
+        np.testing.assert_array_equal(own, expected, err_msg=str(sizes))
+        assert np.isnan(found["out"][:, totals.shape[-1] :]).all()
 
 
 @by_double
@@ -332,7 +347,7 @@ def test_sums_of_filters_are_rounded(cpu: target.Target, mode: str, monkeypatch:
             **{"row_squares": squares[0], "column_squares": squares[1]},
             "biases": np.zeros(sizes.out_channels, np.float32),
         }
-        plan = rounded_plan.plan_of_filters(cpu, sizes, error, stacked)
+        plan = rounded_plan.plan_of_filters(cpu, sizes, error, stacked, sizes.batch)
         found, flag = called(rounded, cpu, plan, given, {"out": (totals.shape, np.float32)})
         assert flag == 0
         np.testing.assert_array_equal(found["out"], expected, err_msg=str(sizes))
