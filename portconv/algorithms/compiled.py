@@ -111,12 +111,15 @@ class Compiled(Algorithm):
     def channel_sums(self, backend: Backend, cells: Array) -> Callable[[Array], Array | None] | None:
         if not backend.has_addresses or backend.dtype_name(cells.dtype) not in ELEMENTS or 0 in cells.shape:
             return None
-        if backend.device_kind(cells) or not backend.lies_in_a_row(cells) or state.fault() is not None:
+        if backend.device_kind(cells) or state.fault() is not None:
+            return None
+        is_last = not backend.lies_in_a_row(cells)
+        if is_last and not backend.lies_in_a_row(_channels_last(backend, cells)):
             return None
         samples, channels, *sizes = map(int, cells.shape)
         try:
             element = ELEMENTS[backend.dtype_name(cells.dtype)]
-            ready = call_of_sums(samples, channels, math.prod(sizes), element)
+            ready = call_of_sums(samples, channels, math.prod(sizes), element, last=is_last)
         except call.KernelError:
             return None
 

@@ -10,6 +10,7 @@ from ..kernels.choice import (
     Chosen,
     best,
     chosen_for_last,
+    chosen_for_last_inputs,
     chosen_for_last_weights,
     chosen_for_magnitudes,
     chosen_for_mirrored,
@@ -112,7 +113,9 @@ def planned_last(asked: Asked) -> Chosen | None:
         return chosen_for_last_weights(sizes_of(geometry, asked.element))
     if kind == Kind.FORWARD:
         return chosen_for_last(sizes_of(geometry, asked.element), has_bias=asked.has_bias, flipped=False)
-    if not geometry.dense or geometry.group_in != 1:
+    if not geometry.dense:
+        return chosen_for_last_inputs(sizes_of(geometry, asked.element))
+    if geometry.group_in != 1:
         return None
     return chosen_for_last(sizes_of(geometry.mirrored, asked.element), has_bias=False, flipped=True)
 
@@ -136,9 +139,9 @@ def turn_of(count: int, rows: int, columns: int, element: str) -> call.Call:
 
 
 @remembered()
-def call_of_sums(samples: int, channels: int, cells: int, element: str) -> call.Call:
-    """Make ready what adds up each channel of numbers of a type."""
-    return made_ready(chosen_for_sums(samples, channels, cells, element))
+def call_of_sums(samples: int, channels: int, cells: int, element: str, *, last: bool) -> call.Call:
+    """Make ready what adds up each channel of numbers of a type, whose channels may come last."""
+    return made_ready(chosen_for_sums(samples, channels, cells, element, last=last))
 
 
 @remembered()

@@ -15,8 +15,9 @@ from typing import Any
 from .. import limits
 from ..algorithms.choice import sums_of_channels
 from ..backends import Array, Backend
+from ..passes.layout import canonical
 from ..spec.arguments import LITTLE_BYTES, MOST_BYTES
-from ..spec.operation import PRODUCTS, Kind, Operation
+from ..spec.operation import PRODUCTS, Kind, Operation, Role
 from ..spec.options import Options
 from ..spec.remembered import Shelf
 from . import plan as plans
@@ -82,7 +83,8 @@ def found(
         return found(operation, backend, operands[0]) if operation.is_canonical else None
     if operation.kind == Kind.CHANNEL_SUM:
         is_plain = operation.result_dtype == operation.dtype == backend.dtype_name(operands[0].dtype)
-        return sums_of_channels(backend, operands[0]) if is_plain and operation.is_canonical else None
+        # What computes takes the address of an array, whatever the order of its axes.
+        return sums_of_channels(backend, canonical(operation, backend, Role.OUT, operands[0])) if is_plain else None
     if operation.kind not in PRODUCTS:
         return None
     plan = plans.of(operation, backend, *operands[:2])

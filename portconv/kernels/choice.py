@@ -9,6 +9,7 @@ from . import (
     channel_sums,
     last_depthwise,
     last_depthwise_weights,
+    last_input_grads,
     magnitudes,
     mirror,
     panels,
@@ -83,6 +84,14 @@ def chosen_for_last(sizes: Sizes, *, has_bias: bool, flipped: bool) -> Chosen | 
     return best(_found({"last_depthwise": plan}, sizes.element), 0)
 
 
+def chosen_for_last_inputs(sizes: Sizes) -> Chosen | None:
+    """Plan the gradient of the input of a depthwise convolution, of arrays whose channels come last."""
+    if not _can_be_planned(sizes):
+        return None
+    plan = last_input_grads.plan_of(state.here().of(sizes.element), sizes)
+    return best(_found({"last_input_grads": plan}, sizes.element), 0)
+
+
 def chosen_for_last_weights(sizes: Sizes) -> Chosen | None:
     """Plan the gradient of filters, depthwise or of one tap, of arrays whose channels come last."""
     if not _can_be_planned(sizes):
@@ -108,9 +117,13 @@ def chosen_to_turn(count: int, rows: int, columns: int, element: str) -> Chosen 
     return best(_found({"turned": plan}, element), 0)
 
 
-def chosen_for_sums(samples: int, channels: int, cells: int, element: str) -> Chosen | None:
-    """Plan the sums of each channel, of numbers of this type."""
-    plan = channel_sums.plan_of(state.here().of(element), samples, channels, cells)
+def chosen_for_sums(samples: int, channels: int, cells: int, element: str, *, last: bool) -> Chosen | None:
+    """Plan the sums of each channel, of numbers of this type, whose channels may come last."""
+    target = state.here().of(element)
+    if last:
+        plan = channel_sums.plan_of_last(target, samples * cells, channels)
+    else:
+        plan = channel_sums.plan_of(target, samples, channels, cells)
     return best(_found({"channel_sums": plan}, element), 0)
 
 
