@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from ..kernels.sizes import ceiling
-from ..passes.part import whole, with_cells, with_outputs
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind
 
@@ -63,12 +62,39 @@ def pieces_of(geometry: Geometry, kind: Kind, *, cuts: bool) -> list[Piece]:
         samples = ceiling(geometry.batch, ceiling(geometry.batch, max(1, most // of_sample)))
         starts = range(0, geometry.batch, samples)
         return [Piece(replace(geometry, batch=min(samples, geometry.batch - at)), at) for at in starts]
-    with_rows, unit = (with_cells, stride) if of_inputs else (with_outputs, 1)
+    unit = stride if of_inputs else 1
     length = ceiling(ceiling(lines, ceiling(lines, at_once)), unit) * unit
-    parts = [with_rows(whole(one), 0, (at, min(at + length, lines))) for at in range(0, lines, length)]
+    parts = [_rows(one, (at, min(at + length, lines)), of_inputs=of_inputs) for at in range(0, lines, length)]
     row, line = math.prod(geometry.size[1:]), math.prod(geometry.out[1:])
     return [
-        Piece(part.geometry, sample, part.of_x[2].start * row, part.of_out[2].start * line)
+        Piece(part, sample, cell * row, position * line)
         for sample in range(geometry.batch)
-        for part in parts
+        for part, cell, position in parts
     ]
+
+
+def _rows(geometry: Geometry, rows: tuple[int, int], *, of_inputs: bool) -> tuple[Geometry, int, int]:
+    """Return the convolution of some rows of the input or of the output, and the first rows of both.
+
+    Outputs read some rows of the input, and maybe padding. Rows of the input meet some of the output, which may read
+    rows beyond: those are its padding.
+    """
+    size, out, extent = geometry.size[0], geometry.out[0], geometry.extent[0]
+    stride, before, (first, last) = geometry.stride[0], geometry.before[0], rows
+    if of_inputs:
+        start = min(max(0, ceiling(first + before - extent + 1, stride)), out - 1)
+        stop = max(start + 1, min(out, (last - 1 + before) // stride + 1))
+    else:
+        start, stop = rows
+    read = start * stride - before, (stop - 1) * stride + extent - before
+    if not of_inputs:
+        first, last = min(max(read[0], 0), size - 1), max(min(read[1], size), 1)
+        last = max(last, first + 1)
+    edges = first - read[0], read[1] - last
+    part = replace(
+        geometry,
+        size=(last - first, *geometry.size[1:]),
+        before=(edges[0], *geometry.before[1:]),
+        after=(edges[1], *geometry.after[1:]),
+    )
+    return part, first, start

@@ -35,6 +35,7 @@ from portconv.kernels import call, rounded_plan
 from portconv.kernels.call import NO_BIAS
 from portconv.kernels.families import Kernel
 from portconv.spec.dtypes import gamma
+from portconv.spec.geometry import Geometry
 from portconv.spec.operation import Kind
 from portconv.spec.remembered import forget
 
@@ -205,3 +206,38 @@ def test_sums_are_off_by_no_more_than_their_bound(shapes: Any, kind: Kind, conte
     off = np.array([float(abs(int(n) - m)) for n, m in zip(out.flat, exact, strict=True)])
     assert (off <= most.ravel() * (1 + 1e-9)).all()
     assert off.any() or contents == "equal"
+
+
+def met(layer: Geometry, cell: int = 0, position: int = 0) -> set[tuple[int, int, int]]:
+    """Return which cell and which output of one dimension meet by which tap, counted from others on."""
+    (size,), (taps,), (stride,), (apart,), (before,) = (
+        layer.size,
+        layer.kernel,
+        layer.stride,
+        layer.dilation,
+        layer.before,
+    )
+    every = product(range(layer.out[0]), range(taps))
+    found = ((out * stride + tap * apart - before, out, tap) for out, tap in every)
+    return {(at + cell, out + position, tap) for at, out, tap in found if 0 <= at < size}
+
+
+def test_rows_of_a_sample_meet_what_they_meet_in_the_whole() -> None:
+    random = np.random.default_rng(4)
+    for _ in range(400):
+        taps, stride, apart, size, before, after = (int(random.integers(*of)) for of in SIDES)
+        if size + before + after < apart * (taps - 1) + 1:
+            continue
+        layer = Geometry(1, 1, 1, 1, (size,), (taps,), (stride,), (apart,), (before,), (after,))
+        for of_inputs, lines in ((True, size), (False, layer.out[0])):
+            length = int(random.integers(1, 6)) * (stride if of_inputs else 1)
+            for first in range(0, lines, length):
+                last = min(first + length, lines)
+                part, cell, position = rounded_pieces._rows(layer, (first, last), of_inputs=of_inputs)
+                wanted = {each for each in met(layer) if first <= each[not of_inputs] < last}
+                assert met(part, cell, position) == wanted
+                assert (part.size if of_inputs else part.out) == (last - first,)
+
+
+SIDES = ((1, 6), (1, 5), (1, 4), (1, 21), (0, 7), (0, 7))
+"""From which number to which the taps, strides, dilations, sizes and paddings are drawn."""
