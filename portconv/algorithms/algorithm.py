@@ -14,7 +14,7 @@ a change.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from ..backends import Array, Backend
 from ..errors import BackendError
@@ -29,19 +29,13 @@ PlainProduct = Callable[[Kind, Geometry, Array, Array], Array]
 """A function that computes the product of that kind of two arrays of magnitudes, by plain sums."""
 
 
-class Scaled(NamedTuple):
-    """An operand of float32, and the powers of two that make its elements quantised numbers.
-
-    There is one for each sample and group (N, G) of what is read, for each filter (F,), or for an input gradient for
-    each group and channel of the filters (G, C / G); for a weight gradient one for each channel of either operand.
-    """
-
-    array: Array
-    factors: Array
-
-
-RoundedProduct = Callable[[Scaled, Scaled, Array], Array | None]
-"""A function that rounds a product of two operands to float32 and adds a bias; None where slices should be faster."""
+RoundedProduct = Callable[..., Array | None]
+"""A function that rounds a product of two operands to float32 and adds a bias or None. It may be given `magnitudes`:
+the largest ones of each sample's channel (N, C), in float64, of each operand that has samples. It returns None where
+slices should be faster, and where a number is not finite, or results may be subnormal or infinite."""
+RoundedSums = Callable[..., Array | None]
+"""A function that quantises the channels of an array (N, C, ...), adds each up and rounds the sum to float32. After the
+array may come its magnitudes. It returns None as a `RoundedProduct` does."""
 
 SLICED = "slices"
 """The kind of a dtype that holds whole numbers, which no algorithm may round."""
@@ -184,18 +178,12 @@ class Algorithm:
         """
         return None
 
-    def quantised_sums(self, backend: Backend, cells: Array, factors: Array) -> Array | None:
-        """Quantise each channel (C,) of an array of float32 (N, C, ...), all finite, and add up its cells exactly.
-
-        Return None if the algorithm cannot, else two numbers for each of them, (N, C, 2), that count 1 and 2**20.
-        """
+    def rounded_sums(self, backend: Backend, shape: tuple[int, ...]) -> RoundedSums | None:
+        """Return what adds up the channels of arrays of float32 of this shape (N, C, ...), as if sums were exact."""
         return None
 
     def rounded(self, kind: Kind, geometry: Geometry, backend: Backend, budget: Budget) -> RoundedProduct | None:
-        """Return what computes a product of quantised operands as if sums were exact, rounds it and adds a bias.
-
-        All operands must be finite, and all results zero or normal numbers.
-        """
+        """Return what quantises operands of float32, computes their product as if sums were exact, and rounds it."""
         return None
 
     def forward(

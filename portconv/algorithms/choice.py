@@ -24,7 +24,7 @@ from ..spec.geometry import Geometry
 from ..spec.operation import Kind
 from ..spec.remembered import remembered
 from .algorithm import SLICED as SLICED
-from .algorithm import Algorithm, LibraryError, RoundedProduct, registered
+from .algorithm import Algorithm, LibraryError, RoundedProduct, RoundedSums, registered
 from .budget import NO_WORK, Budget, Work, budget_of
 
 AUTO = "auto"
@@ -174,7 +174,7 @@ class Choice(NamedTuple):
         return result
 
     def rounded(self, kind: Kind, geometry: Geometry, backend: Backend) -> RoundedProduct | None:
-        """Return what computes a product of quantised operands as if sums were exact, if the algorithm can."""
+        """Return what computes a product as if sums of quantised operands were exact, if the algorithm can."""
         return self.algorithm.rounded(kind, geometry, backend, self.budget)
 
     def roundings(self, kind: str, geometry: Geometry, backend: Backend) -> int:
@@ -234,10 +234,10 @@ def plane_magnitudes(backend: Backend, cells: Array) -> Array | None:
     return next((magnitudes for magnitudes in found if magnitudes is not None), None)
 
 
-def quantised_sums(backend: Backend, cells: Array, factors: Array) -> Array | None:
-    """Return the exact sums of quantised cells of each channel, if an algorithm has them; see `Algorithm`."""
-    found = (algorithm.quantised_sums(backend, cells, factors) for algorithm in known().values())
-    return next((sums for sums in found if sums is not None), None)
+def rounded_sums(backend: Backend, shape: tuple[int, ...]) -> RoundedSums | None:
+    """Return what quantises the channels of arrays of this shape and rounds their sums, if an algorithm can."""
+    found = (algorithm.rounded_sums(backend, shape) for algorithm in known().values())
+    return next((compute for compute in found if compute is not None), None)
 
 
 def named(name: str) -> Algorithm | None:

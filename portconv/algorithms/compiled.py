@@ -11,7 +11,7 @@ or of each of its parts.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from .. import limits
@@ -22,22 +22,13 @@ from ..spec.dtypes import HALVES, PARTS_OF, Dtype, real
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind
 from ..spec.remembered import forget
-from .algorithm import Algorithm, LibraryError, PlainProduct, RoundedProduct, Scaled
+from .algorithm import Algorithm, LibraryError, PlainProduct, RoundedProduct, RoundedSums
 from .budget import NO_WORK, Budget, Work
 from .complex_parts import filters_in_parts, grads_of_parts, in_parts
 from .kernel_products import product_of
 from .narrow_products import has_kernels
-from .planned_calls import (
-    ELEMENTS,
-    Asked,
-    Places,
-    Product,
-    call_of_magnitudes,
-    call_of_quantised_sums,
-    call_of_sums,
-    sizes_of,
-)
-from .rounded_products import Addresses, rounded_product
+from .planned_calls import ELEMENTS, Asked, Places, Product, call_of_magnitudes, call_of_sums, sizes_of
+from .rounded_products import Addresses, rounded_product, rounded_totals
 from .winograd_magnitudes import by_plain_sums
 
 FLOATING = ("float32", "float64")
@@ -120,14 +111,17 @@ class Compiled(Algorithm):
     def channel_sums(self, backend: Backend, cells: Array) -> Callable[[Array], Array | None] | None:
         if not backend.has_addresses or backend.dtype_name(cells.dtype) not in ELEMENTS or 0 in cells.shape:
             return None
-        if backend.device_kind(cells) or not backend.lies_in_a_row(cells) or state.fault() is not None:
+        if backend.device_kind(cells) or state.fault() is not None:
+            return None
+        is_last = not backend.lies_in_a_row(cells)
+        if is_last and not backend.lies_in_a_row(_channels_last(backend, cells)):
             return None
         samples, channels, *sizes = map(int, cells.shape)
         element = ELEMENTS[backend.dtype_name(cells.dtype)]
         if not has_kernels(element):
             return None
         try:
-            ready = call_of_sums(samples, channels, math.prod(sizes), element)
+            ready = call_of_sums(samples, channels, math.prod(sizes), element, last=is_last)
         except call.KernelError:
             return None
 
@@ -141,12 +135,42 @@ class Compiled(Algorithm):
     def plane_magnitudes(self, backend: Backend, cells: Array) -> Array | None:
         if backend.dtype_name(cells.dtype) not in FLOATING:
             return None
-        return _of_channels(backend, cells, None, call_of_magnitudes, ())
-
-    def quantised_sums(self, backend: Backend, cells: Array, factors: Array) -> Array | None:
-        if backend.dtype_name(cells.dtype) != "float32":
+        if not backend.has_addresses or 0 in cells.shape or backend.device_kind(cells) or state.fault() is not None:
             return None
-        return _of_channels(backend, cells, backend.in_a_row(factors), call_of_quantised_sums, (2,))
+        limit = limits.workspace()
+        if limit is not None and _bytes_copied(backend, cells) > limit:
+            return None
+        cells = backend.in_a_row(cells)
+        samples, channels, *sizes = map(int, cells.shape)
+        result = backend.empty((samples, channels), cells, dtype=backend.dtype("float64"))
+        places = _addresses(backend, cells, cells, None, result)
+        try:
+            kernel = call_of_magnitudes(samples, channels, math.prod(sizes), ELEMENTS[backend.dtype_name(cells.dtype)])
+        except call.KernelError:
+            return None
+        return None if places is None or kernel.run(places, backend.threads()) else result
+
+    def rounded_sums(self, backend: Backend, shape: tuple[int, ...]) -> RoundedSums | None:
+        if not backend.has_addresses or 0 in shape or state.fault() is not None:
+            return None
+        samples, channels, *sizes = map(int, shape)
+        try:
+            run = rounded_totals(samples, channels, math.prod(sizes))
+        except call.KernelError:
+            return None
+
+        def compute(array: Array, magnitudes: Array | None = None) -> Array | None:
+            limit = limits.workspace()
+            if limit is not None and _bytes_copied(backend, array) > limit:
+                return None
+            array = backend.in_a_row(array)
+            result = backend.empty((channels,), array)
+            places = _places(backend, array, magnitudes if magnitudes is None else backend.in_a_row(magnitudes), result)
+            if places is None or not run(places, backend.threads()):
+                return None
+            return result
+
+        return compute
 
     def rounded(self, kind: Kind, geometry: Geometry, backend: Backend, budget: Budget) -> RoundedProduct | None:
         plain = replace(geometry, channels_last=False) if geometry.channels_last else geometry
@@ -157,26 +181,31 @@ class Compiled(Algorithm):
             return None
         if product is None:
             return None
-        shape = geometry.groups, geometry.group_in, geometry.taps
+        shape, is_last = geometry.shape(kind.result), geometry.channels_last and kind != Kind.WEIGHT_GRAD
+        empty, run, threads, limit = backend.empty, product.run, backend.threads, memory - product.memory
 
-        def compute(first: Scaled, second: Scaled, bias: Array) -> Array | None:
-            factors = second.factors
-            if kind == Kind.INPUT_GRAD:
-                factors = backend.xp.broadcast_to(factors[:, :, None], shape)
-            copied = _bytes_copied(backend, first.array) + _bytes_copied(backend, second.array)
-            if copied and product.memory + copied > memory:
+        def compute(
+            first: Array, second: Array, bias: Array | None = None, magnitudes: Sequence[Array] = ()
+        ) -> Array | None:
+            arrays = [first, second, bias, *magnitudes, *(None,) * (2 - len(magnitudes))]
+            copied = 0
+            for i, each in enumerate(arrays):
+                if each is not None and not backend.lies_in_a_row(each):
+                    copied += _bytes_copied(backend, each)
+                    arrays[i] = backend.in_a_row(each)
+            if copied and copied > limit:
                 return None
-            given = first.array, second.array, first.factors, factors, bias
-            arrays = tuple(map(backend.in_a_row, given))
-            result = backend.empty(geometry.shape(kind.result), arrays[0])
-            places = [place for each in (*arrays, result) if (place := backend.address(each)) is not None]
-            if len(places) <= len(arrays):
+            result = empty(shape, arrays[0])
+            places = _places(backend, *arrays, result)
+            if places is None:
                 return None
             try:
-                return result if product.run(Addresses(*places), backend.threads()) else None
+                if not run(Addresses(*places), threads()):
+                    return None
             except call.KernelError:
                 forget()  # the next choices leave the kernel out
                 return None
+            return backend.write(empty(shape, arrays[0], last=True), (...,), result) if is_last else result
 
         return compute
 
@@ -224,29 +253,6 @@ def _bytes_widened(geometry: Geometry) -> int:
 def _bytes_copied(backend: Backend, array: Array) -> int:
     """Return the bytes of a copy of an array whose elements do not lie in a row; 0 if they do."""
     return 0 if backend.lies_in_a_row(array) else math.prod(array.shape) * backend.bits(array.dtype) // 8
-
-
-def _of_channels(
-    backend: Backend, cells: Array, factors: Array | None, ready: Callable[..., call.Call], shape: tuple[int, ...]
-) -> Array | None:
-    """Return what a kernel makes of each channel of an array (N, C, ...), numbers of float64 (N, C, *shape).
-
-    None if there is no such kernel, or if it finds numbers that are not finite.
-    """
-    if not backend.has_addresses or 0 in cells.shape or backend.device_kind(cells) or state.fault() is not None:
-        return None
-    limit = limits.workspace()
-    if limit is not None and _bytes_copied(backend, cells) > limit:
-        return None
-    cells = backend.in_a_row(cells)
-    samples, channels, *sizes = map(int, cells.shape)
-    result = backend.empty((samples, channels, *shape), cells, dtype=backend.dtype("float64"))
-    places = _addresses(backend, cells, cells, factors, result)
-    try:
-        kernel = ready(samples, channels, math.prod(sizes), ELEMENTS[backend.dtype_name(cells.dtype)])
-    except call.KernelError:
-        return None
-    return None if places is None or kernel.run(places, backend.threads()) else result
 
 
 def _asked(kind: str, geometry: Geometry, budget: Budget, *, has_bias: bool = False) -> Asked:
@@ -328,3 +334,14 @@ def _addresses(backend: Backend, a: Array, b: Array, bias: Array | None, result:
     if of_a is None or of_b is None or of_bias is None or of_result is None:
         return None
     return of_a, of_b, of_bias, of_result
+
+
+def _places(backend: Backend, *arrays: Array | None) -> list[int] | None:
+    """Return where arrays lie in this machine's memory, 0 for None, or None if one does not."""
+    places = []
+    for array in arrays:
+        place = 0 if array is None else backend.address(array)
+        if place is None:
+            return None
+        places.append(place)
+    return places

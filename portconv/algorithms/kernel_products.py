@@ -8,13 +8,14 @@ channels.
 from __future__ import annotations
 
 import math
+from array import array
 from dataclasses import replace
 from typing import NamedTuple
 
 from ..kernels import call
 from ..kernels.call import NO_BIAS
 from ..kernels.sizes import blocks
-from ..kernels.values import ELEMENT_BYTES
+from ..kernels.values import ELEMENT_BYTES, LONG
 from ..spec.operation import Kind, Role
 from ..spec.remembered import remembered
 from .complex_parts import in_parts
@@ -43,6 +44,9 @@ PARTS_BYTES = 16 << 20
 """The same of parts of complex numbers, where there is memory: their samples are large, and threads share several of
 them better than one."""
 
+CODES = {"float": "f", "double": "d", "i16": "h", "i32": "i", LONG: "q"}
+"""How `array` calls the types of numbers."""
+
 
 @remembered()
 def product_of(asked: Asked) -> Product | None:
@@ -58,7 +62,10 @@ def _of_own_type(asked: Asked) -> Product | None:
     """Plan a product by kernels that multiply the numbers as they are."""
     if asked.geometry.channels_last or asked.is_complex:
         turned = _of_turned(asked)
-        return turned if asked.is_complex else _of_rows(asked, turned) or _in_place(asked, turned) or turned
+        if asked.is_complex:
+            return turned
+        best = _of_rows(asked, turned) or _in_place(asked, turned) or turned
+        return _of_read_cells(asked, turned, best) or best
     found = [one for one in (_direct(asked), _by_mirror(asked)) if one is not None]
     return min(found, key=lambda one: (max(0, one.memory - asked.memory), one.cycles), default=None)
 
@@ -137,6 +144,41 @@ def _in_place(asked: Asked, turned: Product | None) -> Product | None:
         return plainly and turned is not None and turned.run(places, threads, plainly)
 
     return Product(found.planned.cycles, found.memory, found.planned.block, run, found.planned.cycles > call.SHARED)
+
+
+def _of_read_cells(asked: Asked, turned: Product | None, best: Product | None) -> Product | None:
+    """Plan an output or a gradient of filters of one tap, at a stride, of arrays whose channels come last.
+
+    The cells that are read are copied side by side: they are the output of depthwise filters of ones. None if that is
+    not faster than the `best` way so far. What is not finite is computed of turned arrays.
+    """
+    geometry, kind, channels = asked.geometry, asked.kind, asked.geometry.in_channels
+    if kind == Kind.INPUT_GRAD or geometry.taps > 1 or geometry.dense or not geometry.batch or geometry.group_in == 1:
+        return None
+    cells = asked._replace(
+        geometry=replace(geometry, out_channels=channels, groups=channels), kind=Kind.FORWARD, has_bias=False, memory=0
+    )
+    of_cells, none = geometry.batch * channels * geometry.positions * asked.number, (0,) * geometry.dims
+    read = replace(geometry, size=geometry.out, stride=(1,) * geometry.dims, before=none, after=none)
+    copied, found = (
+        planned_last(cells),
+        product_of(asked._replace(geometry=read, memory=max(1, asked.memory - of_cells))),
+    )
+    if copied is None or found is None or copied.memory + found.memory + of_cells > asked.memory:
+        return None
+    cycles = copied.planned.cycles + found.cycles + CYCLES_OF_CALL
+    if best is not None and best.cycles < cycles:
+        return None
+    ones = array(CODES[asked.element], [1]) * channels
+
+    def run(places: Places, threads: int, plainly: bool) -> bool:
+        x, other, bias, result = places
+        with call.spare(of_cells, 2) as near:
+            if not call_last(cells).run((x, ones.buffer_info()[0], NO_BIAS, near), threads):
+                return found.run((near, other, bias, result), threads, plainly)
+        return plainly and turned is not None and turned.run(places, threads, plainly)
+
+    return Product(cycles, copied.memory + found.memory + of_cells, found.block, run)
 
 
 def _run_plainly(asked: Asked, places: Places, threads: int) -> bool:

@@ -11,13 +11,13 @@ from ..kernels.choice import (
     Chosen,
     best,
     chosen_for_last,
+    chosen_for_last_inputs,
     chosen_for_last_weights,
     chosen_for_magnitudes,
     chosen_for_mirrored,
     chosen_for_sums,
     chosen_to_cast,
     chosen_to_pack,
-    chosen_to_quantise,
     chosen_to_turn,
     found_for_inputs,
     found_for_outputs,
@@ -154,7 +154,9 @@ def planned_last(asked: Asked) -> Chosen | None:
         return chosen_for_last_weights(sizes_of(geometry, asked.element))
     if kind == Kind.FORWARD:
         return chosen_for_last(sizes_of(geometry, asked.element), has_bias=asked.has_bias, flipped=False)
-    if not geometry.dense or geometry.group_in != 1:
+    if not geometry.dense:
+        return chosen_for_last_inputs(sizes_of(geometry, asked.element))
+    if geometry.group_in != 1:
         return None
     return chosen_for_last(sizes_of(geometry.mirrored, asked.element), has_bias=False, flipped=True)
 
@@ -202,21 +204,15 @@ def cast_of(numbers: int, variant: str) -> call.Call:
 
 
 @remembered()
-def call_of_sums(samples: int, channels: int, cells: int, element: str) -> call.Call:
-    """Make ready what adds up each channel of numbers of a type."""
-    return made_ready(chosen_for_sums(samples, channels, cells, element))
+def call_of_sums(samples: int, channels: int, cells: int, element: str, *, last: bool) -> call.Call:
+    """Make ready what adds up each channel of numbers of a type, whose channels may come last."""
+    return made_ready(chosen_for_sums(samples, channels, cells, element, last=last))
 
 
 @remembered()
 def call_of_magnitudes(samples: int, channels: int, cells: int, element: str) -> call.Call:
     """Make ready what finds the largest magnitude of each channel of numbers of a type."""
     return made_ready(chosen_for_magnitudes(samples * channels, cells, element))
-
-
-@remembered()
-def call_of_quantised_sums(samples: int, channels: int, cells: int, element: str) -> call.Call:
-    """Make ready what quantises each channel and adds it up exactly."""
-    return made_ready(chosen_to_quantise("sums", (samples * channels, 1, cells), channels))
 
 
 def made_ready(found: Chosen | None) -> call.Call:

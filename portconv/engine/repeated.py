@@ -15,11 +15,14 @@ from typing import Any
 from .. import limits
 from ..algorithms.choice import sums_of_channels
 from ..backends import Array, Backend
+from ..passes.layout import canonical
 from ..spec.arguments import LITTLE_BYTES, MOST_BYTES
-from ..spec.operation import PRODUCTS, Kind, Operation
+from ..spec.operation import PRODUCTS, Kind, Operation, Role
 from ..spec.options import Options
 from ..spec.remembered import Shelf
 from . import plan as plans
+from .late import reproducible
+from .plan import has_no_terms, uses_slices
 
 Key = tuple[Any, ...]
 Compute = Callable[..., Array | None]
@@ -75,16 +78,22 @@ def found(
     """
     if backend.framework or operation.unbatched:
         return None
-    if operation.kind == Kind.CHANNEL_SUM and operation.precision != "reproducible":
+    if operation.kind == Kind.CHANNEL_SUM and uses_slices(operation):
+        found = reproducible("bias_grad").repeated
+        return found(operation, backend, operands[0]) if operation.is_canonical else None
+    if operation.kind == Kind.CHANNEL_SUM:
         is_plain = operation.result_dtype == operation.dtype == backend.dtype_name(operands[0].dtype)
-        return sums_of_channels(backend, operands[0]) if is_plain and operation.is_canonical else None
+        # What computes takes the address of an array, whatever the order of its axes.
+        return sums_of_channels(backend, canonical(operation, backend, Role.OUT, operands[0])) if is_plain else None
     if operation.kind not in PRODUCTS:
         return None
     plan = plans.of(operation, backend, *operands[:2])
-    bare, kind = plan.bare, operation.kind
-    if bare is None or any(array.dtype != operands[0].dtype for array in operands):
-        return None
-    compute = bare.algorithm.repeated(kind, operation.geometry, backend, bare.budget, operands)
+    bare, kind, compute = plan.bare, operation.kind, None
+    if plan.in_slices and operation.is_canonical and not has_no_terms(operation):
+        found = reproducible("product").repeated
+        compute = found(operation, backend, plan.choose_for_slices, plan.parts, operands)
+    elif bare is not None and all(array.dtype == operands[0].dtype for array in operands):
+        compute = bare.algorithm.repeated(kind, operation.geometry, backend, bare.budget, operands)
     if compute is None:
         return None
     is_large = math.prod(operation.geometry.shape(kind.result)) * MOST_BYTES > LITTLE_BYTES

@@ -10,8 +10,10 @@ To know this house, read in this order:
 - `input_grads` and `depthwise_input_grads` compute gradients of inputs, `weights`, `winograd_weights`,
   `depthwise_weights` and `swept_weights` those of filters, and `channel_sums` those of biases; `mirror` and `turned`
   copy;
-- reproducible products are made of `doubles`: `magnitudes` says at what scale `quantised` rounds operands, `rounded`
-  (`rounded_plan` plans it) rounds their product, and `window_terms` and `filter_terms` add up single sums exactly;
+- where channels come last, `last_depthwise` and `last_input_grads`, `last_depthwise_weights` (`last_plan`) compute;
+- reproducible products are made of `doubles`: `magnitudes` and `scales` say at what scale `quantised` rounds operands,
+  `rounded` (`rounded_plan` plans it) rounds their product, and `window_terms` and `filter_terms` add up single sums
+  exactly;
 - `families` lists all of them, and `choice` plans with those that serve a product;
 - `share` cuts the work for threads by `words` in memory, `standby` is what those run that help, and `team` has them;
 - `compile` makes code of a module, `cache` keeps it on disk, `call` calls it, and `state` says whether there is any.

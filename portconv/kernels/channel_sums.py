@@ -1,15 +1,21 @@
-"""Sums of the numbers of each channel, which are the gradient of a bias."""
+"""Sums of the numbers of each channel, which are the gradient of a bias.
+
+Where channels come last, lanes run along them. Shares of the first phase add up some rows of channels each, and those
+of the second one add up their sums.
+"""
 
 from __future__ import annotations
 
 from .emit import Argument, Function, Module
+from .part_stores import store_part
 from .record import Record
 from .share import PLAN_HEAD, SHARE, driver
 from .sizes import Planned, blocks, ceiling
 from .target import Target
-from .values import INTEGER, Int, Pointer
+from .values import INTEGER, Flag, Int, Pointer, Variable
 
-VARIANTS = ("all",)
+ALL, LAST = "all", "last"
+VARIANTS = (ALL, LAST)
 VECTORS = 4
 """So many vectors are added up at once, each to a sum of its own."""
 CELLS, RUN = 8192, 128
@@ -21,6 +27,8 @@ CYCLES_OF_VECTOR, CYCLES_OF_PLANE = 3.0, 30.0
 
 PLAN = Record(*PLAN_HEAD, "samples", "channels", "cells", "channels_of_share")
 """The plan in memory."""
+PLAN_OF_LAST = Record(*PLAN_HEAD, "channels", "rows", "rows_of_share", "pitch")
+"""The plan in memory where channels come last: so many rows, and how far apart the sums of shares are."""
 
 
 def plan_of(target: Target, samples: int, channels: int, cells: int) -> Planned:
@@ -32,11 +40,26 @@ def plan_of(target: Target, samples: int, channels: int, cells: int) -> Planned:
         **{"cells": cells, "channels_of_share": of_share},
     )
     cycles = samples * channels * (ceiling(cells, target.lanes) * CYCLES_OF_VECTOR + CYCLES_OF_PLANE)
-    return Planned("all", values, (), shares, 0, {}, cycles=cycles)
+    return Planned(ALL, values, (), shares, 0, {}, cycles=cycles)
+
+
+def plan_of_last(target: Target, rows: int, channels: int) -> Planned:
+    """Plan the sums of each channel, of so many rows of channels."""
+    shares, of_share = blocks(rows, max(1, NUMBERS_OF_SHARE // channels))
+    vectors = ceiling(channels, target.lanes)
+    pitch = vectors * target.lanes
+    values = PLAN_OF_LAST.packed(
+        **{"phases": 2, "shares_first": shares, "shares_last": vectors, "channels": channels},
+        **{"rows": rows, "rows_of_share": of_share, "pitch": pitch},
+    )
+    cycles = (rows + shares) * vectors * CYCLES_OF_VECTOR
+    return Planned(LAST, values, (), shares + vectors, 0, {}, shares * pitch * target.number, cycles=cycles)
 
 
 def module(target: Target, variant: str) -> Module:
     """Write the kernel."""
+    if variant == LAST:
+        return _of_last(target)
     plane = _plane(target)
     code = Function("share", SHARE, target, returns=True)
     memory, x, _, _, out, *_, index = code.given
@@ -61,6 +84,41 @@ def module(target: Target, variant: str) -> Module:
         code.look_at(check, code.splat(number))
     code.give(code.is_not_finite(check.get()))
     return Module([plane, code, *driver(target, code)])
+
+
+def _of_last(target: Target) -> Module:
+    """Write the kernel of channels that come last."""
+    code, lanes = Function("share", SHARE, target, returns=True), target.lanes
+    memory, x, _, _, out, _, shared, phase, index = code.given
+    plan, check = PLAN_OF_LAST.read(memory), code.variable(code.zeros)
+    sums = [code.variable(code.zeros) for _ in range(VECTORS)]
+
+    def add_rows(channel: Int, sums: list[Variable], mask: Flag | None) -> None:
+        first = index * plan.rows_of_share
+        for own in sums:
+            own.set(code.zeros)
+        with code.loop(first, code.minimum(first + plan.rows_of_share, plan.rows)) as row:
+            here = x + (row * plan.channels + channel)
+            for number, own in enumerate(sums):
+                own.set(own.get() + code.load(here + number * lanes, mask))
+        for number, own in enumerate(sums):
+            code.store(own.get(), shared + (index * plan.pitch + channel + number * lanes))
+
+    whole = plan.channels // (VECTORS * lanes) * (VECTORS * lanes)
+    with code.when(phase.equals(0)):
+        with code.loop(0, whole, VECTORS * lanes) as channel:
+            add_rows(channel, sums, None)
+        with code.loop(whole, plan.channels, lanes) as channel:
+            add_rows(channel, sums[:1], code.lanes_between(None, plan.channels - channel))
+    with code.when(~phase.equals(0)):
+        total, channel = sums[0], index * lanes
+        with code.loop(0, plan.shares_first) as number:
+            total.set(total.get() + code.load(shared + (number * plan.pitch + channel)))
+        code.look_at(check, total.get())
+        left = plan.channels - channel
+        store_part(code, target, total.get(), out + channel, left, code.lanes_between(None, left))
+    code.give(code.is_not_finite(check.get()))
+    return Module([code, *driver(target, code)])
 
 
 def _add(code: Function, vector: Pointer, total: Pointer) -> None:

@@ -10,17 +10,20 @@ from . import (
     channel_sums,
     last_depthwise,
     last_depthwise_weights,
+    last_input_grads,
     magnitudes,
     mirror,
     packs,
     panels,
     quantised,
     rounded,
+    scales,
     state,
     turned,
 )
 from .families import FAMILIES, OF_INPUTS, OF_OUTPUTS, OF_WEIGHTS, Kernel, serves
 from .panel_plan import BLOCK_BYTES
+from .scales import Groups
 from .sizes import Planned, Sizes
 from .values import PACKS
 from .weight_plan import last_plan_of
@@ -83,6 +86,14 @@ def chosen_for_last(sizes: Sizes, *, has_bias: bool, flipped: bool) -> Chosen | 
     return best(_found({"last_depthwise": plan}, sizes.element), 0)
 
 
+def chosen_for_last_inputs(sizes: Sizes) -> Chosen | None:
+    """Plan the gradient of the input of a depthwise convolution, of arrays whose channels come last."""
+    if not _can_be_planned(sizes):
+        return None
+    plan = last_input_grads.plan_of(state.here().of(sizes.element), sizes)
+    return best(_found({"last_input_grads": plan}, sizes.element), 0)
+
+
 def chosen_for_last_weights(sizes: Sizes) -> Chosen | None:
     """Plan the gradient of filters, depthwise or of one tap, of arrays whose channels come last."""
     if not _can_be_planned(sizes):
@@ -121,9 +132,13 @@ def chosen_to_cast(numbers: int, variant: str) -> Chosen | None:
     return best(_found({"casts": casts.plan_of(state.here(), variant, numbers)}, "float"), 0)
 
 
-def chosen_for_sums(samples: int, channels: int, cells: int, element: str) -> Chosen | None:
-    """Plan the sums of each channel, of numbers of this type."""
-    plan = channel_sums.plan_of(state.here().of(element), samples, channels, cells)
+def chosen_for_sums(samples: int, channels: int, cells: int, element: str, *, last: bool) -> Chosen | None:
+    """Plan the sums of each channel, of numbers of this type, whose channels may come last."""
+    target = state.here().of(element)
+    if last:
+        plan = channel_sums.plan_of_last(target, samples * cells, channels)
+    else:
+        plan = channel_sums.plan_of(target, samples, channels, cells)
     return best(_found({"channel_sums": plan}, element), 0)
 
 
@@ -132,21 +147,30 @@ def chosen_for_magnitudes(planes: int, cells: int, element: str) -> Chosen | Non
     return best(_found({"magnitudes": magnitudes.plan_of(state.here().of(element), planes, cells)}, element), 0)
 
 
-def chosen_to_quantise(variant: str, shape: tuple[int, int, int], period: int) -> Chosen | None:
-    """Plan to quantise groups of channels of cells, of float32."""
-    plan = quantised.plan_of(state.here().of("double"), variant, shape, period)
+def chosen_to_scale(variant: str, groups: Groups, others: int = 0, biases: int = 0, terms: int = 1) -> Chosen | None:
+    """Plan the factors of groups of numbers of float32, or of magnitudes."""
+    plan = scales.plan_of(state.here().of("double"), variant, groups, others, biases, terms)
+    return best(_found({"scales": plan}, "double"), 0)
+
+
+def chosen_to_quantise(variant: str, shape: tuple[int, int, int], period: int, given: int = 0) -> Chosen | None:
+    """Plan to quantise groups of channels of cells, or of some of `given` cells, of float32."""
+    plan = quantised.plan_of(state.here().of("double"), variant, shape, period, given)
     return best(_found({"quantised": plan}, "double"), 0)
 
 
-def chosen_to_round(sizes: Sizes, error: float, *, of_inputs: bool) -> Chosen | None:
-    """Plan to round outputs or gradients of inputs, whose relative error is this one at most."""
-    plan = rounded.plan_of_windows(state.here().of("double"), sizes, error, of_inputs=of_inputs)
+def chosen_to_round(sizes: Sizes, error: float, written: int, *, of_inputs: bool) -> Chosen | None:
+    """Plan to round outputs or gradients of inputs, whose relative error is this one at most.
+
+    They may be some of the `written` cells of a channel.
+    """
+    plan = rounded.plan_of_windows(state.here().of("double"), sizes, error, of_inputs=of_inputs, written=written)
     return best(_found({"rounded": plan}, "double"), 0)
 
 
-def chosen_to_round_filters(sizes: Sizes, error: float, stacked: int) -> Chosen | None:
-    """Plan to round gradients of filters, of which so many sums are added up."""
-    plan = rounded.plan_of_filters(state.here().of("double"), sizes, error, stacked)
+def chosen_to_round_filters(sizes: Sizes, error: float, stacked: int, squares: int) -> Chosen | None:
+    """Plan to round gradients of filters, of which so many sums are added up, and so many sums of squares."""
+    plan = rounded.plan_of_filters(state.here().of("double"), sizes, error, stacked, squares)
     return best(_found({"rounded": plan}, "double"), 0)
 
 

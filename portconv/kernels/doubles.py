@@ -30,8 +30,11 @@ def gather_single(code: Function, place: Pointer, step: Int, mask: Flag) -> Vect
     return widened(code, Vector(code, type, code.assign(loaded)))
 
 
-def store_single(code: Function, value: Vector, place: Pointer, mask: Flag) -> None:
-    """Store numbers of float32 but for those that the mask leaves out."""
+def store_single(code: Function, value: Vector, place: Pointer, mask: Flag | None) -> None:
+    """Store numbers of float32 but for those that a mask leaves out."""
+    if mask is None:
+        code.add(f"store {value.typed}, ptr {place}, align 4")
+        return
     name = f"masked.store.v{code.lanes}f32.p0"
     code.declared.add(f"declare void @llvm.{name}({value.type}, ptr, i32, {code.mask_type})")
     code.add(f"call void @llvm.{name}({value.typed}, ptr {place}, i32 4, {mask.typed})")
@@ -65,9 +68,10 @@ def single_splat(code: Function, number: Vector) -> Vector:
     return Vector(code, f"<{code.lanes} x float>", name)
 
 
-def differing(code: Function, a: Vector, b: Vector, mask: Flag) -> Int:
+def differing(code: Function, a: Vector, b: Vector, mask: Flag | None) -> Int:
     """Return an integer whose bits say which lanes of two vectors, of those of a mask, differ."""
-    flags = mask & Flag(code, code.mask_type, code.assign(f"fcmp une {a.typed}, {b}"))
+    flags = Flag(code, code.mask_type, code.assign(f"fcmp une {a.typed}, {b}"))
+    flags = flags if mask is None else flags & mask
     bits = code.assign(f"bitcast {code.mask_type} {flags} to i{code.lanes}")
     return Int(code, "i64", code.assign(f"zext i{code.lanes} {bits} to i64"))
 
@@ -75,12 +79,42 @@ def differing(code: Function, a: Vector, b: Vector, mask: Flag) -> Int:
 def larger(code: Function, a: Vector, b: Vector) -> Vector:
     """Return the larger one of two numbers in each lane, and the second one where either is a nan."""
     flags = code.assign(f"fcmp ogt {a.typed}, {b}")
-    return code.select(Flag(code, code.mask_type, flags), a, b)  # type: ignore[no-any-return]
+    type = code.mask_type if a.type == code.vector_type else "i1"
+    return code.select(Flag(code, type, flags), a, b)  # type: ignore[no-any-return]
 
 
 def magnitude(code: Function, value: Vector) -> Vector:
     """Return magnitudes."""
     return _plain(code, "fabs", value)
+
+
+def smaller(code: Function, a: Vector, b: Vector) -> Vector:
+    """Return the smaller one of two numbers, and the second one where either is a nan."""
+    return code.select(Flag(code, "i1", code.assign(f"fcmp olt {a.typed}, {b}")), a, b)  # type: ignore[no-any-return]
+
+
+def as_number(code: Function, integer: Int) -> Vector:
+    """Return an integer as a number of float64."""
+    return Vector(code, "double", code.assign(f"sitofp i64 {integer} to double"))
+
+
+def largest_lane(code: Function, value: Vector) -> Vector:
+    """Return the largest number of a vector without nans."""
+    half = code.lanes // 2
+    while half:
+        other = code.shuffle(value, value, [(lane + half) % code.lanes for lane in range(code.lanes)])
+        value, half = larger(code, value, other), half // 2
+    return Vector(code, code.element, code.assign(f"extractelement {value.typed}, i64 0"))
+
+
+def bits_of(code: Function, number: Vector) -> Int:
+    """Return the bits of one number of float64."""
+    return Int(code, "i64", code.assign(f"bitcast {number.typed} to i64"))
+
+
+def of_bits(code: Function, bits: Int) -> Vector:
+    """Return the number of float64 that has these bits."""
+    return Vector(code, "double", code.assign(f"bitcast i64 {bits} to double"))
 
 
 def quotient(code: Function, a: Vector, b: Vector) -> Vector:
@@ -152,13 +186,13 @@ class ExactSum:
     def _to_odd(self, value: Vector, rest: Vector) -> Vector:
         """Return the one of the two numbers around `value + rest` whose last bit is set, if there is a rest."""
         code = self.code
-        bits, signs = (Int(code, "i64", code.assign(f"bitcast double {each} to i64")) for each in (value, rest))
+        bits, signs = bits_of(code, value), bits_of(code, rest)
         is_exact = Flag(code, "i1", code.assign(f"fcmp oeq {rest.typed}, 0.0"))
         # Numbers further from 0 have larger bits.
         differ = Int(code, "i64", code.assign(f"xor i64 {bits}, {signs}")) < 0
         step = code.select(differ, -1, code.variable(1).get())
         step = code.select(is_exact | (bits & 1).equals(1), 0, step)
-        return Vector(code, "double", code.assign(f"bitcast i64 {bits + step} to double"))
+        return of_bits(code, bits + step)
 
 
 def _two_sum(a: Vector, b: Vector) -> tuple[Vector, Vector]:

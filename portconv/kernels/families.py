@@ -15,6 +15,7 @@ from . import (
     karatsuba,
     last_depthwise,
     last_depthwise_weights,
+    last_input_grads,
     magnitudes,
     mirror,
     packs,
@@ -22,6 +23,7 @@ from . import (
     quantised,
     rounded,
     rows,
+    scales,
     sparse_weights,
     standby,
     swept_weights,
@@ -51,12 +53,14 @@ FAMILIES: dict[str, ModuleType] = {
     "swept_weights": swept_weights,
     "last_depthwise": last_depthwise,
     "last_depthwise_weights": last_depthwise_weights,
+    "last_input_grads": last_input_grads,
     "mirror": mirror,
     "turned": turned,
     "packs": packs,
     "casts": casts,
     "channel_sums": channel_sums,
     "magnitudes": magnitudes,
+    "scales": scales,
     "quantised": quantised,
     "rounded": rounded,
     "standby": standby,
@@ -99,7 +103,12 @@ class Kernel(NamedTuple):
 
 OF_FRACTIONS = (*IN_TILES, "magnitudes")
 """Families that have no kernels for integers."""
-OF_ONE_TYPE = {"standby": "float", "quantised": "double", "rounded": "double", "packs": "i32", "casts": "float"}
+OF_ONE_TYPE = {
+    "standby": "float",
+    "packs": "i32",
+    "casts": "float",
+    **dict.fromkeys(("scales", "quantised", "rounded"), "double"),
+}
 """Families of one type alone: threads stand by for kernels of any type, and reproducible sums are of float64. Copies
 into packs and other types have names for the types."""
 OF_PACKS = ("panels", "input_grads", "weights")

@@ -24,6 +24,8 @@ __all__ = ["VARIANTS", "module", "plan_of"]
 COLUMNS, EDGE = (8, 4), 4
 """So many outputs are computed at once where none of them reads padding in its row, and of the rest; and so many at the
 edges, or one where the shape is not known."""
+COLUMNS_AHEAD = 32
+"""Each tile asks for the lines that one of so many columns further on stores into."""
 
 TILE = (
     *(Argument(name, "*float") for name in ("x", "w", "b", "out")),
@@ -55,6 +57,19 @@ def first_channels(code: Function, plan: Fields, vector: Int, *, narrow: bool) -
 def mask_of(code: Function, channels: Number, *, narrow: bool) -> Flag | None:
     """Return the mask of a vector of channels, or nothing where it is whole."""
     return code.lanes_between(None, channels) if narrow else None
+
+
+def turn_filters(code: Function, plan: Fields, tap: Int, flag: Variable, *, narrow: bool) -> None:
+    """Bring the numbers of a tap of all filters side by side, and let a flag rise if one is not finite."""
+    _, _, w, _, _, _, turned, *_ = code.given
+    check = code.variable(code.zeros)
+    with code.loop(0, (plan.channels + (code.lanes - 1)) // code.lanes) as vector:
+        channel = first_channels(code, plan, vector, narrow=narrow)
+        place = w + (channel * plan.taps + plan.first_tap + tap * plan.next_tap)
+        value = code.gather(place, plan.taps, code.lanes_between(None, plan.channels - channel))
+        code.look_at(check, value)
+        code.store(value, turned + (tap * plan.pitch + channel))
+    flag.set(flag.get() + code.is_not_finite(check.get()))
 
 
 def _add_row(
@@ -121,6 +136,7 @@ def _tile(target: Target, count: int, shape: tuple[int, int] | None, *, narrow: 
     for i, total in enumerate(sums):
         code.look_at(check, total.get())
         goal = out + channels * i
+        code.prefetch(goal + channels * COLUMNS_AHEAD, write=True)
         if mask is None:
             code.store(total.get(), goal)
         else:
@@ -143,7 +159,7 @@ class _Share:
         self.active = scratch.of(INTEGER)
         self.vectors = (plan.channels + (code.lanes - 1)) // code.lanes
         with code.when(phase.equals(0)):
-            self.turn(index)
+            turn_filters(code, plan, index, self.flag, narrow=narrow)
         with code.when(~phase.equals(0)):
             first = index // plan.column_blocks * plan.rows_of_share
             start = index % plan.column_blocks * plan.columns_of_share
@@ -151,19 +167,6 @@ class _Share:
             with code.loop(first, code.minimum(first + plan.rows_of_share, plan.all_rows)) as row:
                 self.row(row, start, stop)
         code.give(self.flag.get())
-
-    def turn(self, tap: Int) -> None:
-        """Bring the numbers of a tap of all filters side by side, and look at them."""
-        code, plan = self.code, self.plan
-        _, _, w, _, _, _, turned, *_ = code.given
-        check = code.variable(code.zeros)
-        with code.loop(0, self.vectors) as vector:
-            channel = first_channels(code, plan, vector, narrow=self.narrow)
-            place = w + (channel * plan.taps + plan.first_tap + tap * plan.next_tap)
-            value = code.gather(place, plan.taps, code.lanes_between(None, plan.channels - channel))
-            code.look_at(check, value)
-            code.store(value, turned + (tap * plan.pitch + channel))
-        self.flag.set(code.is_not_finite(check.get()))
 
     def row(self, row: Int, start: Int, stop: Int) -> None:
         """Compute the outputs of a row from one column to another."""
@@ -181,17 +184,15 @@ class _Share:
         inner, end = (code.minimum(code.maximum(each, start), stop) for each in (plan.inner_start, plan.inner_stop))
         cells, results = sample * plan.x_sample, row * plan.columns * plan.channels
         self.ask_ahead(cells, start, stop, count.get())
-        with code.loop(0, self.vectors) as vector:
-            channel = first_channels(code, plan, vector, narrow=self.narrow)
-            where, rest = (cells + channel, results + channel, channel, count.get()), inner
-            for size, tile in self.tiles.items():
-                tiled = rest + (end - rest) // size * size
-                with code.loop(rest, tiled, size) as column:
-                    self.compute(tile, where, (column, code.variable(size).get()))
-                rest = tiled
-            for low, high in ((start, inner), (rest, stop)):
-                with code.loop(low, high, self.of_edge) as column:
-                    self.compute(self.edge, where, (column, high - column))
+        where, rest = (cells, results, count.get()), inner
+        for size, tile in self.tiles.items():
+            tiled = rest + (end - rest) // size * size
+            with code.loop(rest, tiled, size) as column:
+                self.compute(tile, where, (column, code.variable(size).get()))
+            rest = tiled
+        for low, high in ((start, inner), (rest, stop)):
+            with code.loop(low, high, self.of_edge) as column:
+                self.compute(self.edge, where, (column, high - column))
 
     def ask_ahead(self, cells: Int, start: Int, stop: Int, count: Int) -> None:
         """Ask for the cells that the next row of outputs reads first, which come meanwhile, as they lie."""
@@ -201,9 +202,9 @@ class _Share:
         with code.loop(0, (stop - start) * plan.step * plan.channels, code.numbers_of_line) as at:
             code.prefetch(here + at)
 
-    def compute(self, tile: Function, where: tuple[Int, Int, Int, Int], outputs: tuple[Int, Int]) -> None:
-        """Compute some outputs from a column on, for a vector of channels, of so many rows of cells."""
-        code, plan, (cells, results, channel, rows), (column, count) = self.code, self.plan, where, outputs
+    def compute(self, tile: Function, where: tuple[Int, Int, Int], outputs: tuple[Int, Int]) -> None:
+        """Compute some outputs from a column on, from the first channel to the last, of so many rows of cells."""
+        code, plan, (cells, results, rows), (column, count) = self.code, self.plan, where, outputs
         _, x, _, b, out, _, turned, *_ = code.given
         cell = column * plan.step - plan.before
         first, last = code.maximum(0 - cell, 0), plan.width - cell
@@ -214,9 +215,11 @@ class _Share:
                     code.minimum((code.maximum(each, 0) + (plan.apart - 1)) // plan.apart, plan.taps_of_row)
                     for each in (0 - cell, plan.width - cell)
                 )
-        found = code.call(
-            tile, x + (cells + cell * plan.channels), turned + channel, b + channel * plan.bias_step,
-            out + (results + column * plan.channels), self.active, rows, first, last, count,
-            plan.channels, plan.apart * plan.channels, plan.step * plan.channels, plan.pitch, plan.bias_step,
-        )  # fmt: skip
-        self.flag.set(self.flag.get() + found)
+        with code.loop(0, self.vectors) as vector:
+            channel = first_channels(code, plan, vector, narrow=self.narrow)
+            found = code.call(
+                tile, x + (cells + cell * plan.channels + channel), turned + channel, b + channel * plan.bias_step,
+                out + (results + column * plan.channels + channel), self.active, rows, first, last, count,
+                plan.channels, plan.apart * plan.channels, plan.step * plan.channels, plan.pitch, plan.bias_step,
+            )  # fmt: skip
+            self.flag.set(self.flag.get() + found)

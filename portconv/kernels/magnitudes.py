@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from .doubles import larger, magnitude, widened
+from .doubles import larger, largest_lane, magnitude, widened
 from .emit import Function, Module
 from .record import Record
 from .share import PLAN_HEAD, SHARE, driver
 from .sizes import Planned, blocks, ceiling
 from .target import Target
-from .values import Pointer, Vector
+from .values import Pointer
 
 VARIANTS = ("all",)
 VECTORS = 4
@@ -57,11 +57,7 @@ def module(target: Target, variant: str) -> Module:
         of_plane = found[0].get()
         for each in found[1:]:
             of_plane = larger(code, of_plane, each.get())
-        half = lanes // 2
-        while half:
-            other = code.shuffle(of_plane, of_plane, [(lane + half) % lanes for lane in range(lanes)])
-            of_plane, half = larger(code, of_plane, other), half // 2
-        largest = Vector(code, target.element, code.assign(f"extractelement {of_plane.typed}, i64 0"))
+        largest = largest_lane(code, of_plane)
         goal[plane] = largest if target.element == "double" else widened(code, largest)
     code.give(code.is_not_finite(check.get()))
     return Module([code, *driver(target, code)])

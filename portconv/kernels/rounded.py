@@ -9,13 +9,25 @@ A row is a filter, and a column a position ("windows", see `window_terms`), or a
 
 from __future__ import annotations
 
-from .doubles import differing, narrowed, quotient, root, scalar, single_splat, store_single, widened
+from .doubles import (
+    as_number,
+    differing,
+    larger,
+    narrowed,
+    quotient,
+    root,
+    scalar,
+    single_splat,
+    smaller,
+    store_single,
+    widened,
+)
 from .emit import Function, Module
 from .filter_terms import FilterTerms
 from .rounded_plan import ARRAYS, PLAN, VARIANTS, plan_of_filters, plan_of_windows
 from .share import SHARE, driver
 from .target import Target
-from .values import Int, Pointer, Vector
+from .values import Flag, Int, Pointer, Vector
 from .window_terms import WindowTerms
 
 __all__ = ["VARIANTS", "module", "plan_of_filters", "plan_of_windows"]
@@ -69,16 +81,20 @@ class _Share:
         factors, squares = (self.arrays.pointer(name, "double") for name in ("second_factors", "column_squares"))
         with code.loop(self.first, self.last) as column:
             channel = self.group * plan.terms + column // plan.tap_count
-            own = squares + channel
-            self.norms[column - self.first] = self.norm(own, plan.samples, plan.groups * plan.terms)
+            count, step = plan.row_squares, plan.groups * plan.terms
+            self.norms[column - self.first] = self.norm(squares + channel, (count, step), count)
             self.scales[column - self.first] = quotient(code, scalar(code, 1.0), factors[channel])
 
-    def norm(self, squares: Pointer, count: Int, step: Int) -> Vector:
-        """Return the root of a sum of squares."""
-        code, total = self.code, self.code.variable(scalar(self.code, 0.0))
+    def norm(self, squares: Pointer, of: tuple[Int, Int], met: Int) -> Vector:
+        """Return the root of a sum of squares, or no less than that of any `met` ones; they lie some numbers apart."""
+        code, (count, step) = self.code, of
+        total, largest = (code.variable(scalar(code, 0.0)) for _ in range(2))
         with code.loop(0, count) as number:
-            total.set(total.get() + squares[number * step])
-        return root(code, total.get())
+            square = squares[number * step]
+            total.set(total.get() + square)
+            largest.set(larger(code, square, largest.get()))
+        most = largest.get() * as_number(code, met)
+        return root(code, smaller(code, total.get(), most))
 
     def round_row(self, row: Int) -> None:
         """Round the sums of one row."""
@@ -86,30 +102,40 @@ class _Share:
         of_group = self.group % plan.groups * plan.rows + row
         place = self.group * plan.rows + row
         squares = arrays.pointer("row_squares", "double") + of_group * plan.row_step
-        bound = code.splat(self.norm(squares, plan.row_squares, plan.square_step) * self.error)
+        bound = code.splat(self.norm(squares, (plan.row_squares, plan.square_step), plan.row_met) * self.error)
         factor = arrays.pointer("first_factors", "double")[of_group if self.by_column else self.group]
         if not self.by_column:
             factor = factor * arrays.pointer("second_factors", "double")[of_group * plan.row_step]
         scale: Vector = quotient(code, scalar(code, 1.0), factor)
         bias: Vector = arrays.pointer("biases", "float")[of_group]
-        scales, added = code.splat(scale), single_splat(code, bias)
-        out = self.out.of("float") + place * plan.columns
-        with code.loop(self.first, self.last, self.target.lanes) as at:
-            mask, near = code.lanes_between(None, self.last - at), at - self.first
-            here = self.sums + (place * plan.columns + at)
-            total = code.variable(code.load(here, mask))
-            if self.by_column:
-                with code.loop(1, plan.stacked) as number:
-                    total.set(total.get() + code.load(here + number * plan.apart, mask))
-            off = code.load(self.norms + near, mask) * bound
-            upper, lower = narrowed(code, total.get() + off), narrowed(code, total.get() - off)
-            by = scales * code.load(self.scales + near, mask) if self.by_column else scales
-            # Powers of two scale exactly: results are zero or normal numbers.
-            value = narrowed(code, widened(code, upper) * by)
-            store_single(code, value + added, out + at, mask)
-            bits = differing(code, upper, lower, mask)
-            with code.when(~bits.equals(0)):
-                self.decide_some(bits, (row, at), out, (scale, bias))
+        bias = bias + Vector(code, "float", "0.0")  # which makes -0 to +0
+        out, lanes = self.out.of("float") + place * plan.written, self.target.lanes
+        sums, numbers = self.sums + place * plan.columns, (bound, scale, bias)
+        whole = self.first + (self.last - self.first) // lanes * lanes
+        with code.loop(self.first, whole, lanes) as at:
+            self.round_vector((row, at), sums + at, out, numbers, None)
+        with code.when(whole < self.last):
+            mask = code.lanes_between(None, self.last - whole)
+            self.round_vector((row, whole), sums + whole, out, numbers, mask)
+
+    def round_vector(
+        self, at: tuple[Int, Int], sums: Pointer, out: Pointer, numbers: tuple[Vector, ...], mask: Flag | None
+    ) -> None:
+        """Round a vector of sums of a row, but for those that a mask leaves out."""
+        code, plan, (_, column), (bound, scale, bias) = self.code, self.plan, at, numbers
+        near, total, by = column - self.first, code.variable(code.load(sums, mask)), code.splat(scale)
+        if self.by_column:
+            with code.loop(1, plan.stacked) as number:
+                total.set(total.get() + code.load(sums + number * plan.apart, mask))
+            by = by * code.load(self.scales + near, mask)
+        off = code.load(self.norms + near, mask) * bound
+        upper, lower = narrowed(code, total.get() + off), narrowed(code, total.get() - off)
+        # Powers of two scale exactly: results are zero or normal numbers.
+        value = narrowed(code, widened(code, upper) * by)
+        store_single(code, value + single_splat(code, bias), out + column, mask)
+        bits = differing(code, upper, lower, mask)
+        with code.when(~bits.equals(0)):
+            self.decide_some(bits, at, out, (scale, bias))
 
     def decide_some(self, bits: Int, at: tuple[Int, Int], out: Pointer, numbers: tuple[Vector, Vector]) -> None:
         """Round the exact sums of the lanes whose bits are set."""

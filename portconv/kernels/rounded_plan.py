@@ -24,8 +24,6 @@ SUMS_PER_UNDECIDED, ALWAYS_UNDECIDED = 16, 8
 multiplied as slices."""
 MOST_DIMS = 16
 """The most dimensions that the terms of a window may have."""
-MOST_TERMS = 1 << 13
-"""The most terms of a window in a lane, whose sum is added up exactly without carries."""
 ARRAYS = Record(
     *("first", "second", "first_factors", "second_factors", "row_squares", "column_squares", "biases"),
 )
@@ -46,20 +44,22 @@ PLAN = Record(
         "columns",
         "columns_of_share",
         "column_blocks",
+        "written",
         "stacked",
         "apart",
         "relative_error",
         "undecided",
     ),
-    *("row_step", "row_squares", "square_step"),
+    *("row_step", "row_squares", "square_step", "row_met"),
     *("dims", "tap_count", "terms", "channel_cells", "term_step", "filter_step", "group_step"),
     *("samples", "lines", "line", "line_step", "in_sample", "out_sample", "ends"),
     *LISTS,
 )
-"""The plan in memory. `stacked` arrays of sums, `apart` from one another, are added up. So many sums of a share may be
-`undecided`. `relative_error` has the bits of a float64: how far a sum is from the exact one in parts of the product of
-two norms. A row has a factor, and `row_squares` sums of squares, every `square_step` numbers, from `row_step` numbers
-after those of the row before. What follows says where the terms of one sum are."""
+"""The plan in memory. A row of results has `written` columns, of which `columns` are computed. `stacked` arrays of
+sums, `apart` from one another, are added up. So many sums of a share may be `undecided`. `relative_error` has the
+bits of a float64: how far a sum is from the exact one in parts of the product of two norms. A row has a factor, and
+`row_squares` sums of squares, every `square_step` numbers, from `row_step` numbers after those of the row before. No
+more than `row_met` of them meet in one sum. What follows says where the terms of one sum are."""
 
 EXACT = (
     *(Argument("plan", "*i64"), Argument("arrays", "*i64"), Argument("value", NUMBERS), Argument("met", "*i64")),
@@ -69,26 +69,26 @@ EXACT = (
 is memory for two numbers a tap."""
 
 
-def plan_of_windows(target: Target, sizes: Sizes, error: float, *, of_inputs: bool) -> Planned | None:
+def plan_of_windows(target: Target, sizes: Sizes, error: float, *, of_inputs: bool, written: int = 0) -> Planned | None:
     """Plan to round outputs, or gradients of inputs, whose terms are then the filters of a group.
 
-    `error` is the largest relative error of a sum.
+    `error` is the largest relative error of a sum. The results may be some of the `written` cells of a channel.
     """
     ins, outs, taps = sizes.channels, sizes.filters, sizes.taps
     rows, terms = (ins, outs) if of_inputs else (outs, ins)
-    if len(sizes.size) > MOST_DIMS or ceiling(terms, target.lanes) * taps > MOST_TERMS:
+    if len(sizes.size) > MOST_DIMS:
         return None
     columns = sizes.cells if of_inputs else sizes.positions
     firsts = _firsts(sizes)
     if of_inputs:
         firsts = [[-cell for cell in each] for each in firsts]
-        read, written, steps, spacings = sizes.out, sizes.size, (1,) * len(sizes.size), sizes.stride
+        read, results, steps, spacings = sizes.out, sizes.size, (1,) * len(sizes.size), sizes.stride
         term_step, filter_step = ins * taps, taps
     else:
-        read, written, steps, spacings = sizes.size, sizes.out, sizes.stride, (1,) * len(sizes.size)
+        read, results, steps, spacings = sizes.size, sizes.out, sizes.stride, (1,) * len(sizes.size)
         term_step, filter_step = taps, ins * taps
     lists = {
-        **{"sizes": numbers(read), "positions": numbers(written), "strides": _strides(read)},
+        **{"sizes": numbers(read), "positions": numbers(results), "strides": _strides(read)},
         **{"steps": numbers(steps), "spacings": numbers(spacings)},
         **{"taps": numbers([cell for tap in product(*firsts) for cell in tap])},
     }
@@ -96,12 +96,13 @@ def plan_of_windows(target: Target, sizes: Sizes, error: float, *, of_inputs: bo
         **{"dims": len(read), "tap_count": taps, "terms": terms, "channel_cells": math.prod(read)},
         **{"term_step": term_step, "filter_step": filter_step, "group_step": outs * ins * taps},
         **{"row_step": taps if of_inputs else 1, "row_squares": taps if of_inputs else 1, "square_step": 1},
+        **{"written": written or columns, "row_met": _met(sizes) if of_inputs else 1},
     }
     return _planned(target, "windows", (sizes.batch, sizes.groups, rows, columns), where | _bits(error), lists)
 
 
-def plan_of_filters(target: Target, sizes: Sizes, error: float, stacked: int) -> Planned:
-    """Plan to round gradients of filters, of which so many sums are added up."""
+def plan_of_filters(target: Target, sizes: Sizes, error: float, stacked: int, squares: int) -> Planned:
+    """Plan to round gradients of filters, of which so many sums are added up, and of the norms so many squares."""
     last, columns = len(sizes.size) - 1, sizes.channels * sizes.taps
     firsts = _firsts(sizes)
     ends = [(*sizes.reading(last, tap), cell) for tap, cell in enumerate(firsts[last])]
@@ -121,7 +122,8 @@ def plan_of_filters(target: Target, sizes: Sizes, error: float, stacked: int) ->
         **{"samples": sizes.batch, "lines": math.prod(sizes.out[:last]), "line": sizes.out[last]},
         **{"line_step": sizes.stride[last], "in_sample": sizes.in_channels * sizes.cells},
         **{"out_sample": sizes.out_channels * sizes.positions},
-        **{"row_step": 1, "row_squares": sizes.batch, "square_step": sizes.out_channels},
+        **{"row_step": 1, "row_squares": squares, "square_step": sizes.out_channels},
+        **{"written": columns, "row_met": squares},
     }
     return _planned(target, "filters", (1, sizes.groups, sizes.filters, columns), where | _bits(error), lists, stacked)
 
@@ -161,6 +163,12 @@ def _firsts(sizes: Sizes) -> list[list[int]]:
     """Return, for each dimension, the cell that the first window reads through each tap."""
     edges = zip(sizes.kernel, sizes.dilation, sizes.before, strict=True)
     return [[tap * step - before for tap in range(count)] for count, step, before in edges]
+
+
+def _met(sizes: Sizes) -> int:
+    """Return how many taps of a filter meet a cell of the input at most."""
+    steps = zip(sizes.kernel, sizes.stride, sizes.dilation, strict=True)
+    return math.prod(ceiling(count, step // math.gcd(step, spacing)) for count, step, spacing in steps)
 
 
 def _strides(sizes: tuple[int, ...]) -> array[int]:

@@ -51,4 +51,5 @@ class WindowTerms:
                 first = cells + (term * plan.channel_cells + met[number * 2])
                 second = filter_ + (term * plan.term_step + met[number * 2 + 1])
                 total.add(code.gather(first, plan.channel_cells, mask), code.gather(second, plan.term_step, mask))
+            total.carry()
         value[0] = total.rounded()

@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from ..algorithms.choice import quantised_sums
+from ..algorithms.algorithm import RoundedSums
+from ..algorithms.choice import rounded_sums as found_fast
 from ..backends import Array, Backend
 from ..spec.operation import Operation
 from ..spec.ranges import Index
 from .blocks import reduce_planes
 from .cutting import cut
 from .limbs import carry
-from .magnitudes import parts_of
+from .magnitudes import parts_of, plane_magnitudes
 from .nonfinite import Counts, indicators
 from .operands import Operand, operand
 from .powers import over_cells, powers_of_two, split_exponents
+from .probe import where_rounding_is_to_nearest
 from .rounding import Rounding
 from .slicing import SIGNIFICANT_BITS, Slicing, addition_slicing
 
@@ -81,9 +83,31 @@ def channel_sum(operation: Operation, backend: Backend, array: Array) -> Array:
     -------
     array, shape (C,)
     """
+    compute = rounded_sums(operation, backend, array)
+    if compute is not None:
+        magnitudes, is_finite = plane_magnitudes(backend, array)
+        value = compute(array, magnitudes) if is_finite else None
+        if value is not None:
+            return value
     count = math.prod(array.shape) // array.shape[1]
     sums, exponents = _sums(operation, backend, array, count)
     return _round(operation, backend, sums, exponents, count)
+
+
+def rounded_sums(operation: Operation, backend: Backend, like: Array) -> RoundedSums | None:
+    """Return what adds up such arrays and rounds the sums, if an algorithm can."""
+    if {operation.dtype, operation.result_dtype, backend.dtype_name(like.dtype)} != {"float32"}:
+        return None
+    if not backend.at_hand(like):
+        return None
+    powers_of_two(backend, like)  # float64 is exact here
+    return found_fast(backend, tuple(like.shape))
+
+
+def repeated(operation: Operation, backend: Backend, like: Array) -> RoundedSums | None:
+    """Return what adds up such arrays again, if they are canonical."""
+    compute = rounded_sums(operation, backend, like)
+    return None if compute is None else where_rounding_is_to_nearest(compute)
 
 
 def channel_sums(operation: Operation, backend: Backend, array: Array, count: int) -> Array:
@@ -112,12 +136,6 @@ def _sums(operation: Operation, backend: Backend, array: Array, count: int) -> t
     plan = addition_slicing(bits, count)
     up = bits - 1 - scaled.exponents
     short = bits <= SHORT_BITS and plan.slices == 2 and math.prod(array.shape[2:]) <= 2 ** (63 - bits)
-    if short and scaled.finite and not scaled.zeroing and array.shape[0]:
-        # All samples of a channel have one scale.
-        found = quantised_sums(backend, array, powers.of(up[0, :]))
-        if found is not None:
-            sums = xp.permute_dims(xp.sum(found, axis=0), (1, 0))
-            return sums[None, ...], scaled.exponents[0, :] - (bits - 1)
     steps = (up,) if short else split_exponents(up)
     factors = [over_cells(backend, powers.of(step), array.ndim - 2) for step in steps]
     limbs = _Limbs(backend, scaled, plan, factors, short)

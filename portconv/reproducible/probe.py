@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 from ..backends import Array, Backend
 from ..errors import BackendError
+
+Result = TypeVar("Result")
 
 
 class Size(NamedTuple):
@@ -40,6 +43,16 @@ def check_rounding() -> None:
             "precision: got 'reproducible' on a thread that does not round to nearest; expected the rounding mode "
             "FE_TONEAREST: a library has set another one with fesetround"
         )
+
+
+def where_rounding_is_to_nearest(compute: Callable[..., Result]) -> Callable[..., Result]:
+    """Return a function that checks how this thread rounds, and then computes."""
+
+    def checked(*arrays: Array) -> Result:
+        check_rounding()
+        return compute(*arrays)
+
+    return checked
 
 
 def check_float64(backend: Backend, like: Array) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..algorithms.algorithm import RoundedProduct, Scaled
 from ..backends import Array, Workspace
 from ..spec.dtypes import LEAST_NORMAL, real
 from ..spec.operation import Kind
@@ -18,7 +17,6 @@ from .magnitudes import join_parts
 from .nonfinite import Counts
 from .powers import PowersOfTwo
 from .sliced_product import SlicedProduct
-from .slicing import UNCUT
 
 
 class Target(NamedTuple):
@@ -75,25 +73,6 @@ def all_normal(sliced: SlicedProduct, target: Target) -> bool:
     exponents = target.exponents
     normal = (exponents >= LEAST_NORMAL[dtype]) & (exponents <= -LEAST_NORMAL[dtype])
     return sliced.backend.sure(normal) and (target.bias is None or keeps_normal(sliced.backend, target.bias, dtype))
-
-
-def rounded_at_once(sliced: SlicedProduct, target: Target, compute: RoundedProduct) -> Array | None:
-    """Compute a product by an algorithm that rounds it as if sums were exact, into the array of `target`.
-
-    All results must be known to be normal. None where slices should be faster.
-    """
-    backend, geometry, exponents = sliced.backend, sliced.operation.geometry, sliced.scale_exponents
-    first, second = (
-        Scaled(operand.array, sliced.powers.of(UNCUT.bits - 1 - scales))
-        for operand, scales in zip(sliced.operands, exponents(geometry), strict=True)
-    )
-    bias = addend(backend, target.bias, target.array)
-    if sliced.kind == Kind.WEIGHT_GRAD:
-        bias = backend.zeros((geometry.out_channels,), target.array)
-    value = compute(first, second, backend.xp.reshape(bias, (-1,)))
-    if value is None or not geometry.channels_last or sliced.kind == Kind.WEIGHT_GRAD:
-        return value
-    return backend.write(target.array, (...,), value)
 
 
 def round_products(sliced: SlicedProduct, target: Target, products: Array, counts: list[Counts] | None) -> Array:

@@ -10,12 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from ..algorithms.algorithm import RoundedProduct
 from ..algorithms.choice import Choice
 from ..backends import Array, Backend, Workspace
 from ..passes.padding import extend, fold
 from ..passes.part import Part, with_samples
-from ..passes.partition import Parts
 from ..spec.dtypes import PARTS_OF
 from ..spec.geometry import Geometry
 from ..spec.operation import Kind, Operation, Role
@@ -83,36 +81,22 @@ class SlicedProduct(NamedTuple):
 
         return self._replace(slicing=UNCUT, choose=choose_short)
 
-    def rounding(self, parts: Parts) -> RoundedProduct | None:
-        """Return what computes the whole product and rounds it, if the algorithm that serves its parts can."""
-        dtypes = {self.backend.dtype_name(operand.array.dtype) for operand in self.operands}
-        if dtypes != {"float32"} or any(operand.zeroing for operand in self.operands):
-            return None
-        part = next(iter(parts.geometries()))
-        return self.choose(in_slices(part, 1)).rounded(self.kind, self.operation.geometry, self.backend)
-
     def roundings(self, geometry: Geometry) -> int:
         """Count how many roundings a product of uncut operands goes through at most on its way into a result."""
         one = in_slices(geometry, 1)
         return self.choose(one).roundings(self.kind, one, self.backend)
 
-    def scale_exponents(self, geometry: Geometry) -> tuple[Array, Array]:
-        """Return the exponents of both operands' scales, each of them once, as `Scaled` has factors."""
-        xp, groups = self.backend.xp, geometry.groups
-        first, second = (one.exponents for one in self.operands)
-        if self.kind == Kind.WEIGHT_GRAD:
-            return first[0, :], second[0, :]
-        if self.kind == Kind.FORWARD:
-            return first[:, :: geometry.group_in], second[:, 0]
-        of_inputs = xp.reshape(second, (groups, geometry.group_out, geometry.group_in))[:, 0, :]
-        return first[:, :: geometry.group_out], of_inputs
-
     def exponents(self, geometry: Geometry) -> Array:
         """Return the exponents of the powers of two that sums count, for each element of a result's first two axes."""
         xp, groups, quantised = self.backend.xp, geometry.groups, 2 * (self.slicing.bits - 1)
-        first, second = self.scale_exponents(geometry)
+        first, second = (one.exponents for one in self.operands)
         if self.kind == Kind.WEIGHT_GRAD:
-            return outer_exponents(self.backend, geometry, first, second) - quantised
+            return outer_exponents(self.backend, geometry, first[0, :], second[0, :]) - quantised
+        if self.kind == Kind.FORWARD:
+            first, second = first[:, :: geometry.group_in], second[:, 0]
+        else:
+            first = first[:, :: geometry.group_out]
+            second = xp.reshape(second, (groups, geometry.group_out, geometry.group_in))[:, 0, :]
         of_channels = xp.reshape(second, (1, groups, math.prod(second.shape) // groups))
         shape = (first.shape[0], groups * of_channels.shape[2])
         return xp.reshape(first[:, :, None] + of_channels, shape) - quantised

@@ -13,14 +13,13 @@ from ..passes.partition import Parts
 from ..spec.dtypes import PARTS_OF, gamma
 from ..spec.geometry import Geometry
 from ..spec.operation import Operation
-from .certified import is_at_hand, is_worthwhile
 from .correlation_sums import CorrelationSums, bound_magnitudes
 from .limbs import carry
 from .nonfinite import Counts
 from .nonfinite_counts import count_nonfinite
 from .operands import Operand, with_constant
 from .powers import powers_of_two
-from .rounding import Rounding, Target, all_normal, round_products, rounded_at_once, rounding_of
+from .rounding import Rounding, Target, all_normal, round_products, rounding_of
 from .sliced_product import Choose, SlicedProduct, outer_exponents, sliced_product
 from .slicing import SIGNIFICANT_BITS, Chunks, chunks, longest_sum, slicing
 
@@ -43,24 +42,20 @@ class ExactSums(NamedTuple):
     counts: list[Counts] | None
 
 
-def weight_grad(sliced: SlicedProduct, parts: Parts) -> Array:
-    """Compute the weight gradient from parts, of which those of the same filters are added up."""
+def weight_grad(sliced: SlicedProduct, parts: Parts, certifies: bool) -> Array:
+    """Compute the weight gradient from parts, of which those of the same filters are added up.
+
+    `certifies` says whether sums that are not exact may be tried first.
+    """
     backend, geometry, like = sliced.backend, sliced.operation.geometry, sliced.operands[0].array
     grad = backend.empty(geometry.w_shape, like, dtype=backend.dtype(sliced.operation.result_dtype))
     if not geometry.batch:
         return backend.zeroed(grad)
     exponents, workspace = sliced.exponents(geometry), backend.workspace(like)
-    is_near, compute = is_at_hand(geometry, backend, grad), None
-    if is_near and all_normal(sliced, whole := Target(grad, exponents)):
-        compute = sliced.rounding(parts)
-        value = None if compute is None else rounded_at_once(sliced, whole, compute)
-        if value is not None:
-            return value
-    is_certified = is_near and compute is None and is_worthwhile(sliced.kind, geometry, backend)
     for added_up in parts.by_filters():
         index = added_up[0].of_w
         target, value = Target(grad[(*index, ...)], exponents[index]), None
-        if is_certified and all_normal(sliced, target):
+        if certifies and all_normal(sliced, target):
             value = _certified(sliced, added_up, target, workspace)
         if value is None:
             value = _exact(sliced, added_up, target, workspace)

@@ -269,7 +269,7 @@ def test_what_is_remembered_holds_no_array():
 
 def test_only_calls_of_one_step_are_remembered():
     portconv.conv(X.astype("float64"), W, B)
-    portconv.conv(X, W, B, precision="reproducible")
+    portconv.conv(X.astype("float64"), W.astype("float64"), precision="reproducible")
     portconv.conv(X, W, B, padding=1, padding_mode="reflect")
     portconv.conv(np.moveaxis(X, 1, -1), W, B, data_format="channels_last")
     portconv.conv(X, W, B, algorithm="gemm")

@@ -19,10 +19,18 @@ if state.fault() is not None:
 if os.name != "posix":
     pytest.skip("this system has no mprotect", allow_module_level=True)
 
-from kernels.planned_calls import DTYPES, ROUNDING, by_plan, plain_sums, plain_weight_sums, sizes_of
+from kernels.planned_calls import (
+    DTYPES,
+    ROUNDING,
+    by_plan,
+    plain_input_sums,
+    plain_sums,
+    plain_weight_sums,
+    sizes_of,
+)
 from kernels.test_guard_pages import CPUS, DRAWN
 
-from portconv.kernels import last_depthwise, last_depthwise_weights, target, weights
+from portconv.kernels import last_depthwise, last_depthwise_weights, last_input_grads, target, weights
 from portconv.kernels.sizes import Sizes
 from portconv.kernels.values import PACKS
 from portconv.kernels.weight_plan import last_plan_of
@@ -90,6 +98,20 @@ def test_outputs_are_the_sums_within_their_memory(cpu: target.Target, flipped: b
         filters = w[(..., *(slice(None, None, -1),) * len(sizes.kernel))] if flipped else w
         assert flag == 0
         assert_sums(cpu, np.moveaxis(out, -1, 1), *plain_sums(sizes, x, filters, b), sizes.taps)
+
+
+@by_target
+def test_gradients_of_inputs_are_the_sums_within_their_memory(cpu: target.Target) -> None:
+    for sizes, random in some(cpu, 4):
+        w = numbers(cpu, random, sizes.in_channels, 1, *sizes.kernel)
+        dout = numbers(cpu, random, sizes.batch, sizes.in_channels, *sizes.out)
+        plan = last_input_grads.plan_of(cpu, sizes)
+        if plan is None or min(sizes.before) < 0:  # which the plain sums are not made for
+            continue
+        shape = (sizes.batch, *sizes.size, sizes.in_channels)
+        dx, flag = by_plan(last_input_grads, cpu, plan, (last(dout), w, None), shape)
+        assert flag == 0
+        assert_sums(cpu, np.moveaxis(dx, -1, 1), *plain_input_sums(sizes, w, dout), sizes.taps)
 
 
 @by_target

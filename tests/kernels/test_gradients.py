@@ -199,5 +199,13 @@ def test_channels_are_added_up_within_their_memory(cpu: target.Target, shape: tu
     bound = 400 * ROUNDING[cpu.element] * abs(x).sum(axis=(0, 2), dtype=np.float64)
     assert (abs(found - x.sum(axis=(0, 2), dtype=np.float64)) <= bound).all()
     assert flag == 0
-    x[-1, -1, -1] = np.inf
+    last, rows = np.ascontiguousarray(np.moveaxis(x, 1, -1)), shape[0] * shape[2]
+    plan = sums.plan_of_last(cpu, rows, shape[1])
+    found, flag = by_plan(sums, cpu, plan, (last, last, None), (shape[1],))
+    # A number is added up in its share, and then with those of others.
+    bound = rows * ROUNDING[cpu.element] * abs(x).sum(axis=(0, 2), dtype=np.float64)
+    assert (abs(found - x.sum(axis=(0, 2), dtype=np.float64)) <= bound).all()
+    assert flag == 0
+    x[-1, -1, -1] = last[-1, -1, -1] = np.inf
     assert by_plan(sums, cpu, sums.plan_of(cpu, *shape), (x, x, None), (shape[1],))[1] > 0
+    assert by_plan(sums, cpu, plan, (last, last, None), (shape[1],))[1] > 0

@@ -25,7 +25,7 @@ from kernels.guarded import PAGE, Guarded, guarded
 from kernels.planned_calls import DTYPES, compiled, plain_input_sums, plain_sums, plain_weight_sums
 from kernels.test_guard_pages import CPUS, DRAWN, TARGETS, drawn
 
-from portconv.kernels import magnitudes, quantised, rounded, rounded_plan, target
+from portconv.kernels import magnitudes, quantised, rounded, rounded_plan, scales, target
 from portconv.kernels.rounded_plan import ARRAYS
 from portconv.kernels.sizes import Sizes
 
@@ -109,12 +109,16 @@ def test_numbers_are_quantised(cpu: target.Target, variant: str) -> None:
         factors = 2.0 ** random.integers(39, 42, (groups, cells) if of_cells else (period,))
         scales = factors[:, None, :] if of_cells else factors[np.arange(groups) % period][:, None, None]
         numbers = np.round(x * scales)
-        plan = quantised.plan_of(cpu, variant, shape, int(period))
+        skipped = int(random.integers(3))
+        plan = quantised.plan_of(cpu, variant, shape, int(period), cells + skipped)
         results: dict[str, Result] = {
             "w": ((groups,) if variant == "rows" else (groups, cells), np.float64),
             "out": (shape, np.float64),
         }
-        found, flag = called(quantised, cpu, plan, {"x": x, "b": factors}, results)
+        given = np.full((groups * channels, cells + skipped), np.nan, np.float32)
+        given[:, :cells] = x.reshape(-1, cells)
+        read = given.reshape(-1)[: given.size - skipped]
+        found, flag = called(quantised, cpu, plan, {"x": read, "b": factors}, results)
         assert flag == 0
         np.testing.assert_array_equal(found["out"], numbers)
         squares = (numbers**2).sum(axis=(1, 2) if variant == "rows" else 1)
@@ -130,12 +134,69 @@ def test_quantised_numbers_are_added_up_exactly(cpu: target.Target) -> None:
         x[:, 1:] *= random.choice([-1, 0, 2.0**-25], x[:, 1:].shape)
         factors = 2.0 ** random.integers(37, 40, channels)
         numbers = np.round(x * factors[:, None]).astype(np.int64)
-        plan = quantised.plan_of(cpu, "sums", (samples * channels, 1, cells), channels)
-        results: dict[str, Result] = {"out": ((samples, channels, 2), np.float64)}
-        found, _ = called(quantised, cpu, plan, {"x": x, "w": np.zeros(1), "b": factors}, results)
-        low, high = found["out"][..., 0].astype(np.int64), found["out"][..., 1].astype(np.int64)
-        np.testing.assert_array_equal(low + (high << 20), numbers.sum(axis=2))
-        assert abs(low).max() <= cpu.lanes << 19
+        plan = quantised.plan_of(cpu, "totals", (samples * channels, 1, cells), channels)
+        given = {"x": x, "w": np.zeros(1), "b": factors}
+        found, flag = called(quantised, cpu, plan, given, {"out": ((channels,), np.float32)})
+        totals = np.array([sum(map(int, numbers[:, channel].flat)) for channel in range(channels)], object)
+        np.testing.assert_array_equal(found["out"], (single(totals) / factors).astype(np.float32))
+        assert flag == 0
+        given["x"] = np.full(x.shape, np.float32(3e38))
+        given["b"] = np.full(channels, 2.0**-89)
+        flag = called(quantised, cpu, plan, given, {"out": ((channels,), np.float32)})[1]
+        assert (flag != 0) == (samples * cells > 1)  # which is infinite
+
+
+@by_double
+@pytest.mark.parametrize("variant", scales.VARIANTS)
+def test_the_largest_number_of_a_group_becomes_one_of_40_bits(cpu: target.Target, variant: str) -> None:
+    random = np.random.default_rng(6)
+    dtype = np.float32 if variant == "numbers" else np.float64
+    for outer, repeats, inner, tail, copies in [
+        *((1, 1, 1, 1, 1), (3, 1, 1, 20, 1), (1, 5, 9, 1, 1), (2, 3, 4, 9, 9), (1, 1, 1, 70_000, 1), (2, 40, 3, 1, 2)),
+        (300, 1, 1, 8, 1),
+    ]:
+        groups = scales.Groups(outer, repeats, inner, tail, copies)
+        shape = (outer, repeats, inner, tail)
+        x = (random.uniform(-1, 1, shape) * 2.0 ** random.integers(-80, 90, (outer, 1, inner, 1))).astype(np.float32)
+        x[0, :, 0] = 0
+        x[-1, :, -1] = np.float32(2.0 ** int(random.integers(-86, 100)))
+        x = (x if variant == "numbers" else abs(x)).astype(dtype)
+        largest = abs(x).max(axis=(1, 3))
+        exponents = np.array([[0 if n == 0 else math.ceil(math.log2(n)) for n in row] for row in largest])
+        plan = scales.plan_of(cpu, variant, groups)
+        results: dict[str, Result] = {"out": ((outer, inner, copies), np.float64)}
+        found, flag = called(scales, cpu, plan, {"x": x}, results)
+        np.testing.assert_array_equal(found["out"], np.repeat(2.0 ** (39 - exponents)[..., None], copies, axis=2))
+        assert flag == 0
+        for bad in (np.nan, np.inf, -np.inf):
+            if variant == "numbers" or not bad < 0:
+                other = x.copy()
+                other.flat[random.integers(x.size)] = bad
+                assert called(scales, cpu, plan, {"x": other}, results)[1] != 0
+        x[-1, :, -1] = np.nextafter(dtype(2.0**-87), dtype(0))
+        assert called(scales, cpu, plan, {"x": x}, results)[1] != 0
+
+
+@by_double
+def test_results_that_may_be_subnormal_or_infinite_are_left_to_others(cpu: target.Target) -> None:
+    plan = scales.plan_of(cpu, "magnitudes", scales.Groups(3, 1, 1, 2), others=4, biases=5, terms=9)
+    results: dict[str, Result] = {"out": ((3,), np.float64)}
+
+    def flag(own: int, other: int, bias: float) -> bool:
+        x, factors, biases = np.ones((3, 2)), np.full(4, 2.0**39), np.ones(5, np.float32)
+        x[2, 1], factors[3], biases[4] = 2.0**own, 2.0 ** (39 - other), bias
+        x[2, 0] = 0
+        return called(scales, cpu, plan, {"x": x, "w": factors, "b": biases}, results)[1] != 0
+
+    # A unit of the sums is 2**(own + other - 78), and nine of them are less than 2**4.
+    assert not flag(-20, -28, 0.0)
+    assert flag(-20, -29, 0.0)
+    assert not flag(60, 62, 0.0)
+    assert flag(60, 63, 0.0)
+    for bias in (-0.0, 2.0**-100, -(2.0**-100), 2.0**126 * (1 - 2.0**-24)):
+        assert not flag(0, 0, bias)
+    for bias in (2.0**-101, 2.0**-149, -(2.0**126), math.inf, math.nan):
+        assert flag(0, 0, bias)
 
 
 def slices_of(numbers: Any) -> tuple[Any, Any]:
@@ -181,6 +242,12 @@ def some_sizes(random: np.random.Generator) -> Sizes:
     return sizes._replace(element="double")
 
 
+def met(sizes: Sizes) -> int:
+    """Return how many taps meet in a cell of the input at most: those that lie a whole number of strides apart."""
+    lines = zip(sizes.kernel, sizes.stride, sizes.dilation, strict=True)
+    return math.prod(sum(tap * spacing % step == 0 for tap in range(count)) for count, step, spacing in lines)
+
+
 MODES = pytest.mark.parametrize("mode", ["all", "none", "some"])
 """Which sums are undecided: all where their error may be infinite, and none where it is 0."""
 
@@ -222,7 +289,8 @@ def test_sums_of_windows_are_rounded(
         windows = windows.reshape(sizes.batch, groups, -1, math.prod(written))[:, :, 0]
         by_filter = filters.reshape(groups, outs, ins * taps) ** 2
         row_squares = by_filter.sum(axis=1) if of_inputs else by_filter.sum(axis=2)
-        of_row = row_squares.reshape(groups, -1, taps).sum(axis=2) if of_inputs else row_squares
+        of_taps = row_squares.reshape(groups, -1, taps if of_inputs else 1)
+        of_row = np.minimum(of_taps.sum(axis=2), met(sizes) * of_taps.max(axis=2)) if of_inputs else row_squares
         norms = np.sqrt(windows)[:, :, None, :] * np.sqrt(of_row)[None, :, :, None]
         sums, error = disturbed(random, mode, totals, norms)
         first_factors = 2.0 ** random.integers(20, 60, (sizes.batch, groups))
@@ -230,16 +298,20 @@ def test_sums_of_windows_are_rounded(
         biases = random.standard_normal((groups, results // groups)).astype(np.float32)
         scale = 1 / (first_factors[:, :, None] * second_factors)
         expected = (single(totals) * scale[..., None]).astype(np.float32) + biases[None, :, :, None]
-        plan = rounded_plan.plan_of_windows(cpu, sizes, error, of_inputs=of_inputs)
+        width = totals.shape[-1] + int(random.integers(3))
+        plan = rounded_plan.plan_of_windows(cpu, sizes, error, of_inputs=of_inputs, written=width)
         assert plan is not None
         given = {
             **{"x": sums, "first": cells, "second": filters, "first_factors": first_factors},
             "second_factors": np.repeat(second_factors, taps, axis=1) if of_inputs else second_factors,
             **{"row_squares": row_squares, "column_squares": windows, "biases": biases},
         }
-        found, flag = called(rounded, cpu, plan, given, {"out": (totals.shape, np.float32)})
+        count = totals.size // totals.shape[-1]
+        found, flag = called(rounded, cpu, plan, given, {"out": ((count, width), np.float32)})
         assert flag == 0
-        np.testing.assert_array_equal(found["out"], expected, err_msg=str(sizes))
+        own = found["out"][:, : totals.shape[-1]].reshape(totals.shape)
+        np.testing.assert_array_equal(own, expected, err_msg=str(sizes))
+        assert np.isnan(found["out"][:, totals.shape[-1] :]).all()
 
 
 @by_double
@@ -275,7 +347,7 @@ def test_sums_of_filters_are_rounded(cpu: target.Target, mode: str, monkeypatch:
             **{"row_squares": squares[0], "column_squares": squares[1]},
             "biases": np.zeros(sizes.out_channels, np.float32),
         }
-        plan = rounded_plan.plan_of_filters(cpu, sizes, error, stacked)
+        plan = rounded_plan.plan_of_filters(cpu, sizes, error, stacked, sizes.batch)
         found, flag = called(rounded, cpu, plan, given, {"out": (totals.shape, np.float32)})
         assert flag == 0
         np.testing.assert_array_equal(found["out"], expected, err_msg=str(sizes))
