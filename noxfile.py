@@ -139,10 +139,7 @@ def consistency(session: nox.Session) -> None:
     imported = ("torch", "jax", "keras", "onnx", "scipy", "sigpy", "array_api_strict", "dask")
     session.run("python", "-P", "-c", f"import {', '.join(imported)}", env=environment)
     backends = [part for name in ("numpy", "array_api_strict", "torch") for part in ("--backend", name)]
-    files = (
-        f"tests/{name}"
-        for name in ("spec", "backends", "test_differential.py", "test_operators.py", *TOGETHER)
-    )
+    files = (f"tests/{name}" for name in ("spec", "backends", "test_differential.py", "test_operators.py", *TOGETHER))
     files = (*files, "tests/frameworks/test_torch_compile.py")
     session.run("pytest", "--numprocesses=auto", *backends, *(session.posargs or files), env=environment)
     of_scipy(session)

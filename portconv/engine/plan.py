@@ -349,14 +349,12 @@ def _copies(operation: Operation, backend: Backend, arithmetic: Arithmetic, give
     each[kind.result] = result + size * is_narrowed
     if is_copied(geometry) and Role.X in kind.operands:
         each[Role.X] += of_read
-    each["padded"] = max(wide, size) if geometry.extended is not geometry else 0
-    if each["padded"] and geometry.mode == "constant":  # copies are those of the padded input
-        each["padded"] = each[Role.X] + of_read
+    if geometry.extended is not geometry:  # all copies of an input padded with a constant are of the padded one
+        each["padded"] = each[Role.X] + of_read if geometry.mode == "constant" else max(wide, size)
     # A part's own result, before it is put where it belongs; of filters, what it is added to as well.
     own = 2 * wide if kind == Kind.WEIGHT_GRAD else size
     part = each | {kind.result: each[kind.result] + own + narrow * (kind == Kind.WEIGHT_GRAD or is_narrowed)}
-    if each["padded"] and Role.X in kind.operands:
-        # Some rows with their padding filled in, before that of other dimensions is.
+    if each.get("padded") and Role.X in kind.operands:  # rows with their padding filled in, before that of others is
         part[Role.X] += of_read
     combed = part | {kind.read: part[kind.read] + of_read}
     return Copies(Bytes(**each), Bytes(**part), Bytes(**combed))
@@ -383,9 +381,9 @@ def _copied(
     if arithmetic.integer_bits:
         # Kernels copy bytes: so only those that windows read are to be copied.
         is_narrow = arithmetic.integer_bits == 8
-        casts = [wide if is_narrow or one.dtype != computed else 0 for one in given]
-        operands = [more + cast for more, cast in zip(of_order, casts, strict=True)]
-        return operands, wide if is_narrow or dtype.dtype != computed else 0, wide
+        pairs = zip(of_order, given, strict=True)
+        operands = [more + wide * (is_narrow or one.dtype != computed) for more, one in pairs]
+        return operands, wide * (is_narrow or dtype.dtype != computed), wide
     # An integer as it was given, its slices as they are cut, of at least 8 bits each, and as they are multiplied.
     most = -(-(8 * size + 1) // 8)
     return [more + size + most * (wide + 2 * size) for more in of_order], 3 * wide + 3 * size, wide

@@ -19,7 +19,8 @@ VARIANTS = (ALL, LAST)
 VECTORS = 4
 """So many vectors are added up at once, each to a sum of its own."""
 CELLS, RUN = 8192, 128
-"""So many numbers are a piece, and so many pieces are added up one after the other before their sums are."""
+"""So many numbers are a piece, and so many pieces, or rows of channels, are added up one after the other before their
+sums are."""
 NUMBERS_OF_SHARE, FEWEST_SHARES = 1 << 16, 8
 """About how many numbers a share adds up; there are so many shares at least, if there are as many channels."""
 CYCLES_OF_VECTOR, CYCLES_OF_PLANE = 3.0, 30.0
@@ -91,16 +92,22 @@ def _of_last(target: Target) -> Module:
     code, lanes = Function("share", SHARE, target, returns=True), target.lanes
     memory, x, _, _, out, _, shared, phase, index = code.given
     plan, check = PLAN_OF_LAST.read(memory), code.variable(code.zeros)
-    sums = [code.variable(code.zeros) for _ in range(VECTORS)]
+    sums, runs = ([code.variable(code.zeros) for _ in range(VECTORS)] for _ in range(2))
 
     def add_rows(channel: Int, sums: list[Variable], mask: Flag | None) -> None:
         first = index * plan.rows_of_share
+        last = code.minimum(first + plan.rows_of_share, plan.rows)
         for own in sums:
             own.set(code.zeros)
-        with code.loop(first, code.minimum(first + plan.rows_of_share, plan.rows)) as row:
-            here = x + (row * plan.channels + channel)
-            for number, own in enumerate(sums):
-                own.set(own.get() + code.load(here + number * lanes, mask))
+        with code.loop(first, last, RUN) as start:
+            for run in runs[: len(sums)]:
+                run.set(code.zeros)
+            with code.loop(start, code.minimum(start + RUN, last)) as row:
+                here = x + (row * plan.channels + channel)
+                for number, run in enumerate(runs[: len(sums)]):
+                    run.set(run.get() + code.load(here + number * lanes, mask))
+            for own, run in zip(sums, runs, strict=False):
+                own.set(own.get() + run.get())
         for number, own in enumerate(sums):
             code.store(own.get(), shared + (index * plan.pitch + channel + number * lanes))
 

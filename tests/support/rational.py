@@ -202,6 +202,8 @@ def source(mode: str, at: int, size: int) -> int:
         return min(max(at, 0), size - 1)
     if mode == "circular":
         return at % size
+    if mode == "symmetric":
+        return min(at % (2 * size), 2 * size - 1 - at % (2 * size))
     assert mode == "reflect"
     at %= max(2 * size - 2, 1)
     return min(at, 2 * size - 2 - at)
