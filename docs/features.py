@@ -32,6 +32,7 @@ REQUIRED = {
     "jax": "jax",
     "dask": "dask[array]",
     "ml_dtypes": "ml_dtypes",
+    "scipy": "scipy",
 }
 """The modules that are needed, and the packages that have them: without one, a column or a cell would be missing."""
 TITLES = {
@@ -716,6 +717,16 @@ def operator(column: Column) -> None:
         column.expect("the product", result, truth, "float32")
 
 
+def matrix(column: Column) -> None:
+    """Run `convolution_matrix`, a matrix of SciPy's on the host, and multiply a column by it."""
+    operands = SKEWED.operands(SINGLES)
+    found = portconv.convolution_matrix(column.array(operands["w"]), SKEWED.x, **SKEWED.options)
+    loops, x = SKEWED.loops, wide(operands["x"])
+    assert isinstance(loops, Loops)
+    if not np.array_equal(found @ x.ravel(), loops.out(x, wide(operands["w"])).ravel()):
+        raise Wrong("the product is wrong")
+
+
 def of_framework(column: Column) -> tuple[Any, Callable[..., Array], dict[str, Host], dict[str, Array]]:
     """Return a framework's transforms, a call, and its operands on the host and in the framework."""
     operands = SKEWED.operands(SINGLES)
@@ -948,6 +959,7 @@ TABLES = (
             Feature("`where=, normalize=True`", partial(of_some_cells, normalize=True)),
             Feature("`conv_weight_grad(..., per_sample=True)`", each_sample),
             Feature("`linear_operator`, and its adjoint", operator),
+            Feature("`convolution_matrix`", matrix),
         ),
     ),
     Table(

@@ -17,7 +17,7 @@ from .engine.signals import Wanted, computed
 from .error_bound import bounded
 from .errors import ConvShapeError, ConvTypeError, ConvValueError
 from .spec import arguments, signals
-from .spec.dtypes import KINDS, real
+from .spec.dtypes import EPSILON, KINDS, real
 from .spec.options import Ints, PaddingMode, Precision
 
 Mode = Literal["full", "same", "valid"]
@@ -143,7 +143,7 @@ def correlate(
 @opaque
 def error_bound(
     x: ArrayT,
-    kernel: ArrayT,
+    kernel: ArrayT | Sequence[ArrayT],
     mode: Mode = "full",
     *,
     axes: Ints | None = None,
@@ -156,12 +156,16 @@ def error_bound(
 ) -> ArrayT:
     """Bound the error of each element that `convolve` returns for the same arguments.
 
-    It is `portconv.error_bound` of the layer that computes it. `correlate` has that of the flipped kernel.
+    It is `portconv.error_bound` of the layer that computes it. `correlate` has that of the flipped kernel. Of several
+    kernels, for `convolve_separable`, each step adds its own, and multiplies that of the steps before by the magnitudes
+    of its kernel.
 
     Parameters
     ----------
-    x, kernel, mode, axes, boundary, padding_value, where, normalize, precision, algorithm
+    x, mode, axes, boundary, padding_value, where, normalize, precision, algorithm
         As for `convolve`.
+    kernel : array or sequence of array
+        As for `convolve`; or the kernels of `convolve_separable`, without `where` and `normalize`.
 
     Returns
     -------
@@ -182,6 +186,11 @@ def error_bound(
     True
     """
     wanted = Wanted(mode, axes, boundary, padding_value, precision, algorithm)
+    if isinstance(kernel, (tuple, list)):
+        if where is not None or normalize is not False:
+            raise ConvValueError("where, normalize: got one beside several kernels, expected neither")
+        both: ArrayT = _bound_of_steps(x, _steps(x, kernel, axes), wanted)
+        return both
     compute, bound = (partial(computed, layer, kernel, wanted) for layer in (call.convolve, bounded))
     error: ArrayT = masked.bound(compute, bound, x, where, normalize)
     return error
@@ -231,19 +240,17 @@ def convolve_separable(
            [3., 4., 3.],
            [1., 3., 3.]])
     """
-    arguments.owner("x", x, {"x": x})
-    places = signals.axes_of(tuple(x.shape), axes, in_order=False)
-    if not isinstance(kernels, (tuple, list)):
-        raise ConvTypeError(f"kernels: got {type(kernels).__name__}, expected a list of arrays, one for each axis")
-    if len(kernels) != len(places):
-        raise ConvValueError(f"kernels: got {len(kernels)}, expected {len(places)}, one for each axis")
-    for i, kernel in enumerate(kernels):
-        arguments.owner(f"kernels[{i}]", kernel, {"x": x, f"kernels[{i}]": kernel})
-        if len(kernel.shape) != 1 or kernel.shape[0] < 1:
-            raise ConvShapeError(f"kernels[{i}]: got shape {tuple(kernel.shape)}, expected (taps,), at least one")
-    options: dict[str, Any] = {"boundary": boundary, "padding_value": padding_value, "precision": precision}
-    for axis, kernel in zip(places, kernels, strict=True):
-        x = convolve(x, kernel, mode, axes=axis, algorithm=algorithm, **options)
+    for axis, kernel in _steps(x, kernels, axes):
+        x = convolve(
+            x,
+            kernel,
+            mode,
+            axes=axis,
+            boundary=boundary,
+            padding_value=padding_value,
+            precision=precision,
+            algorithm=algorithm,
+        )
     return x
 
 
@@ -331,6 +338,38 @@ def gaussian_filter(
     options: dict[str, Any] = {"boundary": boundary, "padding_value": padding_value, "precision": precision}
     out: ArrayT = convolve_separable(x, kernels, axes=[places[i] for i in chosen], algorithm=algorithm, **options)
     return out
+
+
+def _steps(x: Array, kernels: Any, axes: Ints | None) -> list[tuple[int, Array]]:
+    """Check a kernel for each axis; return the axes, each with its kernel."""
+    arguments.owner("x", x, {"x": x})
+    places = signals.axes_of(tuple(x.shape), axes, in_order=False)
+    if not isinstance(kernels, (tuple, list)):
+        raise ConvTypeError(f"kernels: got {type(kernels).__name__}, expected a list of arrays, one for each axis")
+    if len(kernels) != len(places):
+        raise ConvValueError(f"kernels: got {len(kernels)}, expected {len(places)}, one for each axis")
+    for i, kernel in enumerate(kernels):
+        arguments.owner(f"kernels[{i}]", kernel, {"x": x, f"kernels[{i}]": kernel})
+        if len(kernel.shape) != 1 or kernel.shape[0] < 1:
+            raise ConvShapeError(f"kernels[{i}]: got shape {tuple(kernel.shape)}, expected (taps,), at least one")
+    return list(zip(places, kernels, strict=True))
+
+
+def _bound_of_steps(x: Array, steps: list[tuple[int, Array]], wanted: Wanted) -> Array:
+    """Bound the error of one step after another: an error moves on as the numbers do, but no two of them cancel."""
+    backend, error = arguments.owner("x", x, {"x": x}), None
+    beyond = "zeros" if wanted.boundary == "constant" else wanted.boundary  # a constant has no error
+    for axis, kernel in steps:
+        step = wanted._replace(axes=axis)
+        own = computed(bounded, kernel, step, x)
+        if error is not None:
+            moved = computed(
+                call.convolve, backend.xp.abs(kernel), step._replace(boundary=beyond, padding_value=0), error
+            )
+            eps = EPSILON.get(backend.dtype_name(moved.dtype))  # integers have none, and no error
+            own = own + (moved if eps is None else moved * (1 + 2 * (kernel.shape[0] + 2) * eps))
+        x, error = computed(call.convolve, kernel, step, x), own
+    return error
 
 
 def _number(name: str, value: Any) -> float:

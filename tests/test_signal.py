@@ -196,6 +196,22 @@ def test_separable_kernels_are_their_outer_product(target):
     assert np.array_equal(target.numpy(found), part(full(x, kernel), x, kernel, "same"))
 
 
+@pytest.mark.parametrize("boundary", ["symmetric", "constant"])
+def test_the_error_of_separable_kernels_keeps_to_its_bound(target, boundary):
+    rng = np.random.default_rng(5)
+    x, *kernels = (rng.standard_normal(shape).astype("float32") for shape in ((20, 30), (5,), (9,)))
+    more = {"boundary": boundary, "padding_value": 2.5 if boundary == "constant" else 0}
+    given = target.array(x), [target.array(kernel) for kernel in kernels], "same"
+    found, bound = (
+        target.numpy(function(*given, **more)) for function in (signal.convolve_separable, signal.error_bound)
+    )
+    exact = signal.convolve_separable(x.astype("f8"), [kernel.astype("f8") for kernel in kernels], "same", **more)
+    # The error of float64 is below 2**-28 of that of float32.
+    assert np.all(np.abs(found - exact) <= bound * (1 + 2**-20))
+    largest = np.abs(kernels[0]).sum() * np.abs(kernels[1]).sum() * max(np.abs(x).max(), 2.5)
+    assert np.max(bound) <= 1.1 * (5 + 9) * 2**-24 * largest
+
+
 @pytest.mark.parametrize("order", [0, 1, 2])
 def test_a_gaussian_has_the_weights_of_its_formula(target, order):
     sigma, radius = 1.5, 6  # truncate=4 ends at int(4 * 1.5 + 0.5)
