@@ -58,7 +58,7 @@ class NumpyBackend(NumpyLike):
     has_addresses = True
     block_bytes = 4 << 20
     block_columns = 4096
-    costs = Costs(operation=0.0074, element=0.08, transform=0.16, call=3500)
+    costs = Costs(operation=0.0074, element=0.08, transform=0.16, call=3500, native=0.0074)
     native_convolution = NumPyConvolution()
 
     def load(self) -> Any:

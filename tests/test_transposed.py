@@ -216,7 +216,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
     ),
     "output padding negative": ({"output_padding": -1}, portconv.ConvValueError, ("output_padding: got -1", "least 0")),
     "output padding float": ({"output_padding": 0.0}, portconv.ConvTypeError, ("output_padding: got 0.0", "an int")),
-    "padding by name": ({"padding": "same"}, portconv.ConvTypeError, ("padding: got 'same'", "an int or a tuple of 2")),
+    "padding by name": ({"padding": "full"}, portconv.ConvValueError, ("padding: got 'full'", "'same'")),
     "padding too large": (
         {"padding": (0, 4)},
         portconv.ConvShapeError,

@@ -96,7 +96,7 @@ def go_on():
 threads = [threading.Thread(target=go_on, daemon=True) for _ in range(3)]
 for thread in threads:
     thread.start()
-for _ in range(100):
+for _ in range(30):
     child()
 going = False
 for thread in threads:
