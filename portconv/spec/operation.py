@@ -195,8 +195,8 @@ class Operation:
             return self, tangent
         if place == 2:
             return changed(self, kind=Kind.SPREAD, bias_role=self.result), tangent
-        is_of_x = self.kind.operands[place] == Role.X
-        step = changed(self, geometry=self.geometry.linear) if is_of_x else self
+        geometry = self.geometry.linear if self.kind.operands[place] == Role.X else self.geometry
+        step = self if geometry is self.geometry else changed(self, geometry=geometry)
         return step, *(tangent if i == place else array for i, array in enumerate(operands[:2]))
 
 

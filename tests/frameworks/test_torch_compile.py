@@ -204,7 +204,7 @@ def test_operators_keep_pytorchs_rules(kind):
     portconv.frameworks.torch_operators.register()
     first, second = tensors(X if kind != "conv_input_grad" else DOUT, W, grad=True, dtype=torch.float64)
     sizes = [2, 4, 6, 1, 7, 6, 3, 2, 1, 1, 1, 1, 0, 0, 0, 0]
-    words = "float64, float64, standard, auto, out, zeros, channels_first, batch"
+    words = "float64, float64, standard, auto, out, zeros, 0, channels_first, batch"
     operands = [first] if kind == "unfold" else [first, second]
     torch.library.opcheck(getattr(torch.ops.portconv, kind), (operands, sizes, words))
 
