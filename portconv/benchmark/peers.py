@@ -162,6 +162,10 @@ class Precise(Peer):
 
     precision: str = "standard"
 
+    def objection(self, backend: Backend) -> str | None:
+        on_cpu = self.precision == "fast" and backend.name != "cupy"
+        return "on a CPU 'fast' computes as 'standard' does: --backend cupy" if on_cpu else None
+
     def prepare(self, problem: Problem, backend: Backend, threads: int) -> Candidate:
         return portconv_itself(self.name, problem, backend, "auto", self.precision)
 
