@@ -7,12 +7,13 @@ from math import prod
 from typing import Any
 
 from . import backends, forks
-from .backends import Array, Backend
+from .backends import Array
 from .convolution import conv, conv_input_grad
-from .errors import BackendError, ConvShapeError
+from .errors import BackendError, ConvShapeError, ConvTypeError
 from .passes.padding import extend
 from .spec import arguments, checked_geometry
 from .spec.checked_geometry import Names
+from .spec.dtypes import HALVES
 from .spec.layout import given_shape
 from .spec.options import DataFormat, Ints, Options, Padding, PaddingMode, Precision
 from .windows import unfold
@@ -58,23 +59,30 @@ class LinearOperator:
 
     def matvec(self, vector: Array) -> Array:
         """Multiply a vector of shape (n,) or (n, 1), an input flattened in C order; the result has m elements."""
-        return self._backend.xp.reshape(self.matmat(vector), (-1,) if vector.ndim == 1 else (-1, 1))
+        return self._multiplied("vector", vector)
 
     def matmat(self, columns: Array) -> Array:
         """Multiply a matrix of shape (n, k), of which each column is a flattened input; the result is (m, k)."""
-        xp, given = self._backend.xp, (self.out_shape if self.is_adjoint else self.in_shape)
-        if len(columns.shape) not in (1, 2) or columns.shape[0] != prod(given):
-            raise ConvShapeError(f"columns: got shape {tuple(columns.shape)}, expected {prod(given)} rows")
-        vectors = xp.permute_dims(xp.reshape(columns, (prod(given), -1)), (1, 0))
-        count = vectors.shape[0]
+        return self._multiplied("columns", columns)
+
+    def _multiplied(self, name: str, columns: Array) -> Array:
+        """Multiply a vector or a matrix, which messages call `name`."""
+        xp = arguments.arrays(**{"w": self.w, name: columns})[0].xp
+        given, made = (self.in_shape, self.out_shape)[:: -1 if self.is_adjoint else 1]
+        shape = tuple(columns.shape)
+        if len(shape) not in (1, 2) or shape[0] != prod(given):
+            raise ConvShapeError(f"{name}: got shape {shape}, expected {prod(given)} rows")
+        count = shape[1] if len(shape) == 2 else 1
+        vectors = xp.permute_dims(xp.reshape(columns, (prod(given), count)), (1, 0))
         # The columns are samples: of one convolution, however many there are.
         batch, sample = (count, given) if self.unbatched else (count * given[0], given[1:])
         arrays = xp.reshape(vectors, (batch, *sample))
         if self.is_adjoint:
-            result = conv_input_grad(arrays, self.w, (batch, *self.in_shape[-len(sample) :]), **self.options)
+            result = conv_input_grad(arrays, self.w, (batch, *made[-len(sample) :]), **self.options)
         else:
             result = conv(arrays, self.w, **self.options)
-        return xp.permute_dims(xp.reshape(result, (count, -1)), (1, 0))
+        result = xp.permute_dims(xp.reshape(result, (count, prod(made))), (1, 0))
+        return result if len(shape) == 2 else xp.reshape(result, (prod(made),))
 
     def rmatvec(self, vector: Array) -> Array:
         """Multiply a vector by the adjoint."""
@@ -85,11 +93,7 @@ class LinearOperator:
         return self.H.matmat(columns)
 
     def __matmul__(self, other: Array) -> Array:
-        return self.matvec(other) if other.ndim == 1 else self.matmat(other)
-
-    @property
-    def _backend(self) -> Backend:
-        return backends.of(self.w)
+        return self._multiplied("the right-hand side", other)
 
 
 def linear_operator(
@@ -189,7 +193,7 @@ def convolution_matrix(
            [ 0,  1, -1,  0],
            [ 0,  0,  1, -1]])
     """
-    backend, _ = arguments.arrays(w=w)
+    backend, dtype = arguments.arrays(w=w)
     options = Options(stride, padding, dilation, groups, padding_mode, data_format)
     shape = arguments.shape("x_shape", x_shape)
     geometry, _ = checked_geometry.convolution(shape, tuple(w.shape), options, NAMES)
@@ -197,6 +201,8 @@ def convolution_matrix(
         sparse: Any = forks.imported("scipy.sparse")
     except ImportError as error:
         raise BackendError("convolution_matrix: SciPy is missing, expected it: pip install scipy") from error
+    if dtype.name in HALVES:
+        raise ConvTypeError(f"w: got dtype {dtype.name}, expected one that SciPy's sparse matrices have, as float32")
     numpy, host = backends.get("numpy"), backend.to_numpy(w)
     np, one = numpy.xp, replace(geometry, batch=1)
     # Each cell is its number, from 1: what the padding repeats, it has the number of, and zeros are 0.
@@ -213,9 +219,9 @@ def convolution_matrix(
     places = rows[is_cell], columns[is_cell] - 1
     sizes = prod(one.out_shape), prod(one.x_shape)
     matrix = sparse.csr_array(sparse.coo_array((entries[is_cell], places), shape=sizes))
-    if geometry.batch == 1:
-        return matrix
-    return sparse.csr_array(sparse.kron(sparse.eye_array(geometry.batch, dtype=host.dtype), matrix))
+    if geometry.batch != 1:
+        matrix = sparse.csr_array(sparse.kron(sparse.eye_array(geometry.batch, dtype=host.dtype), matrix))
+    return matrix.astype(host.dtype)
 
 
 def _numbered(np: Any, shape: tuple[int, ...], channels_last: bool) -> Any:

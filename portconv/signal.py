@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
+from . import backends
 from .backends import Array, ArrayT
 from .engine import call, masked
 from .engine.execution import opaque
@@ -21,6 +22,9 @@ from .spec.dtypes import EPSILON, KINDS, real
 from .spec.options import Ints, PaddingMode, Precision
 
 Mode = Literal["full", "same", "valid"]
+
+MOST_RADIUS = 1 << 24
+"""A Gaussian that is wider than so many cells is refused, unless a radius ends it."""
 
 __all__ = ["convolve", "convolve_separable", "correlate", "error_bound", "gaussian_filter"]
 
@@ -46,10 +50,11 @@ def convolve(
     Parameters
     ----------
     x : array
-        The signal, of any number of dimensions and of the dtypes of `conv`; beside floating point, integers and bools
-        become what the library promotes both to.
+        The signal, of any number of dimensions and of the dtypes of `conv`. Integers beside floating-point numbers, and
+        bools beside other numbers, become what the library promotes both to.
     kernel : array
-        As many dimensions as `x`, or one for each of `axes`. Along axes that are not convolved both are broadcast.
+        As many dimensions as `x`, or one for each of `axes`, in the order that these have in `x`. Along axes that are
+        not convolved both are broadcast.
     mode : {"full", "same", "valid"}
         ``"full"``: wherever the two overlap. ``"same"``: the middle of that, with the shape of `x`. ``"valid"``:
         where one of them lies inside of the other.
@@ -189,7 +194,7 @@ def error_bound(
     if isinstance(kernel, (tuple, list)):
         if where is not None or normalize is not False:
             raise ConvValueError("where, normalize: got one beside several kernels, expected neither")
-        both: ArrayT = _bound_of_steps(x, _steps(x, kernel, axes), wanted)
+        both: ArrayT = _bound_of_steps(x, _steps(x, kernel, axes, "kernel"), wanted)
         return both
     compute, bound = (partial(computed, layer, kernel, wanted) for layer in (call.convolve, bounded))
     error: ArrayT = masked.bound(compute, bound, x, where, normalize)
@@ -240,18 +245,9 @@ def convolve_separable(
            [3., 4., 3.],
            [1., 3., 3.]])
     """
-    for axis, kernel in _steps(x, kernels, axes):
-        x = convolve(
-            x,
-            kernel,
-            mode,
-            axes=axis,
-            boundary=boundary,
-            padding_value=padding_value,
-            precision=precision,
-            algorithm=algorithm,
-        )
-    return x
+    wanted = Wanted(mode, None, boundary, padding_value, precision, algorithm)
+    out: ArrayT = _stepped(x, _steps(x, kernels, axes, "kernels"), wanted)
+    return out
 
 
 @opaque
@@ -315,43 +311,53 @@ def gaussian_filter(
     backend = arguments.owner("x", x, {"x": x})
     places = signals.axes_of(tuple(x.shape), axes, in_order=False)
     count = len(places)
-    sigmas = (
-        tuple(_number(f"sigma[{i}]", each) for i, each in enumerate(sigma))
-        if isinstance(sigma, (tuple, list))
-        else (_number("sigma", sigma),) * count
-    )
+    given: Any = sigma
+    if hasattr(given, "__len__") and not isinstance(given, str):
+        sigmas = tuple(_number(f"sigma[{i}]", each) for i, each in enumerate(given))
+    else:
+        sigmas = (_number("sigma", given),) * count
     if len(sigmas) != count:
         raise ConvValueError(f"sigma: got {len(sigmas)} entries, expected {count}, one for each axis")
     orders = arguments.per_dimension("order", order, count, 0)
-    ends = tuple(int(_number("truncate", truncate) * each + 0.5) for each in sigmas)
-    radii = ends if radius is None else arguments.per_dimension("radius", radius, count, 0)
+    ends = [_number("truncate", truncate) * each + 0.5 for each in sigmas]
+    if radius is None and max(ends, default=0) > MOST_RADIUS:
+        raise ConvValueError(f"sigma: got {sigma!r}, expected weights that end within {MOST_RADIUS} cells, or a radius")
+    radii = [int(end) for end in ends] if radius is None else arguments.per_dimension("radius", radius, count, 0)
     name = real(backend.dtype_name(x.dtype))
     if KINDS.get(name) != "real floating":
         name = "float64" if backend.holds("float64", x) else "float32"
-    chosen = [i for i in range(count) if sigmas[i] > 0]
-    kernels = [
-        backend.asarray(_gaussian(sigmas[i], orders[i], radii[i]), backend.dtype(name), backend.device_of(x))
-        for i in chosen
-    ]
-    if not chosen:
-        return x
-    options: dict[str, Any] = {"boundary": boundary, "padding_value": padding_value, "precision": precision}
-    out: ArrayT = convolve_separable(x, kernels, axes=[places[i] for i in chosen], algorithm=algorithm, **options)
+
+    def kernel_of(weights: Any) -> Array:
+        return backend.asarray(weights, backend.dtype(name), backend.device_of(x))
+
+    kernels = {places[i]: kernel_of(_gaussian(sigmas[i], orders[i], radii[i])) for i in range(count) if sigmas[i] > 0}
+    wanted = Wanted("same", None, boundary, padding_value, precision, algorithm)
+    steps: list[tuple[Any, Array]] = list(kernels.items())
+    if not steps:  # one tap copies, promotes and checks as any others do
+        steps = [(None, kernel_of(_gaussian(1.0, 0, 0).reshape((1,) * len(x.shape))))]
+    out: ArrayT = _stepped(x, steps, wanted)
     return out
 
 
-def _steps(x: Array, kernels: Any, axes: Ints | None) -> list[tuple[int, Array]]:
+def _stepped(x: Array, steps: list[tuple[Any, Array]], wanted: Wanted) -> Array:
+    """Convolve along one axis after another."""
+    for axis, kernel in steps:
+        x = computed(call.convolve, kernel, wanted._replace(axes=axis), x)
+    return x
+
+
+def _steps(x: Array, kernels: Any, axes: Ints | None, name: str) -> list[tuple[int, Array]]:
     """Check a kernel for each axis; return the axes, each with its kernel."""
     arguments.owner("x", x, {"x": x})
     places = signals.axes_of(tuple(x.shape), axes, in_order=False)
     if not isinstance(kernels, (tuple, list)):
-        raise ConvTypeError(f"kernels: got {type(kernels).__name__}, expected a list of arrays, one for each axis")
+        raise ConvTypeError(f"{name}: got {type(kernels).__name__}, expected a list of arrays, one for each axis")
     if len(kernels) != len(places):
-        raise ConvValueError(f"kernels: got {len(kernels)}, expected {len(places)}, one for each axis")
+        raise ConvValueError(f"{name}: got {len(kernels)}, expected {len(places)}, one for each axis")
     for i, kernel in enumerate(kernels):
-        arguments.owner(f"kernels[{i}]", kernel, {"x": x, f"kernels[{i}]": kernel})
+        arguments.owner(f"{name}[{i}]", kernel, {"x": x, f"{name}[{i}]": kernel})
         if len(kernel.shape) != 1 or kernel.shape[0] < 1:
-            raise ConvShapeError(f"kernels[{i}]: got shape {tuple(kernel.shape)}, expected (taps,), at least one")
+            raise ConvShapeError(f"{name}[{i}]: got shape {tuple(kernel.shape)}, expected (taps,), at least one")
     return list(zip(places, kernels, strict=True))
 
 
@@ -381,17 +387,15 @@ def _number(name: str, value: Any) -> float:
     return float(value)
 
 
-def _gaussian(sigma: float, order: int, radius: int) -> list[float]:
-    """Return the weights of a Gaussian's derivative at whole numbers from `-radius` to `radius`."""
-    cells = range(-radius, radius + 1)
-    weights = [math.exp(-0.5 * (cell / sigma) ** 2) for cell in cells]
-    total = sum(weights)
+def _gaussian(sigma: float, order: int, radius: int) -> Any:
+    """Return the weights of a Gaussian's derivative at whole numbers from `-radius` to `radius`, on the host."""
+    np = backends.get("numpy").xp
+    cells = np.arange(-radius, radius + 1.0)
+    weights = np.exp(-0.5 * (cells / sigma) ** 2)
+    weights /= weights.sum()
     factors = [1.0]  # of the powers of a cell's number: the derivative of p * exp(-t²/2s²) is (p' - t/s² p) * exp
     for _ in range(order):
         slopes = [*(i * factor for i, factor in enumerate(factors) if i), 0.0, 0.0]
         falls = [0.0, *(factor / sigma**2 for factor in factors)]
         factors = [slope - fall for slope, fall in zip(slopes, falls, strict=True)]
-    return [
-        weight / total * sum(factor * cell**i for i, factor in enumerate(factors))
-        for cell, weight in zip(cells, weights, strict=True)
-    ]
+    return weights * sum(factor * cells**i for i, factor in enumerate(factors))

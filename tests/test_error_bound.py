@@ -176,3 +176,9 @@ def test_only_cells_that_windows_read_are_bounded():
     assert np.array_equal(
         portconv.error_bound(x, w, stride=2**30), portconv.error_bound(alike, w, stride=3, algorithm="gemm")
     )
+
+
+def test_a_bias_may_make_a_reproducible_result_infinite():
+    x, w, b = np.array([[[10536.0, 50848.0]]], "f2"), np.ones((1, 1, 2), "f2"), np.array([9968.0], "f2")
+    bound = portconv.error_bound(x, w, b, precision="reproducible")
+    assert np.isinf(bound).all()

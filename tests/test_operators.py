@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import portconv
-from portconv import BackendError, ConvShapeError, ConvValueError
+from portconv import BackendError, ConvShapeError, ConvTypeError, ConvValueError
 
 CASES = {
     "a line": ((1, 2, 6), (3, 2, 3), {"padding": 1}),
@@ -75,8 +75,20 @@ def test_bad_arguments_are_named():
     with pytest.raises(ConvValueError, match="stride: got 0"):
         portconv.convolution_matrix(np.ones((1, 1, 3)), (1, 5), stride=0)
     operator = portconv.linear_operator(np.ones((1, 1, 3)), (1, 5))
-    with pytest.raises(ConvShapeError, match=r"columns: got shape \(4,\), expected 5 rows"):
+    with pytest.raises(ConvShapeError, match=r"vector: got shape \(4,\), expected 5 rows"):
         operator.matvec(np.ones(4))
+
+
+def test_no_columns_and_no_samples_have_products_too():
+    operator = portconv.linear_operator(np.ones((4, 3, 3)), (3, 8))
+    assert operator.matmat(np.ones((24, 0))).shape == (24, 0)
+    assert (portconv.linear_operator(np.ones((1, 1, 3)), (0, 1, 8)) @ np.ones(0)).shape == (0,)
+    with pytest.raises(ConvTypeError, match="the right-hand side: got list"):
+        operator @ [1.0]
+    pytest.importorskip("scipy", reason="SciPy is not installed")
+    assert portconv.convolution_matrix(np.ones((1, 1, 1), "i4"), (2, 1, 1), stride=2, padding=1).dtype == "int32"
+    with pytest.raises(ConvTypeError, match="w: got dtype float16"):
+        portconv.convolution_matrix(np.ones((1, 1, 1), "f2"), (1, 1))
 
 
 def test_scipys_solvers_take_it():

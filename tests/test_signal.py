@@ -233,6 +233,27 @@ def test_a_gaussian_of_integers_is_of_floating_point(target):
     assert np.allclose(target.numpy(found), 7.0, rtol=2 * 16 * 2.0**-53, atol=0)
 
 
+def test_a_gaussian_of_no_width_is_a_copy():
+    x = np.arange(6)
+    for given, sigma, axes in ((x, 0, None), (x.reshape(2, 3), (0, 0.0), None), (x.reshape(2, 3), np.zeros(1), 1)):
+        found = signal.gaussian_filter(given, sigma, axes=axes)
+        assert found.dtype == "float64"
+        assert np.array_equal(found, given)
+    floats = np.arange(6.0)
+    assert not np.shares_memory(signal.gaussian_filter(floats, 0), floats)
+    with pytest.raises(ConvTypeError, match="x: got dtype object"):
+        signal.gaussian_filter(floats.astype(object), 0)
+
+
+def test_arrays_without_cells_beside_the_convolved_axes():
+    for shape, kernel_shape, axes, expected in (
+        ((5, 0), (3,), 0, (7, 0)),
+        ((0, 5), (0, 3), 1, (0, 7)),
+        ((4, 0, 5), (3,), 2, (4, 0, 7)),
+    ):
+        assert signal.convolve(np.ones(shape), np.ones(kernel_shape), axes=axes).shape == expected
+
+
 LINE, PICTURE, TAPS = np.ones(5), np.ones((4, 5)), np.ones(3)
 BAD = {
     "a mode": (lambda: signal.convolve(LINE, TAPS, "middle"), ConvValueError, "mode: got 'middle'"),
@@ -275,6 +296,7 @@ BAD = {
     ),
     "sigma": (lambda: signal.gaussian_filter(LINE, -1), ConvValueError, "sigma: got -1"),
     "sigmas": (lambda: signal.gaussian_filter(LINE, (1, 2)), ConvValueError, "sigma: got 2 entries, expected 1"),
+    "a sigma without end": (lambda: signal.gaussian_filter(LINE, 1e300), ConvValueError, "sigma: got 1e+300"),
     "no sigma": (lambda: signal.gaussian_filter(LINE, "wide"), ConvTypeError, "sigma: got 'wide'"),
     "an order": (lambda: signal.gaussian_filter(LINE, 1, order=-1), ConvValueError, "order: got -1"),
 }

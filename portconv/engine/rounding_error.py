@@ -131,7 +131,8 @@ class _Bound:
             of_bias = self.magnitudes_of(backend.xp.reshape(bias, (1, -1, *(1,) * geometry.dims)))
             # The addition is off by its own rounding, and by a bias that is taken for zero.
             least = zeroed_below(backend.dtype_name(bias.dtype), self.step.dtype)
-            error = error + unit * (1 + 2 * unit) * (size + of_bias) + self.tiny + least
+            size = size + of_bias
+            error = error + unit * (1 + 2 * unit) * size + self.tiny + least
         return self.infinite_beyond(error, size + error)
 
     def infinite_beyond(self, bound: Array, magnitude: Array) -> Array:

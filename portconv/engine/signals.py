@@ -45,6 +45,10 @@ def computed(layer: Layer, kernel: Array, wanted: Wanted, x: Array, of_weights: 
     lowering, options = _planned(tuple(x.shape), tuple(kernel.shape), wanted)
     if wanted.boundary == "constant":
         options = options._replace(padding_value=1 if of_weights else wanted.padding_value)
+    if 0 in lowering.wide_shape:
+        dtype = arguments.arrays(x=x, kernel=kernel)[1].dtype
+        empty = backend.xp.zeros(lowering.wide_shape, dtype=dtype, device=backend.device_of(x))
+        return _ordered(backend, empty, lowering.out_axes)
     out = layer(*_operands(backend, x, kernel, lowering, wanted.flips), None, options)
     if lowering.plain:
         return out[0, 0, ...]

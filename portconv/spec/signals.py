@@ -107,7 +107,7 @@ def _placed(shapes: tuple[Shape, Shape], roles: _Roles, convolved: Shape, mode: 
     for axis in convolved:
         cuts[axis], pads[axis], outs[axis] = _window(a[axis], v[axis], mode, swapped)
     segments = [list(each) for _, each in groupby(roles.rest, lambda axis: axis if axis in convolved else -1)]
-    segments = [each for each in segments if each[0] in convolved or prod(a[axis] for axis in each) > 1]
+    segments = [each for each in segments if each[0] in convolved or prod(a[axis] for axis in each) != 1]
     groups, filters = (prod(v[axis] for axis in axes) for axes in (roles.groups, roles.filters))
     lengths = [len(range(a[axis])[cuts[axis]]) for axis in range(len(a))]
     samples = prod(a[axis] for axis in roles.samples)
@@ -151,9 +151,10 @@ def _with_all_axes(x_shape: Shape, kernel_shape: Shape, convolved: Shape) -> Sha
     if len(kernel_shape) == len(x_shape):
         return kernel_shape
     if len(kernel_shape) != len(convolved):
+        dims = len(x_shape)
+        some = f", or {len(convolved)}, one for each axis that is convolved" if len(convolved) < dims else ""
         raise ConvShapeError(
-            f"kernel: got {len(kernel_shape)} dimensions in shape {kernel_shape}, expected {len(x_shape)}, as x has, "
-            f"or {len(convolved)}, one for each axis that is convolved"
+            f"kernel: got {len(kernel_shape)} dimensions in shape {kernel_shape}, expected {dims}, as x has{some}"
         )
     sizes = dict(zip(convolved, kernel_shape, strict=True))
     return tuple(sizes.get(axis, 1) for axis in range(len(x_shape)))
