@@ -821,7 +821,9 @@ def x_of_no_cells(right):
     return Wrong(right.filled("x", shape), ("x",), (ConvShapeError,))
 
 
-@fault(lambda right: right.has(("x", "x_shape")) and "padding_mode" in right.named)
+@fault(
+    lambda right: right.has(("x", "x_shape")) and "padding_mode" in right.named and "transpose" not in right.function
+)
 def nothing_to_fill_the_padding_from(right):
     (name,) = right.has(("x", "x_shape"))
     shape = right.shape(name)
