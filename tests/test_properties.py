@@ -491,7 +491,7 @@ ARRAYS = ("x", "w", "b", "dout", "columns")
 SHAPES = ("x_shape", "w_shape", "output_size")
 NO_NUMBERS = (1.0, 1.5, math.nan, True, False, None, b"1", 1j, np.ones(2), np.float64(2), np.True_, slice(1), int)
 NO_TEXTS = (None, 0, True, 1.5, b"zeros", ("zeros",), ["auto"], str)
-UNKNOWN = ("", "Zeros", "zeros ", "symmetric", "NCHW", "SAME", "winograd4", "double")
+UNKNOWN = ("", "Zeros", "zeros ", "mirror", "NCHW", "SAME", "winograd4", "double")
 HUGE = (2**40, 2**53, 2**62)
 
 
