@@ -36,8 +36,9 @@ def error_bound(
 
     Parameters
     ----------
-    x, w, b, stride, padding, dilation, groups, padding_mode, padding_value, data_format, precision, algorithm, where, \
-    normalize
+    x, w, b, stride, padding, dilation, groups, padding_mode, padding_value, data_format, precision, algorithm
+        As for `conv`.
+    where, normalize
         As for `conv`.
 
     Returns
