@@ -167,10 +167,12 @@ def error_bound(
 
     Parameters
     ----------
-    x, mode, axes, boundary, padding_value, where, normalize, precision, algorithm
+    x : array
         As for `convolve`.
     kernel : array or sequence of array
         As for `convolve`; or the kernels of `convolve_separable`, without `where` and `normalize`.
+    mode, axes, boundary, padding_value, where, normalize, precision, algorithm
+        As for `convolve`.
 
     Returns
     -------
