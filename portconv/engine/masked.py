@@ -35,8 +35,7 @@ def convolved(compute: Compute, x: Array, where: Array | None, normalize: bool) 
     sums = compute(_present(backend, x, where), False)
     if not normalize:
         return sums
-    with backend.quiet():  # a window in which no cell counts has no mean: it is nan
-        return sums / compute(_weights(backend, x, where), True)
+    return _quotients(backend, sums, compute(_weights(backend, x, where), True))
 
 
 def bound(compute: Compute, bounded: Compute, x: Array, where: Array | None, normalize: bool) -> Array:
@@ -53,7 +52,7 @@ def bound(compute: Compute, bounded: Compute, x: Array, where: Array | None, nor
     xp, weights = backend.xp, _weights(backend, x, where)
     divisors, of_divisors = compute(weights, True), bounded(weights, True)
     with backend.quiet():
-        quotients = xp.abs(compute(present, False) / divisors)
+        quotients = xp.abs(_quotients(backend, compute(present, False), divisors))
         least = xp.abs(divisors) - of_divisors
         eps = EPSILON[real(backend.dtype_name(quotients.dtype))]
         # Complex numbers are divided with a few roundings, and so is this bound.
@@ -120,6 +119,12 @@ def _checked(x: Array, where: Array | None, normalize: Any) -> Backend:
     if len(mask) > len(shape) or any(a not in (1, b) for a, b in zip(mask[::-1], shape[::-1], strict=False)):
         raise ConvShapeError(f"where: got shape {mask}, expected x's {shape}, or one that broadcasts to it")
     return backend
+
+
+def _quotients(backend: Backend, sums: Array, weights: Array) -> Array:
+    """Divide sums by their weights; a window in which no cell counts has no mean: it is nan."""
+    xp, none = backend.xp, weights == 0
+    return xp.where(none, xp.full_like(sums, float("nan")), sums / xp.where(none, xp.ones_like(weights), weights))
 
 
 def _present(backend: Backend, x: Array, where: Array | None) -> Array:
