@@ -132,7 +132,10 @@ def _part(plan: Plan, part: Part, operands: tuple[Array, ...]) -> Array:
 
     # The gradient of filled padding is added to that of the cells it is filled from, before it is rounded.
     folds = kind == Kind.INPUT_GRAD and geometry.extended is not geometry
-    return plan.arithmetic.compute(backend, multiply, folds or choice.algorithm.widens_halves, a, b, *bias)
+    # So is the sum that a bias is added to here, but for a library's own, which may round both.
+    adds = kind == Kind.INPUT_GRAD and bool(bias) and not choice.algorithm.rounds_sums
+    widens = folds or adds or choice.algorithm.widens_halves
+    return plan.arithmetic.compute(backend, multiply, widens, a, b, *bias)
 
 
 def _operands_of(plan: Plan, part: Part, operands: tuple[Array, ...]) -> Iterator[Array]:
