@@ -119,7 +119,10 @@ def conv(
     (2, 8, 16, 16)
     """
     options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm, padding_value)
-    out: ArrayT = masked.layer(x, (w, b), options, where, normalize)
+    if where is None and normalize is False:
+        out: ArrayT = call.convolve(x, w, b, options)
+    else:
+        out = masked.layer(x, (w, b), options, where, normalize)
     return out
 
 

@@ -65,8 +65,6 @@ def bound(compute: Compute, bounded: Compute, x: Array, where: Array | None, nor
 def layer(x: Array, filters: Filters, options: Options, where: Array | None, normalize: bool) -> Array:
     """Convolve as a layer does; a bias is added last."""
     w, b = filters
-    if where is None and normalize is False:
-        return call.convolve(x, w, b, options)
     backend = call.convolution(x, w, b, options).backend
     compute = _of_layer(call.convolve, w, None if normalize else b, options)
     out = convolved(compute, x, where, normalize)
