@@ -8,20 +8,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from . import backends
 from .backends import Array, ArrayT
 from .engine import call, masked
 from .engine.execution import opaque
+from .engine.separable import bound_of_steps, checked_steps, stepped
 from .engine.signals import Wanted, computed
 from .error_bound import bounded
-from .errors import ConvShapeError, ConvTypeError, ConvValueError
+from .errors import ConvTypeError, ConvValueError
 from .spec import arguments, signals
-from .spec.dtypes import EPSILON, KINDS, real
+from .spec.dtypes import KINDS, real
 from .spec.options import Ints, PaddingMode, Precision
-
-Mode = Literal["full", "same", "valid"]
+from .spec.signals import Mode
 
 MOST_RADIUS = 1 << 24
 """A Gaussian that is wider than so many cells is refused, unless a radius ends it."""
@@ -196,7 +196,7 @@ def error_bound(
     if isinstance(kernel, (tuple, list)):
         if where is not None or normalize is not False:
             raise ConvValueError("where, normalize: got one beside several kernels, expected neither")
-        both: ArrayT = _bound_of_steps(x, _steps(x, kernel, axes, "kernel"), wanted)
+        both: ArrayT = bound_of_steps(bounded, x, checked_steps(x, kernel, axes, "kernel"), wanted)
         return both
     compute, bound = (partial(computed, layer, kernel, wanted) for layer in (call.convolve, bounded))
     error: ArrayT = masked.bound(compute, bound, x, where, normalize)
@@ -248,7 +248,7 @@ def convolve_separable(
            [1., 3., 3.]])
     """
     wanted = Wanted(mode, None, boundary, padding_value, precision, algorithm)
-    out: ArrayT = _stepped(x, _steps(x, kernels, axes, "kernels"), wanted)
+    out: ArrayT = stepped(x, checked_steps(x, kernels, axes, "kernels"), wanted)
     return out
 
 
@@ -337,47 +337,8 @@ def gaussian_filter(
     steps: list[tuple[Any, Array]] = list(kernels.items())
     if not steps:  # one tap copies, promotes and checks as any others do
         steps = [(None, kernel_of(_gaussian(1.0, 0, 0).reshape((1,) * len(x.shape))))]
-    out: ArrayT = _stepped(x, steps, wanted)
+    out: ArrayT = stepped(x, steps, wanted)
     return out
-
-
-def _stepped(x: Array, steps: list[tuple[Any, Array]], wanted: Wanted) -> Array:
-    """Convolve along one axis after another."""
-    for axis, kernel in steps:
-        x = computed(call.convolve, kernel, wanted._replace(axes=axis), x)
-    return x
-
-
-def _steps(x: Array, kernels: Any, axes: Ints | None, name: str) -> list[tuple[int, Array]]:
-    """Check a kernel for each axis; return the axes, each with its kernel."""
-    arguments.owner("x", x, {"x": x})
-    places = signals.axes_of(tuple(x.shape), axes, in_order=False)
-    if not isinstance(kernels, (tuple, list)):
-        raise ConvTypeError(f"{name}: got {type(kernels).__name__}, expected a list of arrays, one for each axis")
-    if len(kernels) != len(places):
-        raise ConvValueError(f"{name}: got {len(kernels)}, expected {len(places)}, one for each axis")
-    for i, kernel in enumerate(kernels):
-        arguments.owner(f"{name}[{i}]", kernel, {"x": x, f"{name}[{i}]": kernel})
-        if len(kernel.shape) != 1 or kernel.shape[0] < 1:
-            raise ConvShapeError(f"{name}[{i}]: got shape {tuple(kernel.shape)}, expected (taps,), at least one")
-    return list(zip(places, kernels, strict=True))
-
-
-def _bound_of_steps(x: Array, steps: list[tuple[int, Array]], wanted: Wanted) -> Array:
-    """Bound the error of one step after another: an error moves on as the numbers do, but no two of them cancel."""
-    backend, error = arguments.owner("x", x, {"x": x}), None
-    beyond = "zeros" if wanted.boundary == "constant" else wanted.boundary  # a constant has no error
-    for axis, kernel in steps:
-        step = wanted._replace(axes=axis)
-        own = computed(bounded, kernel, step, x)
-        if error is not None:
-            moved = computed(
-                call.convolve, backend.xp.abs(kernel), step._replace(boundary=beyond, padding_value=0), error
-            )
-            eps = EPSILON.get(backend.dtype_name(moved.dtype))  # integers have none, and no error
-            own = own + (moved if eps is None else moved * (1 + 2 * (kernel.shape[0] + 2) * eps))
-        x, error = computed(call.convolve, kernel, step, x), own
-    return error
 
 
 def _number(name: str, value: Any) -> float:

@@ -12,9 +12,8 @@ from ..spec import arguments, signals
 from ..spec.dtypes import KINDS
 from ..spec.options import PADDING_MODES, Ints, Options, PaddingMode, Precision
 from ..spec.remembered import looked_up, remembered
-from ..spec.signals import Lowering
+from ..spec.signals import Lowering, Mode
 
-MODES = ("full", "same", "valid")
 Layer = Callable[[Array, Array, None, Options], Array]
 """A convolution of a layer, or the bound of one, of an input and filters."""
 
@@ -22,7 +21,7 @@ Layer = Callable[[Array, Array, None, Options], Array]
 class Wanted(NamedTuple):
     """What a call asks for, beside its arrays."""
 
-    mode: str
+    mode: Mode
     axes: Ints | None
     boundary: PaddingMode
     padding_value: complex
@@ -58,7 +57,7 @@ def computed(layer: Layer, kernel: Array, wanted: Wanted, x: Array, of_weights: 
 @looked_up
 def _planned(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], wanted: Wanted) -> tuple[Lowering, Options]:
     """Check the options and shapes of a call; say which convolution of a layer computes it."""
-    mode = arguments.option("mode", wanted.mode, MODES)
+    mode = arguments.option("mode", wanted.mode, signals.MODES)
     arguments.option("boundary", wanted.boundary, PADDING_MODES)
     boundary = wanted.boundary
     if boundary != "constant" and wanted.padding_value != 0:

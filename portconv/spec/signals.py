@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from ..errors import ConvShapeError, ConvValueError
 from .arguments import integer
@@ -18,6 +18,8 @@ from .layout import Shape
 from .ranges import ALL
 from .remembered import looked_up
 
+Mode = Literal["full", "same", "valid"]
+MODES: tuple[str, ...] = get_args(Mode)
 Cuts = tuple[slice, ...]
 
 
@@ -97,7 +99,7 @@ def lowering(x_shape: Shape, given_kernel: Shape, mode: str, axes: Any, swaps: b
             )
     shapes = (kernel_shape, x_shape) if swapped else (x_shape, kernel_shape)
     roles = _roles(*shapes, convolved, x_shape, given_kernel)
-    return _placed(shapes, roles, convolved, mode, swapped)._replace(kernel_shape=kernel_shape)
+    return _placed(shapes, roles, convolved, mode, swapped)
 
 
 def _placed(shapes: tuple[Shape, Shape], roles: _Roles, convolved: Shape, mode: str, swapped: bool) -> Lowering:
@@ -116,10 +118,10 @@ def _placed(shapes: tuple[Shape, Shape], roles: _Roles, convolved: Shape, mode: 
     return Lowering(
         swapped,
         convolved,
-        (),
+        a if swapped else v,
         () if all(cut == ALL for cut in cuts) else tuple(cuts),
         _in_order([*roles.samples, *roles.filters, *roles.groups, *roles.rest]),
-        _in_order([*roles.samples, *roles.groups, *roles.filters, *roles.rest]),
+        _in_order(order),
         _in_order([order.index(axis) for axis in range(len(order))]),
         (samples, groups, *(prod(lengths[axis] for axis in each) for each in segments)),
         (groups * filters, 1, *(prod(v[axis] for axis in each) for each in segments)),
