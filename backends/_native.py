@@ -140,9 +140,10 @@ class NativeWork(NamedTuple):
 class NativeConvolution:
     """The three products of a convolution, by functions of the library.
 
-    All three are needed. Operands have one dtype: float16, bfloat16, float32 or float64, and may lie in memory in any
-    order. Sums of float16 and bfloat16 are to be made in float32: where the library makes them in another dtype, these
-    methods convert the operands first. Results are in the dtype of the operands, or in float32.
+    All three are needed, but for the gradient of the input of a library that `mirrors`. Operands have one dtype:
+    float16, bfloat16, float32 or float64, and may lie in memory in any order. Sums of float16 and bfloat16 are to be
+    made in float32: where the library makes them in another dtype, these methods convert the operands first. Results
+    are in the dtype of the operands, or in float32.
 
     A product is None if the library's result may be wrong because a number is not finite: it has lost a nan or an
     infinity of its window, or may have spread one beyond. Then another algorithm computes it. An error that the library
@@ -152,12 +153,15 @@ class NativeConvolution:
     ----------
     integers : bool
         Whether it multiplies integers too, of any number of bits, and sums wrap.
+    mirrors : bool
+        Whether the gradient of the input is computed as an output, of the flipped kernel; all its strides are 1.
     at_once : bool
         Whether a call needs no settings around it, and a small one is to take as little time as it can.
     """
 
     integers = False
     at_once = False
+    mirrors = False
 
     def objection(self, convolution: Convolution) -> str | None:
         """Return None if the library computes such a convolution; otherwise say which ones it does compute.

@@ -49,6 +49,7 @@ class NumPyConvolution(NativeConvolution):
 
     integers = True
     at_once = True
+    mirrors = True
 
     def objection(self, convolution: Convolution) -> str | None:
         lone = convolution.x_shape[1] == 1 == convolution.w_shape[0]
@@ -72,11 +73,6 @@ class NumPyConvolution(NativeConvolution):
             total = _dropped(total, lines, out_shape)
         out = total.reshape(out_shape)
         return out if b is None else out + _wide(b)
-
-    def input_grad(self, dout: Array, w: Array, convolution: Convolution) -> Array | None:
-        if not _finite(w):  # times a zero beside `dout`, which is no part of any sum, it would be nan
-            return None
-        return self.forward(dout, np.flip(w, axis=tuple(range(2, w.ndim))), None, _mirrored(convolution))
 
     def weight_grad(self, dout: Array, x: Array, convolution: Convolution) -> Array | None:
         lines, (width, *_) = _lines(convolution), convolution.w_shape[:1:-1]
@@ -151,26 +147,6 @@ def _dropped(total: Array, lines: _Lines, out_shape: tuple[int, ...]) -> Array:
     wide = np.empty(math.prod(lines.padded), total.dtype)
     wide[: len(total)] = total
     return wide.reshape(lines.padded)[_outputs(out_shape)]
-
-
-@lru_cache(maxsize=256)
-def _mirrored(convolution: Convolution) -> Convolution:
-    """Return the convolution of `dout` with the flipped kernel, whose output is the gradient of the input."""
-    extents = [d * (k - 1) + 1 for d, k in zip(convolution.dilation, convolution.w_shape[2:], strict=True)]
-    before, after = (
-        tuple(extent - 1 - pad for extent, pad in zip(extents, pads, strict=True))
-        for pads in (convolution.before, convolution.after)
-    )
-    return Convolution(
-        convolution.out_shape,
-        convolution.w_shape,
-        convolution.x_shape,
-        convolution.stride,
-        convolution.dilation,
-        before,
-        after,
-        1,
-    )
 
 
 def _wide(array: Array) -> Array:

@@ -103,6 +103,8 @@ class Native(Algorithm):
         return _called(backend, _own(backend).forward, x, w, b, described(geometry))
 
     def input_grad(self, geometry: Geometry, backend: Backend, budget: Budget, dout: Array, w: Array) -> Array | None:
+        if _own(backend).mirrors:
+            return super().input_grad(geometry, backend, budget, dout, w)
         return _called(backend, _own(backend).input_grad, dout, w, described(geometry))
 
     def weight_grad(self, geometry: Geometry, backend: Backend, budget: Budget, dout: Array, x: Array) -> Array | None:

@@ -170,7 +170,7 @@ def test_what_is_remembered_has_a_bound_in_bytes(monkeypatch, work, most):
 
 BY_NATURE = {
     *("_checked_powers", "_compiled", "_compiled_reproducible", "_compile", "_is_slow"),
-    *("_lines", "_mirrored", "cut", "kept", "product"),
+    *("_lines", "cut", "kept", "product"),
 }
 """The other caches with a largest size: an entry is a device's powers of two, a program that JAX compiled, or what a
 library is told of a convolution."""
