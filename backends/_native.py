@@ -140,7 +140,7 @@ class NativeWork(NamedTuple):
 class NativeConvolution:
     """The three products of a convolution, by functions of the library.
 
-    All three are needed, but for the gradient of the input of a library that `mirrors`. Operands have one dtype:
+    All three are needed, but for the gradient of the input where it is mirrored. Operands have one dtype:
     float16, bfloat16, float32 or float64, and may lie in memory in any order. Sums of float16 and bfloat16 are to be
     made in float32: where the library makes them in another dtype, these methods convert the operands first. Results
     are in the dtype of the operands, or in float32.
