@@ -26,6 +26,8 @@ from .values import INTEGER, Int, Pointer
 VARIANTS = (WHOLE, NARROW)
 COLUMNS = (4, 2, 1)
 """So many columns of a phase are computed at once where no output lies outside, and of the rest."""
+MOST_PHASES = 256
+"""The most phases of a row: the plan has some numbers for each."""
 COLUMNS_AHEAD = 16
 """Each tile asks for the lines that one of so many columns further on stores into."""
 CYCLES_OF_PRODUCT, CYCLES_OF_COLUMN, CYCLES_OF_ROW, CYCLES_OF_FILTER = 1.5, 5.0, 80.0, 60.0
@@ -35,7 +37,7 @@ filters that is turned."""
 PLAN = Record(
     *PLAN_HEAD,
     *("channels", "pitch", "rows", "all_rows", "rows_of_share", "width", "out_width", "step", "of_sample"),
-    *("taps", "first_tap", "next_tap", "taps_of_row", "rows_of_taps", "dims"),
+    *("phases_of_row", "taps", "first_tap", "next_tap", "taps_of_row", "rows_of_taps", "dims"),
     *("sizes", "outs", "steps", "strides", "firsts", "columns", "entries"),
 )
 """The plan in memory. Rows are counted through those of all samples. `dims` dimensions come before that of a row; of
@@ -60,18 +62,21 @@ def plan_of(target: Target, sizes: Sizes) -> Planned | None:
         return None
     if not sizes.batch * sizes.cells * sizes.positions:
         return None
+    phases = min(sizes.stride[-1], sizes.size[-1])  # no others have cells
+    if phases > MOST_PHASES:
+        return None
     dims, channels, vectors = len(sizes.size) - 1, sizes.in_channels, ceiling(sizes.in_channels, target.lanes)
     rows, of_row = sizes.cells // sizes.size[-1], sizes.kernel[-1]
     products = sizes.batch * sizes.positions * channels * sizes.taps
     shares = ceiling(products, share_products(products, target.lanes))
     row_blocks, rows_of_share = blocks(sizes.batch * rows, max(1, sizes.batch * rows // shares))
-    lists = _lists(sizes, dims)
+    lists = _lists(sizes, dims, phases)
     values = PLAN.packed(
         **{"phases": 2, "dims": dims, "channels": channels, "rows": rows} | addresses(lists),
         **{"shares_first": sizes.taps, "shares_last": row_blocks, "pitch": vectors * target.lanes},
         **{"all_rows": sizes.batch * rows, "rows_of_share": rows_of_share, "width": sizes.size[-1]},
         **{"out_width": sizes.out[-1], "step": sizes.stride[-1], "of_sample": channels * sizes.positions},
-        **{"taps": sizes.taps, "first_tap": 0, "next_tap": 1},
+        **{"phases_of_row": phases, "taps": sizes.taps, "first_tap": 0, "next_tap": 1},
         **{"taps_of_row": of_row, "rows_of_taps": sizes.taps // of_row},
     )
     cycles = vectors * (sizes.batch * sizes.positions * sizes.taps * CYCLES_OF_PRODUCT + sizes.taps * CYCLES_OF_FILTER)
@@ -83,17 +88,17 @@ def plan_of(target: Target, sizes: Sizes) -> Planned | None:
     )  # fmt: skip
 
 
-def _lists(sizes: Sizes, dims: int) -> dict[str, array[int]]:
+def _lists(sizes: Sizes, dims: int, phases: int) -> dict[str, array[int]]:
     """Return the lists that the plan points to."""
     lines = list(zip(sizes.kernel, sizes.stride, sizes.dilation, sizes.before, strict=True))
     firsts = product(*([before - tap * apart for tap in range(taps)] for taps, _, apart, before in lines[:dims]))
     taps, step, apart, before = lines[-1]
     columns: list[int] = []
     entries: list[int] = []
-    for phase in range(step):
+    for phase in range(phases):
         met = [(tap, (phase + before - tap * apart) // step) for tap in range(taps)]
         met = [(tap, shift) for tap, shift in met if shift * step == phase + before - tap * apart]
-        count = max(0, ceiling(sizes.size[-1] - phase, step))
+        count = ceiling(sizes.size[-1] - phase, step)
         low = min(count, max(0, *(-shift for _, shift in met), 0))
         high = max(low, min(count, *(sizes.out[-1] - shift for _, shift in met), count))
         columns += [count, low, high, len(entries) // 2, len(met)]
@@ -169,7 +174,7 @@ class _Share:
         sample, count = row // plan.rows, self.find_rows(row % plan.rows)
         columns, entries = (plan.pointer(name, INTEGER) for name in ("columns", "entries"))
         grads, results = sample * plan.of_sample, row * plan.width * plan.channels
-        with code.loop(0, plan.step) as phase:
+        with code.loop(0, plan.phases_of_row) as phase:
             number, low, high, first, taps = (columns[phase * OF_PHASE + i] for i in range(OF_PHASE))
             where = grads, results + phase * plan.channels
             of_phase = entries + first * 2, count, taps

@@ -38,6 +38,8 @@ SHAPES = {
     "volume": ((1, 1, 2**11, 2**11, 2**11), (2, 1, 3, 3, 3), {"padding": 1}),
     "depthwise volume": ((4, 8, 2**9, 2**9, 2**9), (8, 1, 5, 5, 5), {"groups": 8, "stride": 2}),
     "far apart": ((1, 1, 2**40), (1, 1, 2), {"stride": 2**20}),
+    "one of few cells": ((3, 1, 8), (1, 1, 1), {"stride": MANY}),
+    "taps in the padding": ((3, 2, 8), (2, 1, 3), {"groups": 2, "stride": MANY, "dilation": MANY, "padding": MANY}),
 }
 CALLS = 1 << 20
 """The most calls of functions that planning a call and its gradients may take. A step for each of the 2**20 and more
@@ -76,8 +78,11 @@ def afresh():
 @pytest.mark.parametrize("algorithm", ["auto", *(name for name in known() if name != "tap_loop")])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("precision", ["standard", "reproducible"])
-def test_a_plan_takes_no_step_for_each_cell(shape, algorithm, precision):
-    x_shape, w_shape, options = shape
+@pytest.mark.parametrize("data_format", ["channels_first", "channels_last"])
+def test_a_plan_takes_no_step_for_each_cell(shape, algorithm, precision, data_format):
+    (samples, channels, *size), w_shape, options = shape
+    last = data_format == "channels_last"
+    x_shape, options = (samples, *size, channels) if last else shape[0], options | {"data_format": data_format}
     x, w = (np.broadcast_to(np.zeros((1,) * len(each), "float32"), each) for each in (x_shape, w_shape))
     portconv.explain(np.zeros((1, 1, 9), "float32"), np.zeros((1, 1, 3), "float32"))  # imports what is needed
 
