@@ -1,6 +1,7 @@
 """What holds of every call, tried on calls drawn at random.
 
-PORTCONV_HYPOTHESIS=thorough tries it 20,000 times, and PORTCONV_HYPOTHESIS=long 100,000 times.
+PORTCONV_HYPOTHESIS=thorough tries it on 20,000 calls, the same ones in each run, and PORTCONV_HYPOTHESIS=long on
+100,000, which are others each time.
 """
 
 from __future__ import annotations

@@ -607,7 +607,7 @@ def test_calls_drawn_at_random(target, transposed):
     many = strategies.EXAMPLES[strategies.PROFILE][0 if target.backend.name == "numpy" else 1]
     settings = hypothesis.settings(
         max_examples=2 * many,
-        derandomize=strategies.PROFILE == "default",
+        derandomize=strategies.SAME_AGAIN,
         deadline=None,
         database=None,
         print_blob=True,
