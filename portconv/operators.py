@@ -8,17 +8,17 @@ from typing import Any
 
 from . import backends, forks
 from .backends import Array
-from .convolution import conv, conv_input_grad
+from .engine import call
 from .errors import BackendError, ConvShapeError, ConvTypeError
 from .passes.padding import extend
 from .spec import arguments, checked_geometry
 from .spec.checked_geometry import Names
 from .spec.dtypes import HALVES
-from .spec.layout import given_shape
+from .spec.geometry import Geometry
+from .spec.layout import Shape, given_shape
+from .spec.operation import Kind
 from .spec.options import DataFormat, Ints, Options, Padding, PaddingMode, Precision
 from .windows import unfold
-
-NAMES = Names("x_shape", "w")
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,16 +38,15 @@ class LinearOperator:
     """
 
     w: Array
-    options: dict[str, Any]
-    in_shape: tuple[int, ...]
-    out_shape: tuple[int, ...]
+    options: Options
+    in_shape: Shape
+    out_shape: Shape
     is_adjoint: bool = False
-    unbatched: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
-        shapes = prod(self.out_shape), prod(self.in_shape)
-        return shapes[::-1] if self.is_adjoint else shapes
+        rows, columns = (self.out_shape, self.in_shape)[:: -1 if self.is_adjoint else 1]
+        return prod(rows), prod(columns)
 
     @property
     def dtype(self) -> Any:
@@ -68,19 +67,20 @@ class LinearOperator:
     def _multiplied(self, name: str, columns: Array) -> Array:
         """Multiply a vector or a matrix, which messages call `name`."""
         xp = arguments.arrays(**{"w": self.w, name: columns})[0].xp
-        given, made = (self.in_shape, self.out_shape)[:: -1 if self.is_adjoint else 1]
+        made, given = (self.out_shape, self.in_shape)[:: -1 if self.is_adjoint else 1]
         shape = tuple(columns.shape)
         if len(shape) not in (1, 2) or shape[0] != prod(given):
             raise ConvShapeError(f"{name}: got shape {shape}, expected {prod(given)} rows")
         count = shape[1] if len(shape) == 2 else 1
         vectors = xp.permute_dims(xp.reshape(columns, (prod(given), count)), (1, 0))
         # The columns are samples: of one convolution, however many there are.
-        batch, sample = (count, given) if self.unbatched else (count * given[0], given[1:])
-        arrays = xp.reshape(vectors, (batch, *sample))
+        dims = len(self.w.shape) - 1
+        arrays = xp.reshape(vectors, (count * prod(given[:-dims]), *given[-dims:]))
         if self.is_adjoint:
-            result = conv_input_grad(arrays, self.w, (batch, *made[-len(sample) :]), **self.options)
+            shape_of_grad = "x_shape", (arrays.shape[0], *made[-dims:])
+            result = call.gradient(Kind.INPUT_GRAD, arrays, ("w", self.w), shape_of_grad, self.options)
         else:
-            result = conv(arrays, self.w, **self.options)
+            result = call.convolve(arrays, self.w, None, self.options)
         result = xp.permute_dims(xp.reshape(result, (count, prod(made))), (1, 0))
         return result if len(shape) == 2 else xp.reshape(result, (prod(made),))
 
@@ -139,16 +139,8 @@ def linear_operator(
     >>> blur @ np.array([0.0, 0.0, 4.0, 0.0, 0.0, 0.0, 0.0, 8.0])
     array([0., 1., 2., 1., 0., 0., 2., 4.])
     """
-    arguments.arrays(w=w)
     options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
-    shape = arguments.shape("x_shape", x_shape)
-    geometry, unbatched = checked_geometry.convolution(shape, tuple(w.shape), options, NAMES)
-    out_shape = given_shape(geometry.out_shape, geometry.channels_last, unbatched)
-    keywords = {name: getattr(options, name) for name in KEYWORDS}
-    return LinearOperator(w, keywords, shape, out_shape, unbatched=unbatched)
-
-
-KEYWORDS = "stride", "padding", "dilation", "groups", "padding_mode", "data_format", "precision", "algorithm"
+    return _checked(w, x_shape, options)[0]
 
 
 def convolution_matrix(
@@ -193,38 +185,41 @@ def convolution_matrix(
            [ 0,  1, -1,  0],
            [ 0,  0,  1, -1]])
     """
-    backend, dtype = arguments.arrays(w=w)
     options = Options(stride, padding, dilation, groups, padding_mode, data_format)
-    shape = arguments.shape("x_shape", x_shape)
-    geometry, _ = checked_geometry.convolution(shape, tuple(w.shape), options, NAMES)
+    operator, geometry = _checked(w, x_shape, options)
     try:
         sparse: Any = forks.imported("scipy.sparse")
     except ImportError as error:
         raise BackendError("convolution_matrix: SciPy is missing, expected it: pip install scipy") from error
-    if dtype.name in HALVES:
-        raise ConvTypeError(f"w: got dtype {dtype.name}, expected one that SciPy's sparse matrices have, as float32")
+    backend, (_, name, _) = arguments.arrays(w=w)
+    if name in HALVES:
+        raise ConvTypeError(f"w: got dtype {name}, expected one that SciPy's sparse matrices have, as float32")
     numpy, host = backends.get("numpy"), backend.to_numpy(w)
-    np, one = numpy.xp, replace(geometry, batch=1)
     # Each cell is its number, from 1: what the padding repeats, it has the number of, and zeros are 0.
-    cells = extend(one, numpy, _numbered(np, one.x_shape, geometry.channels_last) + 1)
-    inner = one.extended
+    cells = extend(geometry, numpy, _numbered(numpy.xp, geometry.x_shape, geometry.channels_last) + 1)
+    inner, lead = geometry.extended, (geometry.batch, geometry.groups)
     pads = tuple(zip(inner.before, inner.after, strict=True))
     read = unfold(cells, inner.kernel, stride=inner.stride, padding=pads, dilation=inner.dilation)
-    read = read.reshape(geometry.groups, 1, geometry.group_in * geometry.taps, geometry.positions)
-    made = _numbered(np, one.out_shape, geometry.channels_last)
-    made = made.reshape(geometry.groups, geometry.group_out, 1, geometry.positions)
+    read = read.reshape(*lead, 1, geometry.group_in * geometry.taps, geometry.positions)
+    made = _numbered(numpy.xp, geometry.out_shape, geometry.channels_last)
+    made = made.reshape(*lead, geometry.group_out, 1, geometry.positions)
     values = host.reshape(geometry.groups, geometry.group_out, -1, 1)
-    columns, rows, entries = np.broadcast_arrays(read, made, values)
+    columns, rows, entries = numpy.xp.broadcast_arrays(read, made, values)
     is_cell = columns > 0
     places = rows[is_cell], columns[is_cell] - 1
-    sizes = prod(one.out_shape), prod(one.x_shape)
-    matrix = sparse.csr_array(sparse.coo_array((entries[is_cell], places), shape=sizes))
-    if geometry.batch != 1:
-        matrix = sparse.csr_array(sparse.kron(sparse.eye_array(geometry.batch, dtype=host.dtype), matrix))
-    return matrix.astype(host.dtype)
+    return sparse.csr_array(sparse.coo_array((entries[is_cell], places), shape=operator.shape)).astype(host.dtype)
 
 
-def _numbered(np: Any, shape: tuple[int, ...], channels_last: bool) -> Any:
-    """Return a canonical array (1, C, *cells) of the numbers that its elements have in the caller's layout."""
+def _checked(w: Array, x_shape: Any, options: Options) -> tuple[LinearOperator, Geometry]:
+    """Check the arguments; return the operator, and the convolution of a batch with channels first."""
+    arguments.arrays(w=w)
+    shape = arguments.shape("x_shape", x_shape)
+    geometry, unbatched = checked_geometry.convolution(shape, tuple(w.shape), options, Names("x_shape", "w"))
+    out_shape = given_shape(geometry.out_shape, geometry.channels_last, unbatched)
+    return LinearOperator(w, options, shape, out_shape), geometry
+
+
+def _numbered(np: Any, shape: Shape, channels_last: bool) -> Any:
+    """Return a canonical array (N, C, *cells) of the numbers that its elements have in the caller's layout."""
     numbers = np.arange(prod(shape)).reshape(given_shape(shape, channels_last, False))
     return np.moveaxis(numbers, -1, 1) if channels_last else numbers

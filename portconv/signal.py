@@ -5,7 +5,6 @@ Each is a convolution of a layer with one channel, on the library and device of 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -196,8 +195,7 @@ def error_bound(
     if isinstance(kernel, (tuple, list)):
         if where is not None or normalize is not False:
             raise ConvValueError("where, normalize: got one beside several kernels, expected neither")
-        both: ArrayT = bound_of_steps(bounded, x, checked_steps(x, kernel, axes, "kernel"), wanted)
-        return both
+        return bound_of_steps(bounded, x, checked_steps(x, kernel, axes, "kernel"), wanted)
     compute, bound = (partial(computed, layer, kernel, wanted) for layer in (call.convolve, bounded))
     error: ArrayT = masked.bound(compute, bound, x, where, normalize)
     return error
@@ -247,9 +245,8 @@ def convolve_separable(
            [3., 4., 3.],
            [1., 3., 3.]])
     """
-    wanted = Wanted(mode, None, boundary, padding_value, precision, algorithm)
-    out: ArrayT = stepped(x, checked_steps(x, kernels, axes, "kernels"), wanted)
-    return out
+    steps = checked_steps(x, kernels, axes, "kernels")
+    return stepped(x, steps, Wanted(mode, None, boundary, padding_value, precision, algorithm))
 
 
 @opaque
@@ -313,18 +310,15 @@ def gaussian_filter(
     backend = arguments.owner("x", x, {"x": x})
     places = signals.axes_of(tuple(x.shape), axes, in_order=False)
     count = len(places)
-    given: Any = sigma
-    if hasattr(given, "__len__") and not isinstance(given, str):
-        sigmas = tuple(_number(f"sigma[{i}]", each) for i, each in enumerate(given))
-    else:
-        sigmas = (_number("sigma", given),) * count
-    if len(sigmas) != count:
-        raise ConvValueError(f"sigma: got {len(sigmas)} entries, expected {count}, one for each axis")
+    given: Any = sigma if hasattr(sigma, "__len__") and not isinstance(sigma, str) else (sigma,) * count
+    if len(given) != count:
+        raise ConvValueError(f"sigma: got {len(given)} entries, expected {count}, one for each axis")
+    sigmas = [_number(f"sigma[{i}]" if given is sigma else "sigma", each) for i, each in enumerate(given)]
     orders = arguments.per_dimension("order", order, count, 0)
     ends = [_number("truncate", truncate) * each + 0.5 for each in sigmas]
     if radius is None and max(ends, default=0) > MOST_RADIUS:
         raise ConvValueError(f"sigma: got {sigma!r}, expected weights that end within {MOST_RADIUS} cells, or a radius")
-    radii = [int(end) for end in ends] if radius is None else arguments.per_dimension("radius", radius, count, 0)
+    radii = map(int, ends) if radius is None else arguments.per_dimension("radius", radius, count, 0)
     name = real(backend.dtype_name(x.dtype))
     if KINDS.get(name) != "real floating":
         name = "float64" if backend.holds("float64", x) else "float32"
@@ -332,20 +326,18 @@ def gaussian_filter(
     def kernel_of(weights: Any) -> Array:
         return backend.asarray(weights, backend.dtype(name), backend.device_of(x))
 
-    kernels = {places[i]: kernel_of(_gaussian(sigmas[i], orders[i], radii[i])) for i in range(count) if sigmas[i] > 0}
-    wanted = Wanted("same", None, boundary, padding_value, precision, algorithm)
-    steps: list[tuple[Any, Array]] = list(kernels.items())
+    lines = [line for line in zip(places, sigmas, orders, radii, strict=True) if line[1] > 0]
+    steps: list[tuple[Any, Array]] = [(axis, kernel_of(_gaussian(s, n, r))) for axis, s, n, r in lines]
     if not steps:  # one tap copies, promotes and checks as any others do
         steps = [(None, kernel_of(_gaussian(1.0, 0, 0).reshape((1,) * len(x.shape))))]
-    out: ArrayT = stepped(x, steps, wanted)
-    return out
+    return stepped(x, steps, Wanted("same", None, boundary, padding_value, precision, algorithm))
 
 
 def _number(name: str, value: Any) -> float:
     """Check that a value is a finite number of at least 0."""
     if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
         raise ConvTypeError(f"{name}: got {value!r}, expected a number")
-    if not 0 <= float(value) < math.inf:
+    if not 0 <= float(value) < float("inf"):
         raise ConvValueError(f"{name}: got {value!r}, expected a finite number of at least 0")
     return float(value)
 
@@ -355,10 +347,5 @@ def _gaussian(sigma: float, order: int, radius: int) -> Any:
     np = backends.get("numpy").xp
     cells = np.arange(-radius, radius + 1.0)
     weights = np.exp(-0.5 * (cells / sigma) ** 2)
-    weights /= weights.sum()
-    factors = [1.0]  # of the powers of a cell's number: the derivative of p * exp(-t²/2s²) is (p' - t/s² p) * exp
-    for _ in range(order):
-        slopes = [*(i * factor for i, factor in enumerate(factors) if i), 0.0, 0.0]
-        falls = [0.0, *(factor / sigma**2 for factor in factors)]
-        factors = [slope - fall for slope, fall in zip(slopes, falls, strict=True)]
-    return weights * sum(factor * cells**i for i, factor in enumerate(factors))
+    of_derivative = np.polynomial.hermite_e.hermeval(cells / sigma, [0] * order + [1]) / (-sigma) ** order
+    return weights / weights.sum() * of_derivative

@@ -18,19 +18,18 @@ def weight_grads(dout: Array, x: Array, w_shape: Any, options: Options) -> Array
     """Compute what each sample adds to the gradient of the filters, (N, *w_shape)."""
     backend, dtype = arguments.arrays(dout=dout, x=x)
     shape = arguments.shape("w_shape", w_shape)
-    asked = call.Asked(Kind.WEIGHT_GRAD, dtype.name, Names("x", "w_shape"))
-    step = call.operation_of(asked, x.shape, shape, options)
+    asked = Kind.WEIGHT_GRAD, dtype.name, Names("x", "w_shape")
+    step = call.operation_of(call.Asked(*asked), x.shape, shape, options)
     arguments.exact_shape("dout", tuple(dout.shape), step.shape(Role.OUT))
     geometry, xp = step.geometry, backend.xp
     if geometry.batch == 0:
         return xp.zeros((0, *shape), dtype=dtype.dtype, device=backend.device_of(x))
     if geometry.channels_last:
-        order = (-1, *range(x.ndim - 1)) if step.unbatched else (0, -1, *range(1, x.ndim - 1))
-        x, dout = xp.permute_dims(x, order), xp.permute_dims(dout, order)
+        x, dout = (xp.moveaxis(each, -1, -1 - geometry.dims) for each in (x, dout))
     x = xp.reshape(x, (1, geometry.batch * geometry.in_channels, *geometry.size))
     dout = xp.reshape(dout, (1, geometry.batch * geometry.out_channels, *geometry.out))
-    options = options._replace(groups=geometry.batch * geometry.groups, data_format="channels_first")
-    padding = tuple(zip(geometry.before, geometry.after, strict=True))  # "same" and others, as numbers
+    pads = tuple(zip(geometry.before, geometry.after, strict=True))  # "same" and others, as numbers
+    own = options._replace(groups=geometry.batch * geometry.groups, data_format="channels_first", padding=pads)
     filters = ("w_shape", (geometry.batch * shape[0], *shape[1:]))
-    grads = call.gradient(Kind.WEIGHT_GRAD, dout, ("x", x), filters, options._replace(padding=padding))
+    grads = call.gradient(Kind.WEIGHT_GRAD, dout, ("x", x), filters, own)
     return xp.reshape(grads, (geometry.batch, *shape))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..backends import Array
+from ..backends import Array, ArrayT
 from ..errors import ConvShapeError, ConvTypeError, ConvValueError
 from ..spec import arguments, signals
 from ..spec.dtypes import EPSILON
@@ -13,7 +13,7 @@ from . import call
 from .signals import Layer, Wanted, computed
 
 
-def stepped(x: Array, steps: list[tuple[Any, Array]], wanted: Wanted) -> Array:
+def stepped(x: ArrayT, steps: list[tuple[Any, Array]], wanted: Wanted) -> ArrayT:
     """Convolve along one axis after another."""
     for axis, kernel in steps:
         x = computed(call.convolve, kernel, wanted._replace(axes=axis), x)
@@ -35,19 +35,18 @@ def checked_steps(x: Array, kernels: Any, axes: Ints | None, name: str) -> list[
     return list(zip(places, kernels, strict=True))
 
 
-def bound_of_steps(bounded: Layer, x: Array, steps: list[tuple[int, Array]], wanted: Wanted) -> Array:
+def bound_of_steps(bounded: Layer, x: ArrayT, steps: list[tuple[int, Array]], wanted: Wanted) -> ArrayT:
     """Bound the error of one step after another by the bound of a layer: errors move on as numbers do, uncancelled."""
-    backend, error = arguments.owner("x", x, {"x": x}), None
+    backend, error = arguments.owner("x", x, {"x": x}), x
     beyond = "zeros" if wanted.boundary == "constant" else wanted.boundary  # a constant has no error
     for number, (axis, kernel) in enumerate(steps):
         if number:
             x = stepped(x, steps[number - 1 : number], wanted)
         step = wanted._replace(axes=axis)
         own = computed(bounded, kernel, step, x)
-        if error is not None:
-            moved = computed(
-                call.convolve, backend.xp.abs(kernel), step._replace(boundary=beyond, padding_value=0), error
-            )
+        if number:
+            step = step._replace(boundary=beyond, padding_value=0)
+            moved = computed(call.convolve, backend.xp.abs(kernel), step, error)
             eps = EPSILON.get(backend.dtype_name(moved.dtype))  # integers have none, and no error
             own = own + (moved if eps is None else moved * (1 + 2 * (kernel.shape[0] + 2) * eps))
         error = own

@@ -20,7 +20,6 @@ from .remembered import looked_up
 
 Mode = Literal["full", "same", "valid"]
 MODES: tuple[str, ...] = get_args(Mode)
-Cuts = tuple[slice, ...]
 
 
 class Lowering(NamedTuple):
@@ -49,7 +48,7 @@ class Lowering(NamedTuple):
     swapped: bool
     axes: Shape
     kernel_shape: Shape
-    cuts: Cuts
+    cuts: tuple[slice, ...]
     x_axes: Shape
     w_axes: Shape
     out_axes: Shape
@@ -59,18 +58,6 @@ class Lowering(NamedTuple):
     padding: tuple[tuple[int, int], ...]
     groups: int
     plain: bool
-
-
-class _Roles(NamedTuple):
-    """The axes that are not convolved: sample axes before the first convolved one, group and filter axes, and the rest.
-
-    The rest are the spatial axes of the layer: the convolved ones, and the sample axes behind the first of these.
-    """
-
-    samples: list[int]
-    groups: list[int]
-    filters: list[int]
-    rest: list[int]
 
 
 @looked_up
@@ -85,10 +72,15 @@ def lowering(x_shape: Shape, given_kernel: Shape, mode: str, axes: Any, swaps: b
     """
     convolved = axes_of(x_shape, axes)
     kernel_shape = _with_all_axes(x_shape, given_kernel, convolved)
-    for axis in convolved:
-        if x_shape[axis] < 1 or kernel_shape[axis] < 1:
-            name, shape = ("kernel", given_kernel) if kernel_shape[axis] < 1 else ("x", x_shape)
+    for axis, (of_x, of_kernel) in enumerate(zip(x_shape, kernel_shape, strict=True)):
+        if axis in convolved and 0 in (of_x, of_kernel):
+            name, shape = ("x", x_shape) if of_kernel else ("kernel", given_kernel)
             raise ConvShapeError(f"{name}: got shape {shape}, expected at least one cell along axis {axis} of x")
+        if axis not in convolved and 1 not in (of_x, of_kernel) and of_x != of_kernel:
+            raise ConvShapeError(
+                f"kernel: got shape {given_kernel}, expected one whose axis {axis}, which is not convolved, has 1 cell "
+                f"or as many as that of x of shape {x_shape}"
+            )
     swapped = swaps and mode != "valid" and _cells(kernel_shape, convolved) > _cells(x_shape, convolved)
     if mode == "valid":
         swapped = any(kernel_shape[axis] > x_shape[axis] for axis in convolved)
@@ -97,35 +89,36 @@ def lowering(x_shape: Shape, given_kernel: Shape, mode: str, axes: Any, swaps: b
                 f"kernel: got shape {given_kernel}, expected one that is no larger than x of shape {x_shape} along any "
                 f"convolved axis, or no smaller along any, for mode 'valid'"
             )
-    shapes = (kernel_shape, x_shape) if swapped else (x_shape, kernel_shape)
-    roles = _roles(*shapes, convolved, x_shape, given_kernel)
-    return _placed(shapes, roles, convolved, mode, swapped)
+    return _placed((kernel_shape, x_shape) if swapped else (x_shape, kernel_shape), convolved, mode, swapped)
 
 
-def _placed(shapes: tuple[Shape, Shape], roles: _Roles, convolved: Shape, mode: str, swapped: bool) -> Lowering:
+def _placed(shapes: tuple[Shape, Shape], convolved: Shape, mode: str, swapped: bool) -> Lowering:
     """Lay out the layer of an input and filters of these shapes."""
     a, v = shapes
     cuts, pads, outs = [ALL] * len(a), {}, list(a)
     for axis in convolved:
         cuts[axis], pads[axis], outs[axis] = _window(a[axis], v[axis], mode, swapped)
-    segments = [list(each) for _, each in groupby(roles.rest, lambda axis: axis if axis in convolved else -1)]
-    segments = [each for each in segments if each[0] in convolved or prod(a[axis] for axis in each) != 1]
-    groups, filters = (prod(v[axis] for axis in axes) for axes in (roles.groups, roles.filters))
-    lengths = [len(range(a[axis])[cuts[axis]]) for axis in range(len(a))]
-    samples = prod(a[axis] for axis in roles.samples)
-    order = [*roles.samples, *roles.groups, *roles.filters, *roles.rest]
-    sizes = [v[axis] if axis in roles.filters else outs[axis] for axis in order]
+    of_batch = [axis for axis in range(len(a)) if axis not in convolved]
+    of_groups = [axis for axis in of_batch if v[axis] == a[axis] != 1]
+    of_filters = [axis for axis in of_batch if v[axis] != a[axis] == 1]
+    of_samples = [axis for axis in of_batch if v[axis] == 1 and axis < convolved[0]]
+    rest = [axis for axis in range(len(a)) if axis not in (*of_groups, *of_filters, *of_samples)]
+    segments = [list(each) for _, each in groupby(rest, lambda axis: axis if axis in convolved else -1)]
+    segments = [each for each in segments if each[0] in convolved or _cells(a, each) != 1]
+    groups, filters = _cells(v, of_groups), _cells(v, of_filters)
+    lengths = [len(range(size)[cut]) for size, cut in zip(a, cuts, strict=True)]
+    order = [*of_samples, *of_groups, *of_filters, *rest]
     return Lowering(
         swapped,
         convolved,
         a if swapped else v,
-        () if all(cut == ALL for cut in cuts) else tuple(cuts),
-        _in_order([*roles.samples, *roles.filters, *roles.groups, *roles.rest]),
+        tuple(cuts) if any(cut != ALL for cut in cuts) else (),
+        _in_order([*of_samples, *of_filters, *of_groups, *rest]),
         _in_order(order),
         _in_order([order.index(axis) for axis in range(len(order))]),
-        (samples, groups, *(prod(lengths[axis] for axis in each) for each in segments)),
-        (groups * filters, 1, *(prod(v[axis] for axis in each) for each in segments)),
-        tuple(sizes),
+        (_cells(a, of_samples), groups, *(_cells(lengths, each) for each in segments)),
+        (groups * filters, 1, *(_cells(v, each) for each in segments)),
+        tuple(v[axis] if axis in of_filters else outs[axis] for axis in order),
         tuple(pads.get(each[0], (0, 0)) for each in segments),
         groups,
         len(segments) == len(a) and all(cut == ALL for cut in cuts),
@@ -153,43 +146,20 @@ def _with_all_axes(x_shape: Shape, kernel_shape: Shape, convolved: Shape) -> Sha
     if len(kernel_shape) == len(x_shape):
         return kernel_shape
     if len(kernel_shape) != len(convolved):
-        dims = len(x_shape)
-        some = f", or {len(convolved)}, one for each axis that is convolved" if len(convolved) < dims else ""
-        raise ConvShapeError(
-            f"kernel: got {len(kernel_shape)} dimensions in shape {kernel_shape}, expected {dims}, as x has{some}"
-        )
+        some = f", or {len(convolved)}, one for each axis that is convolved" if len(convolved) < len(x_shape) else ""
+        got = f"got {len(kernel_shape)} dimensions in shape {kernel_shape}"
+        raise ConvShapeError(f"kernel: {got}, expected {len(x_shape)}, as x has{some}")
     sizes = dict(zip(convolved, kernel_shape, strict=True))
     return tuple(sizes.get(axis, 1) for axis in range(len(x_shape)))
 
 
-def _roles(a: Shape, v: Shape, convolved: Shape, x_shape: Shape, kernel_shape: Shape) -> _Roles:
-    """Sort the axes by their roles, for an input `a` and filters `v`."""
-    roles = _Roles([], [], [], [])
-    for axis, (of_a, of_v) in enumerate(zip(a, v, strict=True)):
-        if axis in convolved:
-            roles.rest.append(axis)
-        elif of_v == 1:
-            (roles.rest if axis > convolved[0] else roles.samples).append(axis)
-        elif of_a in (1, of_v):
-            (roles.groups if of_a == of_v else roles.filters).append(axis)
-        else:
-            raise ConvShapeError(
-                f"kernel: got shape {kernel_shape}, expected one whose axis {axis}, which is not convolved, has 1 cell "
-                f"or as many as that of x of shape {x_shape}"
-            )
-    return roles
-
-
 def _window(size: int, kernel: int, mode: str, swapped: bool) -> tuple[slice, tuple[int, int], int]:
     """Return what of an input is read along an axis, the padding of that, and the number of outputs."""
-    full = size + kernel - 1
     # The signal is what "same" is as long as, and `kernel` is that where the operands have changed places.
     same, taps = (kernel, size) if swapped else (size, kernel)
-    first, stop = {
-        "full": (0, full),
-        "same": ((taps - 1) // 2, (taps - 1) // 2 + same),
-        "valid": (min(size, kernel) - 1, max(size, kernel)),
-    }[mode]
+    valid = min(size, kernel) - 1, max(size, kernel)
+    middle = (taps - 1) // 2, (taps - 1) // 2 + same
+    first, stop = {"full": (0, size + kernel - 1), "same": middle, "valid": valid}[mode]
     # Output `n` of the full convolution reads the input from `n - kernel + 1` to `n`.
     start = first - kernel + 1
     cut = slice(max(0, start), min(size, stop))
@@ -197,7 +167,7 @@ def _window(size: int, kernel: int, mode: str, swapped: bool) -> tuple[slice, tu
     return ALL if (cut.start, cut.stop) == (0, size) else cut, pads, stop - first
 
 
-def _cells(shape: Shape, axes: Shape) -> int:
+def _cells(shape: Sequence[int], axes: Sequence[int]) -> int:
     return prod(shape[axis] for axis in axes)
 
 
