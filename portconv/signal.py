@@ -347,5 +347,6 @@ def _gaussian(sigma: float, order: int, radius: int) -> Any:
     np = backends.get("numpy").xp
     cells = np.arange(-radius, radius + 1.0)
     weights = np.exp(-0.5 * (cells / sigma) ** 2)
-    of_derivative = np.polynomial.hermite_e.hermeval(cells / sigma, [0] * order + [1]) / (-sigma) ** order
-    return weights / weights.sum() * of_derivative
+    weights /= weights.sum()
+    scale = (-1 / sigma) ** order  # of the Hermite polynomial that is the derivative's
+    return weights * np.polynomial.hermite_e.hermeval(cells / sigma, [0] * order + [scale]) if order else weights
