@@ -40,9 +40,10 @@ PLAN = Record(
     *("phases_of_row", "taps", "first_tap", "next_tap", "taps_of_row", "rows_of_taps", "dims"),
     *("sizes", "outs", "steps", "strides", "firsts", "columns", "entries"),
 )
-"""The plan in memory. Rows are counted through those of all samples. `dims` dimensions come before that of a row; of
-these there are lists: the sizes of the input and the output, the strides of the convolution, those of the output's rows
-in memory, and for each tap the output that cell 0 meets, times the stride."""
+"""The plan in memory. Rows are counted through those of all samples, and have `phases_of_row` phases each. `dims`
+dimensions come before that of a row; of these there are lists: the sizes of the input and the output, the strides of
+the convolution, those of the output's rows in memory, and for each tap the output that cell 0 meets, times the stride.
+"""
 OF_PHASE = 5
 """The numbers of a phase: its columns, the first one whose outputs are all inside and the one after the last, its first
 entry and how many it has. An entry is a tap of a row, and the output that the phase's first column meets by it."""
