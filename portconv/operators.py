@@ -44,9 +44,15 @@ class LinearOperator:
     is_adjoint: bool = False
 
     @property
+    def _shapes(self) -> tuple[Shape, Shape]:
+        """What is made, and what it is made of."""
+        shapes = self.out_shape, self.in_shape
+        return shapes[::-1] if self.is_adjoint else shapes
+
+    @property
     def shape(self) -> tuple[int, int]:
-        rows, columns = (self.out_shape, self.in_shape)[:: -1 if self.is_adjoint else 1]
-        return prod(rows), prod(columns)
+        made, given = self._shapes
+        return prod(made), prod(given)
 
     @property
     def dtype(self) -> Any:
@@ -67,7 +73,7 @@ class LinearOperator:
     def _multiplied(self, name: str, columns: Array) -> Array:
         """Multiply a vector or a matrix, which messages call `name`."""
         xp = arguments.arrays(**{"w": self.w, name: columns})[0].xp
-        made, given = (self.out_shape, self.in_shape)[:: -1 if self.is_adjoint else 1]
+        made, given = self._shapes
         shape = tuple(columns.shape)
         if len(shape) not in (1, 2) or shape[0] != prod(given):
             raise ConvShapeError(f"{name}: got shape {shape}, expected {prod(given)} rows")
@@ -139,6 +145,7 @@ def linear_operator(
     >>> blur @ np.array([0.0, 0.0, 4.0, 0.0, 0.0, 0.0, 0.0, 8.0])
     array([0., 1., 2., 1., 0., 0., 2., 4.])
     """
+    arguments.arrays(w=w)
     options = Options(stride, padding, dilation, groups, padding_mode, data_format, precision, algorithm)
     return _checked(w, x_shape, options)[0]
 
@@ -185,15 +192,15 @@ def convolution_matrix(
            [ 0,  1, -1,  0],
            [ 0,  0,  1, -1]])
     """
+    backend, dtype = arguments.arrays(w=w)
     options = Options(stride, padding, dilation, groups, padding_mode, data_format)
     operator, geometry = _checked(w, x_shape, options)
     try:
         sparse: Any = forks.imported("scipy.sparse")
     except ImportError as error:
         raise BackendError("convolution_matrix: SciPy is missing, expected it: pip install scipy") from error
-    backend, (_, name, _) = arguments.arrays(w=w)
-    if name in HALVES:
-        raise ConvTypeError(f"w: got dtype {name}, expected one that SciPy's sparse matrices have, as float32")
+    if dtype.name in HALVES:
+        raise ConvTypeError(f"w: got dtype {dtype.name}, expected one that SciPy's sparse matrices have, as float32")
     numpy, host = backends.get("numpy"), backend.to_numpy(w)
     # Each cell is its number, from 1: what the padding repeats, it has the number of, and zeros are 0.
     cells = extend(geometry, numpy, _numbered(numpy.xp, geometry.x_shape, geometry.channels_last) + 1)
@@ -211,8 +218,7 @@ def convolution_matrix(
 
 
 def _checked(w: Array, x_shape: Any, options: Options) -> tuple[LinearOperator, Geometry]:
-    """Check the arguments; return the operator, and the convolution of a batch with channels first."""
-    arguments.arrays(w=w)
+    """Check shapes and options; return the operator, and the convolution of a batch with channels first."""
     shape = arguments.shape("x_shape", x_shape)
     geometry, unbatched = checked_geometry.convolution(shape, tuple(w.shape), options, Names("x_shape", "w"))
     out_shape = given_shape(geometry.out_shape, geometry.channels_last, unbatched)

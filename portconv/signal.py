@@ -5,6 +5,7 @@ Each is a convolution of a layer with one channel, on the library and device of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -195,7 +196,8 @@ def error_bound(
     if isinstance(kernel, (tuple, list)):
         if where is not None or normalize is not False:
             raise ConvValueError("where, normalize: got one beside several kernels, expected neither")
-        return bound_of_steps(bounded, x, checked_steps(x, kernel, axes, "kernel"), wanted)
+        both: ArrayT = bound_of_steps(bounded, x, checked_steps(x, kernel, axes, "kernel"), wanted)
+        return both
     compute, bound = (partial(computed, layer, kernel, wanted) for layer in (call.convolve, bounded))
     error: ArrayT = masked.bound(compute, bound, x, where, normalize)
     return error
@@ -326,8 +328,10 @@ def gaussian_filter(
     def kernel_of(weights: Any) -> Array:
         return backend.asarray(weights, backend.dtype(name), backend.device_of(x))
 
-    lines = [line for line in zip(places, sigmas, orders, radii, strict=True) if line[1] > 0]
-    steps: list[tuple[Any, Array]] = [(axis, kernel_of(_gaussian(s, n, r))) for axis, s, n, r in lines]
+    sides = zip(places, sigmas, orders, radii, strict=True)
+    steps: list[tuple[Any, Array]] = [
+        (axis, kernel_of(_gaussian(width, derivative, end))) for axis, width, derivative, end in sides if width > 0
+    ]
     if not steps:  # one tap copies, promotes and checks as any others do
         steps = [(None, kernel_of(_gaussian(1.0, 0, 0).reshape((1,) * len(x.shape))))]
     return stepped(x, steps, Wanted("same", None, boundary, padding_value, precision, algorithm))
@@ -337,7 +341,7 @@ def _number(name: str, value: Any) -> float:
     """Check that a value is a finite number of at least 0."""
     if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
         raise ConvTypeError(f"{name}: got {value!r}, expected a number")
-    if not 0 <= float(value) < float("inf"):
+    if not 0 <= float(value) < math.inf:
         raise ConvValueError(f"{name}: got {value!r}, expected a finite number of at least 0")
     return float(value)
 
@@ -348,5 +352,5 @@ def _gaussian(sigma: float, order: int, radius: int) -> Any:
     cells = np.arange(-radius, radius + 1.0)
     weights = np.exp(-0.5 * (cells / sigma) ** 2)
     weights /= weights.sum()
-    scale = (-1 / sigma) ** order  # of the Hermite polynomial that is the derivative's
+    scale = np.power(-1 / sigma, order)  # of the Hermite polynomial that is the derivative's
     return weights * np.polynomial.hermite_e.hermeval(cells / sigma, [0] * order + [scale]) if order else weights

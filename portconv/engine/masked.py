@@ -31,9 +31,11 @@ def convolved(compute: Compute, x: Array, where: Array | None, normalize: bool) 
     """Convolve the cells that count; divide by their weights if `normalize`."""
     if where is None and normalize is False:
         return compute(x, False)
-    backend, present, weights = _counted(x, where, normalize)
-    sums = compute(present, False)
-    return _quotients(backend, sums, compute(weights, True)) if normalize else sums
+    backend = _checked(x, where, normalize)
+    sums = compute(_present(backend, x, where), False)
+    if not normalize:
+        return sums
+    return _quotients(backend, sums, compute(_weights(backend, x, where), True))
 
 
 def bound(compute: Compute, bounded: Compute, x: Array, where: Array | None, normalize: bool) -> Array:
@@ -42,10 +44,12 @@ def bound(compute: Compute, bounded: Compute, x: Array, where: Array | None, nor
     With `n` and `d` a sum and a weight as computed, and `N` and `D` the exact ones, ``n/d - N/D`` is ``((n - N) + n/d
     (D - d)) / D``, and the quotient is rounded once: the bound is ``(e_n + |n/d| e_d) / (|d| - e_d) + u |n/d|``.
     """
-    backend, present, weights = _counted(x, where, normalize)
-    of_sums, xp = bounded(present, False), backend.xp
+    backend = _checked(x, where, normalize)
+    present = _present(backend, x, where)
+    of_sums = bounded(present, False)
     if not normalize:
         return of_sums
+    xp, weights = backend.xp, _weights(backend, x, where)
     divisors, of_divisors = compute(weights, True), bounded(weights, True)
     with backend.quiet():
         quotients = xp.abs(_quotients(backend, compute(present, False), divisors))
@@ -62,11 +66,12 @@ def layer(x: Array, filters: Filters, options: Options, where: Array | None, nor
     """Convolve as a layer does; a bias is added last."""
     w, b = filters
     backend = call.convolution(x, w, b, options).backend
-    out = convolved(_of_layer(call.convolve, w, None if normalize else b, options), x, where, normalize)
+    compute = _of_layer(call.convolve, w, None if normalize else b, options)
+    out = convolved(compute, x, where, normalize)
     if b is None or not normalize:
         return out
-    cells = 0 if options.data_format == "channels_last" else len(w.shape) - 2
-    return out + backend.xp.reshape(b, (-1, *(1,) * cells))
+    last = options.data_format == "channels_last"
+    return out + (b if last else backend.xp.reshape(b, (-1, *(1,) * (len(w.shape) - 2))))
 
 
 def bound_of_layer(
@@ -74,9 +79,12 @@ def bound_of_layer(
 ) -> Array:
     """Bound the error of what `layer` computes."""
     w, b = filters
+    if where is None and normalize is False:
+        return bounded(x, w, b, options)
     backend = call.convolution(x, w, b, options).backend
-    compute, own = (_of_layer(each, w, None if normalize else b, options) for each in (call.convolve, bounded))
-    error = bound(compute, own, x, where, normalize)
+    own = None if normalize else b
+    compute, bound_of = (_of_layer(each, w, own, options) for each in (call.convolve, bounded))
+    error = bound(compute, bound_of, x, where, normalize)
     if b is None or not normalize:
         return error
     eps, out = EPSILON[real(backend.dtype_name(error.dtype))], layer(x, filters, options, where, normalize)
@@ -89,11 +97,8 @@ def _of_layer(convolve: Convolution, w: Array, b: Array | None, options: Options
     return lambda cells, of_weights: convolve(cells, w, b, ones if of_weights else options)
 
 
-def _counted(x: Array, where: Array | None, normalize: Any) -> tuple[Backend, Array, Array]:
-    """Check a mask, and whether quotients can be computed.
-
-    Return the library, the input with zeros for the cells that do not count, and for quotients ones for those that do.
-    """
+def _checked(x: Array, where: Array | None, normalize: Any) -> Backend:
+    """Check a mask, and whether quotients can be computed; return the library."""
     if not isinstance(normalize, bool):
         raise ConvTypeError(f"normalize: got {normalize!r}, expected a bool")
     backend = arguments.owner("x", x, {"x": x})
@@ -102,10 +107,8 @@ def _counted(x: Array, where: Array | None, normalize: Any) -> tuple[Backend, Ar
             f"normalize: got True for x of dtype {backend.dtype_name(x.dtype)}, expected a floating-point x; "
             f"{backend.conversion('x', 'float64')} converts it"
         )
-    xp = backend.xp
-    ones = xp.ones_like(x) if normalize else x
     if where is None:
-        return backend, x, ones
+        return backend
     if arguments.owner("where", where, {"x": x, "where": where}) is not backend:
         raise ConvTypeError(f"where: got {type(where).__name__}, expected an array of {backend.name}, as x is")
     if backend.dtype_name(where.dtype) != "bool":
@@ -113,11 +116,21 @@ def _counted(x: Array, where: Array | None, normalize: Any) -> tuple[Backend, Ar
     shape, mask = tuple(x.shape), tuple(where.shape)
     if len(mask) > len(shape) or any(a not in (1, b) for a, b in zip(mask[::-1], shape[::-1], strict=False)):
         raise ConvShapeError(f"where: got shape {mask}, expected x's {shape}, or one that broadcasts to it")
-    zeros = xp.zeros_like(x)
-    return backend, xp.where(where, x, zeros), xp.where(where, ones, zeros) if normalize else zeros
+    return backend
 
 
 def _quotients(backend: Backend, sums: Array, weights: Array) -> Array:
     """Divide sums by their weights; a window in which no cell counts has no mean: it is nan."""
     xp, none = backend.xp, weights == 0
     return xp.where(none, xp.full_like(sums, float("nan")), sums / xp.where(none, xp.ones_like(weights), weights))
+
+
+def _present(backend: Backend, x: Array, where: Array | None) -> Array:
+    """Return the input with zeros for the cells that do not count."""
+    return x if where is None else backend.xp.where(where, x, backend.xp.zeros_like(x))
+
+
+def _weights(backend: Backend, x: Array, where: Array | None) -> Array:
+    """Return ones for the cells that count, and zeros for others."""
+    ones = backend.xp.ones_like(x)
+    return ones if where is None else backend.xp.where(where, ones, backend.xp.zeros_like(x))

@@ -18,8 +18,8 @@ def weight_grads(dout: Array, x: Array, w_shape: Any, options: Options) -> Array
     """Compute what each sample adds to the gradient of the filters, (N, *w_shape)."""
     backend, dtype = arguments.arrays(dout=dout, x=x)
     shape = arguments.shape("w_shape", w_shape)
-    asked = Kind.WEIGHT_GRAD, dtype.name, Names("x", "w_shape")
-    step = call.operation_of(call.Asked(*asked), x.shape, shape, options)
+    asked = call.Asked(Kind.WEIGHT_GRAD, dtype.name, Names("x", "w_shape"))
+    step = call.operation_of(asked, x.shape, shape, options)
     arguments.exact_shape("dout", tuple(dout.shape), step.shape(Role.OUT))
     geometry, xp = step.geometry, backend.xp
     if geometry.batch == 0:

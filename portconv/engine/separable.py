@@ -35,16 +35,16 @@ def checked_steps(x: Array, kernels: Any, axes: Ints | None, name: str) -> list[
     return list(zip(places, kernels, strict=True))
 
 
-def bound_of_steps(bounded: Layer, x: ArrayT, steps: list[tuple[int, Array]], wanted: Wanted) -> ArrayT:
+def bound_of_steps(bounded: Layer, x: Array, steps: list[tuple[int, Array]], wanted: Wanted) -> Array:
     """Bound the error of one step after another by the bound of a layer: errors move on as numbers do, uncancelled."""
-    backend, error = arguments.owner("x", x, {"x": x}), x
+    backend, error = arguments.owner("x", x, {"x": x}), None
     beyond = "zeros" if wanted.boundary == "constant" else wanted.boundary  # a constant has no error
     for number, (axis, kernel) in enumerate(steps):
         if number:
             x = stepped(x, steps[number - 1 : number], wanted)
         step = wanted._replace(axes=axis)
         own = computed(bounded, kernel, step, x)
-        if number:
+        if error is not None:
             step = step._replace(boundary=beyond, padding_value=0)
             moved = computed(call.convolve, backend.xp.abs(kernel), step, error)
             eps = EPSILON.get(backend.dtype_name(moved.dtype))  # integers have none, and no error

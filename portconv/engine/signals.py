@@ -57,12 +57,21 @@ def computed(layer: Layer, kernel: Array, wanted: Wanted, x: Array, of_weights: 
 @looked_up
 def _planned(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], wanted: Wanted) -> tuple[Lowering, Options]:
     """Check the options and shapes of a call; say which convolution of a layer computes it."""
-    mode, boundary, value = arguments.option("mode", wanted.mode, signals.MODES), wanted.boundary, wanted.padding_value
-    if arguments.option("boundary", boundary, PADDING_MODES) != "constant" and value != 0:
-        raise ConvValueError(f"padding_value: got {value!r}, expected none for boundary {boundary!r}, or 'constant'")
+    mode = arguments.option("mode", wanted.mode, signals.MODES)
+    arguments.option("boundary", wanted.boundary, PADDING_MODES)
+    boundary = wanted.boundary
+    if boundary != "constant" and wanted.padding_value != 0:
+        raise ConvValueError(
+            f"padding_value: got {wanted.padding_value!r}, expected none for boundary {boundary!r}, or 'constant'"
+        )
     lowering = signals.lowering(x_shape, kernel_shape, mode, wanted.axes, boundary == "zeros")
-    options = Options(1, lowering.padding, 1, lowering.groups, boundary)
-    return lowering, options._replace(precision=wanted.precision, algorithm=wanted.algorithm)
+    return lowering, Options(
+        padding=lowering.padding,
+        groups=lowering.groups,
+        padding_mode=boundary,
+        precision=wanted.precision,
+        algorithm=wanted.algorithm,
+    )
 
 
 def _operands(backend: Backend, x: Array, kernel: Array, lowering: Lowering, flips: bool) -> tuple[Array, Array]:
